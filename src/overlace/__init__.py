@@ -1,0 +1,1 @@
+"""overlace: see ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""allocate: see ARCHITECTURE.md."""

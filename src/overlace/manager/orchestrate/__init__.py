@@ -1,0 +1,1 @@
+"""orchestrate: see ARCHITECTURE.md."""

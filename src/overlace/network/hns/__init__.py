@@ -1,0 +1,1 @@
+"""hns: see ARCHITECTURE.md."""

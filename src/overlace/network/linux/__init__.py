@@ -1,0 +1,1 @@
+"""linux: see ARCHITECTURE.md."""

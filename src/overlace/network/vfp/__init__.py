@@ -1,0 +1,1 @@
+"""vfp: see ARCHITECTURE.md."""

@@ -1,0 +1,123 @@
+"""The tables a host's data path must hold: what the VFP compiler makes and what a data path (eBPF maps) is filled from.
+
+Owns the shape of that contract and the difference of two tables. Must not know HNS documents, maps or sockets.
+Addresses are `ipaddress`-style strings, MACs lower-case colon strings, VNI 0 means the underlay itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Union
+
+import msgspec
+
+
+class Network(msgspec.Struct, frozen=True, tag="network"):
+    """A VXLAN segment this host takes part in."""
+
+    vni: int
+    subnets: tuple[str, ...]  # CIDRs
+    gateway: str  # address containers use as default gateway; answered by the data path itself
+    gateway_mac: str  # distributed router MAC, the same on every port of the network
+    ingress: bool = False  # replies of connections that came in through another node go back through that node
+    local: bool = False  # never leaves this host (the node's own bridge-like network)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("network", self.vni)
+
+
+class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
+    """A container's port on this host."""
+
+    vni: int
+    address: str
+    prefix: int
+    mac: str
+    endpoint_id: str  # HNS endpoint GUID, upper case; the data path knows which interface carries it
+    outbound_nat: bool = False  # may reach addresses outside the overlay through the host, source-translated
+    nat_exceptions: tuple[str, ...] = ()  # CIDRs never translated
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("endpoint", self.vni, self.address)
+
+
+class RemoteEndpoint(msgspec.Struct, frozen=True, tag="remote"):
+    """A container's port on another host."""
+
+    vni: int
+    address: str
+    mac: str
+    provider_address: str  # the other host's VTEP
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("endpoint", self.vni, self.address)
+
+
+class Backend(msgspec.Struct, frozen=True):
+    """One member of a frontend: an endpoint's address on network `vni`; port 0 keeps the packet's own port."""
+
+    vni: int
+    address: str
+    port: int = 0
+
+
+class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
+    """A load-balanced address. In a network (`vni` > 0): a service VIP, protocol 0 and port 0 meaning all of them.
+    On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own. Backends are picked per
+    connection; an established connection keeps its backend for as long as it lives, even when the list changes. A frontend without
+    backends refuses (TCP reset or drop), it never leaks to the host."""
+
+    vni: int
+    address: str
+    protocol: int  # IANA number, 0 = any
+    port: int  # 0 = any
+    backends: tuple[Backend, ...] = ()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("frontend", self.vni, self.address, self.protocol, self.port)
+
+
+Entry = Union[Network, LocalEndpoint, RemoteEndpoint, Frontend]
+Key = tuple[object, ...]
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """Entries to put (new or changed) and keys to remove. A key never stands in both."""
+
+    put: tuple[Entry, ...] = ()
+    remove: tuple[Key, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.put or self.remove)
+
+
+class Tables:
+    """A mutable set of entries by key."""
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._by_key: dict[Key, Entry] = {e.key: e for e in entries}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._by_key.values())
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: Key) -> Entry | None:
+        return self._by_key.get(key)
+
+    def apply(self, delta: Delta) -> None:
+        for key in delta.remove:
+            self._by_key.pop(key, None)
+        for entry in delta.put:
+            self._by_key[entry.key] = entry
+
+    def diff(self, desired: Tables) -> Delta:
+        """What turns self into `desired`."""
+        put = tuple(e for k, e in desired._by_key.items() if self._by_key.get(k) != e)
+        remove = tuple(k for k in self._by_key if k not in desired._by_key)
+        return Delta(put, remove)

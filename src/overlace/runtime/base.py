@@ -1,0 +1,212 @@
+"""The contract every container runtime offers to the agent.
+
+Owns the words between agent and runtime: what a container should be, what it is, and the verbs.
+Must not know swarm objects, networks or HTTP: the agent resolves those before it calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+ContainerStatus = Literal["created", "running", "exited", "dead"]
+HealthStatus = Literal["starting", "healthy", "unhealthy"]
+
+
+class Platform(msgspec.Struct, frozen=True):
+    """A platform as an OCI image index names it (image-spec, descriptor `platform`)."""
+
+    os: str
+    architecture: str
+    os_version: str = ""
+    variant: str = ""
+
+
+class RegistryAuth(msgspec.Struct, frozen=True):
+    """Credentials for one registry, decoded from Docker's X-Registry-Auth header."""
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    server: str = ""
+
+
+class Mount(msgspec.Struct, frozen=True):
+    """One mount; `source` is a host path (bind) or a volume name (volume), absent for tmpfs."""
+
+    type: Literal["bind", "volume", "tmpfs"]
+    target: str
+    source: str = ""
+    read_only: bool = False
+    propagation: str = "rprivate"
+    tmpfs_size: int = 0  # bytes, 0 = kernel default
+    tmpfs_mode: int = 0o1777
+
+
+class FileMount(msgspec.Struct, frozen=True):
+    """A secret (kept on tmpfs only) or a config, placed as one file in the container."""
+
+    target: str  # absolute path in the container
+    data: bytes
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+    secret: bool = True
+
+
+class Healthcheck(msgspec.Struct, frozen=True):
+    """Docker's healthcheck, durations in nanoseconds; `test` as in the image config (`CMD`, `CMD-SHELL`, `NONE`)."""
+
+    test: tuple[str, ...] = ()
+    interval: int = 30_000_000_000
+    timeout: int = 30_000_000_000
+    start_period: int = 0
+    start_interval: int = 5_000_000_000
+    retries: int = 3
+
+
+class Ulimit(msgspec.Struct, frozen=True):
+    name: str
+    soft: int
+    hard: int
+
+
+class ContainerConfig(msgspec.Struct, frozen=True):
+    """All a runtime needs to create one container. None means: take the image's own value."""
+
+    id: str  # 64 hex digits, chosen by the caller
+    name: str
+    image: str  # reference as pulled; digest included when the manager pinned it
+    netns: str  # path of the network namespace to join
+    entrypoint: tuple[str, ...] | None = None
+    args: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    groups: tuple[str, ...] = ()
+    hostname: str = ""
+    labels: dict[str, str] = {}
+    mounts: tuple[Mount, ...] = ()
+    files: tuple[FileMount, ...] = ()
+    resolv_conf: str = ""
+    hosts: tuple[tuple[str, str], ...] = ()  # (name, address), extra /etc/hosts lines
+    tty: bool = False
+    open_stdin: bool = False
+    read_only: bool = False
+    init: bool = False
+    stop_signal: str | None = None
+    stop_grace: int = 10_000_000_000  # ns
+    healthcheck: Healthcheck | None = None
+    nano_cpus: int = 0
+    memory: int = 0  # bytes
+    pids: int = 0
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    sysctls: dict[str, str] = {}
+    ulimits: tuple[Ulimit, ...] = ()
+    oom_score_adj: int = 0
+    no_new_privileges: bool = False
+
+
+class HealthLog(msgspec.Struct, frozen=True):
+    start: int
+    end: int
+    exit_code: int
+    output: str
+
+
+class Container(msgspec.Struct, frozen=True):
+    """What a container is right now. Timestamps are ns since the epoch, 0 = never."""
+
+    config: ContainerConfig  # `files` emptied: secrets are never given back
+    status: ContainerStatus
+    image_id: str
+    created_at: int
+    pid: int = 0
+    exit_code: int = 0
+    error: str = ""
+    oom_killed: bool = False
+    started_at: int = 0
+    finished_at: int = 0
+    health: HealthStatus | None = None
+    failing_streak: int = 0
+    health_log: tuple[HealthLog, ...] = ()
+    argv: tuple[str, ...] = ()  # the resolved command line
+
+
+class Image(msgspec.Struct, frozen=True):
+    """One image in the local store. `id` is `sha256:<hex>` of the image config."""
+
+    id: str
+    tags: tuple[str, ...]
+    digests: tuple[str, ...]  # repo@sha256:…
+    platform: Platform
+    created: str  # RFC 3339, from the image config
+    size: int  # bytes
+    config: dict[str, object]  # the image config's `config` object (Env, Cmd, Entrypoint, …)
+    layers: tuple[str, ...] = ()  # diff ids
+
+
+class LogLine(msgspec.Struct, frozen=True):
+    timestamp: int  # ns since the epoch
+    stream: Literal["stdout", "stderr"]
+    data: bytes  # with its newline, if the container wrote one
+
+
+class LogOptions(msgspec.Struct, frozen=True):
+    stdout: bool = True
+    stderr: bool = True
+    follow: bool = False
+    since: int = 0  # ns since the epoch
+    until: int = 0
+    tail: int = -1  # lines, -1 = all
+
+
+class Runtime(Protocol):
+    """Verbs of a runtime. Errors are those of `overlace.model.errors`: NotFound, Conflict, InvalidArgument, Unavailable
+    (a pull that failed, with the registry's own words), Internal (the runtime's stderr). All verbs are idempotent where
+    that makes sense: create of an existing id with the same config, start of a running, stop of an exited one succeed."""
+
+    async def open(self) -> None:
+        """Find again what an earlier process left: running and exited containers, images, healthchecks to go on with."""
+
+    async def close(self) -> None:
+        """Let go of everything without stopping any container."""
+
+    async def version(self) -> dict[str, str]: ...
+
+    async def pull(self, reference: str, platform: Platform, auth: RegistryAuth | None = None) -> Image:
+        """Fetch for `platform` (index resolved by os/arch and, for windows, os.version); no-op when a digest is there."""
+
+    async def images(self) -> list[Image]: ...
+
+    async def image(self, name: str) -> Image:
+        """By id, id prefix, reference (default tag `latest`) or digest."""
+
+    async def remove_image(self, name: str, force: bool = False) -> list[str]: ...
+
+    async def create(self, config: ContainerConfig) -> Container: ...
+
+    async def start(self, container_id: str) -> Container: ...
+
+    async def stop(self, container_id: str, grace: int | None = None) -> Container:
+        """Stop signal, then SIGKILL after `grace` ns (default: the container's own)."""
+
+    async def kill(self, container_id: str, signal: str) -> None: ...
+
+    async def remove(self, container_id: str, force: bool = False) -> None:
+        """Remove with its writable layer, secrets, logs. Absent: no error."""
+
+    async def inspect(self, container_id: str) -> Container: ...
+
+    async def list(self) -> list[Container]: ...
+
+    async def wait(self, container_id: str) -> Container:
+        """Return when the container is not running (at once if so)."""
+
+    def changes(self) -> AsyncIterator[str]:
+        """Yield ids of containers whose status or health changed, from the moment of the call, until closed."""
+
+    def logs(self, container_id: str, options: LogOptions) -> AsyncIterator[LogLine]: ...

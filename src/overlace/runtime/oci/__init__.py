@@ -1,0 +1,1 @@
+"""oci: see ARCHITECTURE.md."""

@@ -1,0 +1,1 @@
+"""security: see ARCHITECTURE.md."""
