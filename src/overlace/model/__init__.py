@@ -1,1 +1,1 @@
-"""model: see ARCHITECTURE.md."""
+"""The words of the field as plain data and pure rules. Imports nothing of ours."""

@@ -1,1 +1,1 @@
-"""wire: see ARCHITECTURE.md."""
+"""The manager <-> agent protocol: messages, codec, the authenticated stream they travel on."""

@@ -19,7 +19,9 @@ class Network(msgspec.Struct, frozen=True, tag="network"):
     subnets: tuple[str, ...]  # CIDRs
     gateway: str  # address containers use as default gateway; answered by the data path itself
     gateway_mac: str  # distributed router MAC, the same on every port of the network
-    ingress: bool = False  # replies of connections that came in through another node go back through that node
+    ingress: bool = (
+        False  # replies of connections that came in through another node go back through that node
+    )
     local: bool = False  # never leaves this host (the node's own bridge-like network)
 
     @property

@@ -1,0 +1,127 @@
+"""Starting and watching what runs on the lab's hosts: `overlace daemon` and the registry.
+
+Owns command lines, pid files and logs. Must not know what a daemon does once it answers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from overlace.lab import engine, netns, processes
+from overlace.lab.layout import WINDOWS_BUILD, Host, LabPlan
+from overlace.lab.shell import tail
+from overlace.model.errors import Internal
+
+REGISTRY_CONFIG = """\
+version: 0.1
+log: {{level: info, accesslog: {{disabled: false}}}}
+storage:
+  filesystem: {{rootdirectory: {root}}}
+  delete: {{enabled: true}}
+http:
+  addr: {address}
+"""
+
+
+def daemon_argv(plan: LabPlan, host: Host) -> list[str]:
+    """The daemon's command line, without the program: what a person would type on such a host."""
+    argv = ["daemon", "--data-root", host.data_root, "--exec-root", host.exec_root]
+    argv += ["-H", f"unix://{host.socket}", "--hostname", host.name, "--underlay-address", host.address]
+    argv += ["--insecure-registry", plan.registry]
+    if host.emulated:
+        argv += ["--emulate-windows", WINDOWS_BUILD]
+    return argv
+
+
+def start_daemon(plan: LabPlan, host: Host, program: Sequence[str] | None = None) -> None:
+    """Start the host's daemon unless it runs. `program` replaces this interpreter's `overlace`."""
+    if processes.read_pid(host.pidfile, host.netns) is not None:
+        return
+    for folder in (host.data_root, host.exec_root):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    program = list(program or [sys.executable, "-m", "overlace.cli.main"])
+    _spawn([*netns.enter(host.netns, host.uts), *program, *daemon_argv(plan, host)], host.log, host.pidfile)
+
+
+def start_registry(plan: LabPlan) -> None:
+    """Start the lab's registry in its namespace."""
+    log, pidfile, config = registry_files(plan)
+    if processes.read_pid(pidfile, plan.registry_netns) is not None:
+        return
+    root = Path(plan.run) / "registry"
+    root.mkdir(parents=True, exist_ok=True)
+    Path(config).write_text(REGISTRY_CONFIG.format(root=root, address=plan.registry))
+    _spawn([*netns.enter(plan.registry_netns), "docker-registry", "serve", config], log, pidfile)
+
+
+def registry_files(plan: LabPlan) -> tuple[str, str, str]:
+    """(log, pidfile, configuration) of the lab's registry."""
+    return f"{plan.run}/log/registry.log", f"{plan.run}/pid/registry", f"{plan.run}/registry.yml"
+
+
+def _spawn(argv: Sequence[str], log: str, pidfile: str) -> None:
+    """Start `argv` for good: its own session, output to the log, pid in the file, no child of ours.
+
+    `setsid --fork` hands it to init, which reaps it: a dead daemon leaves no zombie in a long-lived test process.
+    nsenter and unshare exec, so the shell's pid is the program's.
+    """
+    for path in (log, pidfile):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(pidfile).unlink(missing_ok=True)
+    shell = ["setsid", "--fork", "sh", "-c", 'echo $$ > "$0.new" && mv "$0.new" "$0" && exec "$@"', pidfile]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
+    with open(log, "ab") as out:
+        subprocess.run(
+            [*shell, *argv],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd="/",
+            env=environment | {"PYTHONUNBUFFERED": "1"},
+        )
+
+
+def wait_until(
+    what: str, ready: Callable[[], bool], pidfile: str, log: str, timeout: float, step: float = 0.05
+) -> None:
+    """Wait for `ready`. Raises Internal with the log's end when the process dies first or `timeout` seconds pass."""
+    deadline = time.monotonic() + timeout
+    while not ready():
+        try:
+            pid = int(Path(pidfile).read_text())
+        except (OSError, ValueError):
+            pid = None  # the shell has not written it yet
+        if pid is not None and not processes.alive(pid):
+            raise Internal(f"{what} ended at once; the end of {log}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise Internal(f"{what} did not answer within {timeout:g} s; the end of {log}:\n{tail(log)}")
+        time.sleep(step)
+
+
+def wait_daemon(host: Host, timeout: float) -> None:
+    wait_until(
+        f"the daemon of {host.name}", lambda: engine.ping(host.socket), host.pidfile, host.log, timeout
+    )
+
+
+def stop_daemon(host: Host, sig: signal.Signals, timeout: float) -> None:
+    """Send `sig` to the daemon alone, and wait for its end; containers go on. No daemon: nothing to do."""
+    pid = processes.read_pid(host.pidfile, host.netns)
+    if pid is None:
+        return
+    os.kill(pid, sig)
+    deadline = time.monotonic() + timeout
+    while processes.alive(pid):
+        if time.monotonic() > deadline:
+            raise Internal(
+                f"the daemon of {host.name} (pid {pid}) goes on {timeout:g} s after {sig.name};"
+                f" the end of {host.log}:\n{tail(host.log)}"
+            )
+        time.sleep(0.02)

@@ -1,0 +1,346 @@
+"""The lab itself: up, status, exec, kill, start, down, for the command line, the demo and the tests.
+
+Owns the order of things and the plan's file. The pieces are in netns, daemons, swarm and clean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from overlace.lab import clean, daemons, engine, netns, processes, swarm
+from overlace.lab.layout import (
+    DEFAULT_NAME,
+    UNDERLAY_MTU,
+    Host,
+    HostView,
+    LabPlan,
+    LabView,
+    Paths,
+    check_name,
+    plan_lab,
+    plan_number,
+)
+from overlace.lab.shell import run
+from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, PermissionDenied
+
+BPFFS = "/sys/fs/bpf"
+STATE = "lab.json"
+
+
+def _quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def say_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Lab:
+    """A running lab. Make one with `Lab.up`, find one with `Lab.open`; as a context manager it goes down at the end."""
+
+    def __init__(self, plan: LabPlan, program: Sequence[str] | None = None) -> None:
+        self.plan = plan
+        self._program = program
+
+    # -- coming and going ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def up(
+        cls,
+        name: str = DEFAULT_NAME,
+        *,
+        linux: int = 2,
+        windows: int = 1,
+        managers: int = 1,
+        form_swarm: bool = True,
+        mtu: int = UNDERLAY_MTU,
+        say: Callable[[str], None] = _quiet,
+        paths: Paths | None = None,
+        program: Sequence[str] | None = None,
+        timeout: float = 60,
+    ) -> Lab:
+        """Build a lab, start its daemons and, unless `form_swarm` is False, make them one swarm.
+
+        `program` replaces the `overlace` program on the hosts; `timeout` bounds, in seconds, each wait for a daemon and
+        for the swarm. What fails is taken down again. Raises Conflict when the name is in use, InvalidArgument for
+        counts that cannot work, PermissionDenied when not root, Internal with the end of the log that tells why.
+        """
+        _need_root()
+        paths = paths or Paths()
+        with _locked(paths):
+            if _load(paths, check_name(name)) is not None:
+                raise Conflict(
+                    f"lab {name} exists already; use it, remove it with `overlace lab down {name}`,"
+                    " or choose another name"
+                )
+            number = plan_number(netns.taken_numbers() | {plan.number for plan in _load_all(paths)})
+            plan = plan_lab(
+                name, number, linux=linux, windows=windows, managers=managers, paths=paths, mtu=mtu
+            )
+            clean.remove_lab(plan)  # what a reboot or a crash between files and plan left under this name
+            _save(plan)
+        lab = cls(plan, program)
+        try:
+            lab._build(say)
+            lab._start(say, timeout)
+            if form_swarm:
+                swarm.form(plan.hosts, say, timeout)
+        except BaseException:
+            say(f"lab {name} did not come up; taking it down again")
+            with contextlib.suppress(OverlaceError):
+                lab.down()
+            raise
+        return lab
+
+    @classmethod
+    def open(
+        cls, name: str = DEFAULT_NAME, *, paths: Paths | None = None, program: Sequence[str] | None = None
+    ) -> Lab:
+        """Find a lab that is up. Raises NotFound, naming those there are."""
+        paths = paths or Paths()
+        plan = _load(paths, check_name(name))
+        if plan is None:
+            there = ", ".join(sorted(plan.name for plan in _load_all(paths))) or "none"
+            raise NotFound(f"no lab {name}; labs there are: {there}. `overlace lab up {name}` makes it")
+        return cls(plan, program)
+
+    @classmethod
+    def names(cls, paths: Paths | None = None) -> list[str]:
+        return sorted(plan.name for plan in _load_all(paths or Paths()))
+
+    def down(self) -> None:
+        """Take the lab away, whatever state it is in. May be repeated."""
+        _need_root()
+        clean.remove_lab(self.plan)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.down()
+
+    def _build(self, say: Callable[[str], None]) -> None:
+        plan = self.plan
+        say(f"lab {plan.name}: underlay {plan.address(0)}/24, registry {plan.registry}")
+        ensure_bpffs()
+        netns.ensure_switch(plan)
+        netns.ensure_station(plan, plan.registry_netns, plan.registry_address, "registry")
+        for host in plan.hosts:
+            netns.ensure_host(plan, host)
+
+    def _start(self, say: Callable[[str], None], timeout: float) -> None:
+        plan = self.plan
+        daemons.start_registry(plan)
+        with_daemon = [host for host in plan.hosts if host.exec_root]
+        for host in with_daemon:
+            say(f"{host.name}: daemon at {host.address}{' (emulated Windows)' if host.emulated else ''}")
+            daemons.start_daemon(plan, host, self._program)
+        log, pidfile, _ = daemons.registry_files(plan)
+        daemons.wait_until("the registry", self._registry_answers, pidfile, log, timeout)
+        for host in with_daemon:
+            daemons.wait_daemon(host, timeout)
+
+    def _registry_answers(self) -> bool:
+        import urllib.request
+
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(f"http://{self.plan.registry}/v2/", timeout=2) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def registry(self) -> str:
+        """`address:port` of the lab's registry, reached over plain HTTP from every host and from this machine."""
+        return self.plan.registry
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        return self.plan.hosts
+
+    @property
+    def manager(self) -> Host:
+        return next(host for host in self.plan.hosts if host.role == "manager")
+
+    def host(self, name: str) -> Host:
+        return self.plan.host(name)
+
+    def pid(self, name: str) -> int | None:
+        """The daemon's process, None when it does not run."""
+        host = self.host(name)
+        return processes.read_pid(host.pidfile, host.netns) if host.pidfile else None
+
+    def answers(self, name: str) -> bool:
+        """True when the host's daemon answers on its socket."""
+        host = self.host(name)
+        return bool(host.exec_root) and engine.ping(host.socket)
+
+    def view(self) -> LabView:
+        """The lab as `--json` prints it."""
+        return LabView(
+            name=self.plan.name,
+            registry=self.plan.registry,
+            hosts=tuple(
+                HostView(
+                    name=host.name,
+                    os=host.os,
+                    role=host.role,
+                    address=host.address,
+                    docker_host=host.docker_host,
+                    netns=host.netns,
+                    pid=self.pid(host.name),
+                    emulated=host.emulated,
+                )
+                for host in self.plan.hosts
+            ),
+        )
+
+    # -- doing --------------------------------------------------------------------------------------------------------
+
+    def command(self, name: str, argv: Sequence[str]) -> list[str]:
+        """The argument list that runs `argv` on a host; `switch` and `registry` are places to run things too."""
+        if name == "switch":
+            return [*netns.enter(self.plan.switch), *argv]
+        if name == "registry":
+            return [*netns.enter(self.plan.registry_netns), *argv]
+        host = self.host(name)
+        if not netns.exists(host.netns):
+            raise FailedPrecondition(
+                f"{name} is switched off; `overlace lab start {self.plan.name} {name}` starts it"
+            )
+        return [*netns.enter(host.netns, host.uts), *argv]
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The environment on a host: ours, with DOCKER_HOST its own daemon and our virtualenv's programs in PATH."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("DOCKER_")}
+        environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"
+        host = next((host for host in self.plan.hosts if host.name == name), None)
+        if host is not None and host.docker_host:
+            environment["DOCKER_HOST"] = host.docker_host
+        return environment
+
+    def exec(
+        self,
+        name: str,
+        *argv: str,
+        timeout: float = 60,
+        check: bool = True,
+        stdin: str | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host and return what it printed. With `check`, CalledProcessError carries its output."""
+        return subprocess.run(
+            self.command(name, argv),
+            env=self.environment(name),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=check,
+        )
+
+    def docker(
+        self, name: str, *argv: str, timeout: float = 60, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the docker CLI against a host's daemon, from this machine."""
+        return subprocess.run(
+            [docker_program(), *argv],
+            env=self.environment(name),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=check,
+        )
+
+    def kill_host(self, name: str) -> None:
+        """Cut the host's power: daemon, containers, link and everything the kernel held are gone, its disk stays."""
+        _need_root()
+        clean.cut_power(self.host(name))
+
+    def start_host(self, name: str, timeout: float = 60) -> None:
+        """Switch a host on: its link and, where it has one, its daemon. A host that runs is left as it is."""
+        _need_root()
+        host = self.host(name)
+        netns.ensure_host(self.plan, host)
+        if host.exec_root:
+            daemons.start_daemon(self.plan, host, self._program)
+            daemons.wait_daemon(host, timeout)
+
+    def stop_daemon(self, name: str, sig: signal.Signals = signal.SIGTERM, timeout: float = 20) -> None:
+        """End a host's daemon alone (SIGKILL: crash it); containers and their traffic go on."""
+        daemons.stop_daemon(self.host(name), sig, timeout)
+
+    def set_link(self, name: str, up: bool) -> None:
+        """Pull a host's network cable, or plug it in again; the host itself goes on."""
+        run([*netns.enter(self.plan.switch), "ip", "link", "set", self.host(name).name, "up" if up else "down"])
+
+
+def docker_program() -> str:
+    """The docker CLI: the one on PATH, else the one `make setup` put beside this interpreter."""
+    beside = os.path.join(os.path.dirname(sys.executable), "docker")
+    found = shutil.which("docker") or (beside if os.access(beside, os.X_OK) else None)
+    if found is None:
+        raise FailedPrecondition("no docker CLI on PATH; `make setup` provides one")
+    return found
+
+
+def ensure_bpffs() -> None:
+    """Mount bpffs where systemd would, when nothing did."""
+    if not os.path.ismount(BPFFS):
+        run(["mount", "-t", "bpf", "bpf", BPFFS])
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise PermissionDenied("the lab makes network namespaces and starts daemons: run it as root")
+
+
+@contextlib.contextmanager
+def _locked(paths: Paths) -> Iterator[None]:
+    """One `up` at a time chooses its number and writes its plan."""
+    Path(paths.run).mkdir(parents=True, exist_ok=True)
+    with open(f"{paths.run}/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _save(plan: LabPlan) -> None:
+    folder = Path(plan.run)
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{STATE}.new"
+    new.write_bytes(msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
+    new.replace(folder / STATE)
+
+
+def _load(paths: Paths, name: str) -> LabPlan | None:
+    try:
+        return msgspec.json.decode((paths.lab_run(name) / STATE).read_bytes(), type=LabPlan)
+    except FileNotFoundError:
+        return None
+
+
+def _load_all(paths: Paths) -> list[LabPlan]:
+    try:
+        names = os.listdir(paths.run)
+    except FileNotFoundError:
+        return []
+    return [plan for name in names if (plan := _load(paths, name) if (Path(paths.run) / name).is_dir() else None)]

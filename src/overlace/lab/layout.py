@@ -1,0 +1,233 @@
+"""What a lab looks like: names, addresses and paths, as plain data.
+
+Pure: decides where everything is, touches nothing. The effects are in netns.py, daemons.py and clean.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from overlace.model.errors import InvalidArgument
+
+Role = Literal["manager", "worker", "client"]
+
+DEFAULT_NAME = "lab"
+WINDOWS_BUILD = "10.0.20348.2527"  # Windows Server 2022, the build emulated hosts report
+OUTSIDE_ADDRESS = "203.0.113.1"  # RFC 5737 TEST-NET-3: "the world" beyond the underlay, to test NAT against
+REGISTRY_PORT = 5000
+UNDERLAY_MTU = 1500
+MAX_HOSTS = 100  # per lab: addresses .11 to .110
+MAX_LABS = 250
+
+# A unix socket's path holds 107 bytes (unix(7)), and conmon and the daemon put sockets below a host's folder.
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,14}[a-z0-9])?")
+
+
+class Paths(msgspec.Struct, frozen=True):
+    """Roots of all labs: `run` is lost at reboot (state, sockets, logs), `data` survives it (data roots)."""
+
+    run: str = "/run/overlace/labs"
+    data: str = "/var/lib/overlace/labs"
+
+    def lab_run(self, name: str) -> Path:
+        return Path(self.run) / name
+
+    def lab_data(self, name: str) -> Path:
+        return Path(self.data) / name
+
+
+class Host(msgspec.Struct, frozen=True):
+    """One host of a lab. The client is a host without a daemon: no sockets, no roots."""
+
+    name: str
+    os: Literal["linux", "windows"]
+    role: Role
+    address: str
+    netns: str  # a name under /var/run/netns
+    uts: str  # file that pins the UTS namespace, so that the host has a host name of its own
+    emulated: bool = False
+    data_root: str = ""
+    exec_root: str = ""
+    log: str = ""
+    pidfile: str = ""
+
+    @property
+    def docker_host(self) -> str | None:
+        return f"unix://{self.socket}" if self.exec_root else None
+
+    @property
+    def socket(self) -> str:
+        """Path of the Engine API socket, as seen from anywhere on the machine."""
+        return f"{self.exec_root}/docker.sock"
+
+    @property
+    def instance(self) -> str:
+        """The daemon's instance id: names its BPF pins (architecture: one instance per data root)."""
+        return hashlib.sha256(os.path.realpath(self.data_root).encode()).hexdigest()[:8]
+
+
+class LabPlan(msgspec.Struct, frozen=True):
+    """All of one lab; written to `lab.json` before anything is made, so that `down` always knows what to undo."""
+
+    name: str
+    number: int  # N of 172.28.N.0/24, unique on the machine
+    hosts: tuple[Host, ...]
+    run: str
+    data: str
+    mtu: int = UNDERLAY_MTU
+
+    def address(self, last: int) -> str:
+        return f"172.28.{self.number}.{last}"
+
+    @property
+    def switch(self) -> str:
+        return f"{self.name}-switch"
+
+    @property
+    def registry_netns(self) -> str:
+        return f"{self.name}-registry"
+
+    @property
+    def gateway(self) -> str:
+        """The switch's own address: hosts route everything beyond the underlay to it."""
+        return self.address(1)
+
+    @property
+    def registry_address(self) -> str:
+        return self.address(250)
+
+    @property
+    def registry(self) -> str:
+        return f"{self.registry_address}:{REGISTRY_PORT}"
+
+    @property
+    def shell_address(self) -> str:
+        """This machine's own address in the lab, so that a person's shell reaches hosts and registry."""
+        return self.address(254)
+
+    @property
+    def shell_link(self) -> str:
+        return f"ovl-{self.number}"
+
+    @property
+    def netns(self) -> tuple[str, ...]:
+        return (self.switch, self.registry_netns, *(host.netns for host in self.hosts))
+
+    def host(self, name: str) -> Host:
+        """Raise InvalidArgument, naming the hosts there are, when there is none of that name."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        there = ", ".join(host.name for host in self.hosts)
+        raise InvalidArgument(f"lab {self.name} has no host {name!r}; it has: {there}")
+
+
+class HostView(msgspec.Struct, frozen=True):
+    """One host as `lab up --json` and `lab status --json` print it. `pid` is null when no daemon runs there."""
+
+    name: str
+    os: str
+    role: Role
+    address: str
+    docker_host: str | None
+    netns: str
+    pid: int | None
+    emulated: bool
+
+
+class LabView(msgspec.Struct, frozen=True):
+    """A lab as `--json` prints it."""
+
+    name: str
+    registry: str
+    hosts: tuple[HostView, ...]
+
+
+def check_name(name: str) -> str:
+    """Return `name`, or raise InvalidArgument saying what a lab may be called."""
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"invalid lab name {name!r}: use 1 to 16 lower-case letters, digits and '-', not at either end"
+        )
+    return name
+
+
+def plan_number(taken: Collection[int]) -> int:
+    """The lowest lab number not in `taken`; raise InvalidArgument when all are taken."""
+    for number in range(1, MAX_LABS + 1):
+        if number not in taken:
+            return number
+    raise InvalidArgument(f"all {MAX_LABS} lab subnets are in use; remove a lab with `overlace lab down NAME`")
+
+
+def plan_lab(
+    name: str,
+    number: int,
+    *,
+    linux: int,
+    windows: int,
+    managers: int,
+    paths: Paths,
+    mtu: int = UNDERLAY_MTU,
+) -> LabPlan:
+    """Lay out a lab of `linux` + `windows` hosts and one client; the first `managers` Linux hosts are managers.
+
+    Raises InvalidArgument for counts that cannot work.
+    """
+    check_name(name)
+    for option, count in (("--linux", linux), ("--windows", windows)):
+        if count < 0:
+            raise InvalidArgument(f"{option} is {count}; give 0 or more")
+    if not 1 <= linux + windows <= MAX_HOSTS:
+        raise InvalidArgument(f"{linux + windows} hosts asked for; a lab has between 1 and {MAX_HOSTS}")
+    check_managers(managers, linux)
+    run, data = paths.lab_run(name), paths.lab_data(name)
+    names = [f"linux-{i}" for i in range(1, linux + 1)] + [f"windows-{i}" for i in range(1, windows + 1)]
+    hosts = []
+    for index, host in enumerate(names):
+        emulated = host.startswith("windows-")
+        hosts.append(
+            Host(
+                name=host,
+                os="windows" if emulated else "linux",
+                role="manager" if index < managers else "worker",
+                address=f"172.28.{number}.{11 + index}",
+                netns=f"{name}-{host}",
+                uts=str(run / "uts" / host),
+                emulated=emulated,
+                data_root=str(data / host),
+                exec_root=str(run / host),
+                log=str(run / "log" / f"{host}.log"),
+                pidfile=str(run / "pid" / host),
+            )
+        )
+    hosts.append(
+        Host(
+            name="client",
+            os="linux",
+            role="client",
+            address=f"172.28.{number}.200",
+            netns=f"{name}-client",
+            uts=str(run / "uts" / "client"),
+        )
+    )
+    return LabPlan(name=name, number=number, hosts=tuple(hosts), run=str(run), data=str(data), mtu=mtu)
+
+
+def check_managers(managers: int, linux: int) -> None:
+    """Raise InvalidArgument when that many managers cannot be had."""
+    if managers > 1:
+        raise InvalidArgument(
+            f"--managers is {managers}; several managers need the etcd store, which is not built yet: use 1"
+        )
+    if managers < 1:
+        raise InvalidArgument(f"--managers is {managers}; a swarm has at least one: use 1")
+    if managers > linux:
+        raise InvalidArgument(f"--linux is {linux}; the manager is a Linux host: use --linux {managers} or more")

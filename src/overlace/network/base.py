@@ -1,0 +1,65 @@
+"""What the agent asks of a host's network, the same on both operating systems.
+
+Owns the contract between agent and network driver. Must not know HNS documents, eBPF or swarm scheduling.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from overlace.model.netview import NetView
+from overlace.model.objects import NetworkAttachment
+from overlace.model.specs import PortConfig
+
+
+class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """One task's whole network wish. Without attachments the task gets the node's local NAT network (`bridge`)."""
+
+    task_id: str
+    task_name: str
+    service_id: str
+    service_name: str
+    attachments: tuple[NetworkAttachment, ...] = ()
+    host_ports: tuple[PortConfig, ...] = ()  # publish mode host
+
+
+class Attached(msgspec.Struct, frozen=True):
+    """Where the task's interfaces live: what a runtime and `docker inspect` need."""
+
+    sandbox: Path  # network namespace to join
+    resolv_conf: str  # content for the container
+    addresses: dict[str, str]  # network name -> address/prefix
+    macs: dict[str, str]
+    gateways: dict[str, str]
+
+
+class NetworkDriver(Protocol):
+    async def open(self, node_id: str) -> None:
+        """Take over what an earlier process left; traffic of running containers goes on untouched."""
+
+    async def apply_view(self, view: NetView, changed: set[str] | None) -> None:
+        """Make the host follow `view`; `changed` holds the keys that differ since the last call, None = anything."""
+
+    async def attach(self, task: TaskNetwork) -> Attached:
+        """Sandbox, endpoints, addresses, DNS. Idempotent: also what a restarted agent calls for a running container.
+
+        Raises InvalidArgument / Conflict (a host port is taken: `port ...`) / Unavailable (a network of the task is not in the view yet: retry).
+        """
+
+    async def detach(self, task_id: str) -> None:
+        """Give back everything `attach` made. Unknown task: no error."""
+
+    async def keep_only(self, task_ids: set[str]) -> None:
+        """Collect sandboxes and endpoints of every other task (after a restart)."""
+
+    async def close(self) -> None:
+        """Let go without touching traffic."""
+
+    async def leave(self) -> None:
+        """The node leaves the swarm: nothing of ours stays in the kernel."""
+
+    def describe(self) -> dict[str, object]:
+        """Facts for node description and diagnosis: underlay address, mtu, data path."""
