@@ -1,7 +1,8 @@
 """Taking a host or a lab away, whatever state a crash left it in.
 
-Owns the removal of processes, mounts, BPF pins, cgroups, namespaces and files. Works from the plan and from what the
-kernel shows, never from a daemon's word: `down` must work with every daemon dead. Every remove_* may be repeated.
+Owns the removal of processes, mounts, BPF pins, cgroups, namespaces and files. Works from the plan and
+from what the kernel shows, never from a daemon's word: `down` must work with every daemon dead. Every
+remove_* may be repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def remove_mounts(roots: Collection[str]) -> None:
 
 
 def remove_tree(path: str | Path) -> None:
-    """Remove a folder and all in it. Refuses while something is mounted below, so as not to empty what is mounted."""
+    """Remove a folder and all in it. Refuses while something is mounted below, so as not to empty what is
+    mounted.
+    """
     if not os.path.lexists(path):
         return
     root = os.path.realpath(path)
@@ -87,8 +90,10 @@ def cut_power(host: Host) -> None:
 
 
 def remove_lab(plan: LabPlan) -> None:
-    """Take everything of the lab away. Goes on after a failure and raises the first at the end, so that one stuck
-    mount does not leave the rest behind; the plan's file goes last, so that `down` can be repeated."""
+    """Take everything of the lab away. Goes on after a failure and raises the first at the end, so that
+    one stuck mount does not leave the rest behind; the plan's file goes last, so that `down` can be
+    repeated.
+    """
     failures: list[Exception] = []
 
     def attempt(step: object, *args: object) -> None:

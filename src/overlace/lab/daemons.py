@@ -68,8 +68,8 @@ def registry_files(plan: LabPlan) -> tuple[str, str, str]:
 def _spawn(argv: Sequence[str], log: str, pidfile: str) -> None:
     """Start `argv` for good: its own session, output to the log, pid in the file, no child of ours.
 
-    `setsid --fork` hands it to init, which reaps it: a dead daemon leaves no zombie in a long-lived test process.
-    nsenter and unshare exec, so the shell's pid is the program's.
+    `setsid --fork` hands it to init, which reaps it: a dead daemon leaves no zombie in a long-lived test
+    process. nsenter and unshare exec, so the shell's pid is the program's.
     """
     for path in (log, pidfile):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,9 @@ def _spawn(argv: Sequence[str], log: str, pidfile: str) -> None:
 def wait_until(
     what: str, ready: Callable[[], bool], pidfile: str, log: str, timeout: float, step: float = 0.05
 ) -> None:
-    """Wait for `ready`. Raises Internal with the log's end when the process dies first or `timeout` seconds pass."""
+    """Wait for `ready`. Raises Internal with the log's end when the process dies first or `timeout`
+    seconds pass.
+    """
     deadline = time.monotonic() + timeout
     while not ready():
         try:

@@ -37,7 +37,8 @@ class EngineError(OverlaceError):
 
 
 def call(path: str, method: str, url: str, body: object = None, *, timeout: float = 20) -> Any:
-    """Make one call to the Engine API on the unix socket `path` and return the decoded JSON (None when empty).
+    """Make one call to the Engine API on the unix socket `path` and return the decoded JSON (None when
+    empty).
 
     Raises EngineError with the daemon's message on a status of 400 or more, Internal when nobody answers.
     """

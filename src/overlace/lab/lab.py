@@ -46,13 +46,15 @@ def say_on_stderr(line: str) -> None:
 
 
 class Lab:
-    """A running lab. Make one with `Lab.up`, find one with `Lab.open`; as a context manager it goes down at the end."""
+    """A running lab. Make one with `Lab.up`, find one with `Lab.open`; as a context manager it goes down
+    at the end.
+    """
 
     def __init__(self, plan: LabPlan, program: Sequence[str] | None = None) -> None:
         self.plan = plan
         self._program = program
 
-    # -- coming and going ---------------------------------------------------------------------------------------------
+    # -- coming and going --------------------
 
     @classmethod
     def up(
@@ -71,9 +73,10 @@ class Lab:
     ) -> Lab:
         """Build a lab, start its daemons and, unless `form_swarm` is False, make them one swarm.
 
-        `program` replaces the `overlace` program on the hosts; `timeout` bounds, in seconds, each wait for a daemon and
-        for the swarm. What fails is taken down again. Raises Conflict when the name is in use, InvalidArgument for
-        counts that cannot work, PermissionDenied when not root, Internal with the end of the log that tells why.
+        `program` replaces the `overlace` program on the hosts; `timeout` bounds, in seconds, each wait for
+        a daemon and for the swarm. What fails is taken down again. Raises Conflict when the name is in
+        use, InvalidArgument for counts that cannot work, PermissionDenied when not root, Internal with the
+        end of the log that tells why.
         """
         _need_root()
         paths = paths or Paths()
@@ -160,7 +163,7 @@ class Lab:
         except OSError:
             return False
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- looking --------------------
 
     @property
     def name(self) -> str:
@@ -168,7 +171,9 @@ class Lab:
 
     @property
     def registry(self) -> str:
-        """`address:port` of the lab's registry, reached over plain HTTP from every host and from this machine."""
+        """`address:port` of the lab's registry, reached over plain HTTP from every host and from this
+        machine.
+        """
         return self.plan.registry
 
     @property
@@ -212,10 +217,12 @@ class Lab:
             ),
         )
 
-    # -- doing --------------------------------------------------------------------------------------------------------
+    # -- doing --------------------
 
     def command(self, name: str, argv: Sequence[str]) -> list[str]:
-        """The argument list that runs `argv` on a host; `switch` and `registry` are places to run things too."""
+        """The argument list that runs `argv` on a host; `switch` and `registry` are places to run things
+        too.
+        """
         if name == "switch":
             return [*netns.enter(self.plan.switch), *argv]
         if name == "registry":
@@ -228,7 +235,9 @@ class Lab:
         return [*netns.enter(host.netns, host.uts), *argv]
 
     def environment(self, name: str) -> dict[str, str]:
-        """The environment on a host: ours, with DOCKER_HOST its own daemon and our virtualenv's programs in PATH."""
+        """The environment on a host: ours, with DOCKER_HOST its own daemon and our virtualenv's programs
+        in PATH.
+        """
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DOCKER_")}
         environment["PATH"] = f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"
         host = next((host for host in self.plan.hosts if host.name == name), None)
@@ -244,7 +253,9 @@ class Lab:
         check: bool = True,
         stdin: str | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host and return what it printed. With `check`, CalledProcessError carries its output."""
+        """Run a command on a host and return what it printed. With `check`, CalledProcessError carries its
+        output.
+        """
         return subprocess.run(
             self.command(name, argv),
             env=self.environment(name),
@@ -272,7 +283,9 @@ class Lab:
         )
 
     def kill_host(self, name: str) -> None:
-        """Cut the host's power: daemon, containers, link and everything the kernel held are gone, its disk stays."""
+        """Cut the host's power: daemon, containers, link and everything the kernel held are gone, its disk
+        stays.
+        """
         _need_root()
         clean.cut_power(self.host(name))
 
@@ -291,7 +304,16 @@ class Lab:
 
     def set_link(self, name: str, up: bool) -> None:
         """Pull a host's network cable, or plug it in again; the host itself goes on."""
-        run([*netns.enter(self.plan.switch), "ip", "link", "set", self.host(name).name, "up" if up else "down"])
+        run(
+            [
+                *netns.enter(self.plan.switch),
+                "ip",
+                "link",
+                "set",
+                self.host(name).name,
+                "up" if up else "down",
+            ]
+        )
 
 
 def docker_program() -> str:
@@ -343,4 +365,6 @@ def _load_all(paths: Paths) -> list[LabPlan]:
         names = os.listdir(paths.run)
     except FileNotFoundError:
         return []
-    return [plan for name in names if (plan := _load(paths, name) if (Path(paths.run) / name).is_dir() else None)]
+    return [
+        plan for name in names if (plan := _load(paths, name) if (Path(paths.run) / name).is_dir() else None)
+    ]

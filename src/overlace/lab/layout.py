@@ -74,7 +74,9 @@ class Host(msgspec.Struct, frozen=True):
 
 
 class LabPlan(msgspec.Struct, frozen=True):
-    """All of one lab; written to `lab.json` before anything is made, so that `down` always knows what to undo."""
+    """All of one lab; written to `lab.json` before anything is made, so that `down` always knows what to
+    undo.
+    """
 
     name: str
     number: int  # N of 172.28.N.0/24, unique on the machine
@@ -130,7 +132,9 @@ class LabPlan(msgspec.Struct, frozen=True):
 
 
 class HostView(msgspec.Struct, frozen=True):
-    """One host as `lab up --json` and `lab status --json` print it. `pid` is null when no daemon runs there."""
+    """One host as `lab up --json` and `lab status --json` print it. `pid` is null when no daemon runs
+    there.
+    """
 
     name: str
     os: str
@@ -164,7 +168,9 @@ def plan_number(taken: Collection[int]) -> int:
     for number in range(1, MAX_LABS + 1):
         if number not in taken:
             return number
-    raise InvalidArgument(f"all {MAX_LABS} lab subnets are in use; remove a lab with `overlace lab down NAME`")
+    raise InvalidArgument(
+        f"all {MAX_LABS} lab subnets are in use; remove a lab with `overlace lab down NAME`"
+    )
 
 
 def plan_lab(
@@ -177,7 +183,8 @@ def plan_lab(
     paths: Paths,
     mtu: int = UNDERLAY_MTU,
 ) -> LabPlan:
-    """Lay out a lab of `linux` + `windows` hosts and one client; the first `managers` Linux hosts are managers.
+    """Lay out a lab of `linux` + `windows` hosts and one client; the first `managers` Linux hosts are
+    managers.
 
     Raises InvalidArgument for counts that cannot work.
     """
@@ -230,4 +237,6 @@ def check_managers(managers: int, linux: int) -> None:
     if managers < 1:
         raise InvalidArgument(f"--managers is {managers}; a swarm has at least one: use 1")
     if managers > linux:
-        raise InvalidArgument(f"--linux is {linux}; the manager is a Linux host: use --linux {managers} or more")
+        raise InvalidArgument(
+            f"--linux is {linux}; the manager is a Linux host: use --linux {managers} or more"
+        )

@@ -1,6 +1,7 @@
 """The lab's wires: namespaces, a bridge in a namespace of its own, veths, addresses, routes, host names.
 
-Owns `ip` and `unshare` calls. Every ensure_* and remove_* may be repeated. Must not start processes that stay.
+Owns `ip` and `unshare` calls. Every ensure_* and remove_* may be repeated. Must not start processes that
+stay.
 
 The bridge lives in the switch namespace so that a lab leaves one veth in this machine's own namespace and
 nothing else, and so that what crosses the underlay can be captured in one place.
@@ -21,7 +22,9 @@ BRIDGE = "br0"
 
 
 def enter(netns: str, uts: str | None = None) -> list[str]:
-    """The words before a command that run it in a namespace. Not `ip netns exec`: it hides bpffs and cgroups."""
+    """The words before a command that run it in a namespace. Not `ip netns exec`: it hides bpffs and
+    cgroups.
+    """
     return ["nsenter", f"--net={NETNS_DIR}/{netns}", *([f"--uts={uts}"] if uts else []), "--"]
 
 
@@ -50,7 +53,9 @@ def _batch(netns: str, lines: Sequence[str]) -> None:
 
 
 def ensure_switch(plan: LabPlan) -> None:
-    """The underlay: a bridge, the gateway address on it, the outside address behind it, and our shell's link to it."""
+    """The underlay: a bridge, the gateway address on it, the outside address behind it, and our shell's
+    link to it.
+    """
     if not exists(plan.switch):
         run(["ip", "netns", "add", plan.switch])
     have = run([*enter(plan.switch), "ip", "-o", "link", "show"])
@@ -83,7 +88,23 @@ def ensure_station(plan: LabPlan, netns: str, address: str, port: str) -> None:
         return
     run(["ip", "netns", "add", netns])
     run([*enter(plan.switch), "ip", "link", "del", port], check=False)
-    run(["ip", "link", "add", "eth0", "netns", netns, "type", "veth", "peer", "name", port, "netns", plan.switch])
+    run(
+        [
+            "ip",
+            "link",
+            "add",
+            "eth0",
+            "netns",
+            netns,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            port,
+            "netns",
+            plan.switch,
+        ]
+    )
     _batch(plan.switch, [f"link set {port} mtu {plan.mtu} master {BRIDGE} up"])
     _batch(
         netns,

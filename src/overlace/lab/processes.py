@@ -1,8 +1,9 @@
 """Which processes belong to a host of the lab, and ending them.
 
-Owns the reading of /proc. A process belongs to a host when it is in the host's network namespace (daemon, container
-shims, a shell someone opened), in a namespace the host's daemon made below its exec root (containers), or when its
-root file system lies below the host's data root (containers, wherever their network is). Nothing else is touched.
+Owns the reading of /proc. A process belongs to a host when it is in the host's network namespace (daemon,
+container shims, a shell someone opened), in a namespace the host's daemon made below its exec root
+(containers), or when its root file system lies below the host's data root (containers, wherever their
+network is). Nothing else is touched.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def alive(pid: int) -> bool:
 
 
 def read_pid(pidfile: str, netns: str) -> int | None:
-    """The process named in `pidfile`, if it runs in that host's namespace: a pid used again elsewhere is not ours."""
+    """The process named in `pidfile`, if it runs in that host's namespace: a pid used again elsewhere is
+    not ours.
+    """
     try:
         pid = int(Path(pidfile).read_text())
     except (OSError, ValueError):
@@ -66,7 +69,9 @@ def namespaces_below(roots: Collection[str]) -> set[int]:
 
 
 def find(netns: Collection[str], roots: Collection[str]) -> list[int]:
-    """Pids of all processes of the hosts with these namespaces and roots, ourselves and our ancestors excepted."""
+    """Pids of all processes of the hosts with these namespaces and roots, ourselves and our ancestors
+    excepted.
+    """
     wanted = {inode(f"{NETNS_DIR}/{name}") for name in netns} | namespaces_below(roots)
     wanted.discard(None)
     ours = set(_ancestors())

@@ -13,7 +13,9 @@ from overlace.model.errors import Internal
 
 
 def run(argv: Sequence[str], *, stdin: str | None = None, timeout: float = 30, check: bool = True) -> str:
-    """Run `argv` and return its stdout. Raises Internal with its stderr when it fails (and `check`) or takes too long."""
+    """Run `argv` and return its stdout. Raises Internal with its stderr when it fails (and `check`) or
+    takes too long.
+    """
     try:
         done = subprocess.run(
             argv,

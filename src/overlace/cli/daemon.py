@@ -1,0 +1,147 @@
+"""`overlace daemon`: the options of the daemon, checked, and the call that runs it.
+
+Owns what a person may write on the command line. Must not know how a daemon works: `overlace.daemon` is
+above this room and is called by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import ipaddress
+import re
+import socket
+
+import click
+import msgspec
+
+from overlace.model.errors import InvalidArgument, PermissionDenied
+
+DEFAULT_DATA_ROOT = "/var/lib/overlace"
+DEFAULT_EXEC_ROOT = "/run/overlace"
+_BUILD = re.compile(r"\d+\.\d+\.\d+\.\d+")
+
+
+class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon is started with; all values checked."""
+
+    data_root: str = DEFAULT_DATA_ROOT
+    exec_root: str = DEFAULT_EXEC_ROOT
+    hosts: tuple[str, ...] = ()  # unix:///path or tcp://IP:PORT; never empty when from the command line
+    pidfile: str = ""
+    hostname: str = ""
+    underlay_address: str = ""  # empty: the daemon takes the address of the default route
+    insecure_registries: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    dns: tuple[str, ...] = ()
+    emulate_windows: str = ""  # a Windows build, 10.0.20348.2527; empty: this is the Linux host it is
+    log_level: str = "info"
+
+
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """Raise InvalidArgument for what is no listening address; Docker's `-H` takes the same two forms."""
+    for host in hosts:
+        kind, _, rest = host.partition("://")
+        if kind == "unix" and rest.startswith("/"):
+            if len(rest.encode()) > 107:
+                raise InvalidArgument(
+                    f"-H {host}: a unix socket's path has at most 107 bytes; use a shorter one"
+                )
+            continue
+        address, _, port = rest.rpartition(":")
+        if kind == "tcp" and port.isdigit() and 0 < int(port) < 65536:
+            _check_address("-H", address.strip("[]"), host)
+            continue
+        raise InvalidArgument(f"invalid -H {host!r}: use unix:///path/to/socket or tcp://IP:PORT")
+    return hosts
+
+
+def check_labels(labels: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not key or not equals:
+            raise InvalidArgument(f"invalid --label {label!r}: use KEY=VALUE")
+        found[key] = value
+    return found
+
+
+def _check_address(option: str, address: str, whole: str | None = None) -> str:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise InvalidArgument(
+            f"invalid {option} {whole or address!r}: {address!r} is no IP address"
+        ) from None
+    return address
+
+
+def check_options(
+    *,
+    data_root: str,
+    exec_root: str,
+    hosts: tuple[str, ...],
+    pidfile: str | None,
+    hostname: str | None,
+    underlay_address: str | None,
+    insecure_registries: tuple[str, ...],
+    labels: tuple[str, ...],
+    dns: tuple[str, ...],
+    emulate_windows: str | None,
+    log_level: str,
+) -> DaemonOptions:
+    """Turn what was typed into DaemonOptions; raise InvalidArgument naming option, value and remedy."""
+    for option, path in (("--data-root", data_root), ("--exec-root", exec_root)):
+        if not path.startswith("/"):
+            raise InvalidArgument(f"invalid {option} {path!r}: use an absolute path")
+    if emulate_windows is not None and not _BUILD.fullmatch(emulate_windows):
+        raise InvalidArgument(
+            f"invalid --emulate-windows {emulate_windows!r}: use a full build, such as 10.0.20348.2527"
+        )
+    return DaemonOptions(
+        data_root=data_root,
+        exec_root=exec_root,
+        hosts=check_hosts(hosts or (f"unix://{exec_root}/docker.sock",)),
+        pidfile=pidfile or "",
+        hostname=hostname or socket.gethostname(),
+        underlay_address=_check_address("--underlay-address", underlay_address) if underlay_address else "",
+        insecure_registries=insecure_registries,
+        labels=check_labels(labels),
+        dns=tuple(_check_address("--dns", address) for address in dns),
+        emulate_windows=emulate_windows or "",
+        log_level=log_level,
+    )
+
+
+@click.command()
+@click.option("--data-root", default=DEFAULT_DATA_ROOT, show_default=True, help="Where state is kept.")
+@click.option("--exec-root", default=DEFAULT_EXEC_ROOT, show_default=True, help="Where run-time files are.")
+@click.option(
+    "-H", "--host", "hosts", multiple=True, help="Serve the Engine API at unix:///PATH or tcp://IP:PORT."
+)
+@click.option("--pidfile", help="Write the process id here.")
+@click.option("--hostname", help="The node's name (default: this machine's).")
+@click.option(
+    "--underlay-address", help="Address other hosts reach this one at (default: the default route's)."
+)
+@click.option(
+    "--insecure-registry", "insecure_registries", multiple=True, help="HOST:PORT spoken to in plain HTTP."
+)
+@click.option("--label", "labels", multiple=True, help="Engine label KEY=VALUE.")
+@click.option(
+    "--dns", multiple=True, help="Name server that answers what is not a service (default: the host's)."
+)
+@click.option("--emulate-windows", help="Be an emulated Windows host of this build, such as 10.0.20348.2527.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def daemon(**options: object) -> None:
+    """Run this host: the Engine API, the node's agent and, on a manager, the manager."""
+    import os
+
+    checked = check_options(**options)  # type: ignore[arg-type]  # click gives the types the options declare
+    if os.geteuid() != 0:
+        raise PermissionDenied("overlace daemon makes namespaces and loads eBPF programs: run it as root")
+    importlib.import_module("overlace.daemon").run(checked)
