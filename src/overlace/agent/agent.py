@@ -1,0 +1,119 @@
+"""The agent as a whole: session, worker, network view and logs wired together for one node.
+
+Owns the order in which what the manager says reaches disk, network and tasks. Must not decide about tasks (task.py)
+nor speak the wire itself (session.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from overlace.agent.logs import LogStreams
+from overlace.agent.session import AgentSession
+from overlace.agent.state import AgentState
+from overlace.agent.worker import NodeFacts, Worker
+from overlace.model.netview import NetDelta, NetView
+from overlace.model.objects import NodeDescription
+from overlace.network.base import NetworkDriver
+from overlace.runtime.base import Runtime
+from overlace.wire.messages import Assignments, LogSubscribe, Refused, Welcome
+
+log = structlog.get_logger(__name__)
+
+
+class Agent:
+    """Implements the session's handler. `connect` makes the session for it (the daemon knows identity and managers);
+    `on_role`/`on_refused` tell the daemon what only it can act on."""
+
+    def __init__(
+        self,
+        facts: NodeFacts,
+        runtime: Runtime,
+        network: NetworkDriver,
+        state: AgentState,
+        describe: Callable[[], NodeDescription],
+        connect: Callable[[Agent], AgentSession],
+        on_refused: Callable[[Refused], None],
+        on_welcome: Callable[[Welcome], None],
+    ) -> None:
+        self._network = network
+        self._state = state
+        self._describe = describe
+        self._on_refused = on_refused
+        self._on_welcome = on_welcome
+        self.view: NetView = NetView()
+        self.session = connect(self)
+        self.worker = Worker(facts, runtime, network, state, self.session.report)
+        self._logs = LogStreams(runtime, self.session.send_log)
+        self._node_id = facts.node_id
+        self._unsettled: set[str] = set()
+
+    async def open(self) -> None:
+        """Take over what runs here, from disk, then look for a manager."""
+        self.view = self._state.view()
+        await self._network.open(self._node_id)
+        await self._network.apply_view(self.view, None)
+        await self.worker.open()
+        self.session.start()
+
+    async def close(self) -> None:
+        await self.session.close()
+        await self._logs.close()
+        await self.worker.close()
+        await self._network.close()
+
+    async def leave(self) -> None:
+        """Tell the manager, stop every task, take our network out of the kernel."""
+        await self.session.leave()
+        await self.session.close()
+        await self._logs.close()
+        await self.worker.remove_all()
+        await self.worker.close()
+        await self._network.leave()
+
+    # -- what the manager says -----------------------------------------------------------------------------------
+
+    def description(self) -> NodeDescription:
+        return self._describe()
+
+    async def on_welcome(self, message: Welcome) -> None:
+        self._on_welcome(message)
+
+    async def on_assignments(self, message: Assignments) -> None:
+        await self.worker.assign(message)
+
+    async def on_network(self, delta: NetDelta) -> None:
+        """Raises ValueError when the delta does not fit: the session then asks for a complete view."""
+        if delta.base == 0:
+            # a complete view replaces ours even when ours is damaged: rebuild it, keep only the difference
+            fresh = NetView()
+            fresh.apply(delta)
+            changed = {e.key for e in fresh if self.view.get(e.key) != e}
+            changed |= {e.key for e in self.view if fresh.get(e.key) is None}
+            self.view = fresh
+        else:
+            changed = self.view.apply(delta)
+        self._state.put_view(self.view, changed)
+        self._unsettled |= changed
+        settling, self._unsettled = self._unsettled, set()
+        try:
+            await self._network.apply_view(self.view, settling)
+        except asyncio.CancelledError:
+            self._unsettled |= settling
+            raise
+        except Exception:
+            self._unsettled |= settling  # tried again with the next delta, and as a whole after a restart
+            log.exception("network view could not be applied", revision=delta.revision)
+        self.worker.view_changed()
+
+    async def on_log_subscribe(self, message: LogSubscribe) -> None:
+        self._logs.subscribe(message)
+
+    async def on_log_unsubscribe(self, subscription: str) -> None:
+        self._logs.unsubscribe(subscription)
+
+    async def on_refused(self, message: Refused) -> None:
+        self._on_refused(message)
