@@ -1,0 +1,403 @@
+"""The local image store: what was pulled, under which names, unpacked once into a shared read-only root.
+
+Owns `<data-root>/images`: `blobs/` (shared by all), `layouts/<id>/` (an OCI layout each, its blobs a link to the shared
+ones, so that concurrent pulls never rewrite one index), `rootfs/<id>/` and `index.json`. Must not know containers beyond
+the question "who uses this image".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from overlace.model.errors import Conflict, Internal, NotFound, OverlaceError, Unavailable
+from overlace.runtime.base import Image, Platform, RegistryAuth
+from overlace.runtime.oci.files import remove_tree, write_atomically
+from overlace.runtime.oci.locks import KeyedLocks
+from overlace.runtime.oci.platforms import choose_manifest, is_index, normal, platform_of, platform_text, runs_on
+from overlace.runtime.oci.process import require_tool, run_tool
+from overlace.runtime.oci.refs import Reference, parse_reference
+from overlace.runtime.oci.skopeo import Skopeo
+
+log = structlog.get_logger(__name__)
+PARALLEL_PULLS = 3
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An image as `index.json` keeps it; `manifests` are all registry digests it is known by (index and single)."""
+
+    image: Image
+    manifests: tuple[str, ...]
+
+    @property
+    def hex(self) -> str:
+        return self.image.id.removeprefix("sha256:")
+
+
+class User(msgspec.Struct, frozen=True):
+    """A container that uses an image."""
+
+    container_id: str
+    running: bool
+
+
+class ImageStore:
+    """All verbs on images; `users(image_id)` answers which containers hold one."""
+
+    def __init__(self, root: Path, insecure_registries: Iterable[str], users: Callable[[str], Sequence[User]]) -> None:
+        self._root = root
+        self._skopeo = Skopeo(frozenset(insecure_registries))
+        self._users = users
+        self._images: dict[str, Stored] = {}
+        self._pulls: dict[tuple[str, Platform, RegistryAuth | None], asyncio.Task[Image]] = {}
+        self._locks = KeyedLocks()
+        self._slots = asyncio.Semaphore(PARALLEL_PULLS)
+        self._sweep_due = False
+        self._busy = 0
+        self._sweeper: asyncio.Task[None] | None = None
+
+    # ---- opening ----
+
+    async def open(self) -> None:
+        """Read the index and remove what no index entry and no container holds (an interrupted pull)."""
+        for name in ("blobs/sha256", "layouts", "rootfs"):
+            (self._root / name).mkdir(parents=True, exist_ok=True)
+        index = self._root / "index.json"
+        try:
+            stored = msgspec.json.decode(index.read_bytes(), type=list[Stored])
+        except FileNotFoundError:
+            stored = []
+        except (OSError, msgspec.DecodeError) as error:
+            # Only a record of what can be pulled again: put it aside rather than refuse to run this host.
+            log.warning("image index unreadable, images will be pulled again", path=str(index), error=str(error))
+            with contextlib.suppress(OSError):
+                os.replace(index, index.with_suffix(".unreadable"))
+            stored = []
+        self._images = {entry.image.id: entry for entry in stored}
+        self._sweep_due = True
+        await self._sweep()
+
+    async def close(self) -> None:
+        """Break off pulls under way; their parts are swept at the next open."""
+        tasks: list[asyncio.Task[Any]] = list(self._pulls.values())
+        for task in tasks:
+            task.cancel()
+        if self._sweeper is not None:
+            tasks.append(self._sweeper)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # ---- looking ----
+
+    def all(self) -> list[Image]:
+        return [entry.image for entry in self._images.values()]
+
+    def find(self, name: str) -> Image:
+        """By id, id prefix, reference (default tag `latest`) or digest. Raises NotFound in Docker's words."""
+        return self._find(name).image
+
+    def _find(self, name: str) -> Stored:
+        found = self._lookup(name)
+        if found is None:
+            raise NotFound(f"No such image: {name}")
+        return found
+
+    def _lookup(self, name: str) -> Stored | None:
+        bare = name.removeprefix("sha256:")
+        if name.startswith("sha256:") or _is_hex(bare):
+            matches = [entry for entry in self._images.values() if entry.hex.startswith(bare)]
+            if len(matches) == 1:
+                return matches[0]
+            if len(matches) > 1:
+                raise NotFound(f"multiple IDs found with provided prefix: {name}")
+        try:
+            reference = parse_reference(name).with_default_tag()
+        except OverlaceError:
+            return None
+        if reference.digest:
+            known = self._by_manifest(reference.digest)
+            named = known is not None and any(d.split("@")[0] == reference.familiar for d in known.image.digests)
+            return known if named else None
+        return next((e for e in self._images.values() if reference.familiar_tag in e.image.tags), None)
+
+    def rootfs(self, image_id: str) -> Path:
+        """The unpacked root file system; exists only after `ensure_rootfs`."""
+        return self._root / "rootfs" / image_id.removeprefix("sha256:")
+
+    # ---- pulling ----
+
+    async def pull(self, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
+        """Fetch and unpack. Pulls of the same name, platform and credentials under way are joined, not repeated."""
+        reference = parse_reference(name).with_default_tag()
+        key = (f"{reference.repository}:{reference.tag}@{reference.digest}", normal(platform), auth)
+        task = self._pulls.get(key)
+        if task is None:
+            task = asyncio.create_task(self._pull(reference, name, normal(platform), auth), name=f"pull {name}")
+            self._pulls[key] = task
+            task.add_done_callback(lambda done: self._pull_ended(key, done))
+        return await asyncio.shield(task)
+
+    def _pull_ended(self, key: tuple[str, Platform, RegistryAuth | None], task: asyncio.Task[Image]) -> None:
+        self._pulls.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # told to whoever still waits; nobody has to
+
+    async def _pull(self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
+        with self._filling():
+            known = self._by_manifest(reference.digest) if reference.digest else None
+            if known is not None:
+                await self.ensure_rootfs(known.image.id)
+                return self._name(known, reference, reference.digest)
+            async with self._slots:
+                return await self._fetch(reference, name, platform, auth)
+
+    async def _fetch(self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
+        raw = await self._skopeo.manifest(reference, "", name, auth)
+        top = chosen = digest_of(raw)
+        manifest = _document(raw, name)
+        if is_index(manifest):
+            chosen = str(choose_manifest(manifest, platform, name)["digest"])
+        async with self._locks.hold(chosen):
+            known = self._by_manifest(chosen)
+            if known is None:
+                if chosen != top:
+                    manifest = _document(await self._skopeo.manifest(reference, chosen, name, auth), name)
+                known = await self._store(reference, name, platform, auth, chosen, manifest)
+        await self.ensure_rootfs(known.image.id)
+        return self._name(self._images.get(known.image.id, known), reference, top, chosen)
+
+    async def _store(
+        self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None, digest: str,
+        manifest: dict[str, Any],
+    ) -> Stored:
+        """Copy one manifest's image into the store and unpack it; nothing stays behind on failure."""
+        if "config" not in manifest:
+            raise Unavailable(f"pull of {name}: manifest schema {manifest.get('schemaVersion')} of type "
+                              f"{manifest.get('mediaType')!r} is not supported: push it again with a current tool")
+        config = _document(await self._skopeo.config(reference, digest, name, auth), name)
+        own = platform_of(config)
+        if not runs_on(own, platform):
+            raise NotFound(f"image {name} is for {platform_text(own)}, this host runs {platform_text(platform)}")
+        image_id = str(manifest["config"]["digest"])
+        known = self._images.get(image_id)
+        if known is not None:  # the same image under another manifest (pushed again with other compression)
+            self._replace(known, manifests=(*known.manifests, digest))
+            return self._images[image_id]
+        layout = self._root / "layouts" / image_id.removeprefix("sha256:")
+        try:
+            layout.mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                (layout / "blobs").symlink_to("../../blobs")
+            await self._skopeo.copy(reference, digest, name, layout, auth)
+            size = await self._unpack(image_id, name)
+        except OSError as error:
+            self._sweep_due = True
+            raise Internal(f"pull of {name}: {error.strerror}: {error.filename}") from error
+        except BaseException:
+            self._sweep_due = True
+            raise
+        image = Image(
+            id=image_id, tags=(), digests=(), platform=own, created=str(config.get("created") or ""), size=size,
+            config=dict(config.get("config") or {}), layers=tuple((config.get("rootfs") or {}).get("diff_ids") or ()),
+        )
+        stored = Stored(image, (digest,))
+        self._images[image_id] = stored
+        self._save()
+        return stored
+
+    async def ensure_rootfs(self, image_id: str) -> Path:
+        """The unpacked root, unpacked again if somebody removed it. Raises Internal when the image is corrupted."""
+        rootfs = self.rootfs(image_id)
+        if not rootfs.is_dir():
+            with self._filling():
+                async with self._locks.hold(image_id):
+                    if not rootfs.is_dir():
+                        await self._unpack(image_id, self._label(image_id))
+        return rootfs
+
+    async def _unpack(self, image_id: str, name: str) -> int:
+        """Apply the layers (whiteouts, owners, modes) with umoci beside the final place, then rename; returns the size."""
+        tool = require_tool("umoci")
+        hex_id = image_id.removeprefix("sha256:")
+        target, partial = self.rootfs(image_id), self._root / "rootfs" / f".{hex_id}.new"
+        await asyncio.to_thread(remove_tree, partial)
+        layout = self._root / "layouts" / hex_id
+        finished = await run_tool([tool, "raw", "unpack", "--image", f"{layout}:image", str(partial)])
+        if finished.code != 0:
+            await asyncio.to_thread(remove_tree, partial)
+            words = (finished.stderr.splitlines() or ["no message"])[-1].strip()
+            raise Internal(f"cannot unpack image {name}: {words}: if it is corrupted, remove it and pull it again")
+        partial.chmod(0o755)
+        size = await asyncio.to_thread(_tree_size, partial)
+        if target.is_dir():
+            await asyncio.to_thread(remove_tree, partial)
+        else:
+            os.replace(partial, target)
+        return size
+
+    def _by_manifest(self, digest: str) -> Stored | None:
+        return next((entry for entry in self._images.values() if digest in entry.manifests), None)
+
+    def _name(self, stored: Stored, reference: Reference, *digests: str) -> Image:
+        """Note that `reference` names this image now, and (by tag) no other any more."""
+        image, tag = stored.image, reference.familiar_tag if not reference.digest else ""
+        pinned = f"{reference.familiar}@{digests[0]}"
+        if tag:
+            for other in list(self._images.values()):
+                if tag in other.image.tags and other.image.id != image.id:
+                    tags = tuple(t for t in other.image.tags if t != tag)
+                    self._replace(other, tags=tags)
+        tags = image.tags if not tag or tag in image.tags else (*image.tags, tag)
+        known = image.digests if pinned in image.digests else (*image.digests, pinned)
+        manifests = tuple(dict.fromkeys((*stored.manifests, *digests)))
+        if (tags, known, manifests) != (image.tags, image.digests, stored.manifests):
+            self._replace(stored, tags=tags, digests=known, manifests=manifests)
+            self._save()
+        return self._images[image.id].image
+
+    def _replace(
+        self, stored: Stored, *, tags: tuple[str, ...] | None = None, digests: tuple[str, ...] | None = None,
+        manifests: tuple[str, ...] | None = None,
+    ) -> None:
+        image = stored.image
+        changed = msgspec.structs.replace(
+            image, tags=image.tags if tags is None else tags, digests=image.digests if digests is None else digests
+        )
+        self._images[image.id] = Stored(changed, stored.manifests if manifests is None else manifests)
+
+    # ---- removing ----
+
+    async def remove(self, name: str, force: bool) -> list[str]:
+        """As `docker image rm`: returns the lines it prints (`Untagged: X`, `Deleted: sha256:…`).
+
+        With `force`, an image containers still use loses its names only; its files stay for them.
+        Raises NotFound, Conflict in Docker's words.
+        """
+        stored = self._find(name)
+        image, users = stored.image, self._users(stored.image.id)
+        short = stored.hex[:12]
+        untag: tuple[str, ...]
+        if _is_hex(name.removeprefix("sha256:")) and stored.hex.startswith(name.removeprefix("sha256:")):
+            repositories = {tag.rpartition(":")[0] for tag in image.tags} | {d.split("@")[0] for d in image.digests}
+            if len(repositories) > 1 and not force:
+                raise Conflict(f"conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories")
+            for user in users:
+                holder = user.container_id[:12]
+                if user.running:
+                    raise Conflict(f"conflict: unable to delete {short} (cannot be forced) - image is being used by running container {holder}")
+                if not force:
+                    raise Conflict(f"conflict: unable to delete {short} (must be forced) - image is being used by stopped container {holder}")
+            untag = image.tags
+        else:
+            reference = parse_reference(name).with_default_tag()
+            gone = reference.familiar_tag if not reference.digest else f"{reference.familiar}@{reference.digest}"
+            tags = tuple(tag for tag in image.tags if tag != gone)
+            digests = tuple(digest for digest in image.digests if digest != gone)
+            if tags or (reference.digest and digests):
+                self._replace(stored, tags=tags, digests=digests)
+                self._save()
+                return [f"Untagged: {gone}"]
+            if users and not force:
+                raise Conflict(f'conflict: unable to remove repository reference "{name}" (must force) - container '
+                               f"{users[0].container_id[:12]} is using its referenced image {short}")
+            untag = image.tags
+        lines = [f"Untagged: {tag}" for tag in (*untag, *image.digests)]
+        if users:
+            self._replace(stored, tags=(), digests=())
+            self._save()
+            return lines
+        del self._images[image.id]
+        self._save()
+        self._sweep_due = True
+        await self._sweep()
+        return [*lines, f"Deleted: {image.id}"]
+
+    @contextlib.contextmanager
+    def _filling(self) -> Iterator[None]:
+        """While blobs or roots are being written nothing is swept; the last writer sweeps if it is due."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if self._sweep_due and not self._busy:
+                self._sweeper = asyncio.create_task(self._sweep(), name="sweep images")
+
+    async def _sweep(self) -> None:
+        """Remove folders and blobs nothing refers to; never while a pull is filling them."""
+        if not self._sweep_due or self._busy:
+            return
+        self._sweep_due = False
+        kept = {entry.hex for entry in self._images.values()}
+        doomed: list[Path] = []
+        for folder in ("layouts", "rootfs"):
+            for path in (self._root / folder).iterdir():
+                if path.name not in kept and (path.name.startswith(".") or not self._users(f"sha256:{path.name}")):
+                    aside = path if path.name.startswith(".") else path.with_name(f".{path.name}.old")
+                    with contextlib.suppress(OSError):
+                        os.replace(path, aside)
+                    doomed.append(aside)
+        blobs = self._root / "blobs" / "sha256"
+        referenced = self._referenced_blobs(kept)
+        for blob in blobs.iterdir():
+            if referenced is not None and blob.name not in referenced:
+                blob.unlink(missing_ok=True)
+        for path in (self._root / "blobs").glob("oci-put-blob*"):
+            path.unlink(missing_ok=True)
+        for path in doomed:
+            await asyncio.to_thread(remove_tree, path)
+
+    def _referenced_blobs(self, kept: set[str]) -> set[str] | None:
+        """Hex digests the kept layouts need; None (touch nothing) when one cannot be read."""
+        needed: set[str] = set()
+        for hex_id in kept:
+            layout = self._root / "layouts" / hex_id
+            try:
+                for entry in msgspec.json.decode((layout / "index.json").read_bytes())["manifests"]:
+                    digest = str(entry["digest"]).removeprefix("sha256:")
+                    manifest = msgspec.json.decode((layout / "blobs/sha256" / digest).read_bytes())
+                    needed.add(digest)
+                    for blob in (manifest["config"], *manifest["layers"]):
+                        needed.add(str(blob["digest"]).removeprefix("sha256:"))
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+        return needed
+
+    def _label(self, image_id: str) -> str:
+        entry = self._images.get(image_id)
+        return entry.image.tags[0] if entry and entry.image.tags else image_id
+
+    def _save(self) -> None:
+        write_atomically(self._root / "index.json", msgspec.json.encode(list(self._images.values())), sync=True)
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:<hex>` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _document(raw: bytes, name: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise Unavailable(f"pull of {name}: the registry sent a document that is not JSON ({error})") from error
+
+
+def _is_hex(text: str) -> bool:
+    return 1 <= len(text) <= 64 and all(c in "0123456789abcdef" for c in text)
+
+
+def _tree_size(root: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
