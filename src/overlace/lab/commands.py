@@ -150,6 +150,16 @@ def down(name: str, every: bool) -> None:
 
 
 @lab.command()
+@_name_argument
+def images(name: str) -> None:
+    """Build the images of examples/shop and push them to the registry of lab NAME."""
+    from overlace.lab.shop import push_images
+
+    for image, digest in push_images(Lab.open(name).registry).items():
+        click.echo(f"{image}  {digest}")
+
+
+@lab.command()
 @click.option("--keep", is_flag=True, help="Leave the lab up at the end.")
 @click.option("--name", default="demo", show_default=True, help="The lab to make.")
 def demo(keep: bool, name: str) -> None:
