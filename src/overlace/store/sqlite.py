@@ -194,8 +194,8 @@ def _ensure_schema(db: sqlite3.Connection, path: Path) -> None:
         raise FailedPrecondition(f"{path} is a SQLite file of another program, not an overlace store")
     elif version > SCHEMA:
         raise FailedPrecondition(
-            f"the store {path} has schema {version}, this overlace knows up to {SCHEMA}: use the overlace that"
-            " wrote it, or restore a copy from before the upgrade"
+            f"the store {path} has schema {version}, this overlace knows up to {SCHEMA}:"
+            " use the overlace that wrote it, or restore a copy from before the upgrade"
         )
 
 

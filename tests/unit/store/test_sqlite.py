@@ -196,15 +196,17 @@ from overlace.store.sqlite import SqliteStore
 
 async def writer(store, name):
     rng = random.Random(f"{name}{store.view().revision}")
-    n = 0
+    n = store.view().revision  # so that no value comes twice
     while True:
         id = f"{name}{rng.randrange(20)}"
         n += 1
         gone = rng.random() < 0.2
-        change = Delete("service", id) if gone else Put(Service(id=id, spec=ServiceSpec(name=id),
-        spec_version=n)) pair = Put(Service(id="pair-" + id, spec=ServiceSpec(name="pair-" + id),
-        spec_version=n)) print("begin", id, "-" if gone else n, n, flush=True) revision = await
-        store.commit([change, pair]) print("done", id, "-" if gone else n, n, revision, flush=True)
+        put = Put(Service(id=id, spec=ServiceSpec(name=id), spec_version=n))
+        change = Delete("service", id) if gone else put
+        pair = Put(Service(id="pair-" + id, spec=ServiceSpec(name="pair-" + id), spec_version=n))
+        print("begin", id, "-" if gone else n, n, flush=True)
+        revision = await store.commit([change, pair])
+        print("done", id, "-" if gone else n, n, revision, flush=True)
 
 async def main():
     store = SqliteStore(sys.argv[1])
