@@ -22,6 +22,7 @@ from overlace.runtime.base import Runtime
 from overlace.wire.messages import Assignments, LogSubscribe, Refused, Welcome
 
 log = structlog.get_logger(__name__)
+SETTLE_RETRY_SECONDS = 1.0
 
 
 class Agent:
@@ -50,12 +51,15 @@ class Agent:
         self._logs = LogStreams(runtime, self.session.send_log)
         self._node_id = facts.node_id
         self._unsettled: set[str] = set()
+        self._unsettled_event = asyncio.Event()
+        self._settler: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Take over what runs here, from disk, then look for a manager."""
         self.view = self._state.view()
         await self._network.open(self._node_id)
         await self._network.apply_view(self.view, None)
+        self._settler = asyncio.create_task(self._settle())
         await self.worker.open()
         self.session.start()
 
@@ -63,6 +67,7 @@ class Agent:
         await self.session.close()
         await self._logs.close()
         await self.worker.close()
+        await self._stop_settling()
         await self._network.close()
 
     async def leave(self) -> None:
@@ -72,6 +77,7 @@ class Agent:
         await self._logs.close()
         await self.worker.remove_all()
         await self.worker.close()
+        await self._stop_settling()
         await self._network.leave()
 
     # -- what the manager says -----------------------------------------------------------------------------------
@@ -98,16 +104,27 @@ class Agent:
             changed = self.view.apply(delta)
         self._state.put_view(self.view, changed)
         self._unsettled |= changed
-        settling, self._unsettled = self._unsettled, set()
-        try:
-            await self._network.apply_view(self.view, settling)
-        except asyncio.CancelledError:
-            self._unsettled |= settling
-            raise
-        except Exception:
-            self._unsettled |= settling  # tried again with the next delta, and as a whole after a restart
-            log.exception("network view could not be applied", revision=delta.revision)
-        self.worker.view_changed()
+        self._unsettled_event.set()
+
+    async def _settle(self) -> None:
+        """Make the host follow the view; what could not be applied is tried again, whether or not the view moves on."""
+        while True:
+            await self._unsettled_event.wait()
+            self._unsettled_event.clear()
+            settling, self._unsettled = self._unsettled, set()
+            try:
+                await self._network.apply_view(self.view, settling)
+            except Exception:
+                log.exception("network view could not be applied, will retry", revision=self.view.revision)
+                self._unsettled |= settling
+                await asyncio.sleep(SETTLE_RETRY_SECONDS)
+                self._unsettled_event.set()
+            self.worker.view_changed()
+
+    async def _stop_settling(self) -> None:
+        if self._settler is not None:
+            self._settler.cancel()
+            await asyncio.gather(self._settler, return_exceptions=True)
 
     async def on_log_subscribe(self, message: LogSubscribe) -> None:
         self._logs.subscribe(message)

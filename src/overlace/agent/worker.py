@@ -8,6 +8,7 @@ manager (session does) nor know how a container or an interface is made.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,7 +19,7 @@ import structlog
 
 from overlace.agent.container import container_id, plan_container
 from overlace.agent.state import AgentState
-from overlace.agent.task import Action, Step, failed, plan_step, rejected
+from overlace.agent.task import Action, failed, plan_step, rejected
 from overlace.model.errors import NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
@@ -388,8 +389,6 @@ def _own_names(task: Task, addresses: Mapping[str, str]) -> list[tuple[str, str]
 
 def decode_auth(header: str) -> RegistryAuth | None:
     """X-Registry-Auth (base64url JSON, Engine API "Authentication") -> credentials; unreadable or empty: None."""
-    import base64
-
     if not header:
         return None
     try:
@@ -403,6 +402,3 @@ def decode_auth(header: str) -> RegistryAuth | None:
         str(doc.get("serveraddress") or ""),
     )
     return auth if auth.username or auth.identity_token else None
-
-
-__all__ = ["Action", "NodeFacts", "Step", "Worker", "decode_auth"]
