@@ -1,0 +1,54 @@
+"""The daemon's command line: defaults, and mistakes answered with option, value and remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from overlace.cli.daemon import check_options
+from overlace.model.errors import InvalidArgument
+
+
+def options(**changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "data_root": "/var/lib/overlace", "exec_root": "/run/overlace", "hosts": (), "pidfile": None,
+        "hostname": "h", "underlay_address": None, "insecure_registries": (), "labels": (), "dns": (),
+        "emulate_windows": None, "log_level": "info",
+    }  # fmt: skip
+    return check_options(**values | changes)
+
+
+def test_the_socket_is_below_the_exec_root_unless_told() -> None:
+    assert options(exec_root="/run/x").hosts == ("unix:///run/x/docker.sock",)
+    told = ("unix:///tmp/a.sock", "tcp://127.0.0.1:2375", "tcp://[::1]:2375")
+    assert options(hosts=told).hosts == told
+
+
+def test_labels_are_pairs() -> None:
+    assert options(labels=("rack=a", "zone=b=c", "empty=")).labels == {
+        "rack": "a",
+        "zone": "b=c",
+        "empty": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hosts": ("docker.sock",)}, "invalid -H 'docker.sock': use unix:///path"),
+        ({"hosts": ("tcp://1.2.3.4",)}, "use unix:///path/to/socket or tcp://IP:PORT"),
+        ({"hosts": ("tcp://1.2.3.4:70000",)}, "tcp://IP:PORT"),
+        ({"hosts": ("tcp://host:2375",)}, "'host' is no IP address"),
+        ({"hosts": ("unix:///" + "a" * 107,)}, "at most 107 bytes"),
+        ({"data_root": "here"}, "invalid --data-root 'here': use an absolute path"),
+        ({"labels": ("rack",)}, "invalid --label 'rack': use KEY=VALUE"),
+        ({"dns": ("dns.example",)}, "invalid --dns 'dns.example'"),
+        ({"underlay_address": "eth0"}, "invalid --underlay-address 'eth0'"),
+        ({"emulate_windows": "2022"}, "invalid --emulate-windows '2022': use a full build"),
+    ],
+)
+def test_mistakes_name_option_value_and_remedy(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        options(**changes)
+    assert words in refused.value.message
