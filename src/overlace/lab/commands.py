@@ -33,7 +33,8 @@ def _print_json(lab: Lab) -> None:
 
 
 def _print_table(lab: Lab) -> None:
-    click.echo(f"lab {lab.name}, registry {lab.registry}")
+    silent = "" if lab.registry_answers() else " (does not answer)"
+    click.echo(f"lab {lab.name}, registry {lab.registry}{silent}")
     rows = [("HOST", "OS", "ROLE", "ADDRESS", "DAEMON", "DOCKER_HOST")]
     for host in lab.view().hosts:
         if host.docker_host is None:
@@ -59,7 +60,7 @@ def _print_table(lab: Lab) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the lab as JSON.")
 def up(name: str, linux: int, windows: int, managers: int, no_swarm: bool, mtu: int, as_json: bool) -> None:
     """Build the lab NAME and make its hosts one swarm. What fails is taken down again."""
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed half-way: take down what was built
     made = Lab.up(
         name,
         linux=linux,
@@ -145,7 +146,7 @@ def start(where: tuple[str, ...]) -> None:
 def down(name: str, every: bool) -> None:
     """Take lab NAME away with all it holds: processes, namespaces, mounts, BPF pins, state."""
     for each in Lab.names() if every else [name]:
-        Lab.open(each).down()
+        Lab.remove(each)
         say_on_stderr(f"lab {each} is gone")
 
 

@@ -121,6 +121,20 @@ class Lab:
     def names(cls, paths: Paths | None = None) -> list[str]:
         return sorted(plan.name for plan in _load_all(paths or Paths()))
 
+    @classmethod
+    def remove(cls, name: str = DEFAULT_NAME, *, paths: Paths | None = None) -> None:
+        """Take a lab away by name; what a reboot left of one (its data, without its plan) counts as one, too.
+
+        Raises NotFound, naming the labs there are, when there is nothing of that name.
+        """
+        _need_root()
+        paths = paths or Paths()
+        left = paths.lab_data(check_name(name))
+        if _load(paths, name) is None and left.exists():
+            clean.remove_tree(left)
+        else:
+            cls.open(name, paths=paths).down()
+
     def down(self) -> None:
         """Take the lab away, whatever state it is in. May be repeated."""
         _need_root()
@@ -149,11 +163,12 @@ class Lab:
             say(f"{host.name}: daemon at {host.address}{' (emulated Windows)' if host.emulated else ''}")
             daemons.start_daemon(plan, host, self._program)
         log, pidfile, _ = daemons.registry_files(plan)
-        daemons.wait_until("the registry", self._registry_answers, pidfile, log, timeout)
+        daemons.wait_until("the registry", self.registry_answers, pidfile, log, timeout)
         for host in with_daemon:
             daemons.wait_daemon(host, timeout)
 
-    def _registry_answers(self) -> bool:
+    def registry_answers(self) -> bool:
+        """True when the lab's registry answers this machine."""
         import urllib.request
 
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
