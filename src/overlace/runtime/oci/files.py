@@ -39,8 +39,8 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, sync: bool =
 def scoped_path(root: Path, inside: str) -> Path:
     """The host path of `inside` (absolute within `root`), symlinks resolved as if `root` were `/`.
 
-    Parts that do not exist are taken as they are. For file systems nobody changes meanwhile (an image, a container that
-    does not run). Raises InvalidArgument on a symlink loop.
+    Parts that do not exist are taken as they are. For file systems nobody changes meanwhile (an image, a
+    container that does not run). Raises InvalidArgument on a symlink loop.
     """
     pending = [part for part in PurePosixPath(inside).parts if part != "/"]
     resolved: list[str] = []

@@ -1,8 +1,8 @@
 """The local image store: what was pulled, under which names, unpacked once into a shared read-only root.
 
-Owns `<data-root>/images`: `blobs/` (shared by all), `layouts/<id>/` (an OCI layout each, its blobs a link to the shared
-ones, so that concurrent pulls never rewrite one index), `rootfs/<id>/` and `index.json`. Must not know containers beyond
-the question "who uses this image".
+Owns `<data-root>/images`: `blobs/` (shared by all), `layouts/<id>/` (an OCI layout each, its blobs a link to
+the shared ones, so that concurrent pulls never rewrite one index), `rootfs/<id>/` and `index.json`. Must not
+know containers beyond the question "who uses this image".
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from overlace.model.errors import Conflict, Internal, NotFound, OverlaceError, U
 from overlace.runtime.base import Image, Platform, RegistryAuth
 from overlace.runtime.oci.files import remove_tree, write_atomically
 from overlace.runtime.oci.locks import KeyedLocks
-from overlace.runtime.oci.platforms import choose_manifest, is_index, normal, platform_of, platform_text, runs_on
+from overlace.runtime.oci.platforms import (
+    choose_manifest,
+    is_index,
+    normal,
+    platform_of,
+    platform_text,
+    runs_on,
+)
 from overlace.runtime.oci.process import require_tool, run_tool
 from overlace.runtime.oci.refs import Reference, parse_reference
 from overlace.runtime.oci.skopeo import Skopeo
@@ -32,7 +39,9 @@ PARALLEL_PULLS = 3
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """An image as `index.json` keeps it; `manifests` are all registry digests it is known by (index and single)."""
+    """An image as `index.json` keeps it; `manifests` are all registry digests it is known by (index and
+    single).
+    """
 
     image: Image
     manifests: tuple[str, ...]
@@ -52,7 +61,9 @@ class User(msgspec.Struct, frozen=True):
 class ImageStore:
     """All verbs on images; `users(image_id)` answers which containers hold one."""
 
-    def __init__(self, root: Path, insecure_registries: Iterable[str], users: Callable[[str], Sequence[User]]) -> None:
+    def __init__(
+        self, root: Path, insecure_registries: Iterable[str], users: Callable[[str], Sequence[User]]
+    ) -> None:
         self._root = root
         self._skopeo = Skopeo(frozenset(insecure_registries))
         self._users = users
@@ -77,7 +88,9 @@ class ImageStore:
             stored = []
         except (OSError, msgspec.DecodeError) as error:
             # Only a record of what can be pulled again: put it aside rather than refuse to run this host.
-            log.warning("image index unreadable, images will be pulled again", path=str(index), error=str(error))
+            log.warning(
+                "image index unreadable, images will be pulled again", path=str(index), error=str(error)
+            )
             with contextlib.suppress(OSError):
                 os.replace(index, index.with_suffix(".unreadable"))
             stored = []
@@ -123,7 +136,9 @@ class ImageStore:
             return None
         if reference.digest:
             known = self._by_manifest(reference.digest)
-            named = known is not None and any(d.split("@")[0] == reference.familiar for d in known.image.digests)
+            named = known is not None and any(
+                d.split("@")[0] == reference.familiar for d in known.image.digests
+            )
             return known if named else None
         return next((e for e in self._images.values() if reference.familiar_tag in e.image.tags), None)
 
@@ -134,12 +149,16 @@ class ImageStore:
     # ---- pulling ----
 
     async def pull(self, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
-        """Fetch and unpack. Pulls of the same name, platform and credentials under way are joined, not repeated."""
+        """Fetch and unpack. Pulls of the same name, platform and credentials under way are joined, not
+        repeated.
+        """
         reference = parse_reference(name).with_default_tag()
         key = (f"{reference.repository}:{reference.tag}@{reference.digest}", normal(platform), auth)
         task = self._pulls.get(key)
         if task is None:
-            task = asyncio.create_task(self._pull(reference, name, normal(platform), auth), name=f"pull {name}")
+            task = asyncio.create_task(
+                self._pull(reference, name, normal(platform), auth), name=f"pull {name}"
+            )
             self._pulls[key] = task
             task.add_done_callback(lambda done: self._pull_ended(key, done))
         return await asyncio.shield(task)
@@ -149,16 +168,20 @@ class ImageStore:
         if not task.cancelled():
             task.exception()  # told to whoever still waits; nobody has to
 
-    async def _pull(self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
+    async def _pull(
+        self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None
+    ) -> Image:
         with self._filling():
-            known = self._by_manifest(reference.digest) if reference.digest else None
+            known = self._by_manifest(reference.digest, platform) if reference.digest else None
             if known is not None:
                 await self.ensure_rootfs(known.image.id)
                 return self._name(known, reference, reference.digest)
             async with self._slots:
                 return await self._fetch(reference, name, platform, auth)
 
-    async def _fetch(self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
+    async def _fetch(
+        self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None
+    ) -> Image:
         raw = await self._skopeo.manifest(reference, "", name, auth)
         top = chosen = digest_of(raw)
         manifest = _document(raw, name)
@@ -174,17 +197,26 @@ class ImageStore:
         return self._name(self._images.get(known.image.id, known), reference, top, chosen)
 
     async def _store(
-        self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None, digest: str,
+        self,
+        reference: Reference,
+        name: str,
+        platform: Platform,
+        auth: RegistryAuth | None,
+        digest: str,
         manifest: dict[str, Any],
     ) -> Stored:
         """Copy one manifest's image into the store and unpack it; nothing stays behind on failure."""
         if "config" not in manifest:
-            raise Unavailable(f"pull of {name}: manifest schema {manifest.get('schemaVersion')} of type "
-                              f"{manifest.get('mediaType')!r} is not supported: push it again with a current tool")
+            raise Unavailable(
+                f"pull of {name}: manifest schema {manifest.get('schemaVersion')} of type "
+                f"{manifest.get('mediaType')!r} is not supported: push it again with a current tool"
+            )
         config = _document(await self._skopeo.config(reference, digest, name, auth), name)
         own = platform_of(config)
         if not runs_on(own, platform):
-            raise NotFound(f"image {name} is for {platform_text(own)}, this host runs {platform_text(platform)}")
+            raise NotFound(
+                f"image {name} is for {platform_text(own)}, this host runs {platform_text(platform)}"
+            )
         image_id = str(manifest["config"]["digest"])
         known = self._images.get(image_id)
         if known is not None:  # the same image under another manifest (pushed again with other compression)
@@ -204,8 +236,14 @@ class ImageStore:
             self._sweep_due = True
             raise
         image = Image(
-            id=image_id, tags=(), digests=(), platform=own, created=str(config.get("created") or ""), size=size,
-            config=dict(config.get("config") or {}), layers=tuple((config.get("rootfs") or {}).get("diff_ids") or ()),
+            id=image_id,
+            tags=(),
+            digests=(),
+            platform=own,
+            created=str(config.get("created") or ""),
+            size=size,
+            config=dict(config.get("config") or {}),
+            layers=tuple((config.get("rootfs") or {}).get("diff_ids") or ()),
         )
         stored = Stored(image, (digest,))
         self._images[image_id] = stored
@@ -213,7 +251,9 @@ class ImageStore:
         return stored
 
     async def ensure_rootfs(self, image_id: str) -> Path:
-        """The unpacked root, unpacked again if somebody removed it. Raises Internal when the image is corrupted."""
+        """The unpacked root, unpacked again if somebody removed it. Raises Internal when the image is
+        corrupted.
+        """
         rootfs = self.rootfs(image_id)
         if not rootfs.is_dir():
             with self._filling():
@@ -223,7 +263,9 @@ class ImageStore:
         return rootfs
 
     async def _unpack(self, image_id: str, name: str) -> int:
-        """Apply the layers (whiteouts, owners, modes) with umoci beside the final place, then rename; returns the size."""
+        """Apply the layers (whiteouts, owners, modes) with umoci beside the final place, then rename; returns
+        the size.
+        """
         tool = require_tool("umoci")
         hex_id = image_id.removeprefix("sha256:")
         target, partial = self.rootfs(image_id), self._root / "rootfs" / f".{hex_id}.new"
@@ -233,7 +275,9 @@ class ImageStore:
         if finished.code != 0:
             await asyncio.to_thread(remove_tree, partial)
             words = (finished.stderr.splitlines() or ["no message"])[-1].strip()
-            raise Internal(f"cannot unpack image {name}: {words}: if it is corrupted, remove it and pull it again")
+            raise Internal(
+                f"cannot unpack image {name}: {words}: if it is corrupted, remove it and pull it again"
+            )
         partial.chmod(0o755)
         size = await asyncio.to_thread(_tree_size, partial)
         if target.is_dir():
@@ -242,8 +286,9 @@ class ImageStore:
             os.replace(partial, target)
         return size
 
-    def _by_manifest(self, digest: str) -> Stored | None:
-        return next((entry for entry in self._images.values() if digest in entry.manifests), None)
+    def _by_manifest(self, digest: str, platform: Platform | None = None) -> Stored | None:
+        known = (entry for entry in self._images.values() if digest in entry.manifests)
+        return next((e for e in known if platform is None or runs_on(e.image.platform, platform)), None)
 
     def _name(self, stored: Stored, reference: Reference, *digests: str) -> Image:
         """Note that `reference` names this image now, and (by tag) no other any more."""
@@ -263,12 +308,18 @@ class ImageStore:
         return self._images[image.id].image
 
     def _replace(
-        self, stored: Stored, *, tags: tuple[str, ...] | None = None, digests: tuple[str, ...] | None = None,
+        self,
+        stored: Stored,
+        *,
+        tags: tuple[str, ...] | None = None,
+        digests: tuple[str, ...] | None = None,
         manifests: tuple[str, ...] | None = None,
     ) -> None:
         image = stored.image
         changed = msgspec.structs.replace(
-            image, tags=image.tags if tags is None else tags, digests=image.digests if digests is None else digests
+            image,
+            tags=image.tags if tags is None else tags,
+            digests=image.digests if digests is None else digests,
         )
         self._images[image.id] = Stored(changed, stored.manifests if manifests is None else manifests)
 
@@ -285,19 +336,29 @@ class ImageStore:
         short = stored.hex[:12]
         untag: tuple[str, ...]
         if _is_hex(name.removeprefix("sha256:")) and stored.hex.startswith(name.removeprefix("sha256:")):
-            repositories = {tag.rpartition(":")[0] for tag in image.tags} | {d.split("@")[0] for d in image.digests}
+            repositories = {tag.rpartition(":")[0] for tag in image.tags} | {
+                d.split("@")[0] for d in image.digests
+            }
             if len(repositories) > 1 and not force:
-                raise Conflict(f"conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories")
+                raise Conflict(
+                    f"conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+                )
             for user in users:
                 holder = user.container_id[:12]
                 if user.running:
-                    raise Conflict(f"conflict: unable to delete {short} (cannot be forced) - image is being used by running container {holder}")
+                    raise Conflict(
+                        f"conflict: unable to delete {short} (cannot be forced) - image is being used by running container {holder}"
+                    )
                 if not force:
-                    raise Conflict(f"conflict: unable to delete {short} (must be forced) - image is being used by stopped container {holder}")
+                    raise Conflict(
+                        f"conflict: unable to delete {short} (must be forced) - image is being used by stopped container {holder}"
+                    )
             untag = image.tags
         else:
             reference = parse_reference(name).with_default_tag()
-            gone = reference.familiar_tag if not reference.digest else f"{reference.familiar}@{reference.digest}"
+            gone = (
+                reference.familiar_tag if not reference.digest else f"{reference.familiar}@{reference.digest}"
+            )
             tags = tuple(tag for tag in image.tags if tag != gone)
             digests = tuple(digest for digest in image.digests if digest != gone)
             if tags or (reference.digest and digests):
@@ -305,8 +366,10 @@ class ImageStore:
                 self._save()
                 return [f"Untagged: {gone}"]
             if users and not force:
-                raise Conflict(f'conflict: unable to remove repository reference "{name}" (must force) - container '
-                               f"{users[0].container_id[:12]} is using its referenced image {short}")
+                raise Conflict(
+                    f'conflict: unable to remove repository reference "{name}" (must force) - container '
+                    f"{users[0].container_id[:12]} is using its referenced image {short}"
+                )
             untag = image.tags
         lines = [f"Untagged: {tag}" for tag in (*untag, *image.digests)]
         if users:
@@ -339,7 +402,9 @@ class ImageStore:
         doomed: list[Path] = []
         for folder in ("layouts", "rootfs"):
             for path in (self._root / folder).iterdir():
-                if path.name not in kept and (path.name.startswith(".") or not self._users(f"sha256:{path.name}")):
+                if path.name not in kept and (
+                    path.name.startswith(".") or not self._users(f"sha256:{path.name}")
+                ):
                     aside = path if path.name.startswith(".") else path.with_name(f".{path.name}.old")
                     with contextlib.suppress(OSError):
                         os.replace(path, aside)
@@ -375,7 +440,9 @@ class ImageStore:
         return entry.image.tags[0] if entry and entry.image.tags else image_id
 
     def _save(self) -> None:
-        write_atomically(self._root / "index.json", msgspec.json.encode(list(self._images.values())), sync=True)
+        write_atomically(
+            self._root / "index.json", msgspec.json.encode(list(self._images.values())), sync=True
+        )
 
 
 def digest_of(data: bytes) -> str:
@@ -387,7 +454,9 @@ def _document(raw: bytes, name: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(raw, type=dict[str, Any])
     except msgspec.DecodeError as error:
-        raise Unavailable(f"pull of {name}: the registry sent a document that is not JSON ({error})") from error
+        raise Unavailable(
+            f"pull of {name}: the registry sent a document that is not JSON ({error})"
+        ) from error
 
 
 def _is_hex(text: str) -> bool:
@@ -400,4 +469,3 @@ def _tree_size(root: Path) -> int:
         for name in names:
             total += os.lstat(os.path.join(folder, name)).st_size
     return total
-

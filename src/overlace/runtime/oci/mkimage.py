@@ -34,7 +34,9 @@ _EPOCH = "1970-01-01T00:00:00Z"
 
 
 class Variant(msgspec.Struct, frozen=True):
-    """One platform's image: a root file system and the OCI config's `config` object (Cmd, Env, Healthcheck, …)."""
+    """One platform's image: a root file system and the OCI config's `config` object (Cmd, Env, Healthcheck,
+    …).
+    """
 
     platform: Platform
     rootfs: Path
@@ -44,15 +46,31 @@ class Variant(msgspec.Struct, frozen=True):
 def busybox_rootfs(
     dest: Path, files: Mapping[str, Path | bytes] | None = None, *, applets: Iterable[str] | None = None
 ) -> Path:
-    """A root file system at `dest`: static busybox with its applets, the usual folders, and `files` (path -> source).
+    """A root file system at `dest`: static busybox with its applets, the usual folders, and `files` (path ->
+    source).
 
     A file is executable if its source file is; bytes are executable when they start with `#!`.
     Raises NotFound when busybox is not on this machine.
     """
     source = next((path for path in ("/bin/busybox", "/usr/bin/busybox") if os.path.exists(path)), None)
     if source is None:
-        raise NotFound("busybox is not installed on this host: install it (Debian: apt install busybox-static)")
-    for folder in ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/bin", "usr/sbin", "sbin", "var/tmp"):
+        raise NotFound(
+            "busybox is not installed on this host: install it (Debian: apt install busybox-static)"
+        )
+    for folder in (
+        "bin",
+        "dev",
+        "etc",
+        "proc",
+        "root",
+        "run",
+        "sys",
+        "tmp",
+        "usr/bin",
+        "usr/sbin",
+        "sbin",
+        "var/tmp",
+    ):
         (dest / folder).mkdir(parents=True, exist_ok=True)
     (dest / "tmp").chmod(0o1777)
     shutil.copy2(source, dest / "bin/busybox")
@@ -82,10 +100,12 @@ def _applets(busybox: str) -> list[str]:
 
 
 def write_layout(dest: Path, variants: Sequence[Variant], tag: str) -> str:
-    """Write an OCI layout at `dest` holding the variants under `tag` and return the digest a pull of `tag` resolves to.
+    """Write an OCI layout at `dest` holding the variants under `tag` and return the digest a pull of `tag`
+    resolves to.
 
-    One variant gives a single manifest; several give an image index whose entries carry os, architecture and os.version.
-    Layouts are added to: other tags and blobs at `dest` stay. Raises InvalidArgument when `variants` is empty.
+    One variant gives a single manifest; several give an image index whose entries carry os, architecture and
+    os.version. Layouts are added to: other tags and blobs at `dest` stay. Raises InvalidArgument when
+    `variants` is empty.
     """
     if not variants:
         raise InvalidArgument("variants: an image needs at least one platform")
@@ -159,7 +179,8 @@ def _tar(rootfs: Path) -> bytes:
 
 
 async def push(layout: Path, tag: str, reference: str, insecure: bool = True) -> str:
-    """Push what `tag` names in `layout` to `reference` (`host:port/name:tag`), all platforms; returns its digest.
+    """Push what `tag` names in `layout` to `reference` (`host:port/name:tag`), all platforms; returns its
+    digest.
 
     `insecure` speaks plain HTTP. Raises NotFound for an unknown tag, Unavailable with the registry's words.
     """
@@ -203,7 +224,9 @@ async def _push_blob(session: aiohttp.ClientSession, base: str, layout: Path, di
             raise Unavailable(f"push of blob {digest}: {answer.status} {await answer.text()}")
         location = answer.url.join(yarl.URL(answer.headers["Location"], encoded=True))
     async with session.put(
-        location.update_query(digest=digest), data=_blob(layout, digest), headers={"Content-Type": "application/octet-stream"}
+        location.update_query(digest=digest),
+        data=_blob(layout, digest),
+        headers={"Content-Type": "application/octet-stream"},
     ) as answer:
         if answer.status != 201:
             raise Unavailable(f"push of blob {digest}: {answer.status} {await answer.text()}")

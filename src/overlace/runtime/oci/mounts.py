@@ -20,18 +20,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _mount(source: str, target: Path, kind: str, flags: int, data: str) -> None:
-    if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data)) != 0:
+    if (
+        _libc.mount(
+            source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data)
+        )
+        != 0
+    ):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(target))
 
 
 def _escape(path: Path) -> str:
-    # overlayfs splits its options at commas and lowerdir at colons; a backslash keeps either (Documentation/filesystems/overlayfs).
+    # overlayfs splits its options at commas and lowerdir at colons; a backslash keeps either
+    # (Documentation/filesystems/overlayfs).
     return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
-    """Mount `lower` (read-only) under `upper` at `target`. Raises Internal with the kernel's words and a remedy."""
+    """Mount `lower` (read-only) under `upper` at `target`. Raises Internal with the kernel's words and a
+    remedy.
+    """
     data = f"lowerdir={_escape(lower)},upperdir={_escape(upper)},workdir={_escape(work)}"
     try:
         _mount("overlay", target, "overlay", 0, data)
@@ -44,7 +52,9 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
 
 
 def mount_tmpfs(target: Path, mode: int = 0o755) -> None:
-    """A tmpfs for secrets: no devices, no set-uid, no execution and, where the kernel can (6.4), never swapped out."""
+    """A tmpfs for secrets: no devices, no set-uid, no execution and, where the kernel can (6.4), never
+    swapped out.
+    """
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
     try:
         try:
@@ -76,7 +86,12 @@ def mounted_below(folder: Path) -> Iterator[Path]:
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
             raw = line.split()[4]
-            point = raw.replace(b"\\040", b" ").replace(b"\\011", b"\t").replace(b"\\012", b"\n").replace(b"\\134", b"\\")
+            point = (
+                raw.replace(b"\\040", b" ")
+                .replace(b"\\011", b"\t")
+                .replace(b"\\012", b"\n")
+                .replace(b"\\134", b"\\")
+            )
             if point == prefix or point.startswith(prefix + b"/"):
                 found.append(point)
     for point in sorted(found, key=lambda item: item.count(b"/"), reverse=True):

@@ -1,7 +1,7 @@
 """Which manifest of an image index a host takes.
 
-Pure. Must not know registries. Rules: image-spec `image-index.md`; for Windows Docker's own (the host's build decides:
-Microsoft's "Windows container version compatibility"), here without Hyper-V isolation.
+Pure. Must not know registries. Rules: image-spec `image-index.md`; for Windows Docker's own (the host's build
+decides: Microsoft's "Windows container version compatibility"), here without Hyper-V isolation.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from overlace.model.errors import NotFound
 from overlace.runtime.base import Platform
 
 _ARCHITECTURES = {
-    "x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "armhf": "arm", "armv7l": "arm", "i386": "386", "i686": "386"
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "armhf": "arm",
+    "armv7l": "arm",
+    "i386": "386",
+    "i686": "386",
 }
-INDEX_TYPES = frozenset({
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-})
+INDEX_TYPES = frozenset(
+    {
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    }
+)
 
 
 def normal_architecture(name: str) -> str:
@@ -81,10 +89,10 @@ def _variant_rank(variant: str) -> tuple[int, ...]:
 def choose_manifest(index: dict[str, Any], host: Platform, name: str) -> dict[str, Any]:
     """The descriptor of `index` this host takes.
 
-    Windows: the entry with the host's own build (first three parts of os.version; among several the highest revision
-    not above the host's, else the highest), otherwise the highest build not newer; an entry without os.version comes last.
-    Others: the highest variant the host can run, the first of equals.
-    Raises NotFound in Docker's words when there is none.
+    Windows: the entry with the host's own build (first three parts of os.version; among several the highest
+    revision not above the host's, else the highest), otherwise the highest build not newer; an entry without
+    os.version comes last. Others: the highest variant the host can run, the first of equals. Raises NotFound
+    in Docker's words when there is none.
     """
     host = normal(host)
     fitting: list[tuple[Platform, dict[str, Any]]] = []
@@ -97,7 +105,9 @@ def choose_manifest(index: dict[str, Any], host: Platform, name: str) -> dict[st
         if runs_on(candidate, host):
             fitting.append((candidate, descriptor))
     if not fitting:
-        raise NotFound(f"no matching manifest for {platform_text(host)} in the manifest list entries of {name}")
+        raise NotFound(
+            f"no matching manifest for {platform_text(host)} in the manifest list entries of {name}"
+        )
     if host.os != "windows":
         return max(fitting, key=lambda pair: _variant_rank(pair[0].variant))[1]
     build = _version(host.os_version)

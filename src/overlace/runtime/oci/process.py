@@ -26,8 +26,20 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 def tool_environment() -> dict[str, str]:
-    """What a tool needs of our environment and no more; proxies are the administrator's word on how to reach registries."""
-    kept = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    """What a tool needs of our environment and no more; proxies are the administrator's word on how to reach
+    registries.
+    """
+    kept = (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "TMPDIR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    )
     environment = {key: os.environ[key] for key in kept if key in os.environ}
     environment["PATH"] = os.environ.get("PATH") or _PATH
     environment["HOME"] = "/root"
@@ -44,7 +56,9 @@ def require_tool(name: str, package: str | None = None) -> str:
     """Full path of a program; raises Unavailable naming the Debian package to install."""
     path = find_tool(name)
     if path is None:
-        raise Unavailable(f"{name} is not installed on this host: install it (Debian: apt install {package or name})")
+        raise Unavailable(
+            f"{name} is not installed on this host: install it (Debian: apt install {package or name})"
+        )
     return path
 
 
@@ -68,7 +82,9 @@ async def run_tool(
         stdout, stderr = await asyncio.wait_for(process.communicate(), timeout)
     except TimeoutError:
         await _kill(process)
-        raise Internal(f"{os.path.basename(argv[0])} did not end within {timeout:g} s and was killed") from None
+        raise Internal(
+            f"{os.path.basename(argv[0])} did not end within {timeout:g} s and was killed"
+        ) from None
     except BaseException:
         await asyncio.shield(_kill(process))
         raise

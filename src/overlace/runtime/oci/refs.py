@@ -68,7 +68,9 @@ def parse_reference(text: str) -> Reference:
     if "@" in rest:
         rest, digest = rest.split("@", 1)
         if not _DIGEST.fullmatch(digest):
-            raise InvalidArgument(f'invalid reference format: "{text}": digest must be sha256:<64 hex digits>')
+            raise InvalidArgument(
+                f'invalid reference format: "{text}": digest must be sha256:<64 hex digits>'
+            )
     tag = ""
     head, _, last = rest.rpartition("/")
     if ":" in last:
@@ -77,9 +79,7 @@ def parse_reference(text: str) -> Reference:
             raise InvalidArgument(f'invalid reference format: "{text}": bad tag "{tag}"')
     name = f"{head}/{last}" if head else last
     if _HEX.fullmatch(name):
-        raise InvalidArgument(
-            f"invalid repository name ({name}), cannot specify 64-byte hexadecimal strings"
-        )
+        raise InvalidArgument(f"invalid repository name ({name}), cannot specify 64-byte hexadecimal strings")
     first, slash, remainder = name.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first != first.lower()):
         domain, path = first, remainder
@@ -101,4 +101,8 @@ def is_insecure(domain: str, insecure_registries: frozenset[str]) -> bool:
     if domain in insecure_registries:
         return True
     host = domain.rsplit(":", 1)[0] if not domain.endswith("]") else domain
-    return host in insecure_registries or host in ("localhost", "[::1]") or bool(re.match(r"127\.\d+\.\d+\.\d+$", host))
+    return (
+        host in insecure_registries
+        or host in ("localhost", "[::1]")
+        or bool(re.match(r"127\.\d+\.\d+\.\d+$", host))
+    )

@@ -1,7 +1,7 @@
 """Talking to registries, by way of skopeo.
 
-Owns the command lines, the credentials' way to skopeo (an anonymous memory file: never on disk, never in an argument
-list) and the telling of failures in the registry's own words. Must not know the local image store.
+Owns the command lines, the credentials' way to skopeo (an anonymous memory file: never on disk, never in an
+argument list) and the telling of failures in the registry's own words. Must not know the local image store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from overlace.runtime.oci.refs import Reference, is_insecure
 
 _INSPECT_TIMEOUT = 60.0
 _FATAL = re.compile(r'level=(?:fatal|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
-_UNKNOWN = ("manifest unknown", "name unknown", "repository name not known", "name invalid", "status code 404", "404 (not found)")
+_UNKNOWN = (
+    "manifest unknown",
+    "name unknown",
+    "repository name not known",
+    "name invalid",
+    "status code 404",
+    "404 (not found)",
+)
 
 
 def registry_words(stderr: str) -> str:
@@ -34,9 +41,13 @@ def registry_words(stderr: str) -> str:
             words = json.loads(words)
         except ValueError:
             words = words.strip('"')
-    words = re.sub(r'^(?:Error (?:parsing|reading) (?:image name|manifest) )?"?docker://[^"]*"?: ?', "", words)
+    words = re.sub(
+        r'^(?:Error (?:parsing|reading) (?:image name|manifest) )?"?docker://[^"]*"?: ?', "", words
+    )
     words = re.sub(r'^Error parsing image name "docker://[^"]*": ?', "", words)
-    return re.sub(r"^(?:initializing source docker://\S+: |copying system image from manifest list: )+", "", words)
+    return re.sub(
+        r"^(?:initializing source docker://\S+: |copying system image from manifest list: )+", "", words
+    )
 
 
 def pull_error(name: str, stderr: str) -> OverlaceError:
@@ -73,29 +84,47 @@ def _memory_file(data: bytes) -> Iterator[int]:
 
 
 class Skopeo:
-    """Three verbs on a remote image; each raises as `pull_error` says, Unavailable when skopeo is not installed."""
+    """Three verbs on a remote image; each raises as `pull_error` says, Unavailable when skopeo is not
+    installed.
+    """
 
     def __init__(self, insecure_registries: frozenset[str]) -> None:
         self._insecure = insecure_registries
 
-    async def manifest(self, reference: Reference, digest: str, name: str, auth: RegistryAuth | None) -> bytes:
-        """The raw manifest or index; its digest is the sha256 of these bytes (checked when `digest` or the reference pins one)."""
+    async def manifest(
+        self, reference: Reference, digest: str, name: str, auth: RegistryAuth | None
+    ) -> bytes:
+        """The raw manifest or index; its digest is the sha256 of these bytes (checked when `digest` or the
+        reference pins one).
+        """
         data = (await self._inspect(["--raw"], reference, digest, name, auth)).stdout
         pinned = digest or reference.digest
         actual = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if pinned and pinned != actual:
-            raise Unavailable(f"pull of {name}: the registry sent a manifest with digest {actual} for {pinned}")
+            raise Unavailable(
+                f"pull of {name}: the registry sent a manifest with digest {actual} for {pinned}"
+            )
         return data
 
     async def config(self, reference: Reference, digest: str, name: str, auth: RegistryAuth | None) -> bytes:
         """The raw image config of a single manifest, Docker's extensions (Healthcheck) included."""
         return (await self._inspect(["--raw", "--config"], reference, digest, name, auth)).stdout
 
-    async def copy(self, reference: Reference, digest: str, name: str, layout: Path, auth: RegistryAuth | None) -> None:
+    async def copy(
+        self, reference: Reference, digest: str, name: str, layout: Path, auth: RegistryAuth | None
+    ) -> None:
         """Copy the manifest `digest` with its blobs into the OCI layout at `layout`, under the tag `image`."""
         insecure = is_insecure(reference.domain, self._insecure)
         options = ["copy", "--quiet", f"--src-tls-verify={_flag(not insecure)}"]
-        await self._run(options, [reference.docker_source(digest), f"oci:{layout}:image"], "--src-authfile", reference, name, auth, None)
+        await self._run(
+            options,
+            [reference.docker_source(digest), f"oci:{layout}:image"],
+            "--src-authfile",
+            reference,
+            name,
+            auth,
+            None,
+        )
 
     async def _inspect(
         self, options: list[str], reference: Reference, digest: str, name: str, auth: RegistryAuth | None
@@ -107,12 +136,25 @@ class Skopeo:
         )
 
     async def _run(
-        self, options: list[str], operands: list[str], auth_option: str,
-        reference: Reference, name: str, auth: RegistryAuth | None, timeout: float | None,
+        self,
+        options: list[str],
+        operands: list[str],
+        auth_option: str,
+        reference: Reference,
+        name: str,
+        auth: RegistryAuth | None,
+        timeout: float | None,
     ) -> Finished:
         tool = require_tool("skopeo")
         with _memory_file(auth_document(reference.domain, auth)) as descriptor:
-            argv = [tool, "--insecure-policy", *options, auth_option, f"/proc/self/fd/{descriptor}", *operands]
+            argv = [
+                tool,
+                "--insecure-policy",
+                *options,
+                auth_option,
+                f"/proc/self/fd/{descriptor}",
+                *operands,
+            ]
             try:
                 finished = await run_tool(argv, pass_fds=(descriptor,), timeout=timeout)
             except Internal as error:

@@ -1,0 +1,231 @@
+"""Making and unmaking what a container needs on disk and in memory before it can start.
+
+Owns folders, the files below /etc, secrets, configs and volumes of a container. Must not run containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from overlace.model.errors import Internal, InvalidArgument
+from overlace.runtime.base import ContainerConfig, FileMount
+from overlace.runtime.oci.files import read_scoped, remove_tree
+from overlace.runtime.oci.mounts import mount_overlay, mount_tmpfs, mounted_below, unmount
+from overlace.runtime.oci.records import Places
+from overlace.runtime.oci.spec import INIT_TARGET, HostMount, Resolved, container_path
+from overlace.runtime.oci.users import WINDOWS_ACCOUNTS, User, find_user
+from overlace.runtime.oci.volumes import VolumeStore
+
+_SECRETS_TARGET = "/run/secrets"
+_INITS = (
+    "/usr/bin/docker-init",
+    "/usr/bin/tini-static",
+    "/usr/libexec/podman/catatonit",
+    "/usr/bin/catatonit",
+    "/usr/bin/tini",
+)
+_FILE_OPTIONS = ("bind", "rprivate", "nosuid", "nodev")
+_LOOPBACK = (
+    "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n"
+    "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+)
+
+
+def user_of(resolved: Resolved, config: ContainerConfig, rootfs: Path, *, windows: bool) -> User:
+    """The container's user, looked up in the image. Raises InvalidArgument in Docker's words."""
+    name = resolved.user
+    if windows and name.lower() in WINDOWS_ACCOUNTS:
+        name = ""
+    return find_user(
+        name, read_scoped(rootfs, "/etc/passwd"), read_scoped(rootfs, "/etc/group"), config.groups
+    )
+
+
+def init_program() -> str:
+    """A tiny init on this host. Raises InvalidArgument when there is none."""
+    for path in _INITS:
+        if os.access(path, os.X_OK):
+            return path
+    raise InvalidArgument(
+        "init: no init program on this host: install tini (Debian: apt install tini) or leave init off"
+    )
+
+
+def make_folders(places: Places, image_root: Path) -> None:
+    """The container's folders; the writable layer's top looks like the image's. Raises Internal."""
+    try:
+        for folder in (places.data.parent, places.bundle.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places.data.mkdir(mode=0o700)
+        places.bundle.mkdir(mode=0o700)
+        for folder in (places.upper, places.work, places.rootfs, places.etc):
+            folder.mkdir()
+        top = image_root.stat()
+        places.upper.chmod(top.st_mode & 0o7777)
+        os.chown(places.upper, top.st_uid, top.st_gid)
+    except OSError as error:
+        raise Internal(f"cannot create container folder {error.filename}: {error.strerror}") from error
+
+
+def etc_binds(
+    places: Places, config: ContainerConfig, resolved: Resolved, taken: frozenset[str]
+) -> list[HostMount]:
+    """Write hosts, hostname and resolv.conf; bind them unless a mount of the container's own has that place."""
+    content = {"hosts": hosts_text(config, resolved, ()), "hostname": f"{resolved.hostname}\n"}
+    if config.resolv_conf:
+        content["resolv.conf"] = config.resolv_conf
+    binds = []
+    for name, text in content.items():
+        target = f"/etc/{name}"
+        if target not in taken:
+            _write(places.etc / name, text.encode(), 0o644)
+            binds.append(HostMount(str(places.etc / name), target, config.read_only, ("bind", "rprivate")))
+    return binds
+
+
+def hosts_text(config: ContainerConfig, resolved: Resolved, addresses: Iterable[str]) -> str:
+    """/etc/hosts: loopback, the extra hosts, and the container's own name at its addresses unless an extra
+    host has it.
+    """
+    lines = [f"{address}\t{name}\n" for name, address in config.hosts]
+    if resolved.hostname not in {name for name, _ in config.hosts}:
+        lines += [f"{address}\t{resolved.hostname}\n" for address in addresses]
+    return _LOOPBACK + "".join(lines)
+
+
+def write_hosts(places: Places, config: ContainerConfig, resolved: Resolved, pid: int) -> None:
+    """Complete the hosts file of a created container with the addresses its network namespace has. Same
+    inode: it is bound.
+    """
+    path = places.etc / "hosts"
+    if path.exists():
+        try:
+            table = Path(f"/proc/{pid}/net/fib_trie").read_text()
+        except OSError:
+            table = ""
+        path.write_text(hosts_text(config, resolved, local_addresses(table)))
+
+
+def local_addresses(fib_trie: str) -> tuple[str, ...]:
+    """The IPv4 addresses a namespace owns, loopback left out, from /proc/<pid>/net/fib_trie. Pure."""
+    found: dict[str, None] = {}
+    address = ""
+    for line in fib_trie.splitlines():
+        words = line.split()
+        if words[:1] in (["|--"], ["+--"]):
+            address = words[1]
+        elif words[:3] == ["/32", "host", "LOCAL"] and not address.startswith("127."):
+            found[address] = None
+    return tuple(found)
+
+
+def file_binds(places: Places, files: Iterable[FileMount], *, windows: bool) -> tuple[list[HostMount], bool]:
+    """Place secrets (tmpfs only) and configs; returns their binds and whether there are secrets. Raises
+    Internal.
+    """
+    binds: list[HostMount] = []
+    has_secrets = False
+    folder_bound = False
+    for number, file in enumerate(files):
+        target = posixpath.normpath(container_path(file.target, windows))
+        if not file.secret:
+            source = places.files / str(number)
+            places.files.mkdir(mode=0o700, exist_ok=True)
+        else:
+            if not has_secrets:
+                places.secrets.mkdir(exist_ok=True)
+                mount_tmpfs(places.secrets)
+                has_secrets = True
+            below = posixpath.relpath(target, _SECRETS_TARGET)
+            if below.startswith(".."):
+                source = places.secrets / "elsewhere" / str(number)
+            else:
+                source = places.secrets / "run" / below
+            source.parent.mkdir(parents=True, exist_ok=True)
+            if not below.startswith(".."):
+                if not folder_bound:
+                    options = (*_FILE_OPTIONS, "noexec")
+                    binds.append(HostMount(str(places.secrets / "run"), _SECRETS_TARGET, True, options))
+                    folder_bound = True
+                _write(source, file.data, file.mode, file.uid, file.gid)
+                continue
+        _write(source, file.data, file.mode, file.uid, file.gid)
+        binds.append(HostMount(str(source), target, True, _FILE_OPTIONS))
+    return binds, has_secrets
+
+
+def _write(path: Path, data: bytes, mode: int, uid: int = 0, gid: int = 0) -> None:
+    try:
+        descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            os.fchown(file.fileno(), uid, gid)
+            os.fchmod(file.fileno(), mode)
+    except OSError as error:
+        raise Internal(f"cannot write {path}: {error.strerror}") from error
+
+
+async def mount_binds(
+    config: ContainerConfig, resolved: Resolved, volumes: VolumeStore, image_root: Path, *, windows: bool
+) -> tuple[list[HostMount], list[str]]:
+    """Binds for the bind and volume mounts, and the names of the anonymous volumes made for them.
+
+    Raises InvalidArgument for a bind source that is not there (Docker's words), Internal.
+    """
+    binds: list[HostMount] = []
+    anonymous: list[str] = []
+    wanted = [(m, container_path(m.target, windows)) for m in config.mounts if m.type != "tmpfs"]
+    try:
+        for mount, target in wanted:
+            options = ("rbind", mount.propagation or "rprivate")
+            if mount.type == "bind":
+                if not os.path.exists(mount.source):
+                    raise InvalidArgument(
+                        f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
+                    )
+                source = mount.source
+            else:
+                name = mount.source
+                if not name:
+                    name = secrets.token_hex(32)
+                    anonymous.append(name)
+                source = str(await volumes.ensure(name, image_root, target))
+            binds.append(HostMount(source, target, mount.read_only, options))
+        for target in resolved.volumes:
+            name = secrets.token_hex(32)
+            anonymous.append(name)
+            binds.append(HostMount(str(await volumes.ensure(name, image_root, target)), target))
+    except BaseException:
+        for name in anonymous:
+            await volumes.remove(name)
+        raise
+    return binds, anonymous
+
+
+def init_bind() -> HostMount:
+    """The init program at its place in the container."""
+    return HostMount(init_program(), INIT_TARGET, True, ("bind", "rprivate"))
+
+
+def mount_root(places: Places, image_root: Path) -> None:
+    """The container's root file system, fresh at every start."""
+    unmount(places.rootfs)
+    mount_overlay(image_root, places.upper, places.work, places.rootfs)
+
+
+async def remove_places(places: Places) -> None:
+    """Everything `make_folders` and later steps made, mounts first. The record goes first of all, so that a
+    crash in the
+    middle leaves something the next open recognises as half a container."""
+    places.state.unlink(missing_ok=True)
+    for point in list(mounted_below(places.bundle)):
+        unmount(point)
+    await asyncio.to_thread(remove_tree, places.bundle)
+    await asyncio.to_thread(remove_tree, places.data)
