@@ -13,7 +13,7 @@ import msgspec
 
 from overlace.lab.lab import Lab, say_on_stderr
 from overlace.lab.layout import DEFAULT_NAME, UNDERLAY_MTU
-from overlace.model.errors import InvalidArgument, NotFound
+from overlace.model.errors import Conflict, InvalidArgument
 
 
 @click.group()
@@ -120,8 +120,20 @@ def exec_(ctx: click.Context, where: tuple[str, ...]) -> None:
 
 
 def _find(where: tuple[str, ...]) -> tuple[Lab, str]:
+    if len(where) > 2:
+        raise InvalidArgument(f"{' '.join(where)}: say [NAME] HOST, no more")
     name, host = where if len(where) == 2 else (DEFAULT_NAME, where[0])
     return Lab.open(name), host
+
+
+@lab.command()
+@click.argument("where", nargs=-1, required=True, metavar="[NAME] HOST")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing what is written.")
+def logs(where: tuple[str, ...], follow: bool) -> None:
+    """Print the log of HOST's daemon; `registry` has one too."""
+    found, host = _find(where)
+    path = found.log(host)
+    os.execvp("tail", ["tail", "-n", "+1", *(["-F"] if follow else []), path])
 
 
 @lab.command()
@@ -168,5 +180,5 @@ def demo(keep: bool, name: str) -> None:
     from overlace.lab.demo import run_demo
 
     if name in Lab.names():
-        raise NotFound(f"lab {name} is up already, from an earlier demo: overlace lab down {name}")
+        raise Conflict(f"lab {name} is up already, from an earlier demo: overlace lab down {name}")
     raise SystemExit(run_demo(name, keep))

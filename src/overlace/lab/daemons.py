@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from overlace.lab import engine, netns, processes
-from overlace.lab.layout import WINDOWS_BUILD, Host, LabPlan
+from overlace.lab.layout import OUTSIDE_ADDRESS, WINDOWS_BUILD, Host, LabPlan
 from overlace.lab.shell import tail
 from overlace.model.errors import Internal
 
@@ -33,7 +33,9 @@ def daemon_argv(plan: LabPlan, host: Host) -> list[str]:
     """The daemon's command line, without the program: what a person would type on such a host."""
     argv = ["daemon", "--data-root", host.data_root, "--exec-root", host.exec_root]
     argv += ["-H", f"unix://{host.socket}", "--hostname", host.name, "--underlay-address", host.address]
-    argv += ["--insecure-registry", plan.registry]
+    # Names that are no service are asked beyond the underlay, where nobody listens unless a test starts a
+    # server there: a lab never asks this machine's own name servers, and a refusal comes at once.
+    argv += ["--insecure-registry", plan.registry, "--dns", OUTSIDE_ADDRESS]
     if host.emulated:
         argv += ["--emulate-windows", WINDOWS_BUILD]
     return argv

@@ -31,7 +31,14 @@ from overlace.lab.layout import (
     plan_number,
 )
 from overlace.lab.shell import run
-from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, PermissionDenied
+from overlace.model.errors import (
+    Conflict,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    OverlaceError,
+    PermissionDenied,
+)
 
 BPFFS = "/sys/fs/bpf"
 STATE = "lab.json"
@@ -206,6 +213,15 @@ class Lab:
         """The daemon's process, None when it does not run."""
         host = self.host(name)
         return processes.read_pid(host.pidfile, host.netns) if host.pidfile else None
+
+    def log(self, name: str) -> str:
+        """Path of the log of a host's daemon, or of the registry's."""
+        if name == "registry":
+            return daemons.registry_files(self.plan)[0]
+        host = self.host(name)
+        if not host.log:
+            raise InvalidArgument(f"{name} runs no daemon, so it has no log")
+        return host.log
 
     def answers(self, name: str) -> bool:
         """True when the host's daemon answers on its socket."""

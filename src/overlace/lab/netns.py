@@ -71,6 +71,8 @@ def ensure_switch(plan: LabPlan) -> None:
             f"addr add {OUTSIDE_ADDRESS}/32 dev lo",
         ],
     )
+    # A router, so that what has no way out is answered "unreachable" at once and not after a time-out.
+    run([*enter(plan.switch), "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
     # Where br_netfilter is built in, bridged frames would walk iptables: a switch does not.
     for knob in ("iptables", "ip6tables", "arptables"):
         path = f"/proc/sys/net/bridge/bridge-nf-call-{knob}"
