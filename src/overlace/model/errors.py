@@ -24,6 +24,7 @@ class OverlaceError(Exception):
 
     status = 500
     code = "Unknown"
+    swarm = False  # set on errors of the swarm's control API: shown as `rpc_text` at Docker's API
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -1,0 +1,309 @@
+"""Templates in a service's env, hostname and mounts: `{{.Service.Name}}.{{.Task.Slot}}` and the like.
+
+Owns the placeholders and the part of Go's text/template people use with them: fields, `index`, `join`,
+`print`, `printf`, string and number literals, parentheses, pipelines, `{{-` and `-}}`. Pure. Control checks
+with it, the agent expands with it. Placeholders and words: swarmkit template/ (context.go, expand.go).
+Control structures (`if`, `range`, variables) are refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from overlace.model.errors import InvalidArgument
+from overlace.model.specs import ContainerSpec, Labels, Mount
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What the placeholders stand for. `task_slot` 0 (global services) reads as the node's id, as in
+    SwarmKit."""
+
+    service_id: str = ""
+    service_name: str = ""
+    service_labels: Labels = {}
+    node_id: str = ""
+    node_hostname: str = ""
+    node_os: str = ""
+    node_architecture: str = ""
+    task_id: str = ""
+    task_name: str = ""
+    task_slot: int = 0
+
+    def root(self) -> dict[str, Any]:
+        return {
+            "Service": {
+                "ID": self.service_id,
+                "Name": self.service_name,
+                "Labels": _Map(self.service_labels),
+            },
+            "Node": {
+                "ID": self.node_id,
+                "Hostname": self.node_hostname,
+                "Platform": {"Architecture": self.node_architecture, "OS": self.node_os},
+            },
+            "Task": {
+                "ID": self.task_id,
+                "Name": self.task_name,
+                "Slot": str(self.task_slot) if self.task_slot else self.node_id,
+            },
+        }
+
+
+class _Map(dict[str, str]):
+    """A map in Go's sense (any key may be asked for), not one of the context's structs."""
+
+
+_ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
+_TOKEN = re.compile(
+    r"""(?P<space>\s+)
+    |(?P<field>(?:\.[A-Za-z_]\w*)+)
+    |(?P<dot>\.)
+    |(?P<string>"(?:[^"\\\n]|\\.)*"|`[^`]*`)
+    |(?P<number>-?\d+)
+    |(?P<word>[A-Za-z_]\w*)
+    |(?P<mark>[()|])
+    |(?P<bad>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_CONTROL = frozenset(
+    ("if", "else", "end", "range", "with", "define", "template", "block", "break", "continue")
+)
+
+
+def expand(text: str, context: Context) -> str:
+    """`text` with its placeholders filled in.
+
+    Raises InvalidArgument `template: expansion:…` for one that does not parse or names something unknown.
+    """
+    if "{{" not in text:
+        return text
+    root = context.root()
+    out: list[str] = []
+    at = 0
+    trim = False
+    for found in _ACTION.finditer(text):
+        literal = text[at : found.start()]
+        if trim:
+            literal = literal.lstrip()
+        out.append(literal.rstrip() if found[1] else literal)
+        if not (found[2].startswith("/*") and found[2].endswith("*/")):
+            out.append(_show(_Action(text, found.start(2), found[2]).value(root)))
+        trim = bool(found[3])
+        at = found.end()
+    rest = text[at:]
+    if "{{" in rest:
+        raise _error(text, at + rest.index("{{"), "unclosed action", parsing=True)
+    out.append(rest.lstrip() if trim else rest)
+    return "".join(out)
+
+
+def expand_container(spec: ContainerSpec, context: Context) -> ContainerSpec:
+    """The spec with env, hostname, mounts, volume labels and driver options expanded.
+
+    Raises InvalidArgument in SwarmKit's words, `expanding env failed: expanding env "A={{.Foo}}": template:
+    …`."""
+    mounts = [_expand_mount(mount, context) for mount in spec.mounts]
+    env = [_expand_env(entry, context) for entry in spec.env]
+    with_hostname = _naming("expanding hostname failed", lambda: expand(spec.hostname, context))
+    return msgspec.structs.replace(spec, mounts=mounts, env=env, hostname=with_hostname)
+
+
+def _expand_env(entry: str, context: Context) -> str:
+    name, equals, value = entry.partition("=")
+    shown = entry.replace('"', '\\"')
+    return _naming(
+        f'expanding env failed: expanding env "{shown}"', lambda: name + equals + expand(value, context)
+    )
+
+
+def _expand_mount(mount: Mount, context: Context) -> Mount:
+    def of(what: str, text: str) -> str:
+        shown = text.replace('"', '\\"')
+        return _naming(f'expanding mounts failed: expanding {what} "{shown}"', lambda: expand(text, context))
+
+    options = mount.volume_options
+    if options is not None:
+        driver = options.driver_config
+        if driver is not None:
+            values = {key: of(f"driver option {key}", value) for key, value in driver.options.items()}
+            driver = msgspec.structs.replace(driver, options=values)
+        labels = {key: of(f"volume label {key}", value) for key, value in options.labels.items()}
+        options = msgspec.structs.replace(options, labels=labels, driver_config=driver)
+    return msgspec.structs.replace(
+        mount,
+        source=of("mount source", mount.source),
+        target=of("mount target", mount.target),
+        volume_options=options,
+    )
+
+
+def _naming(where: str, make: Callable[[], str]) -> str:
+    try:
+        return make()
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error.message}") from None
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, _Map):
+        return "map[" + " ".join(f"{key}:{value[key]}" for key in sorted(value)) + "]"
+    if isinstance(value, dict):
+        return "{" + " ".join(_show(member) for member in value.values()) + "}"
+    return str(value)
+
+
+def _error(text: str, at: int, what: str, *, node: str = "", parsing: bool = False) -> InvalidArgument:
+    line = text.count("\n", 0, at) + 1
+    column = at - (text.rfind("\n", 0, at) + 1)
+    if parsing:
+        return InvalidArgument(f"template: expansion:{line}: {what}")
+    return InvalidArgument(f'template: expansion:{line}:{column}: executing "expansion" at <{node}>: {what}')
+
+
+class _Action:
+    """What stands between `{{` and `}}`: a pipeline of commands, evaluated as it is read."""
+
+    def __init__(self, text: str, start: int, body: str) -> None:
+        self._text = text
+        self._tokens: list[tuple[str, str, int]] = []
+        for token in _TOKEN.finditer(body):
+            kind = str(token.lastgroup)
+            if kind == "space":
+                continue
+            at = start + token.start()
+            if kind == "bad":
+                what = "variables" if token[0] == "$" else f"unexpected {token[0]!r}"
+                if token[0] == "$":
+                    what += " are not supported here"
+                raise _error(text, at, f"{what} in command", parsing=True)
+            self._tokens.append((kind, token[0], at))
+        self._next = 0
+        self._end = start + len(body)
+
+    def value(self, root: dict[str, Any]) -> Any:
+        if not self._tokens:
+            raise _error(self._text, self._end, "missing value for command", parsing=True)
+        result = self._pipeline(root)
+        if self._next < len(self._tokens):
+            _, word, at = self._tokens[self._next]
+            raise _error(self._text, at, f'unexpected "{word}" in command', parsing=True)
+        return result
+
+    def _pipeline(self, root: dict[str, Any]) -> Any:
+        result = self._command(root, ())
+        while self._peek() == "|":
+            self._next += 1
+            result = self._command(root, (result,))
+        return result
+
+    def _command(self, root: dict[str, Any], piped: tuple[Any, ...]) -> Any:
+        if self._next >= len(self._tokens):
+            raise _error(self._text, self._end, "missing value for command", parsing=True)
+        kind, word, at = self._tokens[self._next]
+        if kind == "word":
+            if word in _CONTROL:
+                raise _error(
+                    self._text, at, f"{{{{{word}}}}} is not supported in service templates", parsing=True
+                )
+            self._next += 1
+            return self._call(word, at, [*self._operands(root), *piped])
+        operands = list(self._operands(root))
+        if not operands:
+            raise _error(self._text, at, f'unexpected "{word}" in command', parsing=True)
+        if len(operands) > 1 or piped:
+            raise _error(self._text, at, f"can't give argument to non-function {word}", node=word)
+        return operands[0]
+
+    def _operands(self, root: dict[str, Any]) -> Iterator[Any]:
+        while self._next < len(self._tokens):
+            kind, word, at = self._tokens[self._next]
+            if word in ("|", ")"):
+                return
+            self._next += 1
+            match kind:
+                case "field":
+                    yield self._field(root, word, at)
+                case "dot":
+                    yield root
+                case "string":
+                    yield _unquote(word)
+                case "number":
+                    yield int(word)
+                case "mark":
+                    value = self._pipeline(root)
+                    if self._peek() != ")":
+                        raise _error(self._text, at, "unclosed left paren", parsing=True)
+                    self._next += 1
+                    yield value
+                case _:
+                    yield self._call(word, at, [])
+
+    def _peek(self) -> str:
+        return self._tokens[self._next][1] if self._next < len(self._tokens) else ""
+
+    def _field(self, root: dict[str, Any], chain: str, at: int) -> Any:
+        value: Any = root
+        where = "*template.Context"
+        seen = ""
+        for name in chain[1:].split("."):
+            seen += f".{name}"
+            if isinstance(value, _Map):
+                if name not in value:
+                    raise _error(self._text, at, f'map has no entry for key "{name}"', node=seen)
+                value = value[name]
+            elif isinstance(value, dict) and name in value:
+                value = value[name]
+            else:
+                raise _error(self._text, at, f"can't evaluate field {name} in type {where}", node=seen)
+            where = "string" if isinstance(value, str) else f"template.{name}"
+        return value
+
+    def _call(self, name: str, at: int, arguments: list[Any]) -> Any:
+        match name:
+            case "index" if len(arguments) == 2 and isinstance(arguments[0], _Map):
+                return arguments[0].get(str(arguments[1]), "")
+            case "index":
+                problem = 'index takes a map and a key, as in index .Service.Labels "tier"'
+            case "join" if arguments:
+                return str(arguments[0]).join(_show(argument) for argument in arguments[1:])
+            case "join":
+                problem = "join takes a separator and the texts to join"
+            case "print":
+                return "".join(_show(argument) for argument in arguments)
+            case "printf" if arguments:
+                return self._printf(str(arguments[0]), arguments[1:], at)
+            case "printf":
+                problem = "printf takes a format"
+            case _:
+                raise _error(self._text, at, f'function "{name}" not defined', parsing=True)
+        raise _error(self._text, at, f"error calling {name}: {problem}", node=name)
+
+    def _printf(self, form: str, arguments: list[Any], at: int) -> str:
+        left = list(arguments)
+
+        def one(found: re.Match[str]) -> str:
+            if found[1] == "%":
+                return "%"
+            if not left:
+                raise _error(
+                    self._text, at, "error calling printf: too few values for the format", node="printf"
+                )
+            value = left.pop(0)
+            return '"' + _show(value) + '"' if found[1] == "q" else _show(value)
+
+        made = re.sub(r"%([%svdq])", one, form)
+        if left:
+            raise _error(
+                self._text, at, "error calling printf: too many values for the format", node="printf"
+            )
+        return made
+
+
+def _unquote(word: str) -> str:
+    if word[0] == "`":
+        return word[1:-1]
+    escapes = {"n": "\n", "t": "\t", "r": "\r"}
+    return re.sub(r"\\(.)", lambda found: escapes.get(found[1], found[1]), word[1:-1])
