@@ -16,7 +16,8 @@ from overlace.model.specs import PortConfig
 
 
 class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
-    """One task's whole network wish. Without attachments the task gets the node's local NAT network (`bridge`)."""
+    """One task's whole network wish. Without attachments the task gets the node's local NAT network
+    (`bridge`)."""
 
     task_id: str
     task_name: str
@@ -41,12 +42,15 @@ class NetworkDriver(Protocol):
         """Take over what an earlier process left; traffic of running containers goes on untouched."""
 
     async def apply_view(self, view: NetView, changed: set[str] | None) -> None:
-        """Make the host follow `view`; `changed` holds the keys that differ since the last call, None = anything."""
+        """Make the host follow `view`; `changed` holds the keys that differ since the last call, None =
+        anything."""
 
     async def attach(self, task: TaskNetwork) -> Attached:
-        """Sandbox, endpoints, addresses, DNS. Idempotent: also what a restarted agent calls for a running container.
+        """Sandbox, endpoints, addresses, DNS. Idempotent: also what a restarted agent calls for a running
+        container.
 
-        Raises InvalidArgument / Conflict (a host port is taken: `port ...`) / Unavailable (a network of the task is not in the view yet: retry).
+        Raises InvalidArgument / Conflict (a host port is taken: `port ...`) / Unavailable (a network of the
+        task is not in the view yet: retry).
         """
 
     async def detach(self, task_id: str) -> None:

@@ -1,7 +1,9 @@
-"""The tables a host's data path must hold: what the VFP compiler makes and what a data path (eBPF maps) is filled from.
+"""The tables a host's data path must hold: what the VFP compiler makes and what a data path (eBPF maps) is
+filled from.
 
-Owns the shape of that contract and the difference of two tables. Must not know HNS documents, maps or sockets.
-Addresses are `ipaddress`-style strings, MACs lower-case colon strings, VNI 0 means the underlay itself.
+Owns the shape of that contract and the difference of two tables. Must not know HNS documents, maps or
+sockets. Addresses are `ipaddress`-style strings, MACs lower-case colon strings, VNI 0 means the underlay
+itself.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class RemoteEndpoint(msgspec.Struct, frozen=True, tag="remote"):
 
 
 class Backend(msgspec.Struct, frozen=True):
-    """One member of a frontend: an endpoint's address on network `vni`; port 0 keeps the packet's own port."""
+    """One member of a frontend: an endpoint's address on network `vni`; port 0 keeps the packet's own
+    port."""
 
     vni: int
     address: str
@@ -67,10 +70,11 @@ class Backend(msgspec.Struct, frozen=True):
 
 
 class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
-    """A load-balanced address. In a network (`vni` > 0): a service VIP, protocol 0 and port 0 meaning all of them.
-    On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own. Backends are picked per
-    connection; an established connection keeps its backend for as long as it lives, even when the list changes. A frontend without
-    backends refuses (TCP reset or drop), it never leaks to the host."""
+    """A load-balanced address. In a network (`vni` > 0): a service VIP, protocol 0 and port 0 meaning all of
+    them. On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own.
+    Backends are picked per connection; an established connection keeps its backend for as long as it lives,
+    even when the list changes. A frontend without backends refuses (TCP reset or drop), it never leaks to
+    the host."""
 
     vni: int
     address: str

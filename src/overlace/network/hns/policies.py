@@ -1,0 +1,178 @@
+"""Policies of HCN v2 documents: `{"Type": ..., "Settings": {...}}`, one struct per type.
+
+Owns their shape (schema 2.0 to 2.4). Must not validate against state: that is validate.py.
+Source: Microsoft's published HCN schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Union
+
+import msgspec
+
+
+class Doc(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
+    """PascalCase members, zero ones omitted, as HNS writes them."""
+
+
+class Policy(Doc, frozen=True, tag_field="Type"):
+    """Base of all policies; the tag is HNS's `Type`."""
+
+
+class IsolationSettings(Doc, frozen=True):
+    isolation_id: int
+
+
+class Vsid(Policy, frozen=True, tag="VSID"):
+    settings: IsolationSettings
+
+
+class ProviderAddressSettings(Doc, frozen=True):
+    provider_address: str
+
+
+class ProviderAddress(Policy, frozen=True, tag="ProviderAddress"):
+    settings: ProviderAddressSettings
+
+
+class DrMacAddressSettings(Doc, frozen=True):
+    address: str
+
+
+class DrMacAddress(Policy, frozen=True, tag="DrMacAddress"):
+    settings: DrMacAddressSettings
+
+
+class NetAdapterNameSettings(Doc, frozen=True):
+    network_adapter_name: str
+
+
+class NetAdapterName(Policy, frozen=True, tag="NetAdapterName"):
+    settings: NetAdapterNameSettings
+
+
+class VxlanPortSettings(Doc, frozen=True):
+    port: int
+
+
+class VxlanPort(Policy, frozen=True, tag="VxlanPort"):
+    settings: VxlanPortSettings
+
+
+class AutomaticDnsSettings(Doc, frozen=True):
+    enable: bool = False
+
+
+class AutomaticDns(Policy, frozen=True, tag="AutomaticDNS"):
+    settings: AutomaticDnsSettings
+
+
+class RemoteSubnetRouteSettings(Doc, frozen=True):
+    destination_prefix: str
+    isolation_id: int
+    provider_address: str
+    distributed_router_mac_address: str
+
+
+class RemoteSubnetRoute(Policy, frozen=True, tag="RemoteSubnetRoute"):
+    settings: RemoteSubnetRouteSettings
+
+
+class NoSettings(Doc, frozen=True):
+    pass
+
+
+class HostRoute(Policy, frozen=True, tag="HostRoute"):
+    settings: NoSettings = msgspec.field(default_factory=NoSettings)
+
+
+class OutBoundNatSettings(Doc, frozen=True):
+    virtual_ip: str = msgspec.field(default="", name="VirtualIP")
+    exceptions: tuple[str, ...] = ()
+    destinations: tuple[str, ...] = ()
+    flags: int = 0
+
+
+class OutBoundNat(Policy, frozen=True, tag="OutBoundNAT"):
+    settings: OutBoundNatSettings
+
+
+class PortMappingSettings(Doc, frozen=True):
+    protocol: int
+    internal_port: int
+    external_port: int
+    vip: str = msgspec.field(default="", name="VIP")
+    flags: int = 0
+
+
+class PortMapping(Policy, frozen=True, tag="PortMapping"):
+    settings: PortMappingSettings
+
+
+class EncapOverheadSettings(Doc, frozen=True):
+    overhead: int
+
+
+class EncapOverhead(Policy, frozen=True, tag="EncapOverhead"):
+    settings: EncapOverheadSettings
+
+
+class InterfaceParametersSettings(Doc, frozen=True):
+    mtu: int = 0
+
+
+class InterfaceParameters(Policy, frozen=True, tag="InterfaceParameters"):
+    settings: InterfaceParametersSettings
+
+
+SubnetPolicy = Vsid
+NetworkPolicy = Union[
+    ProviderAddress, DrMacAddress, NetAdapterName, VxlanPort, AutomaticDns, RemoteSubnetRoute, HostRoute
+]
+EndpointPolicy = Union[ProviderAddress, OutBoundNat, PortMapping, EncapOverhead, InterfaceParameters]
+
+# Ordinals by declaration order of the schema's enumerations: clients may send `Type` as a number.
+NETWORK_POLICY_ORDER = [
+    "SourceMacAddress",
+    "NetAdapterName",
+    "InterfaceConstraint",
+    "VSwitchExtension",
+    "ProviderAddress",
+    "DrMacAddress",
+    "AutomaticDNS",
+    "RemoteSubnetRoute",
+    "VxlanPort",
+    "HostRoute",
+    "SetPolicy",
+    "L4Proxy",
+    "LayerConstraint",
+    "NetworkACL",
+]
+ENDPOINT_POLICY_ORDER = [
+    "PortMapping",
+    "ACL",
+    "QOS",
+    "L2Driver",
+    "OutBoundNAT",
+    "SDNRoute",
+    "L4Proxy",
+    "L4WFPPROXY",
+    "ProviderAddress",
+    "PortName",
+    "EncapOverhead",
+    "InterfaceConstraint",
+    "Encryption",
+    "VLAN",
+    "InterfaceParameters",
+    "Iov",
+    "TierAcl",
+]
+SUBNET_POLICY_ORDER = ["VLAN", "VSID"]
+
+
+def policy_of(policies: tuple[Any, ...], kind: type[Any]) -> Any | None:
+    """The first policy of that kind, or None."""
+    for policy in policies:
+        if isinstance(policy, kind):
+            return policy
+    return None

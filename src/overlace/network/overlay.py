@@ -1,0 +1,443 @@
+"""From the cluster's network view to the HNS documents this node must have. Pure.
+
+Owns what each network, endpoint, service and published port means as HNS documents, and which documents an
+object's change touches (cost follows the change). The same documents go to Windows' HNS and to ours. Must
+not know VFP, the kernel or asyncio. GUIDs are uuid5 of cluster ids, so that a restarted node recognises its
+own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+
+import msgspec
+
+from overlace.model.netview import (
+    EndpointEntry,
+    NetView,
+    NetworkEntry,
+    NodeEntry,
+    ServiceEntry,
+    container_mac,
+)
+from overlace.network.base import TaskNetwork
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import (
+    Document,
+    EndpointFlags,
+    Guid,
+    HostComputeEndpoint,
+    HostComputeLoadBalancer,
+    HostComputeNamespace,
+    HostComputeNetwork,
+    Ipam,
+    IpConfiguration,
+    LoadBalancerPortMapping,
+    NamespaceResource,
+    PortMappingFlags,
+    ResourceData,
+    Route,
+    Subnet,
+    normal_mac,
+)
+
+OWNER = "overlace"
+NAMES = uuid.UUID("7d1f6f0a-3c53-5f0e-9d0a-6f7665726c61")
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
+ENCAP_OVERHEAD = 50  # outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 octets
+ANYWHERE = "0.0.0.0/0"
+
+
+@lru_cache(maxsize=65536)
+def guid_of(*parts: str) -> Guid:
+    """The GUID of a cluster object's document, e.g. guid_of("endpoint", network_id, task_id)."""
+    return str(uuid.uuid5(NAMES, "/".join(parts))).upper()
+
+
+class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task of this node whose sandbox exists (or is being made)."""
+
+    task: TaskNetwork
+    mtu: dict[str, int] = {}  # by network id, fixed when the task came: HNS applies it once per endpoint
+    local_address: str = ""  # with prefix length, on the node's NAT network; only without attachments
+
+    @property
+    def placements(self) -> tuple[tuple[str, str], ...]:
+        """(network id, address with prefix length) in interface order."""
+        if not self.task.attachments:
+            return ((LOCAL_NETWORK, self.local_address),)
+        return tuple((a.network_id, a.addresses[0]) for a in self.task.attachments)
+
+
+def gateway_network(task: TaskNetwork, view: NetView) -> str:
+    """Id of the network that carries the task's default route and host ports: the first that is neither
+    internal nor ingress, else ingress, else none (""): a task on internal networks only reaches nothing else.
+    """
+    if not task.attachments:
+        return LOCAL_NETWORK
+    ingress = ""
+    for a in task.attachments:
+        network = view.network(a.network_id)
+        if network is None or network.internal:
+            continue
+        if network.ingress:
+            ingress = network.id
+            continue
+        return network.id
+    return ingress
+
+
+Source = tuple[str, ...]  # what documents are made from: ("network", id), ("endpoint", key), ...
+
+
+class OverlayPlanner:
+    """Keeps the documents this node must have, following a view and the local tasks.
+
+    `windows`: leave out what Windows' HNS refuses (load balancers without members or source VIP).
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        provider_address: str,
+        *,
+        windows: bool = False,
+        local_subnet: str = "172.17.0.0/16",
+    ) -> None:
+        self.node_id = node_id
+        self.provider_address = provider_address
+        self.windows = windows
+        self.local_subnet = local_subnet
+        self.documents: dict[Guid, Document] = {}
+        self._made: dict[Source, tuple[Guid, ...]] = {}
+        self._known: dict[str, EndpointEntry] = {}  # endpoint entries as last seen, by key
+        self._by_service: dict[tuple[str, str], dict[str, None]] = {}
+        self._by_node: dict[str, dict[str, None]] = {}
+        self._provider: dict[str, str] = {}  # provider address as last seen, by node
+        self._tasks_of: dict[str, set[str]] = {}  # network id -> local task ids
+        self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
+        self._exceptions: tuple[str, ...] = ()
+
+    def refresh(
+        self,
+        view: NetView,
+        changed: set[str] | None,
+        tasks: Mapping[str, LocalTask],
+        touched: Iterable[str] = (),
+    ) -> set[Guid]:
+        """Follow `view` (keys in `changed`, None: everything) and the tasks `touched`; returns the GUIDs
+        whose document came, changed or went."""
+        networks: dict[Source, None] = {}
+        endpoints: dict[Source, None] = {}
+        services: dict[Source, None] = {}
+        task_sources: dict[Source, None] = {("task", t): None for t in touched}
+        if changed is None:
+            # `touched` and everything known or viewed: one pass over all sources
+            changed = {e.key for e in view} | set(self._known)
+            changed |= {"/".join(s) for s in self._made if s[0] in ("network", "node", "service")}
+            task_sources = {("task", t): None for t in (*tasks, *self._task_networks, *touched)}
+        dirty_endpoints: set[str] = set()
+        for key in changed:
+            kind, _, rest = key.partition("/")
+            if kind == "endpoint":
+                dirty_endpoints.add(key)
+            elif kind == "service":
+                services[("service", *rest.split("/"))] = None
+            elif kind == "node":
+                networks[("node", rest)] = None
+                node = view.node(rest)
+                address = node.provider_address if node is not None else ""
+                if self._provider.get(rest, "") != address:
+                    self._provider[rest] = address
+                    dirty_endpoints.update(self._by_node.get(rest, ()))
+                if rest == self.node_id:
+                    services.update(
+                        {("service", e.network_id, e.service_id): None for e in view.of(ServiceEntry)}
+                    )
+            elif kind == "network":
+                networks[("network", rest)] = None
+                dirty_endpoints.update(e.key for e in view.endpoints(rest))
+                services.update({("service", rest, e.service_id): None for e in view.services(rest)})
+                networks.update({("node", n.id): None for n in view.of(NodeEntry) if rest in n.addresses})
+                task_sources.update({("task", t): None for t in self._tasks_of.get(rest, ())})
+                # an endpoint or service seen before its network waits for it under its own key
+        exceptions = tuple(sorted({s for n in view.of(NetworkEntry) for s in n.subnets}))
+        if exceptions != self._exceptions:
+            self._exceptions = exceptions
+            task_sources.update({("task", t): None for t in self._task_networks})
+        if any(not tasks[s[1]].task.attachments for s in task_sources if s[1] in tasks):
+            networks[("network", LOCAL_NETWORK)] = None
+        for key in dirty_endpoints:
+            endpoints[("endpoint", *key.split("/")[1:])] = None
+            for entry in (self._index(key, view), view.get(key)):
+                if isinstance(entry, EndpointEntry):
+                    services[("service", entry.network_id, entry.service_id)] = None
+        out: set[Guid] = set()
+        for source in networks:
+            out |= self._make(source, self._network(source, view))
+        for source in task_sources:
+            for network_id, service_id in self._task_networks.get(source[1], ()):
+                services[("service", network_id, service_id)] = None
+            out |= self._make(source, self._task(source[1], view, tasks))
+            for network_id, service_id in self._task_networks.get(source[1], ()):
+                services[("service", network_id, service_id)] = None
+        for source in endpoints:
+            out |= self._make(source, self._remote(source, view))
+        for source in services:
+            out |= self._make(source, self._service(source, view))
+        return out
+
+    # -- bookkeeping -----------------------------------------------------------------------------------------
+
+    def _make(self, source: Source, documents: Sequence[Document]) -> set[Guid]:
+        """Replace what `source` stands for; returns changed GUIDs."""
+        out: set[Guid] = set()
+        old = self._made.pop(source, ())
+        new = {d.id: d for d in documents}
+        for guid in old:
+            if guid not in new:
+                del self.documents[guid]
+                out.add(guid)
+        for guid, d in new.items():
+            if self.documents.get(guid) != d:
+                self.documents[guid] = d
+                out.add(guid)
+        if new:
+            self._made[source] = tuple(new)
+        return out
+
+    def _index(self, key: str, view: NetView) -> EndpointEntry | None:
+        """Bring the indexes up to `view` for one endpoint; returns the entry as it was before."""
+        old = self._known.pop(key, None)
+        if old is not None:
+            self._by_service.get((old.network_id, old.service_id), {}).pop(key, None)
+            if not self._by_service.get((old.network_id, old.service_id), True):
+                del self._by_service[(old.network_id, old.service_id)]
+            self._by_node.get(old.node_id, {}).pop(key, None)
+        new = view.get(key)
+        if isinstance(new, EndpointEntry):
+            self._known[key] = new
+            self._by_service.setdefault((new.network_id, new.service_id), {})[key] = None
+            self._by_node.setdefault(new.node_id, {})[key] = None
+        return old
+
+    # -- documents -------------------------------------------------------------------------------------------
+
+    def _network(self, source: Source, view: NetView) -> list[Document]:
+        if source[0] == "node":
+            return self._node(source[1], view)
+        if source[1] == LOCAL_NETWORK:
+            return [self._local_network()]
+        n = view.network(source[1])
+        if n is None:
+            return []
+        vsid = p.Vsid(p.IsolationSettings(n.vni))
+        subnets = tuple(
+            Subnet(ip_address_prefix=s, policies=(vsid,), routes=(Route(gateway, ANYWHERE),))
+            for s, gateway in zip(n.subnets, n.gateways, strict=False)
+        )
+        return [
+            HostComputeNetwork(
+                id=guid_of("network", n.id),
+                owner=OWNER,
+                name=n.name,
+                type="Overlay",
+                ipams=(Ipam("Static", subnets),),
+                policies=(p.ProviderAddress(p.ProviderAddressSettings(self.provider_address)),),
+            )
+        ]
+
+    def _local_network(self) -> HostComputeNetwork:
+        gateway = str(IPv4Network(self.local_subnet)[1])
+        subnet = Subnet(ip_address_prefix=self.local_subnet, routes=(Route(gateway, ANYWHERE),))
+        return HostComputeNetwork(
+            id=guid_of("network", LOCAL_NETWORK),
+            owner=OWNER,
+            name=LOCAL_NETWORK,
+            type="NAT",
+            ipams=(Ipam("Static", (subnet,)),),
+        )
+
+    def _node(self, node_id: str, view: NetView) -> list[Document]:
+        """A node's own address on each network: our source VIP here, a remote endpoint elsewhere."""
+        node = view.node(node_id)
+        if node is None:
+            return []
+        out: list[Document] = []
+        for network_id, text in sorted(node.addresses.items()):
+            network = view.network(network_id)
+            if network is None:
+                continue
+            address = text.split("/")[0]
+            remote = node_id != self.node_id
+            out.append(
+                HostComputeEndpoint(
+                    id=guid_of("node", network_id, node_id),
+                    owner=OWNER,
+                    name=f"{network.name}-{node.hostname or node_id}",
+                    host_compute_network=guid_of("network", network_id),
+                    mac_address=normal_mac(container_mac(address)),
+                    ip_configurations=(IpConfiguration(address, _prefix(network, address)),),
+                    policies=(_pa(node.provider_address if remote else self.provider_address),),
+                    flags=int(EndpointFlags.REMOTE) if remote else 0,
+                )
+            )
+        return out
+
+    def _remote(self, source: Source, view: NetView) -> list[Document]:
+        e = view.get("/".join(source))
+        if not isinstance(e, EndpointEntry) or e.node_id == self.node_id:
+            return []
+        node, network = view.node(e.node_id), view.network(e.network_id)
+        if node is None or network is None or not node.provider_address:
+            return []
+        return [
+            HostComputeEndpoint(
+                id=guid_of("endpoint", e.network_id, e.task_id),
+                owner=OWNER,
+                name=e.task_name,
+                host_compute_network=guid_of("network", e.network_id),
+                mac_address=normal_mac(e.mac),
+                ip_configurations=(IpConfiguration(e.address, _prefix(network, e.address)),),
+                policies=(_pa(node.provider_address),),
+                flags=int(EndpointFlags.REMOTE),
+            )
+        ]
+
+    def _task(self, task_id: str, view: NetView, tasks: Mapping[str, LocalTask]) -> list[Document]:
+        for network_id, _ in self._task_networks.pop(task_id, ()):
+            members = self._tasks_of.get(network_id, set())
+            members.discard(task_id)
+            if not members:
+                self._tasks_of.pop(network_id, None)
+        local = tasks.get(task_id)
+        if local is None:
+            return []
+        t = local.task
+        self._task_networks[task_id] = tuple((n, t.service_id) for n, _ in local.placements)
+        for network_id, _ in local.placements:
+            self._tasks_of.setdefault(network_id, set()).add(task_id)
+        via = gateway_network(t, view)
+        out: list[Document] = []
+        for network_id, text in local.placements:
+            network = view.network(network_id)
+            if network is None and network_id != LOCAL_NETWORK:
+                continue
+            address, _, length = text.partition("/")
+            gateway = (
+                _gateway(network, address) if network is not None else str(IPv4Network(self.local_subnet)[1])
+            )
+            out.append(
+                HostComputeEndpoint(
+                    id=guid_of("endpoint", network_id, task_id),
+                    owner=OWNER,
+                    name=t.task_name,
+                    host_compute_network=guid_of("network", network_id),
+                    mac_address=normal_mac(container_mac(address)),
+                    ip_configurations=(IpConfiguration(address, int(length)),),
+                    routes=(Route(gateway, ANYWHERE),) if network_id == via else (),
+                    policies=self._endpoint_policies(local, network_id, network, published=network_id == via),
+                )
+            )
+        if out:
+            resources = tuple(NamespaceResource("Endpoint", ResourceData(d.id)) for d in out)
+            out.append(
+                HostComputeNamespace(
+                    id=guid_of("namespace", task_id),
+                    owner=OWNER,
+                    name=t.task_name,
+                    type="Guest",
+                    resources=resources,
+                )
+            )
+        return out
+
+    def _endpoint_policies(
+        self, local: LocalTask, network_id: str, network: NetworkEntry | None, *, published: bool
+    ) -> tuple[p.EndpointPolicy, ...]:
+        out: list[p.EndpointPolicy] = []
+        if network is not None:
+            out.append(_pa(self.provider_address))
+            out.append(p.EncapOverhead(p.EncapOverheadSettings(ENCAP_OVERHEAD)))
+            if not network.internal:
+                out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=self._exceptions)))
+        mtu = local.mtu.get(network_id, 0)
+        if mtu:
+            out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))
+        if published:
+            out += [
+                p.PortMapping(p.PortMappingSettings(PROTOCOLS[x.protocol], x.target_port, x.published_port))
+                for x in local.task.host_ports
+            ]
+        return tuple(out)
+
+    def _service(self, source: Source, view: NetView) -> list[Document]:
+        _, network_id, service_id = source
+        entry = view.get("/".join(source))
+        if not isinstance(entry, ServiceEntry) or view.network(network_id) is None:
+            return []
+        me = view.node(self.node_id)
+        source_vip = (me.addresses.get(network_id, "") if me is not None else "").split("/")[0]
+        members = sorted(
+            guid
+            for key in self._by_service.get((network_id, service_id), ())
+            if self._known[key].serving
+            and (guid := guid_of("endpoint", network_id, self._known[key].task_id)) in self.documents
+        )
+        if self.windows and (not members or not source_vip):
+            return []
+        base = HostComputeLoadBalancer(
+            owner=OWNER,
+            name=entry.name,
+            host_compute_network=guid_of("network", network_id),
+            host_compute_endpoints=tuple(members),
+            source_vip=source_vip,
+        )
+        out: list[Document] = []
+        if entry.vip:
+            every = LoadBalancerPortMapping(flags=int(PortMappingFlags.INTERNAL_LOAD_BALANCER))
+            out.append(
+                msgspec.structs.replace(
+                    base,
+                    id=guid_of("vip", network_id, service_id),
+                    frontend_vips=(entry.vip.split("/")[0],),
+                    port_mappings=(every,),
+                )
+            )
+        for port in entry.ports:
+            if port.publish_mode != "ingress" or not port.published_port:
+                continue
+            mapping = LoadBalancerPortMapping(PROTOCOLS[port.protocol], port.target_port, port.published_port)
+            guid = guid_of("port", network_id, service_id, port.protocol, str(port.published_port))
+            out.append(msgspec.structs.replace(base, id=guid, port_mappings=(mapping,)))
+        return out
+
+
+def _pa(address: str) -> p.ProviderAddress:
+    return p.ProviderAddress(p.ProviderAddressSettings(address))
+
+
+@lru_cache(maxsize=4096)
+def _net(cidr: str) -> IPv4Network:
+    return IPv4Network(cidr)
+
+
+def _subnet_of(network: NetworkEntry, address: str) -> int:
+    if len(network.subnets) > 1:
+        parsed = IPv4Address(address)
+        for i, s in enumerate(network.subnets):
+            if parsed in _net(s):
+                return i
+    return 0
+
+
+def _prefix(network: NetworkEntry, address: str) -> int:
+    return _net(network.subnets[_subnet_of(network, address)]).prefixlen
+
+
+def _gateway(network: NetworkEntry, address: str) -> str:
+    return network.gateways[_subnet_of(network, address)]

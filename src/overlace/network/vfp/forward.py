@@ -1,0 +1,89 @@
+"""Where the tables send a packet: what a data path filled from them must do with the first packet of a
+connection.
+
+Owns the reading of the tables (pure), written apart from the layers so that each checks the other. Must not
+know HNS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from overlace.network.vfp.model import Packet, within
+from overlace.network.vfp.simulate import choose
+from overlace.network.vfp.tables import Frontend, LocalEndpoint, Network, RemoteEndpoint, Tables
+
+SAME_PORT = 0
+
+
+class Way(msgspec.Struct, frozen=True):
+    """`action` as in simulate.Verdict; `to` is the endpoint's GUID or the provider address."""
+
+    action: str
+    packet: Packet
+    to: str = ""
+    vni: int = 0
+
+
+def _frontend(tables: Tables, vni: int, packet: Packet) -> Frontend | None:
+    for protocol, port in ((packet.protocol, packet.dport), (packet.protocol, 0), (0, packet.dport), (0, 0)):
+        found = tables.get(("frontend", vni, packet.dst, protocol, port))
+        if isinstance(found, Frontend):
+            return found
+    return None
+
+
+def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool) -> Way:
+    entry = tables.get(("endpoint", vni, packet.dst))
+    if isinstance(entry, LocalEndpoint):
+        return Way("deliver", packet, entry.endpoint_id, vni)
+    if isinstance(entry, RemoteEndpoint) and may_leave:
+        return Way("encap", packet, entry.provider_address, vni)
+    return Way("drop", packet, vni=vni)
+
+
+def _balanced(frontend: Frontend, packet: Packet) -> tuple[int, Packet] | None:
+    if not frontend.backends:
+        return None
+    b = choose(frontend.backends, packet)
+    return b.vni, msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport)
+
+
+def forward_from_container(tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: Packet) -> Way:
+    """A packet leaving the local endpoint `source`."""
+    network = tables.get(("network", vni))
+    if not isinstance(network, Network):
+        return Way("drop", packet, vni=vni)
+    frontend = _frontend(tables, vni, packet)
+    if frontend is not None:
+        balanced = _balanced(frontend, packet)
+        if balanced is None:
+            return Way("drop", packet, vni=vni)
+        vni, packet = balanced
+    if packet.dst == network.gateway:
+        return Way("answer", packet, vni=vni)
+    if within(packet.dst, network.subnets):
+        return _deliver(tables, vni, packet, may_leave=True)
+    if source.outbound_nat and not within(packet.dst, source.nat_exceptions):
+        return Way("world", msgspec.structs.replace(packet, src=host), vni=vni)
+    return Way("drop", packet, vni=vni)
+
+
+def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0) -> Way:
+    """A packet arriving on the underlay: plain (vni 0) or taken out of VXLAN `vni`."""
+    if vni:
+        return _deliver(tables, vni, packet, may_leave=False)
+    frontend = _frontend(tables, 0, packet)
+    if frontend is None:
+        return Way("host", packet)
+    balanced = _balanced(frontend, packet)
+    if balanced is None:
+        return Way("drop", packet)
+    vni, packet = balanced
+    return _deliver(tables, vni, packet, may_leave=True)
+
+
+def locals_of(entries: Iterable[object]) -> list[LocalEndpoint]:
+    return [e for e in entries if isinstance(e, LocalEndpoint)]

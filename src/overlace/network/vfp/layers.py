@@ -1,0 +1,159 @@
+"""From HNS documents to the layers of a switch port: what the data path does, in a form that explains itself.
+
+Owns the layering (pure). Compiled when asked for, never per packet: the data path runs on the tables. Both
+come from the same documents and must agree on where a packet goes (property tests hold them to it).
+"""
+
+from __future__ import annotations
+
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import (
+    Guid,
+    HostComputeEndpoint,
+    HostComputeLoadBalancer,
+    HostComputeNetwork,
+    colon_mac,
+)
+from overlace.network.hns.state import State
+from overlace.network.vfp.compile import compile_network, vni_of
+from overlace.network.vfp.model import (
+    HOST_PORT,
+    Allow,
+    Answer,
+    Block,
+    Condition,
+    Deliver,
+    Direction,
+    Encap,
+    Group,
+    Layer,
+    LoadBalance,
+    Port,
+    Rule,
+    SourceNat,
+)
+from overlace.network.vfp.tables import Backend
+
+FIREWALL = "FW_ADMIN_LAYER_ID"
+BALANCE = "SLB_LB_LAYER"
+NAT = "SLB_NAT_LAYER"
+ROUTER = "VNET_DR_REDIRECTION_LAYER"
+ENCAP = "VNET_ENCAP_LAYER"
+
+_ANY = Condition()
+
+
+def _allow(name: str, direction: Direction) -> Group:
+    return Group(name, direction, 100, default=Rule("DEFAULT_ALLOW", 65000, _ANY, Allow()))
+
+
+def balance_group(network: HostComputeNetwork, state: State) -> Group:
+    """One rule per VIP of the network."""
+    rules: list[Rule] = []
+    exact: dict[str, Rule] = {}
+    for lb_id in sorted(state.network_balancers.get(network.id, ())):
+        lb = state.get(lb_id, HostComputeLoadBalancer)
+        if lb is None:
+            continue
+        for vip in lb.frontend_vips:
+            for m in lb.port_mappings:
+                condition = Condition(dst=(f"{vip}/32",), protocol=m.protocol, dport=m.external_port)
+                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m.internal_port, state))
+                if m.protocol == 0 and m.external_port == 0:
+                    exact[vip] = rule
+                else:
+                    rules.append(rule)
+    return Group("LB_OUT", "OUT", 100, tuple(rules), exact)
+
+
+def _members(lb: HostComputeLoadBalancer, port: int, state: State) -> LoadBalance | Block:
+    network = state.get(lb.host_compute_network, HostComputeNetwork)
+    assert network is not None
+    found = (state.get(e, HostComputeEndpoint) for e in lb.host_compute_endpoints)
+    backends = tuple(Backend(vni_of(network), e.address, port) for e in found if e is not None and e.address)
+    return LoadBalance(backends) if backends else Block(f"{lb.name} has no task that takes connections")
+
+
+def mapping_group(network: HostComputeNetwork, state: State) -> Group:
+    """One rule per known endpoint of the network (VFP's CA to PA mappings); what is unknown is dropped, not
+    flooded."""
+    exact: dict[str, Rule] = {}
+    vni = vni_of(network)
+    for guid in state.endpoints_of.get(network.id, ()):
+        e = state.get(guid, HostComputeEndpoint)
+        if e is None or not e.address or not (e.remote or e.host_compute_namespace):
+            continue
+        mac = colon_mac(e.mac_address)
+        pa = p.policy_of(e.policies, p.ProviderAddress)
+        action = (
+            Encap(vni, pa.settings.provider_address, mac)
+            if e.remote and pa is not None
+            else Deliver(e.id, mac)
+        )
+        exact[e.address] = Rule(f"MAP_{e.name}", 100, Condition(dst=(f"{e.address}/32",)), action)
+    unknown = Rule(
+        "DEFAULT_BLOCK", 65000, _ANY, Block(f"network {network.name} has no endpoint with this address")
+    )
+    return Group("MAPPINGS", "OUT", 100, by_address=exact, default=unknown)
+
+
+def endpoint_port(guid: Guid, state: State, host: str) -> Port:
+    """The port of a local endpoint. Raises KeyError when there is no such local endpoint."""
+    e = state.get(guid, HostComputeEndpoint)
+    network = (
+        state.get(e.host_compute_network, HostComputeNetwork) if e is not None and not e.remote else None
+    )
+    if e is None or network is None:
+        raise KeyError(f"{guid} is not a local endpoint")
+    segment = compile_network(network, state)
+    nat = p.policy_of(e.policies, p.OutBoundNat)
+    nat_rules: tuple[Rule, ...] = ()
+    if nat is not None or network.type == "NAT":
+        kept = (*segment.subnets, *(nat.settings.exceptions if nat is not None else ()))
+        nat_rules = (Rule("OUTBOUND_NAT", 100, Condition(dst_not=kept), SourceNat(host)),)
+    router: tuple[Rule, ...] = ()
+    if segment.gateway:
+        to_gateway = Condition(dst=(f"{segment.gateway}/32",))
+        router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
+    layers = (
+        Layer(FIREWALL, (_allow("FW_OUT", "OUT"), _allow("FW_IN", "IN"))),
+        Layer(BALANCE, (balance_group(network, state),)),
+        Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
+        Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),
+        Layer(ENCAP, (mapping_group(network, state),)),
+    )
+    return Port(guid, segment.vni, layers)
+
+
+def host_port(state: State, host: str) -> Port:
+    """The host's own port: published ports lead into networks, everything else is the host's."""
+    rules: list[Rule] = []
+    for (protocol, number), guid in sorted(state.by_host_port.items()):
+        d = state.documents[guid]
+        condition = Condition(dst=(f"{host}/32",), protocol=protocol, dport=number)
+        if isinstance(d, HostComputeLoadBalancer):
+            target = next(
+                m.internal_port
+                for m in d.port_mappings
+                if (m.protocol, m.external_port) == (protocol, number)
+            )
+            rules.append(Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state)))
+        elif isinstance(d, HostComputeEndpoint) and d.host_compute_namespace:
+            network = state.get(d.host_compute_network, HostComputeNetwork)
+            for policy in d.policies:
+                if isinstance(policy, p.PortMapping) and network is not None:
+                    s = policy.settings
+                    if (s.protocol, s.external_port) == (protocol, number):
+                        backend = Backend(vni_of(network), d.address, s.internal_port)
+                        rules.append(Rule(f"NAT_{d.name}_{number}", 100, condition, LoadBalance((backend,))))
+    return Port(HOST_PORT, 0, (Layer(NAT, (Group("NAT_IN", "IN", 100, tuple(rules)),)),))
+
+
+def network_by_vni(vni: int, state: State) -> HostComputeNetwork | None:
+    guid = state.by_vsid.get(vni)
+    if guid is not None:
+        return state.get(guid, HostComputeNetwork)
+    for d in state.documents.values():
+        if isinstance(d, HostComputeNetwork) and vni_of(d) == vni:
+            return d
+    return None

@@ -1,0 +1,196 @@
+"""The Virtual Filtering Platform's words: switch ports, layers, groups, rules, conditions, actions, packets.
+
+Owns their shape and what a condition matches. Must not know HNS documents or how a host carries packets out.
+Source: the NSDI'17 VFP paper for the model (ports hold layers, layers groups, groups prioritised rules; the
+first match in a group counts, a terminating rule ends the layer); layer names as Microsoft's SDN diagnostics
+print them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network
+from typing import Literal, Union
+
+import msgspec
+
+from overlace.network.vfp.tables import Backend
+
+Direction = Literal["OUT", "IN"]
+HOST_PORT = "host"  # the switch port of the host itself; endpoint ports are named by GUID
+
+
+class Packet(msgspec.Struct, frozen=True):
+    """What a rule can see. Ports are 0 for protocols without."""
+
+    src: str
+    dst: str
+    protocol: int = 6
+    sport: int = 0
+    dport: int = 0
+
+
+@lru_cache(maxsize=4096)
+def network_of(cidr: str) -> IPv4Network:
+    return IPv4Network(cidr)
+
+
+def within(address: str, cidrs: tuple[str, ...]) -> bool:
+    parsed = IPv4Address(address)
+    return any(parsed in network_of(c) for c in cidrs)
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True):
+    """All given members must hold; an empty member holds always."""
+
+    src: tuple[str, ...] = ()  # CIDRs
+    dst: tuple[str, ...] = ()
+    dst_not: tuple[str, ...] = ()
+    protocol: int = 0
+    dport: int = 0
+
+    def matches(self, packet: Packet) -> bool:
+        return (
+            (not self.src or within(packet.src, self.src))
+            and (not self.dst or within(packet.dst, self.dst))
+            and not (self.dst_not and within(packet.dst, self.dst_not))
+            and self.protocol in (0, packet.protocol)
+            and self.dport in (0, packet.dport)
+        )
+
+
+class Allow(msgspec.Struct, frozen=True, tag="allow"):
+    pass
+
+
+class Block(msgspec.Struct, frozen=True, tag="block"):
+    reason: str
+
+
+class LoadBalance(msgspec.Struct, frozen=True, tag="lb"):
+    """Destination becomes one of `backends`; kept per connection."""
+
+    backends: tuple[Backend, ...]
+
+
+class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
+    """Source becomes the host's address; the packet leaves on the underlay."""
+
+    address: str
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """The switch answers itself, as the network's router."""
+
+    mac: str
+
+
+class Encap(msgspec.Struct, frozen=True, tag="encap"):
+    """To another host inside VXLAN."""
+
+    vni: int
+    provider_address: str
+    mac: str
+
+
+class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
+    """To another port of this switch."""
+
+    port: str
+    mac: str
+
+
+Action = Union[Allow, Block, LoadBalance, SourceNat, Answer, Encap, Deliver]
+
+
+class Rule(msgspec.Struct, frozen=True):
+    name: str
+    priority: int  # lower first
+    condition: Condition
+    action: Action
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Rules of one direction. `by_address` makes the exact-destination rules O(1): their key is the
+    address."""
+
+    name: str
+    direction: Direction
+    priority: int
+    rules: tuple[Rule, ...] = ()
+    by_address: dict[str, Rule] = {}
+    default: Rule | None = None
+
+    def match(self, packet: Packet) -> Rule | None:
+        exact = self.by_address.get(packet.dst)
+        best = exact if exact is not None and exact.condition.matches(packet) else None
+        for rule in self.rules:
+            if (best is None or rule.priority < best.priority) and rule.condition.matches(packet):
+                best = rule
+                break
+        return best if best is not None else self.default
+
+
+class Layer(msgspec.Struct, frozen=True):
+    name: str
+    groups: tuple[Group, ...]
+
+    def explain(self) -> list[str]:
+        """One line per rule, for people."""
+        out = [f"layer {self.name}"]
+        for g in self.groups:
+            out.append(f"  group {g.name} {g.direction} priority {g.priority}")
+            rules = sorted((*g.rules, *g.by_address.values()), key=lambda r: (r.priority, r.name))
+            for r in (*rules, *((g.default,) if g.default is not None else ())):
+                out.append(
+                    f"    {r.priority:>5} {r.name}: {explain_condition(r.condition)}"
+                    f" -> {explain_action(r.action)}"
+                )
+        return out
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A switch port. Layers stand in outbound order (from the container to the wire); inbound walks them in
+    reverse."""
+
+    name: str
+    vni: int
+    layers: tuple[Layer, ...]
+
+    def explain(self) -> list[str]:
+        return [
+            f"port {self.name} vni {self.vni}",
+            *(line for layer in self.layers for line in layer.explain()),
+        ]
+
+
+def explain_condition(c: Condition) -> str:
+    parts = []
+    if c.src:
+        parts.append("from " + ",".join(c.src))
+    if c.dst:
+        parts.append("to " + ",".join(c.dst))
+    if c.dst_not:
+        parts.append("not to " + ",".join(c.dst_not))
+    if c.protocol:
+        parts.append(f"protocol {c.protocol}")
+    if c.dport:
+        parts.append(f"port {c.dport}")
+    return " ".join(parts) or "any"
+
+
+def explain_action(a: Action) -> str:
+    if isinstance(a, Block):
+        return f"block ({a.reason})"
+    if isinstance(a, LoadBalance):
+        members = ", ".join(f"{b.address}:{b.port}" if b.port else b.address for b in a.backends)
+        return f"balance over {members}"
+    if isinstance(a, SourceNat):
+        return f"source becomes {a.address}, leave on the underlay"
+    if isinstance(a, Answer):
+        return f"answered by the network's router {a.mac}"
+    if isinstance(a, Encap):
+        return f"VXLAN {a.vni} to {a.provider_address}, inner destination {a.mac}"
+    if isinstance(a, Deliver):
+        return f"deliver to port {a.port} ({a.mac})"
+    return "allow"

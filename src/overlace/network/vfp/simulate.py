@@ -1,0 +1,187 @@
+"""What a packet experiences on this host: the definition the data path must agree with, and the answer to
+`why`.
+
+Owns walking a packet through the layers (pure). An established connection keeps its backend; this looks at
+the first packet of one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import msgspec
+
+from overlace.network.hns.documents import Guid
+from overlace.network.hns.state import State
+from overlace.network.vfp.layers import endpoint_port, host_port, mapping_group, network_by_vni
+from overlace.network.vfp.model import (
+    HOST_PORT,
+    Allow,
+    Answer,
+    Block,
+    Deliver,
+    Direction,
+    Encap,
+    LoadBalance,
+    Packet,
+    Port,
+    Rule,
+    SourceNat,
+    explain_action,
+)
+from overlace.network.vfp.tables import Backend
+
+
+class Step(msgspec.Struct, frozen=True):
+    port: str
+    layer: str
+    group: str
+    rule: str
+    effect: str
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """`action`: deliver (to `port`), encap (to `provider_address` in `vni`), answer (by the router), host
+    (the host's own stack), world (out on the underlay, source translated) or drop. `packet` is what arrives
+    there."""
+
+    action: str
+    packet: Packet
+    port: str = ""
+    vni: int = 0
+    provider_address: str = ""
+    mac: str = ""
+    candidates: tuple[Backend, ...] = ()
+    reason: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+def choose(backends: Sequence[Backend], packet: Packet) -> Backend:
+    """One backend per 5-tuple. The data path may pick another; both must pick from the same list."""
+    seed = f"{packet.src},{packet.dst},{packet.protocol},{packet.sport},{packet.dport}".encode()
+    return backends[zlib.crc32(seed) % len(backends)]
+
+
+class _Walk:
+    def __init__(self, packet: Packet) -> None:
+        self.packet = packet
+        self.steps: list[Step] = []
+        self.candidates: tuple[Backend, ...] = ()
+        self.vni = 0
+
+    def note(self, port: str, layer: str, group: str, rule: Rule) -> None:
+        self.steps.append(Step(port, layer, group, rule.name, explain_action(rule.action)))
+
+    def rewrite(self, action: LoadBalance) -> None:
+        self.candidates = action.backends
+        backend = choose(action.backends, self.packet)
+        port = backend.port or self.packet.dport
+        self.vni = backend.vni
+        self.packet = msgspec.structs.replace(self.packet, dst=backend.address, dport=port)
+
+    def done(self, action: str, **facts: object) -> Verdict:
+        known: dict[str, object] = {"vni": self.vni, "candidates": self.candidates, **facts}
+        return msgspec.convert(
+            {"action": action, "packet": self.packet, "steps": tuple(self.steps), **known},
+            Verdict,
+            from_attributes=True,
+        )
+
+
+def simulate(
+    state: State, host: str, port: str, direction: Direction, packet: Packet, vni: int = 0
+) -> Verdict:
+    """Walk `packet` through `port` ("host" or a local endpoint's GUID).
+
+    OUT: it leaves the container. IN at the host port: it arrives on the underlay, inside VXLAN `vni` or
+    plain (0). Raises KeyError for an unknown port.
+    """
+    walk = _Walk(packet)
+    if port == HOST_PORT:
+        return _from_wire(walk, state, host, vni)
+    p = endpoint_port(port, state, host)
+    walk.vni = p.vni
+    if direction == "IN":
+        return _into(walk, p)
+    for layer in p.layers:
+        for group in sorted((g for g in layer.groups if g.direction == "OUT"), key=lambda g: g.priority):
+            rule = group.match(walk.packet)
+            if rule is None:
+                continue
+            walk.note(p.name, layer.name, group.name, rule)
+            action = rule.action
+            if isinstance(action, LoadBalance):
+                walk.rewrite(action)
+                break
+            verdict = _finish(walk, state, host, action)
+            if verdict is not None:
+                return verdict
+    return walk.done("drop", reason="no rule of the last layer matched")
+
+
+def _finish(walk: _Walk, state: State, host: str, action: object) -> Verdict | None:
+    """The end of the way, or None when the packet goes on to the next layer."""
+    if isinstance(action, Block):
+        return walk.done("drop", reason=action.reason)
+    if isinstance(action, SourceNat):
+        walk.packet = msgspec.structs.replace(walk.packet, src=action.address)
+        return walk.done("world")
+    if isinstance(action, Answer):
+        return walk.done("answer", mac=action.mac)
+    if isinstance(action, Encap):
+        return walk.done("encap", vni=action.vni, provider_address=action.provider_address, mac=action.mac)
+    if isinstance(action, Deliver):
+        return _into(walk, endpoint_port(action.port, state, host))
+    return None
+
+
+def _into(walk: _Walk, p: Port) -> Verdict:
+    """Inbound on an endpoint's port: the layers in reverse."""
+    for layer in reversed(p.layers):
+        for group in layer.groups:
+            if group.direction != "IN":
+                continue
+            rule = group.match(walk.packet)
+            if rule is None:
+                continue
+            walk.note(p.name, layer.name, group.name, rule)
+            if isinstance(rule.action, Block):
+                return walk.done("drop", reason=rule.action.reason)
+            assert isinstance(rule.action, Allow)
+    return walk.done("deliver", port=p.name, vni=p.vni)
+
+
+def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
+    if vni == 0:
+        p = host_port(state, host)
+        rule = p.layers[0].groups[0].match(walk.packet)
+        if rule is None:
+            return walk.done("host")
+        walk.note(p.name, p.layers[0].name, p.layers[0].groups[0].name, rule)
+        if isinstance(rule.action, Block):
+            return walk.done("drop", reason=rule.action.reason)
+        assert isinstance(rule.action, LoadBalance)
+        walk.rewrite(rule.action)
+        vni = walk.vni
+        may_leave = True
+    else:
+        may_leave = False
+    walk.vni = vni
+    network = network_by_vni(vni, state)
+    if network is None:
+        return walk.done("drop", reason=f"VNI {vni} is not known on this host")
+    group = mapping_group(network, state)
+    rule = group.match(walk.packet)
+    assert rule is not None
+    walk.note(HOST_PORT, "VNET_ENCAP_LAYER", group.name, rule)
+    if isinstance(rule.action, Encap) and not may_leave:
+        return walk.done("drop", reason="the endpoint is on another host; VXLAN packets are not passed on")
+    verdict = _finish(walk, state, host, rule.action)
+    assert verdict is not None
+    return verdict
+
+
+def explain_port(guid: Guid, state: State, host: str) -> list[str]:
+    """The layers of a port ("host" or an endpoint's GUID), one line per rule."""
+    return (host_port(state, host) if guid == HOST_PORT else endpoint_port(guid, state, host)).explain()

@@ -1,0 +1,208 @@
+"""What each thing of the cluster becomes on a node, as HNS documents, and that cost follows the change."""
+
+from __future__ import annotations
+
+import pytest
+
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import (
+    HostComputeEndpoint,
+    HostComputeLoadBalancer,
+    HostComputeNamespace,
+    HostComputeNetwork,
+)
+from overlace.network.hns.plan import plan_hns
+from overlace.network.overlay import guid_of
+
+from .world import HOST, ME, OTHER, World, endpoint, network, node, port, service, task
+
+PA = "172.28.1.12"
+INGRESS = network("ingress", 4096, 0, ingress=True)
+BACK = network("back", 4097, 1)
+
+
+def shop(*, windows: bool = False) -> World:
+    return World(
+        node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
+        node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
+        INGRESS,
+        BACK,
+        windows=windows,
+    )
+
+
+def test_a_network_carries_vsid_gateway_and_provider_address() -> None:
+    w = shop()
+    d = w.hns.get(HostComputeNetwork, guid_of("network", "back"))
+    assert (d.type, d.name, d.vsid) == ("Overlay", "back", 4097)
+    assert d.subnets[0].routes[0].next_hop == "10.0.1.1"
+    assert p.policy_of(d.policies, p.ProviderAddress).settings.provider_address == HOST
+    assert p.policy_of(d.policies, p.DrMacAddress).settings.address == "02-42-0A-00-01-01"
+
+
+def test_a_task_elsewhere_is_a_remote_endpoint_with_its_hosts_provider_address() -> None:
+    w = shop()
+    w.change(put=(endpoint("t1", "back", OTHER, "10.0.1.7", serving=False),))
+    d = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t1"))
+    assert d.flags == 1 and d.mac_address == "02-42-0A-00-01-07" and d.address == "10.0.1.7"
+    assert [x.settings.provider_address for x in d.policies if isinstance(x, p.ProviderAddress)] == [PA]
+    moved = node(OTHER, "172.28.1.99", ingress="10.0.0.3", back="10.0.1.3")
+    w.change(put=(moved,))
+    d = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t1"))
+    assert [x.settings.provider_address for x in d.policies if isinstance(x, p.ProviderAddress)] == [
+        "172.28.1.99"
+    ]
+
+
+def test_a_local_task_has_nat_exceptions_mtu_port_mapping_and_a_namespace() -> None:
+    w = shop()
+    w.run(
+        task("t1", ("ingress", "10.0.0.9/24"), ("back", "10.0.1.9/24"), ports=(port(80, 8080, "host"),)),
+        mtu=1400,
+    )
+    d = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t1"))
+    assert d.host_compute_namespace == guid_of("namespace", "t1") and not d.remote
+    assert p.policy_of(d.policies, p.OutBoundNat).settings.exceptions == ("10.0.0.0/24", "10.0.1.0/24")
+    assert p.policy_of(d.policies, p.InterfaceParameters).settings.mtu == 1400
+    assert p.policy_of(d.policies, p.EncapOverhead).settings.overhead == 50
+    assert p.policy_of(d.policies, p.PortMapping).settings == p.PortMappingSettings(6, 80, 8080)
+    assert d.routes  # the default route is on the first network that is neither internal nor ingress
+    on_ingress = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "ingress", "t1"))
+    assert not on_ingress.routes and p.policy_of(on_ingress.policies, p.PortMapping) is None
+    w.stop("t1")
+    assert w.hns.enumerate(HostComputeNamespace) == []
+    assert guid_of("endpoint", "back", "t1") not in w.hns.documents
+
+
+def test_a_new_overlay_joins_the_exceptions_of_running_tasks_without_recreating_them() -> None:
+    w = shop()
+    w.run(task("t1", ("back", "10.0.1.9/24")))
+    operations = w.change(put=(network("more", 4098, 2),))
+    assert [type(o).__name__ for o in operations] == ["Create", "ReplacePolicies"]
+    d = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t1"))
+    assert p.policy_of(d.policies, p.OutBoundNat).settings.exceptions[-1] == "10.0.2.0/24"
+    assert d.host_compute_namespace == guid_of("namespace", "t1")
+
+
+def test_internal_networks_do_not_reach_out() -> None:
+    w = shop()
+    w.change(put=(network("hidden", 4098, 2, internal=True),))
+    w.run(task("t1", ("hidden", "10.0.2.9/24")))
+    d = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "hidden", "t1"))
+    assert p.policy_of(d.policies, p.OutBoundNat) is None and not d.routes
+
+
+def test_a_vip_balances_over_serving_endpoints_only_and_only_over_those_that_exist() -> None:
+    w = shop()
+    w.change(
+        put=(
+            service("web", "back", "10.0.1.5"),
+            endpoint("t1", "back", OTHER, "10.0.1.7"),
+            endpoint("t2", "back", OTHER, "10.0.1.8", serving=False),
+            endpoint("t3", "back", ME, "10.0.1.9"),  # ours, but its sandbox is not there yet
+            endpoint("t4", "back", "unknown-node", "10.0.1.10"),
+        )
+    )
+    lb = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web"))
+    assert lb.frontend_vips == ("10.0.1.5",) and lb.source_vip == "10.0.1.2"
+    assert lb.host_compute_endpoints == (guid_of("endpoint", "back", "t1"),)
+    assert [(m.protocol, m.internal_port, m.external_port, m.flags) for m in lb.port_mappings] == [
+        (0, 0, 0, 1)
+    ]
+    w.run(task("t3", ("back", "10.0.1.9/24")))
+    w.change(put=(node("unknown-node", "172.28.1.14"),))
+    lb = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web"))
+    assert set(lb.host_compute_endpoints) == {guid_of("endpoint", "back", t) for t in ("t1", "t3", "t4")}
+    w.change(put=(endpoint("t1", "back", OTHER, "10.0.1.7", serving=False),))
+    lb = w.hns.get(HostComputeLoadBalancer, lb.id)
+    assert guid_of("endpoint", "back", "t1") not in lb.host_compute_endpoints
+    assert guid_of("endpoint", "back", "t1") in w.hns.documents  # old connections go on
+
+
+def test_published_ports_are_load_balancers_on_the_nodes_own_addresses() -> None:
+    w = shop()
+    w.change(
+        put=(
+            service("web", "ingress", "10.0.0.5", port(80, 8080), port(53, 53, protocol="udp")),
+            endpoint("t1", "ingress", OTHER, "10.0.0.7"),
+        )
+    )
+    lb = w.hns.get(HostComputeLoadBalancer, guid_of("port", "ingress", "web", "tcp", "8080"))
+    assert lb.frontend_vips == () and lb.source_vip == "10.0.0.2"
+    assert [(m.protocol, m.internal_port, m.external_port) for m in lb.port_mappings] == [(6, 80, 8080)]
+    assert guid_of("port", "ingress", "web", "udp", "53") in w.hns.documents
+    w.change(put=(service("web", "ingress", "10.0.0.5", port(80, 9090)),))
+    left = {
+        d.port_mappings[0].external_port
+        for d in w.hns.documents.values()
+        if isinstance(d, HostComputeLoadBalancer)
+    }
+    assert left == {0, 9090}
+
+
+def test_windows_gets_no_load_balancer_without_members_and_linux_refuses_there() -> None:
+    entries = (service("web", "back", "10.0.1.5"),)
+    w, linux = shop(windows=True), shop()
+    w.change(put=entries)
+    linux.change(put=entries)
+    guid = guid_of("vip", "back", "web")
+    assert guid not in w.hns.documents
+    assert linux.hns.get(HostComputeLoadBalancer, guid).host_compute_endpoints == ()
+    for world in (w, linux):
+        world.change(put=(endpoint("t1", "back", OTHER, "10.0.1.7"),))
+        assert guid in world.hns.documents
+        world.change(remove=("endpoint/back/t1",))
+    assert guid not in w.hns.documents
+
+
+def test_a_task_without_networks_lives_on_the_nodes_nat_network() -> None:
+    w = shop()
+    w.run(task("t1", ports=(port(80, 8080, "host"),)))
+    d = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "bridge", "t1"))
+    net = w.hns.get(HostComputeNetwork, d.host_compute_network)
+    assert net.type == "NAT" and d.address == "172.17.0.2"
+    assert p.policy_of(d.policies, p.PortMapping).settings.external_port == 8080
+
+
+def test_documents_of_an_object_only_are_touched_by_its_change() -> None:
+    w = shop()
+    many = tuple(endpoint(f"t{i}", "back", OTHER, f"10.0.1.{i}", service=f"s{i}") for i in range(10, 200))
+    w.change(put=(*many, *(service(f"s{i}", "back", f"10.0.1.{i + 190}") for i in range(10, 20))))
+    operations = w.change(put=(endpoint("t12", "back", OTHER, "10.0.1.12", service="s12", serving=False),))
+    assert [type(o).__name__ for o in operations] == ["Replace"]
+    assert w.change(put=(endpoint("t12", "back", OTHER, "10.0.1.12", service="s12", serving=False),)) == []
+
+
+def test_an_address_passes_from_one_task_to_another_in_one_delta() -> None:
+    w = shop()
+    w.change(put=(service("web", "back", "10.0.1.5"), endpoint("t1", "back", OTHER, "10.0.1.7")))
+    w.change(put=(endpoint("t2", "back", OTHER, "10.0.1.7"),), remove=("endpoint/back/t1",))
+    lb = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web"))
+    assert lb.host_compute_endpoints == (guid_of("endpoint", "back", "t2"),)
+    w.run(task("t3", ("back", "10.0.1.8/24")))
+    w.tasks.clear()
+    w.change(put=(endpoint("t4", "back", OTHER, "10.0.1.8"),), touched=("t3",))
+
+
+def test_a_network_that_leaves_takes_everything_with_it() -> None:
+    w = shop()
+    w.change(put=(service("web", "back", "10.0.1.5"), endpoint("t1", "back", OTHER, "10.0.1.7")))
+    w.run(task("t3", ("back", "10.0.1.8/24")))
+    w.change(remove=("network/back",))
+    assert all(
+        getattr(d, "host_compute_network", "") != guid_of("network", "back") for d in w.hns.documents.values()
+    )
+    w.change(put=(BACK,))
+    assert guid_of("endpoint", "back", "t1") in w.hns.documents
+    assert w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t3")).host_compute_namespace
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_after_a_restart_nothing_is_done_again(windows: bool) -> None:
+    w = shop(windows=windows)
+    w.change(put=(service("web", "back", "10.0.1.5"), endpoint("t1", "back", OTHER, "10.0.1.7")))
+    w.run(task("t3", ("back", "10.0.1.8/24"), ports=(port(80, 80, "host"),)))
+    again = World(windows=windows)
+    ids = again.planner.refresh(w.view, None, w.tasks)
+    assert ids
+    assert plan_hns(w.hns.documents, again.planner.documents) == []

@@ -1,0 +1,260 @@
+"""Layers and tables: compiled incrementally or from nothing they are the same, and they agree on every packet."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from overlace.network.overlay import guid_of
+from overlace.network.vfp.compile import compile_all
+from overlace.network.vfp.forward import forward_from_container, forward_from_wire
+from overlace.network.vfp.model import HOST_PORT, Packet
+from overlace.network.vfp.simulate import explain_port, simulate
+from overlace.network.vfp.tables import Backend, Frontend, LocalEndpoint, Network, Tables
+
+from .world import HOST, ME, OTHER, World, endpoint, network, node, port, service, task
+
+PA = "172.28.1.12"
+NETS = (
+    network("ingress", 4096, 0, ingress=True),
+    network("back", 4097, 1),
+    network("hidden", 4098, 2, internal=True),
+)
+THIRD = {"ingress": 0, "back": 1, "hidden": 2}
+
+
+def shop() -> World:
+    return World(
+        node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
+        node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
+        *NETS,
+    )
+
+
+def running() -> World:
+    w = shop()
+    w.change(
+        put=(
+            service("web", "back", "10.0.1.5"),
+            service("web", "ingress", "10.0.0.5", port(80, 8080)),
+            service("empty", "back", "10.0.1.6"),
+            endpoint("t1", "back", ME, "10.0.1.9"),
+            endpoint("t1", "ingress", ME, "10.0.0.9"),
+            endpoint("t2", "back", OTHER, "10.0.1.10"),
+            endpoint("t2", "ingress", OTHER, "10.0.0.10"),
+        )
+    )
+    w.run(task("t1", ("back", "10.0.1.9/24"), ("ingress", "10.0.0.9/24"), ports=(port(80, 9090, "host"),)))
+    return w
+
+
+def walk(w: World, net: str, dst: str, dport: int = 80, src: str = "10.0.1.9") -> object:
+    return simulate(
+        w.hns.state, HOST, guid_of("endpoint", net, "t1"), "OUT", Packet(src, dst, 6, 40000, dport)
+    )
+
+
+def test_what_packets_of_a_container_experience() -> None:
+    w = running()
+    far = walk(w, "back", "10.0.1.10")
+    assert (far.action, far.provider_address, far.vni, far.mac) == ("encap", PA, 4097, "02:42:0a:00:01:0a")
+    vip = walk(w, "back", "10.0.1.5")
+    assert vip.action in ("encap", "deliver") and {b.address for b in vip.candidates} == {
+        "10.0.1.9",
+        "10.0.1.10",
+    }
+    assert vip.packet.dst in {"10.0.1.9", "10.0.1.10"} and vip.packet.dport == 80
+    assert walk(w, "back", "10.0.1.1").action == "answer"
+    world = walk(w, "back", "192.0.2.1")
+    assert world.action == "world" and world.packet.src == HOST
+    nobody = walk(w, "back", "10.0.1.77")
+    assert nobody.action == "drop" and "no endpoint with this address" in nobody.reason
+    refused = walk(w, "back", "10.0.1.6")
+    assert refused.action == "drop" and "empty has no task that takes connections" in refused.reason
+    foreign = walk(w, "back", "10.0.2.4")
+    assert foreign.action == "drop"  # another overlay: isolated, not leaked to the host
+    assert [s.layer for s in vip.steps][:2] == ["FW_ADMIN_LAYER_ID", "SLB_LB_LAYER"]
+
+
+def test_what_packets_from_the_wire_experience() -> None:
+    w = running()
+    published = simulate(w.hns.state, HOST, HOST_PORT, "IN", Packet("172.28.1.200", HOST, 6, 5, 8080))
+    assert {b.address for b in published.candidates} == {
+        "10.0.0.9",
+        "10.0.0.10",
+    } and published.packet.dport == 80
+    host_mode = simulate(w.hns.state, HOST, HOST_PORT, "IN", Packet("172.28.1.200", HOST, 6, 5, 9090))
+    assert host_mode.action == "deliver" and host_mode.port == guid_of("endpoint", "back", "t1")
+    assert (
+        simulate(w.hns.state, HOST, HOST_PORT, "IN", Packet("172.28.1.200", HOST, 6, 5, 22)).action == "host"
+    )
+    inside = simulate(w.hns.state, HOST, HOST_PORT, "IN", Packet("10.0.1.10", "10.0.1.9", 6, 5, 80), vni=4097)
+    assert inside.action == "deliver" and inside.port == guid_of("endpoint", "back", "t1")
+    wrong = simulate(w.hns.state, HOST, HOST_PORT, "IN", Packet("10.0.1.10", "10.0.1.9", 6, 5, 80), vni=9999)
+    assert wrong.action == "drop" and "9999" in wrong.reason
+    passed_on = simulate(
+        w.hns.state, HOST, HOST_PORT, "IN", Packet("10.0.1.9", "10.0.1.10", 6, 5, 80), vni=4097
+    )
+    assert passed_on.action == "drop"
+
+
+def test_the_tables_hold_what_the_data_path_needs() -> None:
+    w = running()
+    t = w.data_path
+    assert t.get(("frontend", 4097, "10.0.1.5", 0, 0)) == Frontend(
+        4097, "10.0.1.5", 0, 0, _by_guid(("back", "t1", "10.0.1.9"), ("back", "t2", "10.0.1.10"), vni=4097)
+    )
+    assert t.get(("frontend", 0, HOST, 6, 8080)) == Frontend(
+        0,
+        HOST,
+        6,
+        8080,
+        _by_guid(("ingress", "t1", "10.0.0.9"), ("ingress", "t2", "10.0.0.10"), vni=4096, port=80),
+    )
+    assert t.get(("frontend", 0, HOST, 6, 9090)) == Frontend(
+        0, HOST, 6, 9090, (Backend(4097, "10.0.1.9", 80),)
+    )
+    assert t.get(("network", 4096)).ingress and not t.get(("network", 4097)).ingress
+    local = t.get(("endpoint", 4097, "10.0.1.9"))
+    assert isinstance(local, LocalEndpoint) and local.outbound_nat and local.prefix == 24
+    assert local.nat_exceptions == ("10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24")
+    assert t.get(("endpoint", 4097, "10.0.1.2")) is None  # our source VIP: no container carries it
+    assert t.get(("endpoint", 4097, "10.0.1.3")) is not None  # the other host's does cross the wire
+    w.change(remove=("service/ingress/web",))
+    assert t.get(("frontend", 0, HOST, 6, 8080)) is None and not t.get(("network", 4096)).ingress
+
+
+def _by_guid(*members: tuple[str, str, str], vni: int, port: int = 0) -> tuple[Backend, ...]:
+    return tuple(
+        Backend(vni, a, port) for _, a in sorted((guid_of("endpoint", n, t), a) for n, t, a in members)
+    )
+
+
+def test_layers_explain_themselves() -> None:
+    w = running()
+    text = "\n".join(explain_port(guid_of("endpoint", "back", "t1"), w.hns.state, HOST))
+    assert "layer SLB_LB_LAYER" in text and "LB_web_10.0.1.5" in text and f"VXLAN 4097 to {PA}" in text
+    assert "balance over" in "\n".join(explain_port("host", w.hns.state, HOST))
+
+
+# -- properties ----------------------------------------------------------------------------------------------------
+
+nets = st.sampled_from(["ingress", "back", "hidden"])
+services = st.sampled_from(["web", "db"])
+slots = st.integers(0, 5)  # task k has address .1k on every network: no two tasks share one
+change = st.one_of(
+    st.tuples(st.just("endpoint"), nets, slots, services, st.booleans(), st.sampled_from([ME, OTHER])),
+    st.tuples(st.just("no endpoint"), nets, slots),
+    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans()),
+    st.tuples(st.just("no service"), nets, services),
+    st.tuples(st.just("run"), slots, services, st.lists(nets, max_size=3, unique=True), st.booleans()),
+    st.tuples(st.just("stop"), slots),
+    st.tuples(st.just("no network"), nets),
+    st.tuples(st.just("network"), nets),
+    st.tuples(st.just("node"), st.sampled_from([PA, "172.28.1.13", None])),
+)
+
+
+def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
+    match c:
+        case "endpoint", net, slot, svc, serving, where:
+            if where == OTHER and f"t{slot}" in w.tasks:
+                return  # a task runs on one node
+            w.change(
+                put=(
+                    endpoint(f"t{slot}", net, where, f"10.0.{THIRD[net]}.{slot + 10}", svc, serving=serving),
+                )
+            )
+        case "no endpoint", net, slot:
+            w.change(remove=(f"endpoint/{net}/t{slot}",))
+        case "service", net, svc, vip, published:
+            number = {"web": 0, "db": 1}[svc]
+            ports = (port(80, 8000 + number),) if published and net == "ingress" else ()
+            w.change(put=(service(svc, net, f"10.0.{THIRD[net]}.{100 + number}" if vip else "", *ports),))
+        case "no service", net, svc:
+            w.change(remove=(f"service/{net}/{svc}",))
+        case "run", slot, svc, where, published:
+            gone = tuple(f"endpoint/{n}/t{slot}" for n in THIRD)
+            w.change(remove=tuple(k for k in gone if getattr(w.view.get(k), "node_id", "") == OTHER))
+            if (
+                any(t.task.task_id != f"t{slot}" and not t.task.attachments for t in w.tasks.values())
+                and not where
+            ):
+                return  # the helper has one address on the local network
+            ports = (port(80, 9000 + slot, "host"),) if published else ()
+            w.run(
+                task(
+                    f"t{slot}",
+                    *((n, f"10.0.{THIRD[n]}.{slot + 10}/24") for n in where),
+                    service=svc,
+                    ports=ports,
+                )
+            )
+        case "stop", slot:
+            w.stop(f"t{slot}")
+        case "no network", net:
+            w.change(remove=(f"network/{net}",))
+        case "network", net:
+            w.change(put=(next(n for n in NETS if n.name == net),))
+        case "node", None:
+            w.change(remove=(f"node/{OTHER}",))
+        case "node", address:
+            w.change(put=(node(OTHER, address, ingress="10.0.0.3", back="10.0.1.3"),))
+
+
+def entries(t: Tables) -> dict:  # type: ignore[type-arg]
+    return {e.key: e for e in t}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(change, max_size=25), st.booleans())
+def test_incremental_and_from_nothing_are_the_same(changes: list, windows: bool) -> None:  # type: ignore[type-arg]
+    w = World(node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"), node(OTHER, PA), *NETS, windows=windows)
+    for c in changes:
+        play(w, c)
+    assert entries(w.data_path) == entries(compile_all(w.hns.state, HOST))
+    fresh = World(windows=windows)
+    fresh.planner.refresh(w.view, None, w.tasks)
+    left = {g: d for g, d in w.planner.documents.items() if g != guid_of("network", "bridge")}
+    new = {g: d for g, d in fresh.planner.documents.items() if g != guid_of("network", "bridge")}
+    assert left == new
+    assert set(w.hns.documents) == set(w.planner.documents)
+
+
+last = st.integers(0, 130)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(change, max_size=15),
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 2, 9]), last, st.sampled_from([80, 8000, 9001])),
+        min_size=1,
+        max_size=30,
+    ),
+)
+def test_layers_and_tables_send_every_packet_the_same_way(changes: list, packets: list) -> None:  # type: ignore[type-arg]
+    w = shop()
+    for c in changes:
+        play(w, c)
+    state, tables = w.hns.state, w.data_path
+    for third, final, dport in packets:
+        for e in [e for e in tables if isinstance(e, LocalEndpoint)]:
+            p = Packet(e.address, f"10.0.{third}.{final}", 6, 999, dport)
+            v = simulate(state, HOST, e.endpoint_id, "OUT", p)
+            way = forward_from_container(tables, e.vni, e, HOST, p)
+            assert (way.action, way.packet, way.to) == (v.action, v.packet, v.port or v.provider_address), (
+                p,
+                v.steps,
+            )
+        for vni, dst in (
+            (0, HOST),
+            *((n.vni, f"10.0.{third}.{final}") for n in tables if isinstance(n, Network)),
+        ):
+            p = Packet("172.28.1.200", dst, 6, 999, dport)
+            v = simulate(state, HOST, HOST_PORT, "IN", p, vni)
+            way = forward_from_wire(tables, p, vni)
+            assert (way.action, way.packet, way.to) == (v.action, v.packet, v.port or v.provider_address), (
+                p,
+                v.steps,
+            )
