@@ -47,7 +47,7 @@ def record_probe(container: Container, check: Healthcheck, probe: HealthLog) -> 
 
 
 def next_delay(container: Container, check: Healthcheck, now: int) -> int:
-    """ns until the next probe: the start interval while starting within the start period, else the interval."""
+    """ns until the next probe: the start interval within the start period, else the interval."""
     if container.health == "starting" and now - container.started_at < check.start_period:
         return check.start_interval
     return check.interval
@@ -92,7 +92,7 @@ async def run_probe(argv: Sequence[str], pid_file: Path, timeout: int) -> Health
 
 
 async def _collect(process: asyncio.subprocess.Process, output: bytearray) -> None:
-    """The first `_OUTPUT_MAX` bytes of output; the rest is read and dropped so that the probe never blocks."""
+    """The first `_OUTPUT_MAX` bytes of output; the rest is dropped so that the probe never blocks."""
 
     async def drain() -> None:
         assert process.stdout is not None

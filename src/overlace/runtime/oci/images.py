@@ -334,24 +334,23 @@ class ImageStore:
         stored = self._find(name)
         image, users = stored.image, self._users(stored.image.id)
         short = stored.hex[:12]
+        prefix = f"conflict: unable to delete {short}"
         untag: tuple[str, ...]
         if _is_hex(name.removeprefix("sha256:")) and stored.hex.startswith(name.removeprefix("sha256:")):
             repositories = {tag.rpartition(":")[0] for tag in image.tags} | {
                 d.split("@")[0] for d in image.digests
             }
             if len(repositories) > 1 and not force:
-                raise Conflict(
-                    f"conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories"
-                )
+                raise Conflict(f"{prefix} (must be forced) - image is referenced in multiple repositories")
             for user in users:
                 holder = user.container_id[:12]
                 if user.running:
                     raise Conflict(
-                        f"conflict: unable to delete {short} (cannot be forced) - image is being used by running container {holder}"
+                        f"{prefix} (cannot be forced) - image is being used by running container {holder}"
                     )
                 if not force:
                     raise Conflict(
-                        f"conflict: unable to delete {short} (must be forced) - image is being used by stopped container {holder}"
+                        f"{prefix} (must be forced) - image is being used by stopped container {holder}"
                     )
             untag = image.tags
         else:

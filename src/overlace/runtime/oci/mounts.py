@@ -47,7 +47,7 @@ def mount_overlay(lower: Path, upper: Path, work: Path, target: Path) -> None:
     except OSError as error:
         hint = ""
         if error.errno in (errno.EINVAL, errno.ENODEV):
-            hint = "; the data root must be on a file system that can hold an overlay's upper layer (ext4, xfs, btrfs)"
+            hint = "; put the data root on a file system that can hold an overlay's upper layer (ext4, xfs)"
         raise Internal(f"cannot mount overlay at {target}: {error.strerror}{hint}") from error
 
 

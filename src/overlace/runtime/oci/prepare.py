@@ -31,7 +31,8 @@ _INITS = (
 )
 _FILE_OPTIONS = ("bind", "rprivate", "nosuid", "nodev")
 _LOOPBACK = (
-    "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n"
+    "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    "fe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n"
     "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 )
 
@@ -75,7 +76,7 @@ def make_folders(places: Places, image_root: Path) -> None:
 def etc_binds(
     places: Places, config: ContainerConfig, resolved: Resolved, taken: frozenset[str]
 ) -> list[HostMount]:
-    """Write hosts, hostname and resolv.conf; bind them unless a mount of the container's own has that place."""
+    """Write hosts, hostname and resolv.conf; bind them unless a mount of its own has that place."""
     content = {"hosts": hosts_text(config, resolved, ()), "hostname": f"{resolved.hostname}\n"}
     if config.resolv_conf:
         content["resolv.conf"] = config.resolv_conf
@@ -188,7 +189,8 @@ async def mount_binds(
             if mount.type == "bind":
                 if not os.path.exists(mount.source):
                     raise InvalidArgument(
-                        f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
+                        'invalid mount config for type "bind": bind source path does not exist: '
+                        f"{mount.source}"
                     )
                 source = mount.source
             else:

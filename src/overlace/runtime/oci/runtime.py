@@ -9,86 +9,41 @@ run.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from overlace.model.errors import (
-    Conflict,
-    FailedPrecondition,
-    Internal,
-    InvalidArgument,
-    NotFound,
-    OverlaceError,
-)
+from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, OverlaceError
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
-    HealthStatus,
     Image,
     LogLine,
     LogOptions,
     Platform,
     RegistryAuth,
 )
-from overlace.runtime.oci import health, prepare
+from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
-from overlace.runtime.oci.files import write_atomically
 from overlace.runtime.oci.images import ImageStore
 from overlace.runtime.oci.images import User as ImageUser
 from overlace.runtime.oci.locks import KeyedLocks
-from overlace.runtime.oci.logs import SHIM_MAX, read_log, rotate_if_large
-from overlace.runtime.oci.mounts import unmount
+from overlace.runtime.oci.logs import read_log, rotate_if_large
 from overlace.runtime.oci.platforms import normal
 from overlace.runtime.oci.records import Places, Record, ids_below, load, save
-from overlace.runtime.oci.shim import (
-    Shim,
-    StartRefused,
-    choose_runtime,
-    kill_shim,
-    oom_killed,
-    open_shim,
-    read_exit,
-    swap_limit_supported,
-)
-from overlace.runtime.oci.spec import container_path, resolve, runtime_spec, signal_number
+from overlace.runtime.oci.runs import Runs
+from overlace.runtime.oci.shim import Shim, choose_runtime
+from overlace.runtime.oci.slots import Slot
+from overlace.runtime.oci.spec import container_path, resolve, signal_number
 from overlace.runtime.oci.volumes import VolumeStore
 from overlace.runtime.oci.watch import FolderWatch
 
 log = structlog.get_logger(__name__)
 PARALLEL_STARTS = 4  # containers being made at once: more only queue for the same cores and disk
 _ROTATE_SECONDS = 10.0
-_KILL_SECONDS = 30.0
-
-
-class _Slot:
-    """A container in memory."""
-
-    def __init__(self, record: Record, places: Places) -> None:
-        self.record = record
-        self.places = places
-        self.stopped = asyncio.Event()  # not running (created, exited, gone)
-        self.ended = asyncio.Event()  # ran and ended, or gone: log followers stop
-        self.shim_fd = -1
-        self.health: asyncio.Task[None] | None = None
-        self.reaper: asyncio.Task[None] | None = None
-        self.settle()
-
-    @property
-    def container(self) -> Container:
-        return self.record.container
-
-    def settle(self) -> None:
-        """Make the events agree with the status."""
-        status = self.container.status
-        (self.stopped.clear if status == "running" else self.stopped.set)()
-        (self.ended.set if status in ("exited", "dead") else self.ended.clear)()
 
 
 class OciRuntime:
@@ -114,16 +69,15 @@ class OciRuntime:
         self._windows = self._platform.os == "windows"
         self._images = ImageStore(self._data_root / "images", insecure_registries, self._image_users)
         self._volumes = VolumeStore(self._data_root / "volumes")
-        self._slots: dict[str, _Slot] = {}
+        self._slots: dict[str, Slot] = {}
         self._creating: dict[str, tuple[str, str]] = {}  # id -> (name, image id)
         self._locks = KeyedLocks()
         self._making = asyncio.Semaphore(PARALLEL_STARTS)
         self._changes = ChangeFeed()
         self._watch = FolderWatch()
-        self._shim: Shim | None = None
+        self._runs: Runs | None = None
         self._unfit: OverlaceError | None = None
         self._rotator: asyncio.Task[None] | None = None
-        self._swap_limit = False
 
     # ---- opening and closing ----
 
@@ -137,75 +91,56 @@ class OciRuntime:
             root.mkdir(parents=True, exist_ok=True)
         try:
             runtime = await choose_runtime(self._exec_root, self._cgroup_parent)
-            self._shim = Shim(runtime, self._exec_root)
         except OverlaceError as error:
             self._unfit = error
             log.error("no container can run on this host", reason=error.message)
-        self._swap_limit = swap_limit_supported()
+        else:
+            self._runs = Runs(
+                Shim(runtime, self._exec_root),
+                self._images,
+                self._locks,
+                self._making,
+                self._changes,
+                cgroup_parent=self._cgroup_parent,
+                windows=self._windows,
+            )
         await self._find_containers()
         await self._images.open()
         self._rotator = asyncio.create_task(self._rotate_logs(), name="rotate container logs")
 
     async def _find_containers(self) -> None:
-        known = set(ids_below(self._data_root / "containers"))
-        for container_id in known | set(ids_below(self._exec_root / "bundles")):
+        known = {*ids_below(self._data_root / "containers"), *ids_below(self._exec_root / "bundles")}
+        for container_id in known:
             places = self._places(container_id)
             record = load(places)
-            if record is None:
-                log.warning("removing a half-created container", id=container_id)
-                if self._shim is not None:
-                    await self._shim.discard(container_id, places.bundle)
-                await prepare.remove_places(places)
+            if record is not None:
+                self._slots[container_id] = slot = Slot(record, places)
+                if self._runs is not None:
+                    await self._runs.find_again(slot)
                 continue
-            self._slots[container_id] = slot = _Slot(record, places)
-            if self._shim is not None:
-                await self._find_again(slot)
-
-    async def _find_again(self, slot: _Slot) -> None:
-        """Bring one container's record up to what really is."""
-        container, places = slot.container, slot.places
-        descriptor = open_shim(places.bundle, container.config.id)
-        if descriptor is not None:
-            status = await self._require_shim().status(container.config.id)
-            if container.status == "running" or status == "running":
-                if container.status != "running":  # we died between the start and the note of it
-                    started = (places.bundle / "pid").stat().st_mtime_ns
-                    pid = int((places.bundle / "pid").read_text())
-                    self._note(
-                        slot, status="running", pid=pid, started_at=started, health=self._first_health(slot)
-                    )
-                self._run(slot, descriptor, resumed=True)
-                return
-            os.close(descriptor)
-            await self._require_shim().discard(container.config.id, places.bundle)
-            unmount(places.rootfs)
-        elif container.status == "running" or read_exit(places.bundle, container.config.id) is not None:
-            if container.status == "running" or container.status == "created":
-                await self._end(slot)
+            log.warning("removing a half-created container", id=container_id)
+            if self._runs is not None:
+                await self._runs.shim.discard(container_id, places.bundle)
+            await prepare.remove_places(places)
 
     async def close(self) -> None:
-        """Let go of everything without stopping any container."""
-        tasks = [
-            task for slot in self._slots.values() for task in (slot.health, slot.reaper) if task is not None
-        ]
+        """Let go of everything without stopping any container. Log followers end."""
         if self._rotator is not None:
-            tasks.append(self._rotator)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._images.close()
+            self._rotator.cancel()
+            await asyncio.gather(self._rotator, return_exceptions=True)
         for slot in self._slots.values():
-            self._unwatch(slot)
-            slot.stopped.set()
+            if self._runs is not None:
+                await self._runs.let_go(slot)
             slot.ended.set()
+        await self._images.close()
         self._watch.close()
         self._changes.close()
 
     async def version(self) -> dict[str, str]:
         """Tools and their versions; a host where none works has `error` instead."""
-        if self._shim is None:
+        if self._runs is None:
             return {"error": self._unfit.message if self._unfit else "not open"}
-        return await self._shim.version()
+        return await self._runs.shim.version()
 
     # ---- images ----
 
@@ -237,7 +172,7 @@ class OciRuntime:
 
     async def create(self, config: ContainerConfig) -> Container:
         """Prepare a container. NotFound for an image not pulled; Conflict for an id or name in other use."""
-        shim = self._require_shim()
+        shim = self._require_runs().shim
         async with self._locks.hold(config.id):
             bare = msgspec.structs.replace(config, files=())
             existing = self._slots.get(config.id)
@@ -264,7 +199,7 @@ class OciRuntime:
                 raise
             finally:
                 del self._creating[config.id]
-            self._slots[config.id] = _Slot(record, places)
+            self._slots[config.id] = Slot(record, places)
         self._changes.put(config.id)
         return record.container
 
@@ -312,176 +247,21 @@ class OciRuntime:
         except OverlaceError as error:  # the first error is the one to tell; open() removes what is left
             log.warning("left something of a failed create", id=places.data.name, reason=error.message)
 
-    # ---- start ----
+    # ---- running ----
 
     async def start(self, container_id: str) -> Container:
         """Run it. InvalidArgument when its program cannot be run (the container then tells exit code 126 or
         127).
         """
-        shim = self._require_shim()
-        async with self._locks.hold(container_id):
-            slot = self._slot(container_id)
-            if slot.container.status == "running":
-                return slot.container
-            if slot.record.secrets and not os.path.ismount(slot.places.secrets):
-                raise FailedPrecondition(
-                    f"container {container_id[:12]} cannot start: its secrets were in memory only and are gone "
-                    "(this host restarted); create it again"
-                )
-            async with self._making:
-                try:
-                    await self._start(slot, shim)
-                except OverlaceError as error:
-                    code = error.exit_code if isinstance(error, StartRefused) else 128
-                    with contextlib.suppress(OverlaceError):
-                        self._note(slot, error=error.message, exit_code=code)
-                    raise
-        self._changes.put(container_id)
+        slot = self._slot(container_id)
+        await self._require_runs().start(slot)
         return slot.container
-
-    async def _start(self, slot: _Slot, shim: Shim) -> None:
-        record, places, config = slot.record, slot.places, slot.container.config
-        image_root = await self._images.ensure_rootfs(slot.container.image_id)
-        places.rootfs.mkdir(parents=True, exist_ok=True)  # gone after this host restarted
-        document = runtime_spec(
-            config,
-            record.resolved,
-            record.user,
-            rootfs=str(places.rootfs),
-            cgroup_path=self._cgroup(config.id),
-            binds=record.binds,
-            init=config.init,
-            swap_limit=self._swap_limit,
-            windows=self._windows,
-        )
-        write_atomically(places.bundle / "config.json", msgspec.json.encode(document))
-        try:
-            prepare.mount_root(places, image_root)
-            running = await shim.create(
-                config.id, places.bundle, places.log, SHIM_MAX, tty=config.tty, stdin=config.open_stdin
-            )
-            prepare.write_hosts(places, config, record.resolved, running.pid)
-            await shim.start(config.id)
-            descriptor = open_shim(places.bundle, config.id)
-            fresh = msgspec.structs.replace(
-                slot.container,
-                status="running",
-                pid=running.pid,
-                started_at=time.time_ns(),
-                finished_at=0,
-                exit_code=0,
-                error="",
-                oom_killed=False,
-                health=self._first_health(slot),
-                failing_streak=0,
-                health_log=(),
-            )
-            self._put(slot, msgspec.structs.replace(record, container=fresh))
-        except BaseException:
-            await asyncio.shield(self._undo_start(slot, shim))
-            raise
-        self._run(slot, descriptor)
-
-    async def _undo_start(self, slot: _Slot, shim: Shim) -> None:
-        try:
-            await shim.discard(slot.container.config.id, slot.places.bundle)
-            unmount(slot.places.rootfs)
-        except OverlaceError as error:
-            log.warning("left something of a failed start", id=slot.container.config.id, reason=error.message)
-
-    def _first_health(self, slot: _Slot) -> HealthStatus | None:
-        return "starting" if slot.record.resolved.healthcheck is not None else None
-
-    def _run(self, slot: _Slot, descriptor: int | None, *, resumed: bool = False) -> None:
-        """Watch over a container that runs: its shim's end, its health."""
-        if descriptor is None:  # so short-lived that its shim is gone already
-            self._reap(slot)
-            return
-        slot.shim_fd = descriptor
-        asyncio.get_running_loop().add_reader(descriptor, self._reap, slot)
-        if slot.record.resolved.healthcheck is not None:
-            slot.health = asyncio.create_task(
-                self._check_health(slot, resumed), name=f"health {slot.container.config.id[:12]}"
-            )
-
-    # ---- end of a run ----
-
-    def _unwatch(self, slot: _Slot) -> None:
-        if slot.shim_fd >= 0:
-            asyncio.get_running_loop().remove_reader(slot.shim_fd)
-            os.close(slot.shim_fd)
-            slot.shim_fd = -1
-
-    def _reap(self, slot: _Slot) -> None:
-        self._unwatch(slot)
-        slot.reaper = asyncio.create_task(self._ended(slot), name=f"reap {slot.container.config.id[:12]}")
-
-    async def _ended(self, slot: _Slot) -> None:
-        try:
-            async with self._locks.hold(slot.container.config.id):
-                await self._end(slot)
-        except OverlaceError as error:
-            log.warning(
-                "cleaning up after a container failed", id=slot.container.config.id, reason=error.message
-            )
-
-    async def _end(self, slot: _Slot) -> None:
-        """Note how a run ended, then free what it held. The log is complete: the shim is gone."""
-        container, places = slot.container, slot.places
-        container_id = container.config.id
-        if slot.health is not None:
-            slot.health.cancel()
-            slot.health = None
-        ended = read_exit(places.bundle, container_id)
-        oom = oom_killed(self._cgroup(container_id)) or (places.bundle / "oom").exists()
-        if ended is not None:
-            code, at, error = ended.code, ended.at, ""
-        else:
-            # Its first process may live on without anybody to tell its end: bring it down with its shim.
-            await self._require_shim().delete(container_id)
-            present = (places.bundle / "config.json").exists()
-            code, at = 137, time.time_ns()
-            error = (
-                "the container's shim was killed"
-                if present
-                else "this host restarted while the container ran"
-            )
-        try:
-            self._note(
-                slot, status="exited", pid=0, exit_code=code, finished_at=at, oom_killed=oom, error=error
-            )
-        finally:
-            self._changes.put(container_id)
-            await self._require_shim().delete(container_id)
-            unmount(places.rootfs)
 
     async def stop(self, container_id: str, grace: int | None = None) -> Container:
         """Stop signal, then SIGKILL after `grace` ns (default: the container's own)."""
         slot = self._slot(container_id)
-        if slot.container.status == "running":
-            shim = self._require_shim()
-            await shim.kill(container_id, slot.record.resolved.stop_signal)
-            seconds = (slot.container.config.stop_grace if grace is None else grace) / 1e9
-            try:
-                await asyncio.wait_for(slot.stopped.wait(), max(seconds, 0))
-            except TimeoutError:
-                await self._kill_now(slot)
+        await self._require_runs().stop(slot, grace)
         return slot.container
-
-    async def _kill_now(self, slot: _Slot) -> None:
-        container_id = slot.container.config.id
-        await self._require_shim().kill(container_id, 9)
-        try:
-            await asyncio.wait_for(slot.stopped.wait(), _KILL_SECONDS)
-        except TimeoutError:
-            # The first process is gone or cannot go (uninterruptible sleep); a stuck shim must not hold the
-            # container.
-            if slot.shim_fd >= 0:
-                kill_shim(slot.shim_fd)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(slot.stopped.wait(), _KILL_SECONDS)
-                return
-            raise Internal(f"container {container_id[:12]} did not end on SIGKILL") from None
 
     async def kill(self, container_id: str, signal: str) -> None:
         """Send a signal. Conflict in Docker's words when it does not run."""
@@ -489,7 +269,7 @@ class OciRuntime:
         number = signal_number(signal)
         if slot.container.status != "running":
             raise Conflict(f"Cannot kill container: {container_id}: Container {container_id} is not running")
-        await self._require_shim().kill(container_id, number)
+        await self._require_runs().shim.kill(container_id, number)
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
@@ -502,13 +282,13 @@ class OciRuntime:
                     f"You cannot remove a running container {container_id}. Stop the container before "
                     "attempting removal or force remove"
                 )
-            await self._kill_now(slot)
+            await self._require_runs().kill_now(slot)
         async with self._locks.hold(container_id):
             if self._slots.get(container_id) is not slot:
                 return
             if slot.container.status == "running":
                 raise Conflict(f"container {container_id} was started while it was being removed: try again")
-            await self._require_shim().discard(container_id, slot.places.bundle)
+            await self._require_runs().shim.discard(container_id, slot.places.bundle)
             try:
                 await prepare.remove_places(slot.places)
                 for name in slot.record.anonymous_volumes:
@@ -519,8 +299,7 @@ class OciRuntime:
                 slot.settle()
                 raise
             del self._slots[container_id]
-            slot.stopped.set()
-            slot.ended.set()
+            slot.vanish()
         self._changes.put(container_id)
 
     # ---- looking ----
@@ -548,31 +327,6 @@ class OciRuntime:
 
     # ---- housekeeping ----
 
-    async def _check_health(self, slot: _Slot, resumed: bool) -> None:
-        """Probe again and again while the container runs."""
-        check, container_id = slot.record.resolved.healthcheck, slot.container.config.id
-        assert check is not None
-        argv = self._require_shim().exec_argv(
-            container_id, health.probe_argv(check), slot.places.bundle / "health.pid"
-        )
-        # After a restart of ours all containers would probe at the same moment, for ever: spread them by
-        # their ids.
-        share = (zlib.crc32(container_id.encode()) % 1000 + 1) / 1000 if resumed else 1.0
-        while True:
-            await asyncio.sleep(share * health.next_delay(slot.container, check, time.time_ns()) / 1e9)
-            share = 1.0
-            probe = await health.run_probe(argv, slot.places.bundle / "health.pid", check.timeout)
-            if slot.container.status != "running":
-                return
-            before = slot.container.health
-            after = health.record_probe(slot.container, check, probe)
-            try:
-                self._put(slot, msgspec.structs.replace(slot.record, container=after))
-            except OverlaceError as error:
-                log.warning("cannot note a container's health", id=container_id, reason=error.message)
-            if after.health != before:
-                self._changes.put(container_id)
-
     async def _rotate_logs(self) -> None:
         while True:
             await asyncio.sleep(_ROTATE_SECONDS)
@@ -583,32 +337,13 @@ class OciRuntime:
     def _places(self, container_id: str) -> Places:
         return Places(self._data_root, self._exec_root, container_id)
 
-    def _cgroup(self, container_id: str) -> str:
-        return f"{self._cgroup_parent}/{container_id}"
-
-    def _require_shim(self) -> Shim:
-        if self._shim is None:
+    def _require_runs(self) -> Runs:
+        if self._runs is None:
             raise self._unfit or Internal("the runtime is not open")
-        return self._shim
+        return self._runs
 
-    def _slot(self, container_id: str) -> _Slot:
+    def _slot(self, container_id: str) -> Slot:
         slot = self._slots.get(container_id)
         if slot is None:
             raise NotFound(f"No such container: {container_id}")
         return slot
-
-    def _put(self, slot: _Slot, record: Record) -> None:
-        """Change a container: memory first (the truth of what runs), then disk. Raises Internal when the disk
-        is full.
-        """
-        slot.record = record
-        slot.settle()
-        save(slot.places, record)
-
-    def _note(self, slot: _Slot, **changed: object) -> None:
-        self._put(
-            slot,
-            msgspec.structs.replace(
-                slot.record, container=msgspec.structs.replace(slot.container, **changed)
-            ),
-        )

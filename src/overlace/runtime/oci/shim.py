@@ -24,7 +24,8 @@ from overlace.runtime.oci.process import Finished, find_tool, require_tool, run_
 _CREATE_TIMEOUT = 60.0
 _CALL_TIMEOUT = 30.0
 _NOT_RUNNABLE = re.compile(
-    r"executable file .*not found|no such file or directory|permission denied|exec format error|is a directory|not a directory",
+    r"executable file .*not found|no such file or directory|permission denied|exec format error"
+    r"|is a directory|not a directory",
     re.I,
 )
 
@@ -131,7 +132,7 @@ def _last_words(stderr: str) -> str:
 
 
 def start_error(words: str) -> OverlaceError:
-    """What a failed create means: the program's own fault (Docker: 400, exit 126 or 127) or the host's. Pure."""
+    """What a failed create means: the program's own fault (Docker: 400, exit 126, 127) or the host's. Pure."""
     message = f"OCI runtime create failed: {words}"
     program = "exec:" in words or "executable file" in words or "exec failed" in words
     if program and _NOT_RUNNABLE.search(words):
@@ -222,25 +223,28 @@ class Shim:
     async def _launch(self, argv: Sequence[str], bundle: Path) -> _Answer:
         """Start conmon and read from its pipe what became of the container (conmon(8), `_OCI_SYNCPIPE`)."""
         ours, theirs = os.pipe()
-        with open(ours, "rb", 0) as reader:
-            try:
-                with open(bundle / "shim.err", "wb") as errors:
-                    process = await asyncio.create_subprocess_exec(
-                        *argv,
-                        stdin=asyncio.subprocess.DEVNULL,
-                        stdout=asyncio.subprocess.DEVNULL,
-                        stderr=errors,
-                        env={**tool_environment(), "_OCI_SYNCPIPE": str(theirs)},
-                        pass_fds=(theirs,),
-                        cwd=str(bundle),
-                        start_new_session=True,
-                    )
-            except OSError as error:
-                raise Internal(f"cannot run conmon: {error.strerror}") from error
-            finally:
-                os.close(theirs)
-            text = await _first_line(reader.fileno())
+        errors = os.open(bundle / "shim.err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=errors,
+                env={**tool_environment(), "_OCI_SYNCPIPE": str(theirs)},
+                pass_fds=(theirs,),
+                cwd=str(bundle),
+                start_new_session=True,
+            )
+            os.close(theirs)
+            theirs = -1
+            text = await _first_line(ours)
             await process.wait()
+        except OSError as error:
+            raise Internal(f"cannot run conmon: {error.strerror}") from error
+        finally:
+            for descriptor in (ours, theirs, errors):
+                if descriptor >= 0:
+                    os.close(descriptor)
         try:
             return msgspec.json.decode(text, type=_Answer)
         except msgspec.DecodeError:
@@ -335,7 +339,7 @@ def read_exit(bundle: Path, container_id: str) -> Exit | None:
 
 
 def open_shim(bundle: Path, container_id: str) -> int | None:
-    """A pidfd of the container's living shim; it turns readable when the shim ends. None when there is none."""
+    """A pidfd of the container's living shim; readable when the shim has ended. None when there is none."""
     try:
         pid = int((bundle / "shim.pid").read_text())
         descriptor = os.pidfd_open(pid)

@@ -113,7 +113,7 @@ class Skopeo:
     async def copy(
         self, reference: Reference, digest: str, name: str, layout: Path, auth: RegistryAuth | None
     ) -> None:
-        """Copy the manifest `digest` with its blobs into the OCI layout at `layout`, under the tag `image`."""
+        """Copy the manifest `digest` with its blobs into the OCI layout at `layout`, tagged `image`."""
         insecure = is_insecure(reference.domain, self._insecure)
         options = ["copy", "--quiet", f"--src-tls-verify={_flag(not insecure)}"]
         await self._run(

@@ -273,7 +273,8 @@ def _validate_mount(mount: Mount, windows: bool) -> None:
         and not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", mount.source)
     ):
         problem = (
-            f'"{mount.source}" includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" '
+            f'"{mount.source}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" '
             "are allowed. If you intended to pass a host directory, use absolute path"
         )
     elif mount.type == "tmpfs" and mount.source:
