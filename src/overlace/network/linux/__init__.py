@@ -1,1 +1,2 @@
-"""linux: see ARCHITECTURE.md."""
+"""The Linux data path: eBPF programs, their maps, veths, namespaces and nft rules. All root work of the
+network."""

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Connections: which backend a frontend's connection got, how its replies are translated, and the way back of
+ * connections that entered through another host. */
+#pragma once
+#include "packet.h"
+
+enum { B_GO, B_PASS, B_REFUSE, B_DROP };
+
+struct question {
+	__u32 scope; /* network of the frontend, 0: published port */
+	__u32 client_vni; /* OUT_ENDPOINT: where replies are delivered */
+	__be32 front; /* the frontend's address; the packet may carry another name of it (127.0.0.1) */
+	__be32 source; /* address the backend shall see */
+	__u32 out; /* where replies go */
+};
+
+INLINE struct flow *flow_of(__u32 scope, const struct pkt *p)
+{
+	struct flow_key key = {
+		.scope = scope, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport, .proto = p->proto,
+	};
+
+	return bpf_map_lookup_elem(&flows, &key);
+}
+
+INLINE struct frontend *frontend_of(__u32 vni, __be32 addr, __be16 port, __u8 proto)
+{
+	struct frontend_key key = { .vni = vni, .addr = addr, .port = port, .proto = proto };
+	struct frontend *fe = bpf_map_lookup_elem(&frontends, &key);
+
+	if (fe || !vni)
+		return fe;
+	key.port = 0;
+	fe = bpf_map_lookup_elem(&frontends, &key);
+	if (fe)
+		return fe;
+	key.proto = 0;
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* Choose a backend in turn among those whose endpoint exists. 0, or -1 when there is none. */
+INLINE int pick(const struct frontend *fe, const struct pkt *p, struct flow *f)
+{
+	__u32 slot = fe->list & (TURNS - 1), start, count = fe->count;
+	__u32 *turn = bpf_map_lookup_elem(&turns, &slot);
+
+	if (!turn || !count)
+		return -1;
+	start = __sync_fetch_and_add(turn, 1);
+	for (int i = 0; i < 16; i++) {
+		struct backend_key key = { .list = fe->list, .index = (start + i) % count };
+		struct backend *b = bpf_map_lookup_elem(&backends, &key);
+		struct endpoint *e;
+
+		if (!b)
+			continue;
+		e = endpoint_of(b->vni, b->addr);
+		if (!e || e->kind > K_REMOTE)
+			continue;
+		f->list = fe->list;
+		f->peer_vni = f->vni = b->vni;
+		f->daddr = b->addr;
+		f->dport = b->port ? b->port : p->dport;
+		f->sandbox = e->kind == K_LOCAL ? e->sandbox : 0;
+		return 0;
+	}
+	return -1;
+}
+
+/* Enter the reply translation of the new connection `f`; another source port is taken when the backend already has
+ * such a connection under another name (two VIPs over one backend). */
+INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow *f)
+{
+	struct flow_key key = { .scope = q->scope, .saddr = f->daddr, .daddr = f->saddr, .sport = f->dport, .proto = p->proto };
+	struct flow reply = {
+		.saddr = p->daddr, .daddr = p->saddr, .sport = p->dport, .dport = p->sport, .vni = q->client_vni,
+		.peer_vni = f->peer_vni, .sandbox = f->sandbox, .seen = f->seen, .kind = F_REPLY, .out = q->out,
+	};
+	__be16 port = p->sport;
+
+	if (!q->scope && f->sandbox) {
+		key.scope = SCOPE_SANDBOX;
+		key.saddr = f->sandbox;
+	}
+	for (int i = 0; i < 8; i++) {
+		struct flow *old;
+
+		key.dport = port;
+		old = bpf_map_lookup_elem(&flows, &key);
+		if (!old || (old->kind == F_REPLY && old->saddr == reply.saddr && old->daddr == reply.daddr &&
+			     old->sport == reply.sport && old->dport == reply.dport) ||
+		    (old->kind == F_VIA && p->sport == port)) {
+			f->sport = port;
+			return bpf_map_update_elem(&flows, &key, &reply, BPF_ANY);
+		}
+		port = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
+	}
+	return -1;
+}
+
+/* The backend of this packet to a frontend: the remembered one, or a new one for a new connection.
+ * B_GO: `out` holds the translation, out->vni the backend's network. B_PASS: not ours. B_REFUSE: nobody serves it. */
+NOINLINE int balance(struct __sk_buff *ctx, const struct pkt *p, const struct question *q, struct flow *out)
+{
+	struct frontend *fe;
+	struct flow *f;
+	int tcp, syn;
+
+	if (!p || !q || !out)
+		return B_DROP;
+	tcp = p->proto == PROTO_TCP;
+	syn = tcp && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	fe = frontend_of(q->scope, q->front, p->dport, p->proto);
+	f = flow_of(q->scope, p);
+	if (f && f->kind == F_FORWARD) {
+		struct endpoint *e = endpoint_of(f->vni, f->daddr);
+		int alive = e && e->kind <= K_REMOTE;
+
+		if (syn)
+			alive = alive && !(f->state & STATE_CLOSED) && fe && fe->list == f->list;
+		else if (tcp && !alive)
+			return B_REFUSE;
+		else if (!tcp)
+			alive = alive && now() - f->seen < UDP_IDLE;
+		if (alive) {
+			__u32 at = now();
+
+			if (tcp && (p->tcp_flags & (TCP_FIN | TCP_RST)))
+				f->state |= STATE_CLOSED;
+			if (f->seen != at)
+				f->seen = at;
+			*out = *f;
+			return B_GO;
+		}
+	}
+	if (tcp && !syn)
+		return q->scope ? B_REFUSE : B_PASS;
+	if (!fe)
+		return q->scope ? B_REFUSE : B_PASS;
+
+	struct flow_key key = {
+		.scope = q->scope, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport, .proto = p->proto,
+	};
+	struct flow new = { .kind = F_FORWARD, .saddr = q->source, .sport = p->sport, .seen = now() };
+
+	if (pick(fe, p, &new))
+		return B_REFUSE;
+	if (new.daddr == q->source && new.vni == q->client_vni) { /* hairpin: the client must not see itself */
+		struct network *net = bpf_map_lookup_elem(&networks, &new.vni);
+
+		if (!net)
+			return B_DROP;
+		new.saddr = net->gateway;
+	}
+	if (bind_reply(p, q, &new) || bpf_map_update_elem(&flows, &key, &new, BPF_ANY))
+		return B_DROP;
+	*out = new;
+	return B_GO;
+}
+
+/* A client outside the overlay reached local endpoint `e` through host `provider`: replies go back that way. */
+INLINE void note_via(const struct pkt *p, __u32 vni, __be32 provider, const struct endpoint *e)
+{
+	struct flow_key key = {
+		.scope = SCOPE_SANDBOX, .saddr = e->sandbox, .daddr = p->saddr, .sport = p->dport, .dport = p->sport,
+		.proto = p->proto,
+	};
+	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+	struct flow via = {
+		.saddr = p->daddr, .daddr = p->saddr, .sport = p->dport, .dport = p->sport, .vni = vni, .provider = provider,
+		.sandbox = e->sandbox, .kind = F_VIA,
+	};
+
+	if (f && f->kind == F_VIA && f->provider == provider && f->vni == vni && f->saddr == via.saddr)
+		return;
+	if (f && p->proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN))
+		return; /* another connection of the same name is alive */
+	bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The data path's programs, one per kind of interface:
+ *   from_container  ingress of the host side of a container's veth
+ *   from_underlay   ingress of the interface that carries the underlay address
+ *   from_vxlan      ingress of the kernel's vxlan device (slow path)
+ *   from_host       ingress of lo: the host's own connections to published ports
+ * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
+#include "answer.h"
+#include "flow.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Send to the endpoint `to` of network `vni`, translated by `nat` if given. */
+NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to, struct flow *nat)
+{
+	struct config *cfg = settings();
+	struct endpoint *e = endpoint_of(vni, to);
+
+	if (!cfg || !p)
+		return drop(ctx, R_DROP_ERROR);
+	if (!e)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	if (e->kind == K_REMOTE) {
+		struct hop hop = { .vni = vni, .provider = e->provider };
+		int big = too_big(ctx, cfg, p);
+
+		if (big && p->df)
+			return answer_too_big(ctx, p);
+		copy_mac(hop.dst, e->mac);
+		if (nat) {
+			struct network *net = bpf_map_lookup_elem(&networks, &vni);
+
+			if (!net)
+				return drop(ctx, R_DROP_NO_ENDPOINT);
+			copy_mac(hop.src, net->gateway_mac);
+			if (translate(ctx, p, nat))
+				return drop(ctx, R_DROP_ERROR);
+		} else if (bpf_skb_load_bytes(ctx, 6, hop.src, 6)) {
+			return drop(ctx, R_DROP_ERROR);
+		}
+		return encapsulate(ctx, p, &hop, big);
+	}
+	if (e->kind != K_LOCAL)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	if (nat) {
+		if (translate(ctx, p, nat))
+			return drop(ctx, R_DROP_ERROR);
+	} else {
+		struct flow *f = flow_of(vni, p);
+
+		if (f && f->kind == F_REPLY) {
+			struct flow copy = *f;
+
+			if (translate(ctx, p, &copy))
+				return drop(ctx, R_DROP_ERROR);
+		}
+	}
+	return deliver(ctx, e);
+}
+
+/* A backend's answer to a client that is not where the backend answered to: give it the frontend's name. */
+NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
+{
+	struct config *cfg = settings();
+	struct endpoint *e;
+
+	if (!cfg || !p || !f || translate(ctx, p, f))
+		return drop(ctx, R_DROP_ERROR);
+	if (f->out == OUT_UNDERLAY)
+		return to_underlay(ctx, cfg, f->daddr, R_TO_UNDERLAY);
+	if (f->out == OUT_HOST) {
+		struct eth eth = { .proto = bpf_htons(ETH_IP) }; /* lo's own address is all zeros */
+
+		if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+			return drop(ctx, R_DROP_ERROR);
+		return end(ctx, R_TO_HOST, bpf_redirect(cfg->lo_ifindex, BPF_F_INGRESS));
+	}
+	e = endpoint_of(f->vni, f->daddr);
+	if (!e || e->kind != K_LOCAL)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	return deliver(ctx, e);
+}
+
+/* Do with the packet what balance() said. */
+INLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
+{
+	struct flow f;
+
+	switch (balance(ctx, p, q, &f)) {
+	case B_GO:
+		return forward(ctx, p, f.vni, f.daddr, &f);
+	case B_PASS:
+		return TC_ACT_UNSPEC;
+	case B_REFUSE:
+		return refuse(ctx, p);
+	}
+	return drop(ctx, R_DROP_ERROR);
+}
+
+/* A container's packet to an address outside its network, or with the source of another of its interfaces. */
+NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
+{
+	struct config *cfg = settings();
+	struct flow *f;
+
+	if (!cfg || !p || !port)
+		return drop(ctx, R_DROP_ERROR);
+
+	struct flow_key key = {
+		.scope = SCOPE_SANDBOX, .saddr = port->sandbox, .daddr = p->daddr, .sport = p->sport, .dport = p->dport,
+		.proto = p->proto,
+	};
+
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f) {
+		struct flow copy = *f;
+
+		if (f->kind == F_REPLY)
+			return reply(ctx, p, &copy);
+
+		struct hop hop = { .vni = f->vni, .provider = f->provider };
+		struct network *net = bpf_map_lookup_elem(&networks, &hop.vni);
+		struct endpoint *e = endpoint_of(hop.vni, copy.saddr);
+		int big = too_big(ctx, cfg, p);
+
+		if (!net || !e)
+			return drop(ctx, R_DROP_NO_ENDPOINT);
+		copy_mac(hop.src, e->mac);
+		copy_mac(hop.dst, net->gateway_mac);
+		if (big && p->df)
+			return answer_too_big(ctx, p);
+		if (translate(ctx, p, &copy))
+			return drop(ctx, R_DROP_ERROR);
+		return encapsulate(ctx, p, &hop, big);
+	}
+	if (foreign)
+		return drop(ctx, R_DROP_SPOOFED);
+	if (is_overlay(p->daddr))
+		return drop(ctx, R_DROP_ISOLATION);
+	if ((p->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || p->daddr == 0xffffffff)
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	if (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
+		return drop(ctx, R_DROP_NO_OUTBOUND);
+	if (frontend_of(0, p->daddr, p->dport, p->proto)) { /* a published port of this very host */
+		p->complain = p->daddr;
+		struct question q = { .client_vni = port->vni, .front = p->daddr, .source = cfg->underlay_addr };
+
+		return balanced(ctx, p, &q);
+	}
+	bpf_skb_change_type(ctx, HOST_PACKET);
+	return end(ctx, R_TO_HOST, TC_ACT_UNSPEC);
+}
+
+SEC("tc")
+int from_container(struct __sk_buff *ctx)
+{
+	__u32 ifindex = ctx->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct endpoint *e;
+	struct network *net;
+	struct pkt p;
+	struct eth eth;
+	__u32 vni, bad;
+
+	if (!port)
+		return drop(ctx, R_DROP_NO_PORT);
+	vni = port->vni;
+	if (bpf_skb_load_bytes(ctx, 0, &eth, sizeof(eth)))
+		return drop(ctx, R_DROP_GARBAGE);
+	if (!same_mac(eth.src, port->mac))
+		return drop(ctx, R_DROP_SPOOFED);
+	if (eth.proto == bpf_htons(ETH_ARP))
+		return answer_arp(ctx, port);
+	if (eth.proto != bpf_htons(ETH_IP))
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	bad = parse(ctx, ETH_LEN, vni, &p);
+	if (bad)
+		return drop(ctx, bad);
+	net = bpf_map_lookup_elem(&networks, &vni);
+	if (!net)
+		return drop(ctx, R_DROP_UNKNOWN_VNI);
+	p.origin = FROM_CONTAINER;
+	p.complain = net->gateway;
+	if (p.saddr != port->addr)
+		return leave_overlay(ctx, &p, port, 1);
+	e = endpoint_of(vni, p.daddr);
+	if (!e)
+		return leave_overlay(ctx, &p, port, 0);
+	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
+		return forward(ctx, &p, vni, p.daddr, 0);
+	if (p.proto == PROTO_ICMP && p.icmp_type == 8 && !p.later)
+		return answer_echo(ctx, &p);
+	if (e->kind == K_VIP) {
+		p.complain = p.daddr;
+		struct question q = { .scope = vni, .client_vni = vni, .front = p.daddr, .source = p.saddr };
+
+		return balanced(ctx, &p, &q);
+	}
+	struct flow *f = flow_of(vni, &p); /* the gateway's name stands for the client in a hairpin */
+
+	if (f && f->kind == F_REPLY) {
+		struct flow copy = *f;
+
+		return reply(ctx, &p, &copy);
+	}
+	return refuse(ctx, &p);
+}
+
+/* A frame of network `vni` from host `provider`, with `base` bytes of tunnel still in front of it. */
+INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, const __u32 base)
+{
+	struct network *net = bpf_map_lookup_elem(&networks, &vni);
+	struct endpoint *e;
+	struct pkt p;
+	struct eth eth;
+	struct flow f, *known;
+	__u32 bad, outside = 0, renamed = 0;
+
+	if (!net || (net->flags & NET_LOCAL))
+		return drop(ctx, R_DROP_UNKNOWN_VNI);
+	if (bpf_skb_load_bytes(ctx, base, &eth, sizeof(eth)))
+		return drop(ctx, R_DROP_GARBAGE);
+	if (eth.proto != bpf_htons(ETH_IP))
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	bad = parse(ctx, base + ETH_LEN, vni, &p);
+	if (bad)
+		return drop(ctx, bad);
+	e = endpoint_of(vni, p.saddr);
+	if (e) {
+		if (e->kind != K_REMOTE || e->provider != provider)
+			return drop(ctx, R_DROP_WRONG_PROVIDER);
+	} else if (!(net->flags & NET_INGRESS) || is_overlay(p.saddr)) {
+		return drop(ctx, R_DROP_WRONG_PROVIDER);
+	} else {
+		outside = 1;
+	}
+	e = endpoint_of(vni, p.daddr);
+	if (e && e->kind != K_LOCAL)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	if (e && outside) {
+		note_via(&p, vni, provider, e);
+	} else {
+		known = flow_of(e ? vni : 0, &p);
+		if (known && known->kind == F_REPLY && known->peer_vni == vni) {
+			f = *known;
+			renamed = 1;
+		}
+		if (!e && (outside || !renamed))
+			return drop(ctx, R_DROP_NO_ENDPOINT);
+		/* A merged frame keeps its tunnel marks unless the kernel takes the header off, and a device that
+		 * must cut it again would stumble over them. */
+		if (!e && base && ctx->gso_size && f.out != OUT_ENDPOINT)
+			return TC_ACT_UNSPEC;
+	}
+	if (base) {
+		if (bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+		    bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+			return drop(ctx, R_DROP_ERROR);
+		p.l3 -= base;
+		p.l4 -= base;
+		if ((tos & 3) == 3) /* congestion seen on the underlay, RFC 6040 */
+			bpf_skb_ecn_set_ce(ctx);
+	}
+	if (!e)
+		return reply(ctx, &p, &f);
+	if (renamed && translate(ctx, &p, &f))
+		return drop(ctx, R_DROP_ERROR);
+	return deliver(ctx, e);
+}
+
+/* VXLAN to this host, header plain: outer IP without options and not a fragment. */
+NOINLINE int from_tunnel(struct __sk_buff *ctx, __be32 provider, __u8 tos)
+{
+	struct {
+		__be32 flags, vni;
+	} vxlan;
+
+	if (bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN + 8, &vxlan, sizeof(vxlan)))
+		return drop(ctx, R_DROP_GARBAGE);
+	if (!(vxlan.flags & bpf_htonl(0x08000000)))
+		return drop(ctx, R_DROP_GARBAGE);
+	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, provider, tos, VXLAN_PUSH);
+}
+
+SEC("tc")
+int from_underlay(struct __sk_buff *ctx)
+{
+	struct config *cfg = settings();
+	struct pkt p;
+
+	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
+		return TC_ACT_UNSPEC;
+	if (p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later) {
+		__be16 frag;
+
+		if (p.ihl != IP_LEN || bpf_skb_load_bytes(ctx, p.l3 + 6, &frag, 2) || (frag & bpf_htons(0x3fff)))
+			return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
+		return from_tunnel(ctx, p.saddr, p.tos);
+	}
+	if (p.proto != PROTO_TCP && p.proto != PROTO_UDP)
+		return TC_ACT_UNSPEC;
+	if (!frontend_of(0, p.daddr, p.dport, p.proto))
+		return TC_ACT_UNSPEC;
+
+	struct question q = { .front = p.daddr, .source = p.saddr, .out = OUT_UNDERLAY };
+
+	p.origin = FROM_UNDERLAY;
+	p.complain = p.daddr;
+	return balanced(ctx, &p, &q);
+}
+
+SEC("tc")
+int from_vxlan(struct __sk_buff *ctx)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (bpf_skb_get_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), 0))
+		return drop(ctx, R_DROP_GARBAGE);
+	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0);
+}
+
+SEC("tc")
+int from_host(struct __sk_buff *ctx)
+{
+	struct config *cfg = settings();
+	struct question q = { .out = OUT_HOST };
+	const __be32 net = bpf_htonl(0xff000000), loopback = bpf_htonl(0x7f000000);
+	struct pkt p;
+
+	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
+		return TC_ACT_UNSPEC;
+	if (p.proto != PROTO_TCP && p.proto != PROTO_UDP)
+		return TC_ACT_UNSPEC;
+	q.front = (p.daddr & net) == loopback ? cfg->underlay_addr : p.daddr;
+	q.source = (p.saddr & net) == loopback ? cfg->underlay_addr : p.saddr;
+	if (!frontend_of(0, q.front, p.dport, p.proto))
+		return TC_ACT_UNSPEC;
+	p.origin = FROM_HOST;
+	p.complain = p.daddr;
+	return balanced(ctx, &p, &q);
+}

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading, rewriting and sending packets. Knows headers, not policy. */
+#pragma once
+#include "types.h"
+
+struct eth {
+	__u8 dst[6], src[6];
+	__be16 proto;
+} __attribute__((packed, aligned(2)));
+
+struct ip {
+	__u8 version_ihl, tos;
+	__be16 length, id, frag;
+	__u8 ttl, proto;
+	__u16 sum;
+	__be32 saddr, daddr;
+};
+
+struct outer { /* what is pushed between the outer MAC and the inner IP header, RFC 7348 section 5 */
+	struct ip ip;
+	__be16 sport, dport, udp_len, udp_sum;
+	__be32 flags, vni;
+	struct eth eth;
+} __attribute__((packed, aligned(2)));
+
+struct tcp {
+	__be16 sport, dport;
+	__be32 seq, ack;
+	__u8 offset, flags;
+	__be16 window;
+	__u16 sum;
+	__be16 urgent;
+};
+
+INLINE int same_mac(const __u8 *a, const __u8 *b)
+{
+	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+INLINE void copy_mac(__u8 *to, const __u8 *from)
+{
+	__u16 *x = (__u16 *)to;
+	const __u16 *y = (const __u16 *)from;
+
+	x[0] = y[0];
+	x[1] = y[1];
+	x[2] = y[2];
+}
+
+INLINE __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+INLINE void seal_ip(struct ip *ip)
+{
+	ip->sum = 0;
+	ip->sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0));
+}
+
+/* Read the IPv4 packet at `l3`. Fragments after the first get their ports from the first one seen. 0 or a reason. */
+NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
+{
+	struct ip ip;
+	__u16 frag;
+
+	if (!p)
+		return R_DROP_ERROR;
+	if (bpf_skb_load_bytes(ctx, l3, &ip, sizeof(ip)))
+		return R_DROP_GARBAGE;
+	p->ihl = (ip.version_ihl & 15) * 4;
+	p->length = bpf_ntohs(ip.length);
+	if ((ip.version_ihl >> 4) != 4 || p->ihl < IP_LEN || p->length < p->ihl || ctx->len < l3 + p->length)
+		return R_DROP_GARBAGE;
+	p->saddr = ip.saddr;
+	p->daddr = ip.daddr;
+	p->proto = ip.proto;
+	p->tos = ip.tos;
+	p->l3 = l3;
+	p->l4 = l3 + p->ihl;
+	p->sport = p->dport = 0;
+	p->tcp_flags = p->l4_len = p->icmp_type = 0;
+	frag = bpf_ntohs(ip.frag);
+	p->df = (frag & 0x4000) != 0;
+	p->later = (frag & 0x1fff) != 0;
+	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP)
+		return 0;
+	if (!p->later && p->proto == PROTO_ICMP) {
+		if (bpf_skb_load_bytes(ctx, p->l4, &p->icmp_type, 1))
+			return R_DROP_GARBAGE;
+		p->l4_len = 8;
+		return 0;
+	}
+	struct fragment_key key = { .scope = scope, .saddr = ip.saddr, .daddr = ip.daddr, .id = ip.id, .proto = ip.proto };
+
+	if (p->later) {
+		struct fragment *first = bpf_map_lookup_elem(&fragments, &key);
+
+		if (first) {
+			p->sport = first->sport;
+			p->dport = first->dport;
+		}
+		return 0;
+	}
+	struct fragment ports;
+
+	if (bpf_skb_load_bytes(ctx, p->l4, &ports, sizeof(ports)))
+		return R_DROP_GARBAGE;
+	p->sport = ports.sport;
+	p->dport = ports.dport;
+	p->l4_len = 8;
+	if (p->proto == PROTO_TCP) {
+		__u8 two[2];
+
+		if (bpf_skb_load_bytes(ctx, p->l4 + 12, two, 2))
+			return R_DROP_GARBAGE;
+		p->l4_len = (two[0] >> 4) * 4;
+		p->tcp_flags = two[1];
+	}
+	if (frag & 0x2000)
+		bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+	return 0;
+}
+
+INLINE __u32 sum_offset(const struct pkt *p)
+{
+	return p->l4 + (p->proto == PROTO_TCP ? 16 : 6);
+}
+
+INLINE int set_addr(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be32 from, __be32 to)
+{
+	if (from == to)
+		return 0;
+	if (!p->later && (p->proto == PROTO_TCP || p->proto == PROTO_UDP)) {
+		__u64 flags = BPF_F_PSEUDO_HDR | 4 | (p->proto == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
+
+		if (bpf_l4_csum_replace(ctx, sum_offset(p), from, to, flags))
+			return -1;
+	}
+	if (bpf_l3_csum_replace(ctx, p->l3 + 10, from, to, 4))
+		return -1;
+	return bpf_skb_store_bytes(ctx, p->l3 + at, &to, 4, 0);
+}
+
+INLINE int set_port(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be16 from, __be16 to)
+{
+	__u64 flags = 2 | (p->proto == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
+
+	if (from == to || p->later || (p->proto != PROTO_TCP && p->proto != PROTO_UDP))
+		return 0;
+	if (bpf_l4_csum_replace(ctx, sum_offset(p), from, to, flags))
+		return -1;
+	return bpf_skb_store_bytes(ctx, p->l4 + at, &to, 2, 0);
+}
+
+/* Give the packet the flow's addresses and ports, checksums included. */
+NOINLINE int translate(struct __sk_buff *ctx, struct pkt *p, const struct flow *f)
+{
+	if (!p || !f)
+		return -1;
+	if (set_addr(ctx, p, 12, p->saddr, f->saddr) || set_addr(ctx, p, 16, p->daddr, f->daddr) ||
+	    set_port(ctx, p, 0, p->sport, f->sport) || set_port(ctx, p, 2, p->dport, f->dport))
+		return -1;
+	p->saddr = f->saddr;
+	p->daddr = f->daddr;
+	p->sport = f->sport;
+	p->dport = f->dport;
+	return 0;
+}
+
+/* Bytes of the largest IP packet this frame becomes on the wire: a GSO frame counts by segment. */
+INLINE __u32 wire_size(struct __sk_buff *ctx, const struct pkt *p)
+{
+	__u32 segment = ctx->gso_size;
+
+	return segment ? segment + p->ihl + p->l4_len : p->length;
+}
+
+INLINE int too_big(struct __sk_buff *ctx, const struct config *cfg, const struct pkt *p)
+{
+	return wire_size(ctx, p) + VXLAN_PUSH > cfg->underlay_mtu;
+}
+
+INLINE int deliver(struct __sk_buff *ctx, struct endpoint *e)
+{
+	__u32 ifindex = e->ifindex;
+
+	if (!ifindex)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	if (bpf_skb_store_bytes(ctx, 0, e->mac, 6, 0))
+		return drop(ctx, R_DROP_ERROR);
+	bpf_skb_change_type(ctx, HOST_PACKET);
+	return end(ctx, R_DELIVERED, bpf_redirect_peer(ifindex, 0));
+}
+
+/* Send the IPv4 frame out of the underlay; the kernel finds the next hop's MAC, asking for it when it must. */
+INLINE int to_underlay(struct __sk_buff *ctx, const struct config *cfg, __be32 to, __u32 reason)
+{
+	struct bpf_redir_neigh hop = { .nh_family = FAMILY_INET, .ipv4_nh = to };
+
+	if (((to ^ cfg->underlay_addr) & cfg->underlay_mask) == 0)
+		return end(ctx, reason, bpf_redirect_neigh(cfg->underlay_ifindex, &hop, sizeof(hop), 0));
+	return end(ctx, reason, bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0));
+}
+
+struct hop {
+	__u32 vni;
+	__be32 provider;
+	__u8 src[6], dst[6]; /* of the inner Ethernet header */
+};
+
+/* The kernel's own vxlan device: it can fragment the outer packet. */
+INLINE int slow_path(struct __sk_buff *ctx, const struct config *cfg, const struct hop *hop)
+{
+	struct bpf_tunnel_key key = { .tunnel_id = hop->vni, .tunnel_ttl = 64 };
+	struct eth eth = { .proto = bpf_htons(ETH_IP) };
+
+	copy_mac(eth.src, hop->src);
+	copy_mac(eth.dst, hop->dst);
+	key.remote_ipv4 = bpf_ntohl(hop->provider);
+	if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+		return drop(ctx, R_DROP_ERROR);
+	/* the short length is what kernels before 5.19 know */
+	if (bpf_skb_set_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), BPF_F_ZERO_CSUM_TX))
+		return drop(ctx, R_DROP_ERROR);
+	return end(ctx, R_SLOW_PATH, bpf_redirect(cfg->vxlan_ifindex, 0));
+}
+
+/* Push outer IP, UDP, VXLAN and inner Ethernet, and send. The caller has looked at the size. */
+NOINLINE int encapsulate(struct __sk_buff *ctx, const struct pkt *p, const struct hop *hop, __u32 slow)
+{
+	struct config *cfg = settings();
+	struct outer o __attribute__((aligned(8))) = {};
+	__u32 hash, length = ctx->len - ETH_LEN + VXLAN_PUSH;
+
+	if (!cfg || !p || !hop)
+		return drop(ctx, R_DROP_ERROR);
+	if (slow || length > 0xffff)
+		return slow_path(ctx, cfg, hop);
+	hash = bpf_get_hash_recalc(ctx);
+	o.ip.version_ihl = 0x45;
+	o.ip.tos = p->tos & 3; /* ECN, RFC 6040 */
+	o.ip.length = bpf_htons(length);
+	if (p->df)
+		o.ip.frag = bpf_htons(0x4000);
+	else
+		o.ip.id = bpf_get_prandom_u32();
+	o.ip.ttl = 64;
+	o.ip.proto = PROTO_UDP;
+	o.ip.saddr = cfg->underlay_addr;
+	o.ip.daddr = hop->provider;
+	o.ip.sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)&o, sizeof(o.ip), 0));
+	o.sport = bpf_htons(32768 | ((hash ^ (hash >> 16)) & 0x7fff));
+	o.dport = cfg->vxlan_port;
+	o.udp_len = bpf_htons(length - IP_LEN);
+	o.flags = bpf_htonl(0x08000000);
+	o.vni = bpf_htonl(hop->vni << 8);
+	copy_mac(o.eth.src, hop->src);
+	copy_mac(o.eth.dst, hop->dst);
+	o.eth.proto = bpf_htons(ETH_IP);
+	if (bpf_skb_adjust_room(ctx, VXLAN_PUSH, BPF_ADJ_ROOM_MAC,
+				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+					BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
+					BPF_F_ADJ_ROOM_FIXED_GSO))
+		return slow_path(ctx, cfg, hop);
+	if (bpf_skb_store_bytes(ctx, ETH_LEN, &o, sizeof(o), 0))
+		return drop(ctx, R_DROP_ERROR);
+	return to_underlay(ctx, cfg, hop->provider, R_ENCAPSULATED);
+}

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Keys, values and maps of the data path. maps.py packs the same layouts: LAYOUT names them; change both together. */
+#pragma once
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#define LAYOUT 1
+#define INLINE static __always_inline
+#define NOINLINE static __attribute__((noinline))
+
+#define ETH_LEN 14
+#define IP_LEN 20
+#define VXLAN_PUSH 50 /* outer IP + UDP + VXLAN + inner Ethernet: what stands between the outer MAC and the inner IP */
+#define ETH_IP 0x0800
+#define ETH_ARP 0x0806
+#define PROTO_ICMP 1
+#define PROTO_TCP 6
+#define PROTO_UDP 17
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+#define HOST_PACKET 0 /* PACKET_HOST */
+#define FAMILY_INET 2
+#define TURNS 4096
+#define SCOPE_SANDBOX 0xffffffff
+#define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
+
+/* Where a packet ended. datapath.py reads these names from here. */
+enum reason {
+	R_DELIVERED, /* into a local container */
+	R_ENCAPSULATED, /* to another host, header pushed by this program */
+	R_SLOW_PATH, /* to another host through the kernel's vxlan device */
+	R_TO_UNDERLAY, /* translated reply to a client of a published port */
+	R_TO_HOST, /* to the host's own stack: outbound NAT and the host's own clients */
+	R_ANSWERED_ARP,
+	R_ANSWERED_ECHO,
+	R_REFUSED, /* TCP reset or ICMP port unreachable sent: no backend */
+	R_TOO_BIG, /* ICMP fragmentation needed sent */
+	R_DROP_SPOOFED,
+	R_DROP_UNKNOWN_VNI,
+	R_DROP_WRONG_PROVIDER, /* the inner source does not live behind the outer source */
+	R_DROP_NO_ENDPOINT,
+	R_DROP_NO_BACKEND,
+	R_DROP_ISOLATION, /* an overlay address that is not on the sender's network */
+	R_DROP_NO_OUTBOUND, /* outside the overlay, and the endpoint may not go there */
+	R_DROP_GARBAGE, /* truncated or malformed */
+	R_DROP_ARP, /* question for an unknown address */
+	R_DROP_UNSUPPORTED, /* not IPv4, multicast, broadcast */
+	R_DROP_NO_PORT, /* interface without a registered endpoint */
+	R_DROP_ERROR, /* a kernel helper refused */
+	R_COUNT,
+};
+
+enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4 };
+enum { NET_INGRESS = 1, NET_LOCAL = 2 };
+enum { PORT_OUTBOUND = 1 };
+enum { F_FORWARD = 1, F_REPLY = 2, F_VIA = 3 };
+enum { OUT_ENDPOINT = 0, OUT_UNDERLAY = 1, OUT_HOST = 2 };
+enum { STATE_CLOSED = 1 };
+enum origin { FROM_CONTAINER, FROM_UNDERLAY, FROM_HOST };
+
+struct config {
+	__u32 underlay_ifindex;
+	__be32 underlay_addr;
+	__be32 underlay_mask; /* next hops inside it are on the link */
+	__u32 underlay_mtu;
+	__u32 vxlan_ifindex;
+	__u32 lo_ifindex;
+	__be16 vxlan_port;
+	__u16 pad;
+};
+
+struct network {
+	__be32 gateway;
+	__u8 gateway_mac[6];
+	__u8 flags;
+	__u8 pad;
+};
+
+struct address_key {
+	__u32 vni;
+	__be32 addr;
+};
+
+struct endpoint {
+	__be32 provider; /* K_REMOTE: its host */
+	__u32 ifindex; /* K_LOCAL: host side of its veth */
+	__u32 sandbox; /* K_LOCAL: inode of its network namespace */
+	__u8 mac[6];
+	__u8 kind;
+	__u8 pad;
+};
+
+struct port { /* by ifindex of the host-side veth */
+	__u32 vni;
+	__be32 addr;
+	__u32 sandbox;
+	__u8 mac[6];
+	__u8 flags;
+	__u8 pad;
+};
+
+struct subnet_key {
+	__u32 prefix;
+	__be32 addr;
+};
+
+struct frontend_key {
+	__u32 vni;
+	__be32 addr;
+	__be16 port;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct frontend {
+	__u64 list; /* names the list of backends by content: the same list has the same number */
+	__u32 count;
+	__u32 pad;
+};
+
+struct backend_key {
+	__u64 list;
+	__u32 index;
+	__u32 pad;
+};
+
+struct backend {
+	__u32 vni;
+	__be32 addr;
+	__be16 port; /* 0 keeps the packet's own */
+	__u16 pad;
+};
+
+struct flow_key {
+	/* VNI; 0 for connections whose client is outside the overlay. Answers of a local backend to such clients have
+	 * SCOPE_SANDBOX and the sandbox in place of saddr: a container of several networks answers by its default route,
+	 * and a UDP server then with the source address of that interface. */
+	__u32 scope;
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct flow { /* addresses and ports are those the packet shall have */
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+	__u32 vni; /* where daddr lives (OUT_ENDPOINT) */
+	__u32 peer_vni; /* F_REPLY: where the backend lives */
+	__u32 sandbox; /* of the backend when it is local */
+	__be32 provider; /* F_VIA: back to this host */
+	__u32 seen; /* bpf_ktime_get_ns() >> 30 */
+	__u64 list;
+	__u8 kind, state, out, pad[5];
+};
+
+struct fragment_key {
+	__u32 scope;
+	__be32 saddr, daddr;
+	__be16 id;
+	__u8 proto;
+	__u8 pad;
+};
+
+struct fragment {
+	__be16 sport, dport;
+};
+
+#define MAP(type_, name, key_, value_, max, flags_)                                                                 \
+	struct {                                                                                                    \
+		__uint(type, type_);                                                                                \
+		__type(key, key_);                                                                                  \
+		__type(value, value_);                                                                              \
+		__uint(max_entries, max);                                                                           \
+		__uint(map_flags, flags_);                                                                          \
+	} name SEC(".maps")
+
+MAP(BPF_MAP_TYPE_ARRAY, layout, __u32, __u64, 2, 0);
+MAP(BPF_MAP_TYPE_ARRAY, config, __u32, struct config, 1, 0);
+MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 4096, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, 131072, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 4096, 0);
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, R_COUNT, 0);
+
+/* One packet as read. Offsets are from the start of the frame. */
+struct pkt {
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+	__u16 l3, l4;
+	__u16 length; /* of the IP packet, bytes */
+	__u8 proto, tcp_flags;
+	__u8 df, later, ihl, tos; /* later: a fragment that is not the first; ihl in bytes */
+	__u8 l4_len, icmp_type;
+	__u8 origin; /* enum origin: which way answers go */
+	__u8 pad;
+	__be32 complain; /* source address of ICMP errors about this packet */
+};
+
+INLINE int end(struct __sk_buff *ctx, __u32 reason, int verdict)
+{
+	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
+
+	if (n)
+		*n += 1;
+	ctx->cb[0] = reason; /* BPF_PROG_TEST_RUN reads the decision here */
+	return verdict;
+}
+
+INLINE int drop(struct __sk_buff *ctx, __u32 reason)
+{
+	return end(ctx, reason, TC_ACT_SHOT);
+}
+
+INLINE struct config *settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+INLINE struct endpoint *endpoint_of(__u32 vni, __be32 addr)
+{
+	struct address_key key = { .vni = vni, .addr = addr };
+
+	return bpf_map_lookup_elem(&endpoints, &key);
+}
+
+INLINE int is_overlay(__be32 addr)
+{
+	struct subnet_key key = { .prefix = 32, .addr = addr };
+
+	return bpf_map_lookup_elem(&subnets, &key) != 0;
+}
+
+INLINE __u32 now(void)
+{
+	return bpf_ktime_get_ns() >> 30;
+}

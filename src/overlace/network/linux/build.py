@@ -1,0 +1,67 @@
+"""Builds the eBPF objects: `python -m overlace.network.linux.build`. Needs clang and libbpf's headers.
+
+Owns when and how bpf/*.c becomes bpf/*.o. Must not load anything.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCES = Path(__file__).parent / "bpf"
+OBJECT = SOURCES / "overlace.o"
+
+
+class BuildError(RuntimeError):
+    """clang is missing or refused; the message holds its output."""
+
+
+def is_current() -> bool:
+    """True when the object is newer than every source file."""
+    if not OBJECT.exists():
+        return False
+    built = OBJECT.stat().st_mtime
+    return all(source.stat().st_mtime <= built for source in SOURCES.glob("*.[ch]"))
+
+
+def ensure_built(force: bool = False) -> Path:
+    """Build when a source is newer than the object; return the object's path.
+
+    Raises BuildError when it must build and cannot.
+    """
+    if not force and is_current():
+        return OBJECT
+    # clang's bpf target does not know the host's multiarch include directory, where asm/types.h is.
+    partial = OBJECT.with_suffix(f".{os.getpid()}.tmp")
+    command = [
+        os.environ.get("CLANG", "clang"), "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
+        "-target", "bpf", "-mcpu=v3", f"-I/usr/include/{platform.machine()}-linux-gnu",
+        f"-ffile-prefix-map={SOURCES}=.", "-c", str(SOURCES / "overlace.c"), "-o", str(partial),
+    ]  # fmt: skip
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError as e:
+        raise BuildError(
+            f"{command[0]} not found: install clang and libbpf-dev to build {OBJECT.name}"
+        ) from e
+    if run.returncode:
+        raise BuildError(f"{' '.join(command)}\n{run.stderr}")
+    os.replace(partial, OBJECT)
+    return OBJECT
+
+
+def main() -> int:
+    """Build if needed and say where the object is."""
+    try:
+        print(ensure_built(force="--force" in sys.argv[1:]))
+    except BuildError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

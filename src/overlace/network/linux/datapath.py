@@ -1,0 +1,346 @@
+"""The data path of a Linux host, as the agent uses it.
+
+Owns the order of things: what is written before what, what is adopted after a restart, what is collected. One
+worker thread does all kernel work, so calls are serialised and the event loop never waits for the kernel. All
+state is in the kernel; this object is a view of it that any later process can rebuild.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Tables
+
+from . import dns, nft, veth
+from .bpf_syscall import Map
+from .loader import Loader
+from .maps import REASONS, TABLE_MAPS, Attachment, Changes, Rows, config_value, decode_key, encode
+from .netlink import Netlink
+from .netns import ensure_namespace, remove_namespace, write_sysctl
+
+_T = TypeVar("_T")
+VXLAN_DEVICE = "vxlan-overlace"
+_LO = 1
+
+
+class Underlay(msgspec.Struct, frozen=True):
+    """The interface that carries the underlay address."""
+
+    ifname: str
+    ifindex: int
+    mtu: int
+    address: str
+    prefix: int
+
+
+class DataPath:
+    """eBPF programs, maps, veths, namespaces and NAT of one daemon instance, in the network namespace it runs
+    in.
+
+    Every method is idempotent. Errors: LoadError and BuildError from open(), NftError, OSError naming what
+    the kernel refused, ValueError for an address or MAC that is none.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        state_dir: Path,
+        underlay_address: str,
+        vxlan_port: int = 4789,
+        exec_dir: Path | None = None,
+    ) -> None:
+        self.instance = instance
+        self.state_dir = state_dir
+        self.exec_dir = exec_dir or Path("/run/overlace") / instance
+        self._address = underlay_address
+        self._vxlan_port = vxlan_port
+        self._loader = Loader(instance)
+        self._netlink: Netlink | None = None
+        self._underlay: Underlay | None = None
+        self._pool = ThreadPoolExecutor(1, "overlace-datapath")
+        self._tables = Tables()
+        self._rows = Rows()
+        self._attached: dict[str, Attachment] = {}
+        self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
+
+    async def _do(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    # opening and closing
+
+    async def open(self) -> None:
+        """Settings, vxlan device, programs and maps (adopted when pinned), NAT table. Call reconcile()
+        next."""
+        await self._do(self._open)
+
+    def _open(self) -> None:
+        self._netlink = netlink = Netlink()
+        self._underlay = under = self._find_underlay(netlink)
+        write_sysctl("ipv4/ip_forward", "1")
+        # Answers to the host's own clients of published ports come back in through lo.
+        write_sysctl("ipv4/conf/lo/accept_local", "1")
+        write_sysctl("ipv4/conf/lo/route_localnet", "1")
+        netlink.set_link(_LO, up=True)
+        netlink.add_vxlan(VXLAN_DEVICE, self._vxlan_port)
+        vxlan = netlink.link(VXLAN_DEVICE)
+        assert vxlan is not None
+        write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
+        netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
+        nft.run_nft(nft.host_table(self.instance))
+        self._loader.open()
+        self._map("config").update(
+            struct.pack("I", 0),
+            config_value(
+                under.ifindex, under.address, under.prefix, under.mtu, vxlan.ifindex, _LO, self._vxlan_port
+            ),
+        )
+        self._attached = veth.attachments(netlink.links(), self.instance)
+        for endpoint_id, at in self._attached.items():
+            self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
+        self._loader.ensure_attached(netlink, vxlan.ifindex, "from_vxlan", "vxlan")
+        self._loader.ensure_attached(netlink, under.ifindex, "from_underlay", "underlay")
+        self._loader.ensure_attached(netlink, _LO, "from_host", "lo")
+
+    def _find_underlay(self, netlink: Netlink) -> Underlay:
+        for address in netlink.addresses():
+            if address.address == self._address:
+                link = next(x for x in netlink.links() if x.ifindex == address.ifindex)
+                return Underlay(link.name, link.ifindex, link.mtu, address.address, address.prefix)
+        raise OSError(
+            f"underlay address {self._address}: no interface carries it; give one of this host's own"
+        )
+
+    async def close(self) -> None:
+        """Let go; traffic continues."""
+        await self._do(self._close)
+        self._pool.shutdown()
+
+    def _close(self) -> None:
+        self._loader.close()
+        if self._netlink:
+            self._netlink.close()
+            self._netlink = None
+
+    async def destroy(self) -> None:
+        """Remove everything of this instance: interfaces, programs, pins, vxlan device, NAT table, sandboxes.
+        Works on an object that was never opened. Sysctls stay as they are."""
+        await self._do(self._destroy)
+        self._pool.shutdown()
+
+    def _destroy(self) -> None:
+        netlink = self._netlink or Netlink()
+        for link in netlink.links():
+            if veth.is_ours(link) or link.name == VXLAN_DEVICE:
+                netlink.delete_link(link.ifindex)
+        if not self._loader.tcx:
+            for ifindex in {_LO, *([self._underlay.ifindex] if self._underlay else [])}:
+                netlink.remove_clsact_filter(ifindex)
+        self._loader.destroy()
+        nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
+        for path in self._sandboxes():
+            remove_namespace(path)
+        netlink.close()
+        self._netlink = None
+
+    def _sandboxes(self) -> list[Path]:
+        folder = self.exec_dir / "netns"
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+
+    def _map(self, name: str) -> Map:
+        return self._loader.maps[name]
+
+    def _open_netlink(self) -> Netlink:
+        if self._netlink is None:
+            raise RuntimeError("data path is not open: call open() first")
+        return self._netlink
+
+    # tables
+
+    async def apply(self, delta: Delta) -> None:
+        """Put and remove entries: what is pointed at comes before what points at it, and goes after."""
+        await self._do(lambda: self._apply(delta))
+
+    def _apply(self, delta: Delta) -> None:
+        self._write(self._change(delta.put, delta.remove))
+        if any(isinstance(e, LocalEndpoint) for e in delta.put) or any(
+            k[0] == "endpoint" for k in delta.remove
+        ):
+            self._apply_outbound(e for e in delta.put if isinstance(e, LocalEndpoint))
+
+    def _change(self, put: Iterable[Entry], remove: Iterable[Key]) -> Changes:
+        """Bring tables and rows to the new state; what that changes in the maps."""
+        put, remove = tuple(put), tuple(remove)
+        old = [e for key in (*remove, *(e.key for e in put)) if (e := self._tables.get(key)) is not None]
+        new_rows = [
+            row for entry in put for row in encode(entry, self._attached)
+        ]  # before any change: may raise
+        old_rows = [row for entry in old for row in encode(entry, self._attached)]
+        self._tables.apply(Delta(put, remove))
+        for entry in old:
+            if isinstance(entry, LocalEndpoint):
+                self._local.pop(entry.endpoint_id, None)
+        for entry in put:
+            if isinstance(entry, LocalEndpoint):
+                self._local[entry.endpoint_id] = entry.key
+        return self._rows.replace(old_rows, new_rows)
+
+    def _write(self, changes: Changes) -> None:
+        for name in TABLE_MAPS:
+            if changes.put.get(name):
+                self._map(name).put_many(changes.put[name].items())
+        for name in reversed(TABLE_MAPS):
+            if changes.remove.get(name):
+                self._map(name).delete_many(changes.remove[name])
+
+    def _apply_outbound(self, changed: Iterable[LocalEndpoint]) -> None:
+        """Host routes of endpoints with outbound NAT, and the set of addresses never translated."""
+        for endpoint in changed:
+            at = self._attached.get(endpoint.endpoint_id)
+            if at and endpoint.outbound_nat:
+                veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
+        exceptions = [
+            (e.address, cidr)
+            for e in self._tables
+            if isinstance(e, LocalEndpoint) and e.outbound_nat
+            for cidr in e.nat_exceptions
+        ]
+        nft.run_nft(nft.set_exceptions(self.instance, exceptions))
+
+    async def reconcile(self, desired: Tables) -> Delta:
+        """Make the kernel's state equal to `desired` and return what differed. Interfaces and links of
+        endpoints that are not in it are removed."""
+        return await self._do(lambda: self._reconcile(desired))
+
+    def _reconcile(self, desired: Tables) -> Delta:
+        netlink = self._open_netlink()
+        wanted = {e.endpoint_id for e in desired if isinstance(e, LocalEndpoint)}
+        self._attached = veth.attachments(netlink.links(), self.instance)
+        for link in netlink.links():
+            owner = link.alias.split(":")[2] if link.alias.count(":") == 3 else ""
+            if veth.is_ours(link) and owner not in wanted:
+                netlink.delete_link(link.ifindex)
+                self._attached.pop(owner, None)
+        keep = {"underlay", "vxlan", "lo"} | {veth.host_name(endpoint_id) for endpoint_id in self._attached}
+        for name in self._loader.link_names() - keep:
+            self._loader.detach(name)
+        for endpoint_id, at in self._attached.items():
+            self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
+        self._tables, self._rows, self._local = Tables(), Rows(), {}
+        self._change(tuple(desired), ())
+        actual = {name: dict(self._map(name).items()) for name in TABLE_MAPS}
+        changes = self._rows.difference(actual)
+        self._write(changes)
+        self._apply_outbound(e for e in desired if isinstance(e, LocalEndpoint))
+        put = tuple(e for e in desired if any(r.key in changes.put[r.map] for r in encode(e, self._attached)))
+        stray = (
+            decode_key(name, key, actual[name][key]) for name in TABLE_MAPS for key in changes.remove[name]
+        )
+        return Delta(put, tuple(key for key in stray if key is not None and desired.get(key) is None))
+
+    # sandboxes and interfaces
+
+    async def ensure_sandbox(self, sandbox_id: str) -> Path:
+        """A named network namespace with lo up; returns its file."""
+        return await self._do(lambda: ensure_namespace(self.exec_dir / "netns" / sandbox_id))
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Let go of a sandbox; its interfaces go with its last process."""
+        await self._do(lambda: remove_namespace(self.exec_dir / "netns" / sandbox_id))
+
+    async def attach(
+        self, endpoint: LocalEndpoint, sandbox: Path, ifname: str, default_route: bool, gateway: str, mtu: int
+    ) -> None:
+        """Give the sandbox an interface `ifname` that is `endpoint`, and enter the endpoint into the
+        tables."""
+        wanted = veth.Wanted(ifname, default_route, gateway, mtu)
+        await self._do(lambda: self._attach(endpoint, sandbox, wanted))
+
+    def _attach(self, endpoint: LocalEndpoint, sandbox: Path, wanted: veth.Wanted) -> None:
+        netlink = self._open_netlink()
+        at = veth.create(netlink, self.instance, endpoint, sandbox, wanted)
+        self._loader.ensure_attached(
+            netlink, at.ifindex, "from_container", veth.host_name(endpoint.endpoint_id)
+        )
+        before = self._change((), (endpoint.key,))  # its rows may name an earlier interface
+        self._attached[endpoint.endpoint_id] = at
+        after = self._change((endpoint,), ())
+        self._write(_merge(before, after))
+        veth.configure_inside(endpoint, sandbox, wanted)
+        if endpoint.outbound_nat:
+            veth.route_from_host(netlink, endpoint, at.ifindex)
+            if endpoint.nat_exceptions:
+                self._apply_outbound(())
+
+    async def detach(self, endpoint_id: str) -> None:
+        """Remove an endpoint's interface. Its entry stays until it is removed by apply()."""
+        await self._do(lambda: self._detach(endpoint_id))
+
+    def _detach(self, endpoint_id: str) -> None:
+        netlink = self._open_netlink()
+        name = veth.host_name(endpoint_id)
+        link = netlink.link(name)
+        if link is not None:
+            netlink.delete_link(link.ifindex)
+        self._loader.detach(name)
+        key = self._local.get(endpoint_id)
+        entry = self._tables.get(key) if key else None
+        if not isinstance(entry, LocalEndpoint):
+            self._attached.pop(endpoint_id, None)
+            return
+        before = self._change((), (entry.key,))
+        self._attached.pop(endpoint_id, None)
+        self._write(_merge(before, self._change((entry,), ())))
+
+    async def bind_dns(
+        self, sandbox: Path, upstream: str = "127.0.0.11"
+    ) -> tuple[socket.socket, socket.socket]:
+        """(UDP, listening TCP) sockets inside the sandbox; `upstream`:53 leads to them there."""
+        return await self._do(lambda: dns.bind_dns(sandbox, upstream))
+
+    # looking
+
+    def underlay(self) -> Underlay:
+        """The underlay as found by open()."""
+        if self._underlay is None:
+            raise RuntimeError("data path is not open: call open() first")
+        return self._underlay
+
+    async def counters(self) -> dict[str, int]:
+        """Packets by what became of them, since the maps were made."""
+        return await self._do(self._counters)
+
+    def _counters(self) -> dict[str, int]:
+        counters = self._map("counters")
+        size = 8 * _possible_cpus()
+        found = {}
+        for index, name in enumerate(REASONS):
+            raw = counters.lookup(struct.pack("I", index), size) or b""
+            found[name] = sum(struct.unpack(f"{len(raw) // 8}Q", raw))
+        return found
+
+
+def _possible_cpus() -> int:
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(text.replace(",", "-").split("-")[-1]) + 1
+
+
+def _merge(first: Changes, second: Changes) -> Changes:
+    """Two changes in a row as one: a row taken out and put back is a plain write."""
+    put = {name: dict(rows) for name, rows in first.put.items()}
+    remove = {name: set(keys) for name, keys in first.remove.items()}
+    for name, rows in second.put.items():
+        put.setdefault(name, {}).update(rows)
+        remove.get(name, set()).difference_update(rows)
+    for name, keys in second.remove.items():
+        remove.setdefault(name, set()).update(keys)
+        for key in keys:
+            put.get(name, {}).pop(key, None)
+    return Changes(put, remove)

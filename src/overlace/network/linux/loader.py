@@ -1,0 +1,251 @@
+"""Loads the eBPF object, adopts what an earlier daemon pinned, and attaches programs to interfaces.
+
+Owns the pins of one instance: <bpffs>/overlace/<instance>/{maps,progs,links}/. Pins are what keeps traffic
+going while no daemon runs. Must not know what the maps mean, except `layout` (what an upgrade compares).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import hashlib
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from . import bpf_syscall as bpf
+from .build import ensure_built
+from .maps import LAYOUT
+from .netlink import Netlink
+
+BPFFS = Path("/sys/fs/bpf")
+PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_host")
+MAPS = tuple(
+    [
+        "layout",
+        "config",
+        "networks",
+        "endpoints",
+        "ports",
+        "subnets",
+        "frontends",
+        "backends",
+        "turns",
+        "flows",
+        "fragments",
+        "counters",
+    ]
+)
+_BPF_FS_MAGIC = 0xCAFE4A11
+
+
+class LoadError(RuntimeError):
+    """The kernel or libbpf refused the object; the message says which step."""
+
+
+def ensure_bpffs() -> None:
+    """Mount bpffs where it is absent."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(256)  # struct statfs, f_type first
+    if libc.statfs(str(BPFFS).encode(), buffer) == 0:
+        (kind,) = struct.unpack_from("l", buffer)
+        if kind == _BPF_FS_MAGIC:
+            return
+    if libc.mount(b"bpf", str(BPFFS).encode(), b"bpf", 0, b"mode=0700") != 0:
+        error = ctypes.get_errno()
+        raise LoadError(f"mount bpffs on {BPFFS}: {os.strerror(error)}")
+
+
+class Loader:
+    """Programs and maps of one instance."""
+
+    def __init__(self, instance: str) -> None:
+        self.root = BPFFS / "overlace" / instance
+        self.maps: dict[str, bpf.Map] = {}
+        self.programs: dict[str, int] = {}
+        self.tcx = not os.environ.get("OVERLACE_NO_TCX")
+
+    @property
+    def links(self) -> Path:
+        return self.root / "links"
+
+    def open(self) -> bool:
+        """Adopt the pinned programs and maps, or load them. True when the maps were made anew (and are
+        empty).
+
+        The maps are kept across a change of the programs alone; a change of the layout drops everything
+        pinned. Raises LoadError; BuildError when the object must be built and clang is missing.
+        """
+        ensure_bpffs()
+        path = ensure_built()
+        digest = int.from_bytes(hashlib.blake2b(path.read_bytes(), digest_size=8).digest(), "little")
+        for part in ("maps", "progs", "links"):
+            (self.root / part).mkdir(parents=True, exist_ok=True)
+        layout, loaded = self._pinned_layout()
+        fresh = layout != LAYOUT
+        if fresh:
+            self.drop_pins()
+        if fresh or loaded != digest or not self._adopt():
+            self._load(path)
+            self.maps["layout"].update(struct.pack("I", 0), struct.pack("Q", LAYOUT))
+            self.maps["layout"].update(struct.pack("I", 1), struct.pack("Q", digest))
+        return fresh
+
+    def _pinned_layout(self) -> tuple[int, int]:
+        try:
+            layout = bpf.Map(bpf.get_pinned(self.root / "maps" / "layout"), "layout")
+        except FileNotFoundError:
+            return 0, 0
+        try:
+            version, digest = (layout.lookup(struct.pack("I", i)) or bytes(8) for i in (0, 1))
+            return struct.unpack("Q", version)[0], struct.unpack("Q", digest)[0]
+        finally:
+            layout.close()
+
+    def _adopt(self) -> bool:
+        try:
+            for name in PROGRAMS:
+                self.programs[name] = bpf.get_pinned(self.root / "progs" / name)
+            for name in MAPS:
+                self.maps[name] = bpf.Map(bpf.get_pinned(self.root / "maps" / name), name)
+        except FileNotFoundError:
+            self.close()
+            return False
+        return True
+
+    def _load(self, path: Path) -> None:
+        lib = _libbpf()
+        obj = lib.bpf_object__open_file(str(path).encode(), None)
+        if not obj:
+            raise LoadError(f"libbpf cannot open {path}: {os.strerror(ctypes.get_errno())}")
+        try:
+            for name in MAPS:
+                handle = lib.bpf_object__find_map_by_name(obj, name.encode())
+                if not handle:
+                    raise LoadError(f"{path.name} has no map {name}: build it again")
+                lib.bpf_map__set_pin_path(handle, str(self.root / "maps" / name).encode())
+            error = lib.bpf_object__load(obj)
+            if error:
+                raise LoadError(f"the kernel refused {path.name}: {os.strerror(-error)}")
+            for name in MAPS:
+                fd = os.dup(lib.bpf_object__find_map_fd_by_name(obj, name.encode()))
+                self.maps[name] = bpf.Map(fd, name)
+            for name in PROGRAMS:
+                handle = lib.bpf_object__find_program_by_name(obj, name.encode())
+                self.programs[name] = fd = os.dup(lib.bpf_program__fd(handle))
+                pinned = self.root / "progs" / name
+                pinned.unlink(missing_ok=True)
+                bpf.pin(fd, pinned)
+        finally:
+            lib.bpf_object__close(obj)
+
+    def ensure_attached(self, netlink: Netlink, ifindex: int, program: str, name: str) -> None:
+        """Have `program` at the ingress of `ifindex`, under the link pin `name`. Replaces another program in
+        place and a link whose device is gone. Before kernel 6.6: a clsact filter, which lives with its
+        device."""
+        fd = self.programs[program]
+        path = self.links / name
+        if self.tcx:
+            try:
+                link = bpf.get_pinned(path)
+            except FileNotFoundError:
+                pass
+            else:
+                try:
+                    attached, target = bpf.link_target(link)
+                    if target == ifindex:
+                        if attached != bpf.program_id(fd):
+                            bpf.update_link(link, fd)
+                        return
+                finally:
+                    os.close(link)
+                self.detach(name)
+            try:
+                link = bpf.create_tcx_link(fd, ifindex)
+            except OSError as e:
+                if e.errno != 22:
+                    raise
+                self.tcx = False  # a kernel without tcx
+            else:
+                try:
+                    bpf.pin(link, path)
+                finally:
+                    os.close(link)
+                return
+        netlink.ensure_clsact(ifindex, fd, f"overlace_{program}")
+
+    def detach(self, name: str) -> None:
+        """Take the link pinned as `name` off its device; absent is fine."""
+        path = self.links / name
+        try:
+            link = bpf.get_pinned(path)
+        except FileNotFoundError:
+            return
+        try:
+            bpf.detach_link(link)
+        except OSError:
+            pass  # its device is gone, and so is the attachment
+        finally:
+            os.close(link)
+        path.unlink(missing_ok=True)
+
+    def link_names(self) -> set[str]:
+        """Every pinned link."""
+        try:
+            return set(os.listdir(self.links))
+        except FileNotFoundError:
+            return set()
+
+    def close(self) -> None:
+        """Let go of all descriptors; pins and attachments stay."""
+        for item in self.maps.values():
+            item.close()
+        for fd in self.programs.values():
+            os.close(fd)
+        self.maps, self.programs = {}, {}
+
+    def drop_pins(self) -> None:
+        """Detach every link and remove every pin."""
+        for name in self.link_names():
+            self.detach(name)
+        for part in ("links", "progs", "maps"):
+            folder = self.root / part
+            if folder.is_dir():
+                for pinned in folder.iterdir():
+                    pinned.unlink()
+
+    def destroy(self) -> None:
+        """Remove everything of this instance from bpffs."""
+        self.close()
+        if self.root.is_dir():
+            self.drop_pins()
+            shutil.rmtree(self.root)
+        try:
+            self.root.parent.rmdir()
+        except OSError:
+            pass  # another instance lives there
+
+
+def _libbpf() -> ctypes.CDLL:
+    name = ctypes.util.find_library("bpf") or "libbpf.so.1"
+    try:
+        lib = ctypes.CDLL(name, use_errno=True)
+    except OSError as e:
+        raise LoadError(f"libbpf (1.0 or newer) is needed to load the eBPF programs: {e}") from e
+    pointer, text = ctypes.c_void_p, ctypes.c_char_p
+    for function, result, arguments in (
+        ("bpf_object__open_file", pointer, [text, pointer]),
+        ("bpf_object__load", ctypes.c_int, [pointer]),
+        ("bpf_object__close", None, [pointer]),
+        ("bpf_object__find_map_by_name", pointer, [pointer, text]),
+        ("bpf_map__set_pin_path", ctypes.c_int, [pointer, text]),
+        ("bpf_object__find_map_fd_by_name", ctypes.c_int, [pointer, text]),
+        ("bpf_object__find_program_by_name", pointer, [pointer, text]),
+        ("bpf_program__fd", ctypes.c_int, [pointer]),
+        ("libbpf_set_print", pointer, [pointer]),
+    ):
+        bound = getattr(lib, function)
+        bound.restype, bound.argtypes = result, arguments
+    lib.libbpf_set_print(None)
+    return lib

@@ -1,0 +1,226 @@
+"""Tables as rows of BPF maps: the one place that packs the layouts of bpf/types.h. Pure.
+
+Owns LAYOUT (what an upgrade compares), the encoding of every entry and which rows two entries share. Must not
+touch the kernel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+
+import msgspec
+
+from overlace.network.vfp.tables import Backend, Entry, Frontend, Key, LocalEndpoint, Network, RemoteEndpoint
+
+LAYOUT = 1  # as in bpf/types.h
+KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
+# enum reason of bpf/types.h, in its order
+REASONS = tuple(
+    [
+        "delivered",
+        "encapsulated",
+        "slow_path",
+        "to_underlay",
+        "to_host",
+        "answered_arp",
+        "answered_echo",
+        "refused",
+        "too_big",
+        "drop_spoofed",
+        "drop_unknown_vni",
+        "drop_wrong_provider",
+        "drop_no_endpoint",
+        "drop_no_backend",
+        "drop_isolation",
+        "drop_no_outbound",
+        "drop_garbage",
+        "drop_arp",
+        "drop_unsupported",
+        "drop_no_port",
+        "drop_error",
+    ]
+)
+# Written in this order and removed in the opposite one, so that what a row points at is there before the row.
+TABLE_MAPS = ("networks", "subnets", "endpoints", "ports", "backends", "frontends")
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """The interface that carries a local endpoint: host-side ifindex and the inode of the sandbox's
+    namespace."""
+
+    ifindex: int
+    sandbox: int
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One map element."""
+
+    map: str
+    key: bytes
+    value: bytes
+
+
+def _ip(address: str) -> bytes:
+    return IPv4Address(address).packed
+
+
+def _mac(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", "").replace("-", ""))
+
+
+def address_key(vni: int, address: str) -> bytes:
+    return struct.pack("I4s", vni, _ip(address))
+
+
+def _endpoint(provider: bytes, ifindex: int, sandbox: int, mac: bytes, kind: int) -> bytes:
+    return struct.pack("4sII6sBx", provider, ifindex, sandbox, mac, kind)
+
+
+def list_number(backends: tuple[Backend, ...]) -> int:
+    """The content's name: equal lists share it, so an unchanged list keeps its connections' generation."""
+    text = "|".join(f"{b.vni}/{b.address}/{b.port}" for b in backends)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def config_value(
+    ifindex: int, address: str, prefix: int, mtu: int, vxlan_ifindex: int, lo_ifindex: int, vxlan_port: int
+) -> bytes:
+    """struct config."""
+    mask = IPv4Network(f"0.0.0.0/{prefix}").netmask.packed
+    return struct.pack("I4s4sIII", ifindex, _ip(address), mask, mtu, vxlan_ifindex, lo_ifindex) + struct.pack(
+        ">HH", vxlan_port, 0
+    )
+
+
+def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
+    """The rows of one entry. Raises ValueError for an address or MAC that is none (IPv4 only)."""
+    match entry:
+        case Network():
+            return _encode_network(entry)
+        case LocalEndpoint():
+            at = attachments.get(entry.endpoint_id)
+            mac = _mac(entry.mac)
+            ifindex, sandbox = (at.ifindex, at.sandbox) if at else (0, 0)
+            value = _endpoint(bytes(4), ifindex, sandbox, mac, KIND_LOCAL)
+            rows = [Row("endpoints", address_key(entry.vni, entry.address), value)]
+            if at:
+                flags = 1 if entry.outbound_nat else 0
+                port = struct.pack("I4sI6sBx", entry.vni, _ip(entry.address), sandbox, mac, flags)
+                rows.append(Row("ports", struct.pack("I", ifindex), port))
+            return rows
+        case RemoteEndpoint():
+            value = _endpoint(_ip(entry.provider_address), 0, 0, _mac(entry.mac), KIND_REMOTE)
+            return [Row("endpoints", address_key(entry.vni, entry.address), value)]
+        case Frontend():
+            return _encode_frontend(entry)
+
+
+def _encode_network(net: Network) -> list[Row]:
+    flags = (1 if net.ingress else 0) | (2 if net.local else 0)
+    gateway = _ip(net.gateway) if net.gateway else bytes(4)
+    mac = _mac(net.gateway_mac)
+    rows = [Row("networks", struct.pack("I", net.vni), struct.pack("4s6sBx", gateway, mac, flags))]
+    if net.gateway:
+        value = _endpoint(bytes(4), 0, 0, mac, KIND_GATEWAY)
+        rows.append(Row("endpoints", address_key(net.vni, net.gateway), value))
+    for cidr in net.subnets:
+        subnet = IPv4Network(cidr, strict=False)
+        key = struct.pack("I4s", subnet.prefixlen, subnet.network_address.packed)
+        rows.append(Row("subnets", key, struct.pack("I", 1)))
+    return rows
+
+
+def _encode_frontend(frontend: Frontend) -> list[Row]:
+    number = list_number(frontend.backends)
+    rows = [
+        Row(
+            "backends",
+            struct.pack("QII", number, index, 0),
+            struct.pack("I4s", b.vni, _ip(b.address)) + struct.pack(">HH", b.port, 0),
+        )
+        for index, b in enumerate(frontend.backends)
+    ]
+    key = address_key(frontend.vni, frontend.address) + struct.pack(">HBx", frontend.port, frontend.protocol)
+    rows.append(Row("frontends", key, struct.pack("QII", number, len(frontend.backends), 0)))
+    if frontend.vni:
+        vip = _endpoint(bytes(4), 0, 0, bytes(6), KIND_VIP)
+        rows.append(Row("endpoints", address_key(frontend.vni, frontend.address), vip))
+    return rows
+
+
+def decode_key(map_name: str, key: bytes, value: bytes) -> Key | None:
+    """The table key a stray row belonged to; None for rows that are only part of an entry."""
+    if map_name == "networks":
+        return ("network", struct.unpack("I", key)[0])
+    if map_name == "endpoints" and value[18] in (KIND_LOCAL, KIND_REMOTE):
+        vni, address = struct.unpack("I4s", key)
+        return ("endpoint", vni, str(IPv4Address(address)))
+    if map_name == "frontends":
+        vni, address = struct.unpack_from("I4s", key)
+        port, protocol = struct.unpack_from(">HB", key, 8)
+        return ("frontend", vni, str(IPv4Address(address)), protocol, port)
+    return None
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """Rows to write and keys to remove, by map."""
+
+    put: dict[str, dict[bytes, bytes]]
+    remove: dict[str, set[bytes]]
+
+    def __bool__(self) -> bool:
+        return any(self.put.values()) or any(self.remove.values())
+
+
+class Rows:
+    """The rows that should be in the maps, with a count of the entries that want each: two networks may share
+    a subnet, two frontends a VIP or a list of backends."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[tuple[str, bytes], int] = {}
+        self._value: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLE_MAPS}
+
+    def replace(self, old: Iterable[Row], new: Iterable[Row]) -> Changes:
+        """Exchange rows and return what that changes."""
+        touched: dict[tuple[str, bytes], bytes | None] = {}
+
+        def note(row: Row) -> None:
+            where = (row.map, row.key)
+            if where not in touched:
+                touched[where] = self._value[row.map].get(row.key)
+
+        for row in old:
+            note(row)
+            where = (row.map, row.key)
+            left = self._wanted.get(where, 0) - 1
+            if left > 0:
+                self._wanted[where] = left
+            else:
+                self._wanted.pop(where, None)
+                self._value[row.map].pop(row.key, None)
+        for row in new:
+            note(row)
+            where = (row.map, row.key)
+            self._wanted[where] = self._wanted.get(where, 0) + 1
+            self._value[row.map][row.key] = row.value
+        changes = Changes({}, {})
+        for (name, key), before in touched.items():
+            after = self._value[name].get(key)
+            if after is None:
+                if before is not None:
+                    changes.remove.setdefault(name, set()).add(key)
+            elif after != before:
+                changes.put.setdefault(name, {})[key] = after
+        return changes
+
+    def difference(self, actual: Mapping[str, Mapping[bytes, bytes]]) -> Changes:
+        """What turns `actual` (dumped maps) into these rows."""
+        changes = Changes({}, {})
+        for name in TABLE_MAPS:
+            have, want = actual.get(name, {}), self._value[name]
+            changes.put[name] = {k: v for k, v in want.items() if have.get(k) != v}
+            changes.remove[name] = {k for k in have if k not in want}
+        return changes

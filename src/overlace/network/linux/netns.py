@@ -1,0 +1,110 @@
+"""Named network namespaces and running code inside one.
+
+setns(2) changes a thread, so it happens in a thread made for it that ends afterwards; the daemon's own
+threads never change namespace. Owns the sandboxes' files. Must not know what is attached to them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T")
+_CLONE_NEWNET = 0x40000000
+_MS_BIND = 4096
+_MNT_DETACH = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+
+
+def _in_thread(function: Callable[[], _T]) -> _T:
+    outcome: list[_T] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            outcome.append(function())
+        except BaseException as e:
+            failure.append(e)
+
+    thread = threading.Thread(target=body, name="overlace-netns")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def run_inside(namespace: Path | int, function: Callable[[], _T]) -> _T:
+    """Call `function` in a namespace (its file, or an open descriptor of it) and return its result. Sockets
+    it opens and processes it starts belong to that namespace. Raises FileNotFoundError when there is no such
+    file."""
+    fd = namespace if isinstance(namespace, int) else os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+
+    def body() -> _T:
+        _check(_libc.setns(fd, _CLONE_NEWNET), f"enter {namespace}")
+        return function()
+
+    try:
+        return _in_thread(body)
+    finally:
+        if not isinstance(namespace, int):
+            os.close(fd)
+
+
+def write_sysctl(name: str, value: str) -> None:
+    """Set a net.* setting of the calling thread's namespace. Absent ones (no IPv6) are left."""
+    try:
+        Path("/proc/sys/net", name).write_text(value)
+    except FileNotFoundError:
+        pass
+
+
+def _is_namespace(path: Path) -> bool:
+    """A file that nothing is mounted on is what a crash left between touch and mount."""
+    try:
+        return path.stat().st_dev == os.stat("/proc/self/ns/net").st_dev
+    except FileNotFoundError:
+        return False
+
+
+def ensure_namespace(path: Path) -> Path:
+    """A network namespace kept by a mount on `path`, with lo up, no IPv6 on interfaces to come and no reverse
+    path filter (a container's answers may leave by another interface than the question came in by)."""
+    if _is_namespace(path):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o444)
+
+    def body() -> None:
+        from .netlink import Netlink
+
+        _check(_libc.unshare(_CLONE_NEWNET), "new network namespace")
+        write_sysctl("ipv6/conf/default/disable_ipv6", "1")
+        for scope in ("all", "default"):
+            write_sysctl(f"ipv4/conf/{scope}/rp_filter", "0")
+        with Netlink() as netlink:
+            netlink.set_link(1, up=True)
+        source = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+        _check(
+            _libc.mount(source.encode(), str(path).encode(), None, _MS_BIND, None), f"keep namespace {path}"
+        )
+
+    _in_thread(body)
+    return path
+
+
+def remove_namespace(path: Path) -> None:
+    """Let go of a namespace; it ends with its last process. Absent is fine."""
+    while _is_namespace(path):
+        _check(_libc.umount2(str(path).encode(), _MNT_DETACH), f"unmount {path}")
+    path.unlink(missing_ok=True)

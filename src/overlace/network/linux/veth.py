@@ -1,0 +1,131 @@
+"""A container's interface: a veth pair between its sandbox and the host, addressed and routed.
+
+Owns names, aliases and what stands on both ends. The host-side interface's alias says whose it is, so that a
+restarted daemon finds its interfaces again. Must not know the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from overlace.network.vfp.tables import LocalEndpoint
+
+from .maps import Attachment
+from .netlink import Link, Netlink
+from .netns import run_inside, write_sysctl
+from .nft import PORT_PREFIX
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """What attach() was asked for, beside the endpoint."""
+
+    ifname: str
+    default_route: bool
+    gateway: str
+    mtu: int
+
+
+def host_name(endpoint_id: str) -> str:
+    """The host-side interface of an endpoint."""
+    return PORT_PREFIX + hashlib.sha256(endpoint_id.upper().encode()).hexdigest()[:8]
+
+
+def _alias(instance: str, endpoint_id: str, sandbox: int) -> str:
+    return f"overlace:{instance}:{endpoint_id}:{sandbox}"
+
+
+def is_ours(link: Link) -> bool:
+    """True for a host-side veth by name, whoever's alias it carries: one without an alias is a crash's
+    leftover."""
+    tail = link.name[len(PORT_PREFIX) :]
+    return (
+        link.kind == "veth"
+        and link.name.startswith(PORT_PREFIX)
+        and len(tail) == 8
+        and all(c in "0123456789abcdef" for c in tail)
+        and (not link.alias or link.alias.startswith("overlace:"))
+    )
+
+
+def attachments(links: list[Link], instance: str) -> dict[str, Attachment]:
+    """endpoint id -> interface, from the aliases of finished attachments."""
+    found = {}
+    for link in links:
+        parts = link.alias.split(":")
+        if is_ours(link) and len(parts) == 4 and parts[1] == instance and parts[3].isdigit():
+            found[parts[2]] = Attachment(link.ifindex, int(parts[3]))
+    return found
+
+
+def sandbox_number(sandbox: Path) -> int:
+    """The namespace's inode: names it for as long as it lives."""
+    return os.stat(sandbox).st_ino & 0xFFFFFFFF
+
+
+def create(
+    host: Netlink, instance: str, endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted
+) -> Attachment:
+    """Have the pair, host side up and marked; the sandbox side exists and is down. Idempotent; a pair of the
+    same endpoint in another sandbox, or without its inner end, is made anew. Raises FileExistsError when the
+    sandbox has another interface of that name."""
+    number = sandbox_number(sandbox)
+    name, alias = host_name(endpoint.endpoint_id), _alias(instance, endpoint.endpoint_id, number)
+    fd = os.open(sandbox, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        link = host.link(name)
+        if link is not None:
+            if link.alias == alias and _inner(fd, wanted.ifname, endpoint.mac):
+                return Attachment(link.ifindex, number)
+            host.delete_link(link.ifindex)
+        try:
+            host.add_veth(name, wanted.ifname, endpoint.mac, wanted.mtu, fd)
+        except FileExistsError as e:
+            raise FileExistsError(
+                e.errno, f"attach {endpoint.endpoint_id}: {sandbox} already has an interface {wanted.ifname}"
+            ) from e
+    finally:
+        os.close(fd)
+    link = host.link(name)
+    assert link is not None
+    write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+    host.set_link(link.ifindex, up=True, alias=alias)
+    return Attachment(link.ifindex, number)
+
+
+def _inner(namespace: int, ifname: str, mac: str) -> bool:
+    def body() -> bool:
+        with Netlink() as netlink:
+            link = netlink.link(ifname)
+            return link is not None and link.mac == mac.lower()
+
+    return run_inside(namespace, body)
+
+
+def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> None:
+    """Address, MTU, routes and state of the sandbox side. Idempotent."""
+
+    def body() -> None:
+        with Netlink() as netlink:
+            link = netlink.link(wanted.ifname)
+            if link is None:
+                raise FileNotFoundError(f"{sandbox} has no interface {wanted.ifname}")
+            for scope in ("all", wanted.ifname):
+                write_sysctl(f"ipv4/conf/{scope}/rp_filter", "0")
+            write_sysctl(f"ipv6/conf/{wanted.ifname}/disable_ipv6", "1")
+            netlink.add_address(link.ifindex, endpoint.address, endpoint.prefix)
+            netlink.set_link(link.ifindex, up=True, mtu=wanted.mtu)
+            if wanted.default_route and wanted.gateway:
+                netlink.add_route(link.ifindex, gateway=wanted.gateway)
+
+    run_inside(sandbox, body)
+
+
+def route_from_host(host: Netlink, endpoint: LocalEndpoint, ifindex: int) -> None:
+    """The way of un-translated answers into the container. The neighbour is written down because containers
+    answer ARP of the host like any other: with the data path's own replies only."""
+    host.add_neighbour(ifindex, endpoint.address, endpoint.mac)
+    host.add_route(ifindex, endpoint.address, 32)

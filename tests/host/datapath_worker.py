@@ -1,0 +1,62 @@
+"""One host's DataPath in a process of its own, entered into the host's namespace; obeys pickled calls on
+stdin.
+
+Frames: 4-byte length, pickle of (method, args, kwargs) in; of (ok, value) out. `method` "dns" serves one
+question on the sockets bind_dns gives, as the resolver would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import struct
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from overlace.network.linux.datapath import DataPath
+
+
+def _serve_dns(udp: Any, tcp: Any) -> None:
+    def answer_udp() -> None:
+        udp.setblocking(True)
+        while True:
+            data, who = udp.recvfrom(4096)
+            udp.sendto(b"udp:" + data, who)
+
+    def answer_tcp() -> None:
+        tcp.setblocking(True)
+        while True:
+            connection, _ = tcp.accept()
+            connection.sendall(b"tcp:" + connection.recv(4096))
+            connection.close()
+
+    for target in (answer_udp, answer_tcp):
+        threading.Thread(target=target, daemon=True).start()
+
+
+async def _call(path: DataPath, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if method == "dns":
+        _serve_dns(*await path.bind_dns(*args))
+        return None
+    result = getattr(path, method)(*args, **kwargs)
+    return await result if asyncio.iscoroutine(result) else result
+
+
+async def main() -> None:
+    instance, state, address, exec_dir = sys.argv[1:5]
+    path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir))
+    while head := sys.stdin.buffer.read(4):
+        method, args, kwargs = pickle.loads(sys.stdin.buffer.read(struct.unpack("I", head)[0]))
+        try:
+            answer = (True, await _call(path, method, args, kwargs))
+        except BaseException as e:
+            answer = (False, e)
+        body = pickle.dumps(answer)
+        sys.stdout.buffer.write(struct.pack("I", len(body)) + body)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
