@@ -1,0 +1,273 @@
+"""What the Engine API needs of the daemon it fronts: one object the composition root hands over.
+
+Owns the Protocol and the plain data that crosses it. Must not know how a daemon is put together, nor HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from overlace.model.objects import Subnet
+from overlace.model.specs import ConfigSpec, Doc, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec, SwarmSpec
+from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
+from overlace.store.base import Store
+
+# -- requests the daemon carries out -----------------------------------------------------------------------------
+
+
+class InitRequest(Doc, frozen=True):
+    """POST /swarm/init, checked and completed by `swarm_requests.check_init`."""
+
+    listen_addr: str = ""  # host:port after the check
+    advertise_addr: str = ""  # host:port after the check; empty: the daemon's underlay address
+    data_path_addr: str = ""  # IP after the check; empty: same as the advertised one
+    data_path_port: int = 0  # 4789 after the check when not given
+    default_addr_pool: list[str] = msgspec.field(default_factory=list)
+    subnet_size: int = 0  # 24 after the check when not given
+    force_new_cluster: bool = False
+    spec: SwarmSpec = SwarmSpec()
+    auto_lock_managers: bool = False
+    availability: str = ""  # active after the check when not given
+
+
+class JoinRequest(Doc, frozen=True):
+    """POST /swarm/join, checked and completed by `swarm_requests.check_join`."""
+
+    listen_addr: str = ""
+    advertise_addr: str = ""
+    data_path_addr: str = ""
+    remote_addrs: list[str] = msgspec.field(default_factory=list)  # host:port each after the check
+    join_token: str = ""
+    availability: str = ""
+
+
+# -- what the daemon says of itself ------------------------------------------------------------------------------
+
+
+class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts of this host and daemon that do not change while it runs."""
+
+    id: str  # of this engine, kept in the data root
+    hostname: str
+    data_root: str
+    os: str = "linux"  # what this host is in the swarm: linux | windows
+    os_version: str = ""  # Windows build, or the kernel's release
+    emulated: bool = False  # a Windows host without a Windows kernel
+    insecure_registries: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    hosts: tuple[str, ...] = ()  # where the API listens, unix:// and tcp://
+    runtime: str = "runc"
+    started_at: int = 0  # ns
+
+
+class Peer(msgspec.Struct, frozen=True):
+    node_id: str
+    addr: str  # host:port
+
+
+class LocalSwarm(msgspec.Struct, frozen=True, kw_only=True):
+    """This node's own part in a swarm, as it knows it without asking a manager."""
+
+    state: Literal["inactive", "pending", "active", "error", "locked"] = "inactive"
+    node_id: str = ""
+    node_addr: str = ""
+    control_available: bool = False
+    error: str = ""
+    remote_managers: tuple[Peer, ...] = ()
+
+
+class LocalEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A container's place on a network of this host."""
+
+    container_id: str
+    name: str
+    endpoint_id: str = ""
+    mac: str = ""
+    address: str = ""  # with prefix length
+
+
+class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """A network this host takes part in, from the node's own view; `bridge` is the host's own."""
+
+    id: str
+    name: str
+    driver: str = "overlay"
+    scope: str = "swarm"  # swarm | local
+    created_at: int = 0
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    subnets: tuple[Subnet, ...] = ()
+    options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    endpoints: tuple[LocalEndpoint, ...] = ()
+    peers: tuple[tuple[str, str], ...] = ()  # (node name, underlay address)
+
+
+class ContainerAddress(msgspec.Struct, frozen=True, kw_only=True):
+    """One network of one container, for `docker inspect`."""
+
+    network: str  # name
+    network_id: str
+    endpoint_id: str = ""
+    address: str = ""  # with prefix length
+    gateway: str = ""
+    mac: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+# -- the manager side --------------------------------------------------------------------------------------------
+
+
+class ControlVerbs(Protocol):
+    """`manager.control.Control`: the only way the API changes the store."""
+
+    async def create_service(self, spec: ServiceSpec, registry_auth: str = "") -> tuple[str, list[str]]: ...
+
+    async def update_service(
+        self,
+        id: str,
+        version: int,
+        spec: ServiceSpec,
+        *,
+        registry_auth: str = "",
+        registry_auth_from: str = "spec",
+        rollback: str = "",
+    ) -> list[str]: ...
+
+    async def remove_service(self, id: str) -> None: ...
+
+    async def create_network(self, spec: NetworkSpec) -> tuple[str, str]: ...
+
+    async def remove_network(self, id: str) -> None: ...
+
+    async def create_secret(self, spec: SecretSpec) -> str: ...
+
+    async def update_secret(self, id: str, version: int, spec: SecretSpec) -> None: ...
+
+    async def remove_secret(self, id: str) -> None: ...
+
+    async def create_config(self, spec: ConfigSpec) -> str: ...
+
+    async def update_config(self, id: str, version: int, spec: ConfigSpec) -> None: ...
+
+    async def remove_config(self, id: str) -> None: ...
+
+    async def update_node(self, id: str, version: int, spec: NodeSpec) -> None: ...
+
+    async def remove_node(self, id: str, force: bool = False) -> None: ...
+
+    async def update_swarm(
+        self, version: int, spec: SwarmSpec, rotate_worker_token: bool, rotate_manager_token: bool
+    ) -> None: ...
+
+
+class TaskLogLine(Protocol):
+    """One line of one task's log."""
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def timestamp(self) -> int: ...  # ns
+
+    @property
+    def stream(self) -> str: ...  # stdout | stderr
+
+    @property
+    def data(self) -> bytes: ...
+
+
+class LogSource(Protocol):
+    """`manager.logs.LogBroker`."""
+
+    def subscribe(self, task_ids: Sequence[str], options: LogOptions) -> AsyncIterator[TaskLogLine]: ...
+
+
+class ImagePlatform(Protocol):
+    @property
+    def os(self) -> str: ...
+
+    @property
+    def architecture(self) -> str: ...
+
+    @property
+    def os_version(self) -> str: ...
+
+    @property
+    def variant(self) -> str: ...
+
+
+class ResolvedImage(Protocol):
+    """What a registry says of a reference."""
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def platforms(self) -> Sequence[ImagePlatform]: ...
+
+
+class ImageResolver(Protocol):
+    """`manager.registry.Resolver`."""
+
+    async def inspect(self, reference: str, auth: RegistryAuth | None = None) -> ResolvedImage: ...
+
+
+class ManagerHandle(Protocol):
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def control(self) -> ControlVerbs: ...
+
+    @property
+    def logs(self) -> LogSource: ...
+
+    @property
+    def resolver(self) -> ImageResolver: ...
+
+
+# -- the daemon --------------------------------------------------------------------------------------------------
+
+
+class Backend(Protocol):
+    """Everything the API asks of its daemon. Attributes may change while it runs (`manager` comes and goes)."""
+
+    @property
+    def runtime(self) -> Runtime: ...
+
+    @property
+    def options(self) -> EngineOptions: ...
+
+    @property
+    def manager(self) -> ManagerHandle | None:
+        """None on workers and outside a swarm."""
+
+    def swarm(self) -> LocalSwarm: ...
+
+    async def swarm_init(self, request: InitRequest) -> str:
+        """Carry out a checked request; returns the node id."""
+
+    async def swarm_join(self, request: JoinRequest) -> None:
+        """Carry out a checked request; returns once the node is a member.
+
+        Raises InvalidArgument (token, foreign CA), Unavailable (no manager answers, in time).
+        """
+
+    async def swarm_leave(self, force: bool) -> None: ...
+
+    def local_networks(self) -> Sequence[LocalNetwork]:
+        """The host's own `bridge` and every swarm network this node takes part in."""
+
+    async def container_addresses(self, container_id: str) -> Sequence[ContainerAddress]:
+        """The networks of one container on this host; empty when it has none (any more)."""

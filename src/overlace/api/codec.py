@@ -1,0 +1,222 @@
+"""Between bytes of the Engine API and our structs: request bodies, filters, flags, times.
+
+Owns how tolerant the edge is: `null` counts as absent (Go clients send it for empty lists and maps), everything else is
+strict and an error names field and value. Pure. Must not know routes nor what a document means.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import re
+import time
+from typing import Any, TypeVar
+
+import msgspec
+
+from overlace.model.errors import InvalidArgument
+from overlace.runtime.base import RegistryAuth
+
+T = TypeVar("T")
+
+# Members that are unsigned in the Engine API (moby api/types); Go refuses a negative number while decoding.
+_UNSIGNED = {
+    **dict.fromkeys(
+        ("Replicas", "MaxConcurrent", "TotalCompletions", "Parallelism", "MaxAttempts", "MaxReplicas", "ForceUpdate",
+         "SnapshotInterval", "KeepOldSnapshots", "LogEntriesForSlowFollowers", "ForceRotate"),
+        "uint64",
+    ),
+    **dict.fromkeys(("TargetPort", "PublishedPort", "DataPathPort", "SubnetSize", "Mode"), "uint32"),
+}  # fmt: skip
+_LIMIT = {"uint64": 2**64, "uint32": 2**32}
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>.*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]")
+ZERO_TIME = "0001-01-01T00:00:00Z"
+FALSE_WORDS = frozenset(("", "0", "no", "false", "none"))
+
+
+# -- JSON --------------------------------------------------------------------------------------------------------
+
+
+def encode(document: object) -> bytes:
+    """JSON with the newline Docker ends every document with."""
+    return msgspec.json.encode(document) + b"\n"
+
+
+def decode(raw: bytes, type: type[T]) -> T:
+    """A request body as `type`.
+
+    Raises InvalidArgument `invalid JSON: …` with path and value of the field, where it is one field's fault.
+    """
+    if not raw.strip():
+        raise InvalidArgument("invalid JSON: got EOF while reading request body")
+    try:
+        document = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"invalid JSON: {error}") from None
+    except RecursionError:
+        raise InvalidArgument("invalid JSON: nested too deeply") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"invalid JSON: expected an object, got {_show(document)}")
+    document = _clean(document, "")
+    try:
+        return msgspec.convert(document, type)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(f"invalid JSON: {_explain(str(error), document)}") from None
+
+
+def _clean(value: Any, path: str) -> Any:
+    """Without nulls, and with unsigned members checked."""
+    if isinstance(value, dict):
+        found = {}
+        for key, member in value.items():
+            if member is None:
+                continue
+            where = f"{path}.{key}" if path else key
+            kind = _UNSIGNED.get(key)
+            if kind and isinstance(member, int) and not 0 <= member < _LIMIT[kind]:
+                raise InvalidArgument(
+                    f"invalid JSON: json: cannot unmarshal number {member} into field {where} of type {kind}"
+                )
+            found[key] = _clean(member, where)
+        return found
+    if isinstance(value, list):
+        return [_clean(member, f"{path}[{i}]") for i, member in enumerate(value)]
+    return value
+
+
+def _explain(message: str, document: Any) -> str:
+    """msgspec's message turned round: field first, then what is wrong, then the value as sent."""
+    match = _AT.match(message)
+    assert match  # the pattern matches any text
+    path = (match["path"] or "$")[1:]
+    what = match["what"].replace("`", "")
+    value, sent = document, path.replace("[...]", "") == path
+    for key, index in _STEP.findall(path):
+        try:
+            value = value[key] if key else value[int(index)]
+        except (KeyError, IndexError, TypeError):
+            sent = False
+            break
+    field = path.lstrip(".") or "document"
+    what = what[:1].lower() + what[1:]
+    return f"{field}: {what} ({_show(value)})" if sent and path else f"{field}: {what}"
+
+
+def _show(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# -- query and headers -------------------------------------------------------------------------------------------
+
+
+def flag(text: str) -> bool:
+    """Docker's truth: anything but "", 0, no, false, none (moby httputils.BoolValue)."""
+    return text.strip().lower() not in FALSE_WORDS
+
+
+def filters(raw: str) -> dict[str, list[str]]:
+    """`filters=`: `{"key":{"value":true}}` (docker CLI) or `{"key":["value"]}` (docker-py).
+
+    Raises InvalidArgument `invalid filter`.
+    """
+    if not raw:
+        return {}
+    try:
+        document = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidArgument("invalid filter: not JSON") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument("invalid filter: expected an object of lists")
+    found: dict[str, list[str]] = {}
+    for key, values in document.items():
+        if values is None:
+            continue
+        if not isinstance(values, (dict, list)) or not all(isinstance(v, str) for v in values):
+            raise InvalidArgument(f"invalid filter '{key}': expected a list of strings")
+        found[key] = list(values)
+    return found
+
+
+def version_number(raw: str, what: str) -> int:
+    """The `version=` of an update. Raises InvalidArgument in Go's words (strconv.ParseUint)."""
+    if raw.isascii() and raw.isdigit() and int(raw) < 2**64:
+        return int(raw)
+    reason = "value out of range" if raw.isascii() and raw.isdigit() else "invalid syntax"
+    raise InvalidArgument(f"invalid {what} version '{raw}': strconv.ParseUint: parsing \"{raw}\": {reason}")
+
+
+def registry_auth(header: str) -> RegistryAuth | None:
+    """X-Registry-Auth: base64url JSON. Raises InvalidArgument when it is not."""
+    if not header:
+        return None
+    try:
+        text = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
+        document = msgspec.json.decode(text)
+    except (binascii.Error, ValueError, msgspec.DecodeError):
+        raise InvalidArgument("invalid X-Registry-Auth header: expected base64url-encoded JSON") from None
+    if not isinstance(document, dict):
+        raise InvalidArgument("invalid X-Registry-Auth header: expected a JSON object")
+
+    def word(key: str) -> str:
+        value = document.get(key) or ""
+        if not isinstance(value, str):
+            raise InvalidArgument(f"invalid X-Registry-Auth header: {key} must be a string")
+        return value
+
+    auth = RegistryAuth(word("username"), word("password"), word("identitytoken"), word("serveraddress"))
+    return auth if auth.username or auth.identity_token else None
+
+
+# -- time --------------------------------------------------------------------------------------------------------
+
+
+def rfc3339(ns: int) -> str:
+    """Nanoseconds since the epoch as Go prints times (RFC3339Nano: no trailing zeros); 0 is Go's zero time."""
+    if not ns:
+        return ZERO_TIME
+    seconds, rest = divmod(ns, 1_000_000_000)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return f"{text}.{rest:09d}".rstrip("0") + "Z" if rest else text + "Z"
+
+
+def rfc3339_padded(ns: int) -> str:
+    """All nine digits, as the time in front of a log line (moby jsonmessage.RFC3339NanoFixed)."""
+    seconds, rest = divmod(ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
+
+
+def parse_time(text: str, name: str) -> int:
+    """`since`/`until`: Unix seconds with up to nine decimals, or RFC 3339. 0 for "" and "0".
+
+    Raises InvalidArgument naming the parameter.
+    """
+    if not text:
+        return 0
+    match = re.fullmatch(r"(\d{1,11})(?:\.(\d{1,9}))?", text)
+    if match:
+        return int(match[1]) * 1_000_000_000 + int((match[2] or "0").ljust(9, "0"))
+    match = re.fullmatch(r"(.*?)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", text)
+    try:
+        if not match:
+            raise ValueError
+        whole = datetime.datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00"))
+        if whole.tzinfo is None:
+            raise ValueError
+        return int(whole.timestamp()) * 1_000_000_000 + int((match[2] or "0").ljust(9, "0"))
+    except ValueError:
+        raise InvalidArgument(
+            f'invalid value for "{name}": {text!r}; use Unix seconds or an RFC 3339 time'
+        ) from None
+
+
+def tail(text: str) -> int:
+    """`tail=`: a number of lines, -1 for all (also when absent). Raises InvalidArgument."""
+    if text in ("", "all"):
+        return -1
+    try:
+        return max(int(text), -1)
+    except ValueError:
+        raise InvalidArgument(f"invalid value for \"tail\": {text!r}; use a number or 'all'") from None

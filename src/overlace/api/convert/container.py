@@ -1,0 +1,295 @@
+"""Containers as `docker ps` and `docker inspect` expect them. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from overlace.api.backend import ContainerAddress
+from overlace.api.codec import ZERO_TIME, rfc3339
+from overlace.api.convert.common import Json
+from overlace.runtime.base import Container, ContainerConfig
+
+_SECOND = 1_000_000_000
+
+
+def human_duration(ns: int) -> str:
+    """docker/go-units HumanDuration, which `docker ps` has in its STATUS column."""
+    seconds = max(ns, 0) // _SECOND
+    if seconds < 1:
+        return "Less than a second"
+    if seconds == 1:
+        return "1 second"
+    if seconds < 60:
+        return f"{seconds} seconds"
+    minutes = seconds // 60
+    if minutes == 1:
+        return "About a minute"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    hours = int(seconds / 3600 + 0.5)
+    if hours == 1:
+        return "About an hour"
+    for limit, unit, size in (
+        (48, "hours", 1),
+        (24 * 14, "days", 24),
+        (24 * 60, "weeks", 168),
+        (17520, "months", 720),
+    ):
+        if hours < limit:
+            return f"{hours // size} {unit}"
+    return f"{seconds // 31_536_000} years"
+
+
+def status_text(found: Container, now: int) -> str:
+    """`Up 3 seconds (healthy)`, `Exited (137) 2 minutes ago`, `Created`."""
+    if found.status == "running":
+        text = f"Up {human_duration(now - found.started_at)}"
+        if found.health:
+            text += " (health: starting)" if found.health == "starting" else f" ({found.health})"
+        return text
+    if found.status == "created":
+        return "Created"
+    if found.status == "dead":
+        return "Dead"
+    return f"Exited ({found.exit_code}) {human_duration(now - found.finished_at)} ago"
+
+
+def summary(found: Container, addresses: Sequence[ContainerAddress], now: int = 0) -> Json:
+    config = found.config
+    return {
+        "Id": config.id,
+        "Names": [f"/{config.name}"],
+        "Image": config.image,
+        "ImageID": found.image_id,
+        "Command": " ".join(_quote(word) for word in found.argv),
+        "Created": found.created_at // _SECOND,
+        "Ports": [],
+        "Labels": dict(config.labels),
+        "State": found.status,
+        "Status": status_text(found, now),
+        "HostConfig": {"NetworkMode": addresses[0].network if addresses else "none"},
+        "NetworkSettings": {"Networks": networks(addresses)},
+        "Mounts": [_mount_point(m) for m in config.mounts],
+    }
+
+
+def _quote(word: str) -> str:
+    return (
+        word
+        if word and not any(c.isspace() or c in "'\"" for c in word)
+        else "'" + word.replace("'", "'\\''") + "'"
+    )
+
+
+def networks(addresses: Sequence[ContainerAddress]) -> Json:
+    shown = {}
+    for a in addresses:
+        ip, length = "", 0
+        if a.address:
+            interface = ipaddress.ip_interface(a.address)
+            ip, length = str(interface.ip), interface.network.prefixlen
+        shown[a.network] = {
+            "IPAMConfig": {"IPv4Address": ip} if ip else None,
+            "Links": None,
+            "Aliases": list(a.aliases) or None,
+            "MacAddress": a.mac,
+            "DriverOpts": None,
+            "GwPriority": 0,
+            "NetworkID": a.network_id,
+            "EndpointID": a.endpoint_id,
+            "Gateway": a.gateway,
+            "IPAddress": ip,
+            "IPPrefixLen": length,
+            "IPv6Gateway": "",
+            "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
+            "DNSNames": list(a.aliases) or None,
+        }
+    return shown
+
+
+def _mount_point(mount: Any) -> Json:
+    found = {
+        "Type": mount.type,
+        "Source": mount.source if mount.type == "bind" else "",
+        "Destination": mount.target,
+        "Mode": "",
+        "RW": not mount.read_only,
+        "Propagation": mount.propagation if mount.type == "bind" else "",
+    }
+    if mount.type == "volume":
+        found |= {"Name": mount.source, "Driver": "local", "Mode": "z"}
+    return found
+
+
+def inspect(found: Container, addresses: Sequence[ContainerAddress], os: str, image_config: Json) -> Json:
+    """`image_config` fills what the container's own config leaves to the image."""
+    config = found.config
+    argv = found.argv
+    return {
+        "Id": config.id,
+        "Created": rfc3339(found.created_at),
+        "Path": argv[0] if argv else "",
+        "Args": list(argv[1:]),
+        "State": _state(found),
+        "Image": found.image_id,
+        "ResolvConfPath": "",
+        "HostnamePath": "",
+        "HostsPath": "",
+        "LogPath": "",
+        "Name": f"/{config.name}",
+        "RestartCount": 0,
+        "Driver": "overlayfs",
+        "Platform": os,
+        "MountLabel": "",
+        "ProcessLabel": "",
+        "AppArmorProfile": "",
+        "ExecIDs": None,
+        "HostConfig": _host_config(config, addresses),
+        "GraphDriver": {"Name": "overlayfs", "Data": None},
+        "Mounts": [_mount_point(m) for m in config.mounts],
+        "Config": _config(config, image_config),
+        "NetworkSettings": {
+            "Bridge": "",
+            "SandboxID": "",
+            "SandboxKey": config.netns,
+            "Ports": {},
+            "HairpinMode": False,
+            "LinkLocalIPv6Address": "",
+            "LinkLocalIPv6PrefixLen": 0,
+            "SecondaryIPAddresses": None,
+            "SecondaryIPv6Addresses": None,
+            "EndpointID": "",
+            "Gateway": "",
+            "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
+            "IPAddress": "",
+            "IPPrefixLen": 0,
+            "IPv6Gateway": "",
+            "MacAddress": "",
+            "Networks": networks(addresses),
+        },
+    }
+
+
+def _state(found: Container) -> Json:
+    running = found.status == "running"
+    state: Json = {
+        "Status": found.status,
+        "Running": running,
+        "Paused": False,
+        "Restarting": False,
+        "OOMKilled": found.oom_killed,
+        "Dead": found.status == "dead",
+        "Pid": found.pid if running else 0,
+        "ExitCode": found.exit_code,
+        "Error": found.error,
+        "StartedAt": rfc3339(found.started_at),
+        "FinishedAt": ZERO_TIME if running else rfc3339(found.finished_at),
+    }
+    if found.health:
+        state["Health"] = {
+            "Status": found.health,
+            "FailingStreak": found.failing_streak,
+            "Log": [
+                {
+                    "Start": rfc3339(h.start),
+                    "End": rfc3339(h.end),
+                    "ExitCode": h.exit_code,
+                    "Output": h.output,
+                }
+                for h in found.health_log
+            ],
+        }
+    return state
+
+
+def _config(config: ContainerConfig, image: Json) -> Json:
+    shown: Json = {
+        "Hostname": config.hostname,
+        "Domainname": "",
+        "User": config.user if config.user is not None else image.get("User", ""),
+        "AttachStdin": False,
+        "AttachStdout": False,
+        "AttachStderr": False,
+        "ExposedPorts": image.get("ExposedPorts"),
+        "Tty": config.tty,
+        "OpenStdin": config.open_stdin,
+        "StdinOnce": False,
+        "Env": merge_env(image.get("Env") or (), config.env),
+        "Cmd": list(config.args)
+        if config.args is not None
+        else None
+        if config.entrypoint
+        else image.get("Cmd"),
+        "Image": config.image,
+        "Volumes": image.get("Volumes"),
+        "WorkingDir": config.workdir if config.workdir is not None else image.get("WorkingDir", ""),
+        "Entrypoint": list(config.entrypoint) if config.entrypoint is not None else image.get("Entrypoint"),
+        "OnBuild": None,
+        "Labels": {**(image.get("Labels") or {}), **config.labels},
+    }
+    if shown["ExposedPorts"] is None:
+        del shown["ExposedPorts"]
+    signal = config.stop_signal or image.get("StopSignal")
+    if signal:
+        shown["StopSignal"] = signal
+    health = config.healthcheck
+    if health is not None:
+        shown["Healthcheck"] = {
+            "Test": list(health.test),
+            "Interval": health.interval,
+            "Timeout": health.timeout,
+            "StartPeriod": health.start_period,
+            "StartInterval": health.start_interval,
+            "Retries": health.retries,
+        }
+    return shown
+
+
+def merge_env(image: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The image's variables, with the container's own in place of those of the same name."""
+    names = {e.partition("=")[0] for e in own}
+    return [*own, *(e for e in image if e.partition("=")[0] not in names)]
+
+
+def _host_config(config: ContainerConfig, addresses: Sequence[ContainerAddress]) -> Json:
+    return {
+        "Binds": None,
+        "ContainerIDFile": "",
+        "LogConfig": {"Type": "json-file", "Config": {}},
+        "NetworkMode": addresses[0].network if addresses else "none",
+        "PortBindings": {},
+        "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+        "AutoRemove": False,
+        "VolumeDriver": "",
+        "VolumesFrom": None,
+        "CapAdd": list(config.cap_add) or None,
+        "CapDrop": list(config.cap_drop) or None,
+        "ExtraHosts": [f"{name}:{address}" for name, address in config.hosts] or None,
+        "GroupAdd": list(config.groups) or None,
+        "OomScoreAdj": config.oom_score_adj,
+        "Privileged": False,
+        "PublishAllPorts": False,
+        "ReadonlyRootfs": config.read_only,
+        "SecurityOpt": ["no-new-privileges"] if config.no_new_privileges else None,
+        "Sysctls": dict(config.sysctls) or None,
+        "Runtime": "",
+        "Isolation": "",
+        "Init": config.init,
+        "NanoCpus": config.nano_cpus,
+        "Memory": config.memory,
+        "PidsLimit": config.pids or None,
+        "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in config.ulimits] or None,
+        "Mounts": [
+            {
+                "Type": m.type,
+                "Source": m.source,
+                "Target": m.target,
+                **({"ReadOnly": True} if m.read_only else {}),
+            }
+            for m in config.mounts
+        ],
+    }

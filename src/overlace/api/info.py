@@ -1,0 +1,189 @@
+"""GET /info: what `docker info` prints, and what many commands look up first (`Swarm.NodeID`, `ControlAvailable`).
+
+Owns that document. Must not change anything.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from overlace.api.backend import Backend, EngineOptions, LocalSwarm, ManagerHandle
+from overlace.api.codec import rfc3339
+from overlace.api.convert.cluster import cluster_info
+from overlace.api.convert.node import LABEL_EMULATED, LABEL_OS_VERSION
+from overlace.api.version import SERVER_VERSION
+from overlace.model.errors import OverlaceError
+from overlace.model.objects import Cluster, Node
+
+_TWO_MANAGERS = (
+    "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n"
+    "         no fault tolerance, and poses a high risk to lose control over the cluster."
+)
+
+
+async def describe(backend: Backend, listeners: int) -> dict[str, Any]:
+    options = backend.options
+    containers = Counter(c.status for c in await backend.runtime.list())
+    images = await backend.runtime.images()
+    versions = await backend.runtime.version()
+    swarm = backend.swarm()
+    overlay = "overlay"
+    return {
+        "ID": options.id,
+        "Containers": containers.total(),
+        "ContainersRunning": containers["running"],
+        "ContainersPaused": 0,
+        "ContainersStopped": containers.total() - containers["running"],
+        "Images": len(images),
+        "Driver": "overlayfs",
+        "DriverStatus": [],
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", overlay],
+            "Authorization": None,
+            "Log": ["json-file"],
+        },
+        "MemoryLimit": True,
+        "SwapLimit": False,
+        "CpuCfsPeriod": True,
+        "CpuCfsQuota": True,
+        "CPUShares": False,
+        "CPUSet": False,
+        "PidsLimit": True,
+        "IPv4Forwarding": True,
+        "Debug": False,
+        "NFd": _open_files(),
+        "OomKillDisable": False,
+        "NGoroutines": 0,
+        "SystemTime": rfc3339(time.time_ns()),
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": "2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "1",
+        "NEventsListener": listeners,
+        "KernelVersion": _kernel(options),
+        "OperatingSystem": operating_system(options),
+        "OSVersion": options.os_version,
+        "OSType": options.os,
+        "Architecture": platform.machine(),
+        "IndexServerAddress": "",
+        "RegistryConfig": _registries(options),
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "GenericResources": None,
+        "DockerRootDir": options.data_root,
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "Name": options.hostname,
+        "Labels": engine_labels(options),
+        "ExperimentalBuild": False,
+        "ServerVersion": SERVER_VERSION,
+        "Runtimes": {options.runtime: {"path": options.runtime}},
+        "DefaultRuntime": options.runtime,
+        "Swarm": swarm_info(swarm, backend.manager),
+        "LiveRestoreEnabled": True,
+        "Isolation": "process" if options.os == "windows" else "",
+        "InitBinary": "",
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": versions.get("runc") or versions.get("crun") or ""},
+        "InitCommit": {"ID": ""},
+        "SecurityOptions": [] if options.os == "windows" else ["name=seccomp,profile=builtin"],
+        "ProductLicense": "",
+        "DefaultAddressPools": [],
+        "Warnings": warnings(options),
+        "CDISpecDirs": [],
+    }
+
+
+def operating_system(options: EngineOptions) -> str:
+    if options.os == "windows":
+        text = f"Microsoft Windows (build {options.os_version})"
+        return f"{text}, emulated on {_pretty_name()}: no Windows kernel" if options.emulated else text
+    return _pretty_name()
+
+
+def engine_labels(options: EngineOptions) -> list[str]:
+    labels = dict(options.labels)
+    if options.os == "windows" and options.os_version:
+        labels.setdefault(LABEL_OS_VERSION, options.os_version)
+    if options.emulated:
+        labels[LABEL_EMULATED] = options.os
+    return [f"{k}={v}" for k, v in sorted(labels.items())]
+
+
+def warnings(options: EngineOptions) -> list[str]:
+    found = [
+        f"WARNING: API is accessible on {host} without encryption: whoever reaches it is root on this host"
+        for host in options.hosts
+        if host.startswith("tcp://")
+    ]
+    if options.emulated:
+        found.append(
+            f"WARNING: this {options.os} host is emulated: its containers are Linux processes, there is no "
+            f"{options.os} kernel"
+        )
+    return found
+
+
+def swarm_info(swarm: LocalSwarm, manager: ManagerHandle | None) -> dict[str, Any]:
+    """`Swarm` of GET /info (moby api/types/swarm Info)."""
+    found: dict[str, Any] = {
+        "NodeID": swarm.node_id,
+        "NodeAddr": swarm.node_addr,
+        "LocalNodeState": swarm.state,
+        "ControlAvailable": manager is not None and swarm.control_available,
+        "Error": swarm.error,
+        "RemoteManagers": [{"NodeID": p.node_id, "Addr": p.addr} for p in swarm.remote_managers] or None,
+    }
+    if manager is None:
+        return found
+    try:
+        view = manager.store.view()
+    except OverlaceError as error:
+        return found | {"Error": error.message}
+    nodes = [n for n in view.all(Node) if not n.removed]
+    managers = sum(1 for n in nodes if n.manager_status is not None)
+    found |= {"Nodes": len(nodes), "Managers": managers}
+    if managers == 2:
+        found["Warnings"] = [_TWO_MANAGERS]
+    for cluster in view.all(Cluster):
+        found["Cluster"] = cluster_info(cluster)
+    return found
+
+
+def _kernel(options: EngineOptions) -> str:
+    if options.os != "windows":
+        return platform.release()
+    return f"{options.os_version} (emulated on {platform.system()} {platform.release()})"
+
+
+def _pretty_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
+
+
+def _open_files() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 0
+
+
+def _registries(options: EngineOptions) -> dict[str, Any]:
+    return {
+        "AllowNondistributableArtifactsCIDRs": None,
+        "AllowNondistributableArtifactsHostnames": None,
+        "InsecureRegistryCIDRs": [],
+        "IndexConfigs": {
+            name: {"Name": name, "Mirrors": [], "Secure": False, "Official": False}
+            for name in options.insecure_registries
+        },
+        "Mirrors": None,
+    }

@@ -1,0 +1,97 @@
+"""Log streams: Docker's frames, prefixes and parameters.
+
+Owns how a line goes on the wire (8-byte stdcopy frames, moby pkg/stdcopy; raw with a terminal). Must not know where
+lines come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import AsyncIterator, Mapping, Sequence
+from urllib.parse import quote
+
+from aiohttp import web
+
+from overlace.api import codec
+from overlace.api.backend import ManagerHandle
+from overlace.api.call import Call
+from overlace.model.errors import InvalidArgument, OverlaceError
+from overlace.model.objects import Task
+from overlace.runtime.base import LogOptions
+
+_STREAM_NUMBER = {"stdout": 1, "stderr": 2}
+_SYSTEM_ERROR = 3  # a frame docker's client prints as an error and stops at (stdcopy.Systemerr)
+Line = tuple[int, str, bytes, str]  # timestamp ns, stream, data, details
+
+
+def frame(number: int, data: bytes) -> bytes:
+    return struct.pack(">BxxxI", number, len(data)) + data
+
+
+def details(attributes: Mapping[str, str]) -> str:
+    """`k=v,k=v` as `details=1` puts in front of a line (moby router/swarm/helpers.go, backend.LogAttr)."""
+    return ",".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(attributes.items()))
+
+
+def task_details(task: Task) -> str:
+    return details(
+        {
+            "com.docker.swarm.node.id": task.node_id,
+            "com.docker.swarm.service.id": task.service_id,
+            "com.docker.swarm.task.id": task.id,
+        }
+    )
+
+
+def parameters(call: Call) -> LogOptions:
+    """Raises InvalidArgument."""
+    stdout, stderr = call.flag("stdout"), call.flag("stderr")
+    if not (stdout or stderr):
+        raise InvalidArgument("must specify at least one of 'stdout' or 'stderr'")
+    return LogOptions(
+        stdout=stdout,
+        stderr=stderr,
+        follow=call.flag("follow"),
+        since=codec.parse_time(call.text("since"), "since"),
+        until=codec.parse_time(call.text("until"), "until"),
+        tail=codec.tail(call.text("tail")),
+    )
+
+
+async def stream_lines(call: Call, lines: AsyncIterator[Line], tty: bool) -> web.StreamResponse:
+    """Write `lines` until they end or the client goes; then the source is closed."""
+    framed = not tty
+    kind = "multiplexed" if framed and call.version >= (1, 42) else "raw"
+    response = web.StreamResponse(headers={"Content-Type": f"application/vnd.docker.{kind}-stream"})
+    response.enable_chunked_encoding()
+    stamps, details_wanted = call.flag("timestamps"), call.flag("details")
+    async with contextlib.aclosing(lines):  # type: ignore[type-var]  # an async generator in every caller
+        await response.prepare(call.request)
+        try:
+            async for timestamp, stream, data, about in lines:
+                if details_wanted:
+                    data = about.encode() + b" " + data
+                if stamps:
+                    data = codec.rfc3339_padded(timestamp).encode() + b" " + data
+                await response.write(frame(_STREAM_NUMBER[stream], data) if framed else data)
+        except ConnectionError:
+            return response
+        except OverlaceError as error:  # the status is gone out already: say it in the stream
+            text = f"Error grabbing logs: {error.message}\n".encode()
+            await response.write(frame(_SYSTEM_ERROR, text) if framed else text)
+        await response.write_eof()
+    return response
+
+
+async def stream_task_logs(
+    call: Call, manager: ManagerHandle, tasks: Sequence[Task], tty: bool
+) -> web.StreamResponse:
+    options = parameters(call)
+    about = {t.id: task_details(t) for t in tasks}
+
+    async def lines() -> AsyncIterator[Line]:
+        async for line in manager.logs.subscribe([t.id for t in tasks], options):
+            yield line.timestamp, line.stream, line.data, about.get(line.task_id, "")
+
+    return await stream_lines(call, lines(), tty)

@@ -1,0 +1,29 @@
+"""Every route of the API, one module per noun."""
+
+from __future__ import annotations
+
+from overlace.api.routes import (
+    absent,
+    containers,
+    files,
+    images,
+    networks,
+    nodes,
+    services,
+    swarm,
+    system,
+    tasks,
+)
+
+ALL = [
+    *system.ROUTES,
+    *swarm.ROUTES,
+    *nodes.ROUTES,
+    *services.ROUTES,
+    *tasks.ROUTES,
+    *files.ROUTES,
+    *networks.ROUTES,
+    *containers.ROUTES,
+    *images.ROUTES,
+    *absent.ROUTES,
+]

@@ -1,0 +1,197 @@
+"""/containers: looking at this host's containers. They are made by services; plain ones are not supported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from aiohttp import web
+
+from overlace.api.backend import ContainerAddress
+from overlace.api.call import Call, Handler, Route, answer
+from overlace.api.codec import flag
+from overlace.api.convert import container as show
+from overlace.api.logs import Line, details, parameters, stream_lines
+from overlace.api.routes.networks import label_matches
+from overlace.model.errors import InvalidArgument, NotFound, OverlaceError, Unimplemented
+from overlace.runtime.base import Container
+
+FILTERS = frozenset(
+    ("ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
+     "publish", "since", "status", "volume")
+)  # fmt: skip
+_STATUS = frozenset(("created", "restarting", "running", "removing", "paused", "exited", "dead"))
+
+
+async def find(call: Call, ref: str) -> Container:
+    """By full id, then name, then id prefix. Raises NotFound, InvalidArgument (ambiguous)."""
+    there = await call.backend.runtime.list()
+    name = ref.removeprefix("/")
+    tests: tuple[Callable[[Container], bool], ...] = (
+        lambda c: c.config.id == ref,
+        lambda c: c.config.name == name,
+        lambda c: c.config.id.startswith(ref),
+    )
+    for test in tests:
+        matches = [c for c in there if test(c)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise InvalidArgument(f"multiple IDs found with provided prefix: {ref}")
+    raise NotFound(f"No such container: {ref}")
+
+
+async def list_containers(call: Call) -> web.StreamResponse:
+    filters = call.filters(FILTERS)
+    for value in filters.get("status", ()):
+        if value not in _STATUS:
+            raise InvalidArgument(f"invalid filter 'status={value}'")
+    for value in filters.get("exited", ()):
+        if not value.lstrip("-").isdigit():
+            raise InvalidArgument(f"invalid filter 'exited={value}'")
+    limit = call.text("limit")
+    if limit and not limit.lstrip("-").isdigit():
+        raise InvalidArgument(f"invalid limit {limit!r}: use a number")
+    everything = call.flag("all") or "status" in filters or "exited" in filters or int(limit or 0) > 0
+    there = sorted(await call.backend.runtime.list(), key=lambda c: c.created_at, reverse=True)
+    before = [(await find(call, v)).created_at for v in filters.get("before", ())]
+    since = [(await find(call, v)).created_at for v in filters.get("since", ())]
+    ancestors = set()
+    for value in filters.get("ancestor", ()):
+        try:
+            ancestors.add((await call.backend.runtime.image(value)).id)
+        except NotFound:
+            ancestors.add(value)
+    shown = []
+    now = time.time_ns()
+    for container in there:
+        if not everything and container.status != "running":
+            continue
+        if before and container.created_at >= min(before):
+            continue
+        if since and container.created_at <= max(since):
+            continue
+        if ancestors and not {container.image_id, container.config.image} & ancestors:
+            continue
+        if not _kept(container, filters):
+            continue
+        addresses = await call.backend.container_addresses(container.config.id)
+        if "network" in filters and not any(
+            v in (a.network, a.network_id) for a in addresses for v in filters["network"]
+        ):
+            continue
+        shown.append(show.summary(container, addresses, now))
+        if 0 < int(limit or 0) <= len(shown):
+            break
+    return answer(shown)
+
+
+def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
+    config = container.config
+    tests: dict[str, Any] = {
+        "exited": lambda v: container.status == "exited" and container.exit_code == int(v),
+        "health": lambda v: (container.health or "none") == v,
+        "id": lambda v: config.id.startswith(v),
+        "is-task": lambda v: ("com.docker.swarm.task" in config.labels) == flag(v),
+        "name": lambda v: v.removeprefix("/") in config.name,
+        "status": lambda v: container.status == v,
+        "volume": lambda v: any(v in (m.source, m.target) for m in config.mounts),
+        "expose": lambda v: False,  # single containers have no ports of their own here
+        "publish": lambda v: False,
+        "isolation": lambda v: v in ("", "default", "process"),
+    }
+    for key, values in filters.items():
+        if key == "label":
+            if not label_matches(config.labels, values):
+                return False
+        elif key in tests and values and not any(tests[key](v) for v in values):
+            return False
+    return True
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    found = await find(call, call.args["id"])
+    try:
+        image: dict[str, Any] = dict((await call.backend.runtime.image(found.image_id)).config)
+    except OverlaceError:
+        image = {}  # removed by force since
+    addresses = await _addresses(call, found)
+    shown = show.inspect(found, addresses, call.backend.options.os, image)
+    if call.flag("size"):
+        raise Unimplemented(
+            "size=1 is not supported yet: the size of a container's own layer is not measured"
+        )
+    return answer(shown)
+
+
+async def _addresses(call: Call, found: Container) -> list[ContainerAddress]:
+    return list(await call.backend.container_addresses(found.config.id))
+
+
+async def logs(call: Call) -> web.StreamResponse:
+    options = parameters(call)
+    found = await find(call, call.args["id"])
+    about = details({})
+    source = call.backend.runtime.logs(found.config.id, options)
+
+    async def lines() -> AsyncIterator[Line]:
+        try:
+            async for line in source:
+                yield line.timestamp, line.stream, line.data, about
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+
+    return await stream_lines(call, lines(), found.config.tty)
+
+
+# -- what is not there yet ---------------------------------------------------------------------------------------
+
+
+def refused(reason: str) -> Handler:
+    async def refuse(call: Call) -> web.StreamResponse:
+        if "id" in call.args:
+            await find(call, call.args["id"])
+        raise Unimplemented(reason)
+
+    return refuse
+
+
+_PLAIN = "is not supported: containers are made by services here (docker service create)"
+_OWNED = "is not supported: containers belong to services here; use docker service update, scale or rm"
+_LATER = "is not supported yet"
+
+ROUTES = [
+    Route("GET", "/containers/json", list_containers),
+    Route("GET", "/containers/{id}/json", inspect),
+    Route("GET", "/containers/{id}/logs", logs, streams=True),
+    Route("POST", "/containers/create", refused(f"creating single containers (docker run) {_PLAIN}")),
+    Route("POST", "/containers/prune", refused(f"pruning containers {_OWNED}")),
+    Route("POST", "/containers/{id}/exec", refused(f"docker exec {_LATER}")),
+    Route("POST", "/containers/{id}/attach", refused(f"docker attach {_LATER}")),
+    Route("GET", "/containers/{id}/attach/ws", refused(f"docker attach {_LATER}")),
+    Route("GET", "/containers/{id}/top", refused(f"docker top {_LATER}")),
+    Route("GET", "/containers/{id}/stats", refused(f"docker stats {_LATER}")),
+    Route("GET", "/containers/{id}/changes", refused(f"docker diff {_LATER}")),
+    Route("GET", "/containers/{id}/export", refused(f"docker export {_LATER}")),
+    Route("GET", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
+    Route("HEAD", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
+    Route("PUT", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
+    Route("POST", "/containers/{id}/wait", refused(f"docker wait {_LATER}")),
+    Route("POST", "/containers/{id}/resize", refused(f"resizing a terminal {_LATER}")),
+    Route("DELETE", "/containers/{id}", refused(f"docker rm {_OWNED}")),
+    *(
+        Route("POST", f"/containers/{{id}}/{verb}", refused(f"docker {verb} {_OWNED}"))
+        for verb in ("start", "stop", "restart", "kill", "pause", "unpause", "rename", "update")
+    ),
+    Route("GET", "/exec/{exec}/json", refused(f"docker exec {_LATER}")),
+    Route("POST", "/exec/{exec}/start", refused(f"docker exec {_LATER}")),
+    Route("POST", "/exec/{exec}/resize", refused(f"docker exec {_LATER}")),
+    Route(
+        "POST",
+        "/commit",
+        refused("docker commit is not supported: build images elsewhere and push them to a registry"),
+    ),
+]

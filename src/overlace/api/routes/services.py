@@ -1,0 +1,102 @@
+"""/services. Owns the routes; rules are manager.control's."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from overlace.api.backend import ManagerHandle
+from overlace.api.call import Call, Route, answer, empty
+from overlace.api.convert.service import service as show_service
+from overlace.api.convert.service import service_status
+from overlace.api.logs import stream_task_logs
+from overlace.manager.control import lookup
+from overlace.model.errors import InvalidArgument
+from overlace.model.objects import Node, Service
+from overlace.model.specs import ServiceSpec
+from overlace.model.states import NodeState
+
+
+def _show(call: Call, found: Service, defaults: bool = False) -> msgspec.Raw:
+    form = "service+defaults" if defaults else "service"
+    return call.shared.rendered.get(form, found.id, (found,), lambda: show_service(found, defaults))
+
+
+def find(call: Call) -> tuple[ManagerHandle, Service]:
+    manager = call.manager()
+    return manager, lookup.find(manager.store.view(), Service, call.args["id"])
+
+
+async def list_services(call: Call) -> web.StreamResponse:
+    manager = call.manager()
+    view = manager.store.view()
+    found = lookup.list_services(view, call.filters())
+    if not (call.flag("status") and call.version >= (1, 41)):
+        return answer([_show(call, s) for s in found])
+    live = frozenset(n.id for n in view.all(Node) if n.status.state != NodeState.DOWN and not n.removed)
+    shown = []
+    for service in found:
+        status = service_status(service, view.tasks_of_service(service.id), live)
+        # the rendered document with one more member: its last byte is the closing brace
+        head = bytes(_show(call, service))[:-1]
+        shown.append(msgspec.Raw(head + b',"ServiceStatus":' + msgspec.json.encode(status) + b"}"))
+    return answer(shown)
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    _, found = find(call)
+    return answer(_show(call, found, call.flag("insertDefaults")))
+
+
+async def create(call: Call) -> web.StreamResponse:
+    spec = await call.body(ServiceSpec)
+    id, warnings = await call.manager().control.create_service(spec, _auth(call))
+    return answer({"ID": id, "Warnings": warnings or None}, 201)
+
+
+async def update(call: Call) -> web.StreamResponse:
+    version = call.object_version("service")
+    auth_from = call.text("registryAuthFrom")
+    if auth_from not in ("", "spec", "previous-spec"):
+        raise InvalidArgument(f'unsupported registryAuthFrom "{auth_from}": use spec or previous-spec')
+    rollback = call.text("rollback")
+    if rollback not in ("", "none", "previous"):
+        raise InvalidArgument(f"unrecognized rollback option {rollback}")
+    spec = await call.body(ServiceSpec)
+    manager, found = find(call)
+    warnings = await manager.control.update_service(
+        found.id,
+        version,
+        spec,
+        registry_auth=_auth(call),
+        registry_auth_from=auth_from or "spec",
+        rollback="" if rollback == "none" else rollback,
+    )
+    return answer({"Warnings": warnings or None})
+
+
+def _auth(call: Call) -> str:
+    return call.request.headers.get("X-Registry-Auth", "")
+
+
+async def remove(call: Call) -> web.StreamResponse:
+    manager, found = find(call)
+    await manager.control.remove_service(found.id)
+    return empty()
+
+
+async def logs(call: Call) -> web.StreamResponse:
+    manager, found = find(call)
+    tasks = list(manager.store.view().tasks_of_service(found.id))
+    container = found.spec.task_template.container_spec
+    return await stream_task_logs(call, manager, tasks, tty=bool(container and container.tty))
+
+
+ROUTES = [
+    Route("GET", "/services", list_services),
+    Route("POST", "/services/create", create),
+    Route("GET", "/services/{id}", inspect),
+    Route("DELETE", "/services/{id}", remove),
+    Route("POST", "/services/{id}/update", update),
+    Route("GET", "/services/{id}/logs", logs),
+]

@@ -1,0 +1,106 @@
+"""/swarm. Checks are `swarm_requests`, effects the daemon's."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+
+from aiohttp import web
+
+from overlace.api.backend import InitRequest, JoinRequest
+from overlace.api.call import Call, Route, answer, empty
+from overlace.api.convert.cluster import swarm as show_swarm
+from overlace.api.swarm_requests import check_init, check_join, check_leave, complete_spec
+from overlace.model.errors import Conflict, Unavailable, Unimplemented
+from overlace.model.objects import Cluster, Node
+from overlace.model.specs import Doc, SwarmSpec
+from overlace.store.base import View
+
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
+
+
+class UnlockRequest(Doc, frozen=True):
+    unlock_key: str = ""
+
+
+def interfaces() -> dict[str, str]:
+    """IPv4 address of each interface that has one."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = array.array("B", struct.pack("256s", name.encode()[:15]))
+            try:
+                fcntl.ioctl(probe, _SIOCGIFADDR, request)
+            except OSError:
+                continue  # no address
+            found[name] = socket.inet_ntoa(request[20:24].tobytes())
+    return found
+
+
+def cluster(view: View) -> Cluster:
+    for found in view.all(Cluster):
+        return found
+    raise Unavailable("the swarm is not ready yet: its cluster object is not there; try again")
+
+
+def managers(view: View) -> int:
+    return sum(1 for n in view.all(Node) if n.manager_status is not None and not n.removed)
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    return answer(show_swarm(cluster(call.manager().store.view())))
+
+
+async def init(call: Call) -> web.StreamResponse:
+    request = check_init(await call.body(InitRequest), call.backend.swarm(), interfaces())
+    return answer(await call.backend.swarm_init(request))
+
+
+async def join(call: Call) -> web.StreamResponse:
+    request = check_join(await call.body(JoinRequest), call.backend.swarm(), interfaces())
+    await call.backend.swarm_join(request)
+    return empty()
+
+
+async def leave(call: Call) -> web.StreamResponse:
+    force = call.flag("force")
+    manager = call.backend.manager
+    check_leave(call.backend.swarm(), force, managers(manager.store.view()) if manager else 0)
+    await call.backend.swarm_leave(force)
+    return empty()
+
+
+async def update(call: Call) -> web.StreamResponse:
+    version = call.object_version("swarm")
+    spec = complete_spec(await call.body(SwarmSpec))
+    manager = call.manager()
+    if call.flag("rotateManagerUnlockKey"):
+        raise Unimplemented("rotateManagerUnlockKey is not supported yet: managers cannot be locked")
+    await manager.control.update_swarm(
+        version, spec, call.flag("rotateWorkerToken"), call.flag("rotateManagerToken")
+    )
+    return empty()
+
+
+async def unlock_key(call: Call) -> web.StreamResponse:
+    call.manager()
+    return answer({"UnlockKey": ""})  # this swarm is not locked, and Docker answers so too
+
+
+async def unlock(call: Call) -> web.StreamResponse:
+    await call.body(UnlockRequest)
+    call.manager()
+    raise Conflict("swarm is not locked")
+
+
+ROUTES = [
+    Route("GET", "/swarm", inspect),
+    Route("POST", "/swarm/init", init),
+    Route("POST", "/swarm/join", join),
+    Route("POST", "/swarm/leave", leave),
+    Route("POST", "/swarm/update", update),
+    Route("GET", "/swarm/unlockkey", unlock_key),
+    Route("POST", "/swarm/unlock", unlock),
+]

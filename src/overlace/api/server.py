@@ -1,0 +1,225 @@
+"""The Engine API over HTTP: sockets, versions, headers, errors.
+
+Owns what every request has in common (moby daemon/server and its version middleware). Must not know nouns: routes do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import os
+import re
+import socket
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from overlace.api import codec, routes
+from overlace.api.backend import Backend
+from overlace.api.call import MAX_BODY, Call, Router, Services
+from overlace.api.convert.common import Rendered
+from overlace.api.events import EventHub
+from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
+from overlace.model.errors import (
+    Conflict,
+    InvalidArgument,
+    NotFound,
+    OverlaceError,
+    Unavailable,
+    rpc_text,
+)
+
+log = structlog.get_logger(__name__)
+
+_VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)")
+_SHUTDOWN = 2.0  # seconds a handler gets when the daemon stops
+
+
+def split_path(path: str) -> tuple[tuple[int, int], str]:
+    """(API version asked for, path without it). Raises InvalidArgument for a version we do not speak."""
+    match = _VERSIONED.fullmatch(path)
+    if match is None:
+        return API_VERSION, path
+    version = (int(match[1]), int(match[2]))
+    if version > API_VERSION:
+        raise InvalidArgument(
+            f"client version {version_text(version)} is too new. "
+            f"Maximum supported API version is {version_text(API_VERSION)}"
+        )
+    if version < MIN_API_VERSION:
+        raise InvalidArgument(
+            f"client version {version_text(version)} is too old. Minimum supported API version is "
+            f"{version_text(MIN_API_VERSION)}, please upgrade your client to a newer version"
+        )
+    return version, match[3]
+
+
+def error_answer(error: OverlaceError) -> web.Response:
+    text = rpc_text(error) if getattr(error, "swarm", False) else error.message
+    response = web.Response(
+        body=codec.encode({"message": text}), status=error.status, content_type="application/json"
+    )
+    return response
+
+
+class ApiServer:
+    """Serves `backend` on any number of addresses. `start`, then `close`."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._router = Router(routes.ALL)
+        self._shared = Services(rendered=Rendered(), events=EventHub(backend))
+        self._runner: web.AppRunner | None = None
+        self._kept: set[asyncio.Task[web.StreamResponse]] = set()
+        self._sockets: list[tuple[Path, tuple[int, int]]] = []
+        options = backend.options
+        self._headers = {
+            "Api-Version": version_text(API_VERSION),
+            "Ostype": options.os,
+            "Docker-Experimental": "false",
+            "Server": f"Overlace/{SERVER_VERSION} ({options.os})",
+        }
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=MAX_BODY)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        app.on_response_prepare.append(self._add_headers)
+        return app
+
+    async def start(self, hosts: Sequence[str]) -> None:
+        """Listen on each `unix:///path` and `tcp://IP:PORT`.
+
+        Raises Conflict when another daemon answers there, Unavailable when the address cannot be used.
+        """
+        self._shared.events.start()
+        self._runner = web.AppRunner(
+            self.application(), access_log=None, handler_cancellation=True, shutdown_timeout=_SHUTDOWN
+        )
+        await self._runner.setup()
+        try:
+            for host in hosts:
+                await web.SockSite(self._runner, self._listen(host)).start()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop listening, end streams, let writes in hand finish."""
+        for path, identity in self._sockets:
+            try:
+                found = path.lstat()
+                if (found.st_dev, found.st_ino) == identity:  # not a later daemon's
+                    path.unlink()
+            except FileNotFoundError:
+                pass
+        self._sockets.clear()
+        await self._shared.events.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+        if self._kept:
+            _, late = await asyncio.wait(self._kept, timeout=_SHUTDOWN)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    # -- one request ---------------------------------------------------------------------------------------------
+
+    async def _add_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        response.headers.update(self._headers)
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        try:
+            version, path = split_path(request.path)
+            found = self._router.find(request.method, path)
+            if found is None:
+                raise NotFound("page not found")
+            route, args = found
+            call = Call(request, self._backend, self._shared, version, args)
+            if route.streams or request.method in ("GET", "HEAD"):
+                return await route.handler(call)
+            # a client that goes away must not stop a change half-way
+            task = asyncio.ensure_future(route.handler(call))
+            self._kept.add(task)
+            task.add_done_callback(self._done)
+            return await asyncio.shield(task)
+        except OverlaceError as error:
+            return error_answer(error)
+        except web.HTTPRequestEntityTooLarge:
+            response = error_answer(
+                InvalidArgument(f"request body too large: at most {MAX_BODY} bytes are taken")
+            )
+            response.set_status(413)
+            return response
+        except (ConnectionError, web.HTTPException):
+            raise
+        except Exception as error:
+            log.exception("request failed", method=request.method, path=request.path)
+            failed = OverlaceError(f"internal error: {type(error).__name__}: {error}")
+            return error_answer(failed)
+
+    def _done(self, task: asyncio.Task[web.StreamResponse]) -> None:
+        self._kept.discard(task)
+        if not task.cancelled():
+            task.exception()  # answered, or its client is gone
+
+    # -- sockets -------------------------------------------------------------------------------------------------
+
+    def _listen(self, host: str) -> socket.socket:
+        kind, _, rest = host.partition("://")
+        if kind == "unix":
+            return self._listen_unix(Path(rest), host)
+        address, _, port = rest.rpartition(":")
+        address = address.strip("[]")
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, int(port)))
+        except OSError as error:
+            listener.close()
+            raise Unavailable(f"cannot listen on {host}: {error.strerror or error}") from error
+        return listener
+
+    def _listen_unix(self, path: Path, host: str) -> socket.socket:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(path, host)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o117)  # 0660 from the first moment
+        try:
+            listener.bind(str(path))
+        except OSError as error:
+            listener.close()
+            raise Unavailable(f"cannot listen on {host}: {error.strerror or error}") from error
+        finally:
+            os.umask(before)
+        try:
+            os.chown(path, -1, grp.getgrnam("docker").gr_gid)
+        except (KeyError, PermissionError):
+            pass  # no such group: root only
+        found = path.lstat()
+        self._sockets.append((path, (found.st_dev, found.st_ino)))
+        return listener
+
+
+def _clear_stale(path: Path, host: str) -> None:
+    """Remove a socket nobody listens on any more."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise Conflict(f"cannot listen on {host}: {path} exists and is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
+                raise Conflict(f"cannot listen on {host}: {error}") from error
+            path.unlink(missing_ok=True)
+            return
+    raise Conflict(f"cannot listen on {host}: another daemon answers there")
