@@ -1,0 +1,347 @@
+"""The engine: this host's daemon as the Engine API sees it, in or out of a swarm.
+
+Owns becoming a member (init, join), being one again after a restart, and leaving: each leaves nothing half-made. Wires
+the rooms together; must not decide anything about services or packets itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform as machine
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from overlace.agent.agent import Agent
+from overlace.agent.session import AgentSession
+from overlace.api.backend import (
+    ContainerAddress,
+    EngineOptions,
+    InitRequest,
+    JoinRequest,
+    LocalEndpoint,
+    LocalNetwork,
+    LocalSwarm,
+    Peer,
+)
+from overlace.api.swarm_requests import check_leave
+from overlace.cli.daemon import DaemonOptions
+from overlace.daemon import facts
+from overlace.daemon.host import NodeHost, instance_id, platform_of
+from overlace.daemon.manager import ManagerSide, found_swarm
+from overlace.daemon.membership import Membership, MembershipFile
+from overlace.model.errors import Internal, OverlaceError, Unavailable
+from overlace.model.ids import new_id
+from overlace.model.objects import Subnet
+from overlace.runtime.base import Runtime
+from overlace.runtime.oci import OciRuntime
+from overlace.security.enrol import join_swarm
+from overlace.security.identity import Identity, load_identity
+from overlace.wire.messages import Manager, Refused, Welcome
+
+log = structlog.get_logger(__name__)
+JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
+
+
+class Engine:
+    """Implements `api.backend.Backend`."""
+
+    def __init__(self, options: DaemonOptions) -> None:
+        self._daemon = options
+        self._data_root = Path(options.data_root)
+        self._exec_root = Path(options.exec_root)
+        self._files = MembershipFile(self._data_root)
+        self._membership: Membership | None = None
+        self._manager: ManagerSide | None = None
+        self._host: NodeHost | None = None
+        self._identity: Identity | None = None
+        self._error = ""
+        self._state: str = "inactive"
+        self._changing = asyncio.Lock()
+        self._welcomed = asyncio.Event()
+        self._options = EngineOptions(
+            id=_engine_id(self._data_root),
+            hostname=options.hostname,
+            data_root=options.data_root,
+            os="windows" if options.emulate_windows else "linux",
+            os_version=options.emulate_windows or machine.release(),
+            emulated=bool(options.emulate_windows),
+            insecure_registries=options.insecure_registries,
+            labels=facts.describe(
+                hostname=options.hostname,
+                labels=options.labels,
+                underlay_address="",
+                mtu=0,
+                windows_build=options.emulate_windows,
+            ).engine_labels,
+            hosts=options.hosts,
+            started_at=time.time_ns(),
+        )
+        self._runtime: Runtime = OciRuntime(
+            self._data_root,
+            self._exec_root,
+            cgroup_parent=f"/overlace/{instance_id(self._data_root)}",
+            insecure_registries=options.insecure_registries,
+            platform=platform_of(options.emulate_windows),
+        )
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Find the containers again, then the swarm this host was in."""
+        await self._runtime.open()
+        membership = self._files.load()
+        if membership is None:
+            return
+        identity = load_identity(self._data_root)
+        if identity is None:
+            raise Internal(f"{self._files.folder} has no certificate: leave the swarm (--force) and join again")
+        try:
+            await self._start(membership, identity)
+        except OverlaceError as e:
+            # the API must answer, so that the person can see why and leave
+            log.error("cannot take part in the swarm", error=e.message)
+            await self._stop()
+            self._membership, self._state, self._error = membership, "error", e.message
+
+    async def close(self) -> None:
+        """Let go: containers and traffic go on."""
+        async with self._changing:
+            await self._stop()
+            await self._runtime.close()
+
+    async def _start(self, membership: Membership, identity: Identity) -> None:
+        self._membership, self._identity = membership, identity
+        self._welcomed.clear()
+        self._state, self._error = "pending", ""
+        host = NodeHost(
+            node_id=membership.node_id,
+            data_root=self._data_root,
+            exec_root=self._exec_root,
+            hostname=self._daemon.hostname,
+            labels=dict(self._daemon.labels),
+            underlay_address=membership.underlay_address,
+            windows_build=self._daemon.emulate_windows,
+            dns=self._daemon.dns,
+            runtime=self._runtime,
+            connect=self._connect,
+            on_refused=self._on_refused,
+            on_welcome=self._on_welcome,
+        )
+        self._host = host
+        if membership.role == "manager":
+            self._manager = await ManagerSide.open(
+                self._data_root, identity, membership.listen_addr, self._daemon.insecure_registries
+            )
+        await host.open()
+
+    async def _stop(self) -> None:
+        host, self._host = self._host, None
+        manager, self._manager = self._manager, None
+        if host is not None:
+            await host.close()
+        if manager is not None:
+            await manager.close()
+
+    def _connect(self, agent: Agent) -> AgentSession:
+        assert self._identity is not None and self._membership is not None
+        return AgentSession(
+            self._data_root, self._identity, [m.addr for m in self._membership.managers], agent
+        )
+
+    # -- what the manager says to this node as a whole -----------------------------------------------------------
+
+    def _on_welcome(self, message: Welcome) -> None:
+        self._state, self._error = "active", ""
+        self._welcomed.set()
+        membership = self._membership
+        if membership is not None and message.managers and message.managers != membership.managers:
+            self._membership = msgspec.structs.replace(membership, managers=message.managers)
+            self._files.save(self._membership)
+
+    def _on_refused(self, message: Refused) -> None:
+        log.error("the manager refuses this node", reason=message.reason, final=message.final)
+        self._error = message.reason
+        if message.final:
+            self._state = "error"
+
+    # -- the API's backend ---------------------------------------------------------------------------------------
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
+
+    @property
+    def options(self) -> EngineOptions:
+        return self._options
+
+    @property
+    def manager(self) -> ManagerSide | None:
+        return self._manager
+
+    def swarm(self) -> LocalSwarm:
+        m = self._membership
+        if m is None:
+            return LocalSwarm()
+        return LocalSwarm(
+            state=self._state,  # type: ignore[arg-type]  # only this class sets it
+            node_id=m.node_id,
+            node_addr=m.advertise_addr.rpartition(":")[0].strip("[]"),
+            control_available=self._manager is not None,
+            error=self._error,
+            remote_managers=tuple(Peer(p.node_id, p.addr) for p in m.managers),
+        )
+
+    async def swarm_init(self, request: InitRequest) -> str:
+        async with self._changing:
+            self._check_free()
+            advertise, underlay = self._addresses(request.advertise_addr, request.data_path_addr, request.listen_addr)
+            node_id = new_id()
+            self._files.prepare()
+            try:
+                cluster_id, identity = await found_swarm(
+                    self._data_root, request, node_id, self._daemon.hostname, advertise
+                )
+                membership = Membership(
+                    node_id=node_id,
+                    cluster_id=cluster_id,
+                    role="manager",
+                    advertise_addr=advertise,
+                    listen_addr=request.listen_addr,
+                    underlay_address=underlay,
+                    managers=(Manager(node_id, advertise),),
+                )
+                await self._become(membership, identity)
+            except BaseException:
+                await self._undo()
+                raise
+            return node_id
+
+    async def swarm_join(self, request: JoinRequest) -> None:
+        async with self._changing:
+            self._check_free()
+            advertise, underlay = self._addresses(request.advertise_addr, request.data_path_addr, request.listen_addr)
+            self._files.prepare()
+            try:
+                async with asyncio.timeout(JOIN_SECONDS):
+                    identity, manager = await join_swarm(
+                        self._data_root,
+                        request.remote_addrs,
+                        request.join_token,
+                        availability=request.availability,
+                    )
+                    membership = Membership(
+                        node_id=identity.node_id,
+                        cluster_id=identity.cluster_id,
+                        role=identity.role,
+                        advertise_addr=advertise,
+                        listen_addr=request.listen_addr,
+                        underlay_address=underlay,
+                        managers=(manager,),
+                    )
+                    await self._become(membership, identity)
+            except TimeoutError:
+                await self._undo()
+                raise Unavailable(
+                    "Timeout was reached before node joined. The attempt to join the swarm will not continue in the "
+                    f"background: check that {', '.join(request.remote_addrs)} can be reached and try again."
+                ) from None
+            except BaseException:
+                await self._undo()
+                raise
+
+    async def swarm_leave(self, force: bool) -> None:
+        async with self._changing:
+            managers = len(self._membership.managers) if self._membership else 0
+            check_leave(self.swarm(), force, managers)
+            await self._leave()
+
+    def _check_free(self) -> None:
+        if self._membership is not None:
+            raise Unavailable(
+                'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
+            )
+
+    def _addresses(self, advertise: str, data_path: str, listen: str) -> tuple[str, str]:
+        """(advertised host:port, VTEP address), completed from this host's own addresses."""
+        host, _, port = advertise.rpartition(":")
+        if not host:
+            host = facts.default_address(self._daemon.underlay_address)
+            port = listen.rpartition(":")[2]
+        underlay = facts.default_address(data_path or host.strip("[]"))
+        return f"{host}:{port}", underlay
+
+    async def _become(self, membership: Membership, identity: Identity) -> None:
+        """Run as a member; on disk only once the manager has welcomed us."""
+        await self._start(membership, identity)
+        async with asyncio.timeout(JOIN_SECONDS):
+            await self._welcomed.wait()
+        self._files.save(self._membership or membership)
+
+    async def _undo(self) -> None:
+        try:
+            await self._leave()
+        except Exception:
+            log.exception("undoing a failed init or join left something behind")
+
+    async def _leave(self) -> None:
+        host, self._host = self._host, None
+        manager, self._manager = self._manager, None
+        if host is not None:
+            await host.leave()
+        if manager is not None:
+            await manager.close()
+        self._files.forget()
+        self._membership, self._identity, self._state, self._error = None, None, "inactive", ""
+
+    # -- facts for network and container inspect -----------------------------------------------------------------
+
+    def local_networks(self) -> Sequence[LocalNetwork]:
+        if self._host is None:
+            return ()
+        view = self._host.agent.view
+        node_id = self._membership.node_id if self._membership else ""
+        found = [
+            LocalNetwork(
+                id=n.id,
+                name=n.name,
+                internal=n.internal,
+                ingress=n.ingress,
+                subnets=tuple(Subnet(s, g) for s, g in zip(n.subnets, n.gateways, strict=True)),
+                options={"com.docker.network.driver.overlay.vxlanid_list": str(n.vni), **n.driver_opts},
+                endpoints=tuple(
+                    LocalEndpoint(
+                        container_id=_container(e.task_id), name=e.task_name, mac=e.mac, address=e.address
+                    )
+                    for e in view.endpoints(n.id)
+                    if e.node_id == node_id
+                ),
+            )
+            for n in self._host.driver.networks()
+        ]
+        return found
+
+    async def container_addresses(self, container_id: str) -> Sequence[ContainerAddress]:
+        return ()
+
+
+def _container(task_id: str) -> str:
+    from overlace.agent.container import container_id
+
+    return container_id(task_id)
+
+
+def _engine_id(data_root: Path) -> str:
+    """The engine's own id, made once."""
+    path = data_root / "engine-id"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        data_root.mkdir(parents=True, exist_ok=True)
+        new = secrets.token_hex(16)
+        path.write_text(new + "\n")
+        return new
