@@ -131,8 +131,8 @@ AgentMessage = Union[Hello, Heartbeat, Reports, Resync, LogChunk, Leaving]
 ManagerMessage = Union[Welcome, Assignments, NetworkUpdate, Ack, LogSubscribe, LogUnsubscribe, Refused]
 
 _encoder = msgspec.msgpack.Encoder()
-_from_agent = msgspec.msgpack.Decoder(AgentMessage)
-_from_manager = msgspec.msgpack.Decoder(ManagerMessage)
+_from_agent: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
+_from_manager: msgspec.msgpack.Decoder[ManagerMessage] = msgspec.msgpack.Decoder(ManagerMessage)
 
 
 def encode(message: AgentMessage | ManagerMessage) -> bytes:

@@ -1,0 +1,177 @@
+"""The agent's side of the port: download the root, ask for a certificate, open the session's websocket.
+
+Owns turning what goes wrong on the way into words a person can act on. Must not know tokens, files or when to
+retry. Every function takes the address as `host:port`; `tls` contexts come from the caller, who decides what
+is verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+
+import aiohttp
+import msgspec
+
+from overlace.model.errors import (
+    Internal,
+    OverlaceError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from overlace.wire.messages import AgentMessage, ManagerMessage, decode_manager
+from overlace.wire.transport import (
+    MAX_FRAME,
+    REASON_HEADER,
+    AgentChannel,
+    Certificate,
+    Failure,
+    JoinRequest,
+    RenewRequest,
+    WebSocketChannel,
+    error_of,
+    join_address,
+    parse_address,
+)
+
+TIMEOUT = 10.0  # seconds for one request, or to open a session
+SERVER_NAME = "swarm-manager"  # a name only managers' certificates carry
+_MAX_CA = 64 * 1024
+
+
+async def download_ca(address: str, tls: ssl.SSLContext) -> str:
+    """The root certificate the manager there shows, PEM. `tls` verifies nothing: check the digest."""
+    async with (
+        _explained(address),
+        asyncio.timeout(TIMEOUT),
+        aiohttp.ClientSession() as session,
+        session.get(_url(address, "/v1/ca"), ssl=tls) as answer,
+    ):
+        if answer.status != 200:
+            raise await _failure(answer)
+        return (await answer.content.read(_MAX_CA)).decode(errors="replace")
+
+
+async def request_certificate(address: str, request: JoinRequest, tls: ssl.SSLContext) -> Certificate:
+    """Join. Raises what the manager raised, or Unavailable."""
+    return await _post(address, "/v1/join", request, tls)
+
+
+async def renew_certificate(address: str, request: RenewRequest, tls: ssl.SSLContext) -> Certificate:
+    """A new certificate for the same node. Raises what the manager raised, or Unavailable."""
+    return await _post(address, "/v1/renew", request, tls)
+
+
+@contextlib.asynccontextmanager
+async def open_session(address: str, tls: ssl.SSLContext) -> AsyncIterator[AgentChannel]:
+    """The session's channel. Raises Unavailable (no contact), PermissionDenied or Unauthenticated
+    (refused)."""
+    async with contextlib.AsyncExitStack() as stack:
+        async with _explained(address):
+            session = await stack.enter_async_context(aiohttp.ClientSession(timeout=_NO_TOTAL))
+            try:
+                async with asyncio.timeout(TIMEOUT):
+                    socket = await session.ws_connect(
+                        _url(address, "/v1/session"),
+                        ssl=tls,
+                        server_hostname=SERVER_NAME,
+                        compress=0,
+                        heartbeat=None,
+                        max_msg_size=MAX_FRAME,
+                        timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+                    )
+            except aiohttp.WSServerHandshakeError as e:
+                raise _refused(address, e) from e
+        channel: WebSocketChannel[AgentMessage, ManagerMessage] = WebSocketChannel(socket, decode_manager)
+        stack.push_async_callback(channel.close)
+        yield channel
+
+
+# -- helpers
+# -----------------------------------------------------------------------------------------------------
+
+
+def _url(address: str, path: str) -> str:
+    return f"https://{join_address(*parse_address(address))}{path}"
+
+
+_NO_TOTAL = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT)
+
+
+@contextlib.asynccontextmanager
+async def _explained(address: str) -> AsyncIterator[None]:
+    """Every failure to reach the manager becomes an Unavailable that says where and why."""
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError, OSError) as e:
+        raise Unavailable(_explain(address, e)) from e
+
+
+async def _post(
+    address: str, path: str, document: JoinRequest | RenewRequest, tls: ssl.SSLContext
+) -> Certificate:
+    async with (
+        _explained(address),
+        asyncio.timeout(TIMEOUT),
+        aiohttp.ClientSession() as session,
+        session.post(
+            _url(address, path),
+            data=msgspec.json.encode(document),
+            headers={"Content-Type": "application/json"},
+            ssl=tls,
+            server_hostname=SERVER_NAME,
+        ) as answer,
+    ):
+        if answer.status != 200:
+            raise await _failure(answer)
+        try:
+            return msgspec.json.decode(await answer.read(), type=Certificate)
+        except msgspec.DecodeError as e:
+            raise Internal(f"the manager at {address} answered something else than a certificate: {e}") from e
+
+
+async def _failure(answer: aiohttp.ClientResponse) -> OverlaceError:
+    body = await answer.read()
+    try:
+        return error_of(msgspec.json.decode(body, type=Failure))
+    except msgspec.DecodeError:
+        return Unavailable(
+            f"{answer.url.host}:{answer.url.port} is no overlace manager: HTTP {answer.status}"
+        )
+
+
+def _refused(address: str, error: aiohttp.WSServerHandshakeError) -> OverlaceError:
+    reason = error.headers.get(REASON_HEADER, "") if error.headers else ""
+    if reason and error.status == 401:
+        return Unauthenticated(reason)
+    if reason and error.status == 403:
+        return PermissionDenied(reason)
+    return Unavailable(f"the manager at {address} refused the session: {reason or f'HTTP {error.status}'}")
+
+
+def _explain(address: str, error: BaseException) -> str:
+    """Why there is no contact, in words. TLS alerts arrive as the text OpenSSL gives them."""
+    manager = f"the manager at {address}"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        inner = error.certificate_error
+        verify = inner.verify_message if isinstance(inner, ssl.SSLCertVerificationError) else str(inner)
+        if "expired" in verify or "not yet valid" in verify:
+            return f"the certificate of {manager} is out of date ({verify}): check the hosts' clocks"
+        if "mismatch" in verify or "not valid for" in verify:
+            return f"the node at {address} is not a manager of this swarm ({verify})"
+        return f"{manager} belongs to another swarm: its certificate is not this swarm's ({verify})"
+    text = str(error).lower().replace("_", " ")
+    if "certificate expired" in text:
+        return f"{manager} refused this node's certificate: it has expired; leave and join the swarm again"
+    if "unknown ca" in text:
+        return f"{manager} refused this node's certificate: it is another swarm's; join that swarm first"
+    if isinstance(error, TimeoutError):
+        return f"cannot reach the manager at {address}: no answer within {TIMEOUT:.0f} s"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot reach the manager at {address}: {error.os_error.strerror or error.os_error}"
+    if isinstance(error, ssl.SSLError):
+        return f"cannot reach the manager at {address}: TLS failed: {error.reason or error}"
+    return f"cannot reach the manager at {address}: {error or type(error).__name__}"
