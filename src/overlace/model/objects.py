@@ -104,6 +104,7 @@ class UpdateStatus(msgspec.Struct, frozen=True):
     started_at: int = 0
     completed_at: int = 0
     message: str = ""
+    spec_version: int = 0  # the service's spec_version this is about; 0: the current one
 
 
 class JobStatus(msgspec.Struct, frozen=True):
@@ -163,6 +164,7 @@ class Task(Base, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()  # host-mode ports of the endpoint spec
     not_before: int = 0  # restart delay: stays desired READY until then
     job_iteration: int = 0
+    started_at: int = 0  # when a rolling update first saw it RUNNING; its delay and monitor periods count from here
 
 
 # -- network, secret, config, cluster ----------------------------------------------------------------------------

@@ -1,1 +1,3 @@
-"""orchestrate: see ARCHITECTURE.md."""
+"""Which tasks a service should have: replicas, one per node, restarts, updates, history; pure decisions over
+a view.
+"""

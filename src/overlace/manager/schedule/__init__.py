@@ -1,1 +1,1 @@
-"""schedule: see ARCHITECTURE.md."""
+"""Which node runs a task: filters, rank, placement and the reasons, as pure decisions over a view."""

@@ -1,0 +1,168 @@
+"""What a service gets: virtual addresses, published ports; and which networks it is on.
+
+Owns `Endpoint`. What it has it keeps across updates. Must not touch tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from overlace.manager.allocate.book import AddressBook, PortKey
+from overlace.manager.allocate.networks import is_allocated, is_overlay
+from overlace.model.objects import Endpoint, Network, Service, VirtualIP
+from overlace.model.specs import EndpointSpec, NetworkAttachmentConfig, PortConfig, ServiceSpec
+from overlace.store.base import View
+
+DYNAMIC_PORTS = range(30000, 32768)
+
+
+class Blocked(Exception):
+    """Something cannot be allocated now; the text says what and, where there is one, the remedy."""
+
+
+def endpoint_spec(spec: ServiceSpec) -> EndpointSpec:
+    return spec.endpoint_spec or EndpointSpec()
+
+
+def attachments(spec: ServiceSpec) -> list[NetworkAttachmentConfig]:
+    """The networks a service asks for; the task template's win over the older place."""
+    return spec.task_template.networks or spec.networks
+
+
+def ingress_ports(spec: ServiceSpec) -> list[PortConfig]:
+    return [port for port in endpoint_spec(spec).ports if port.publish_mode != "host"]
+
+
+def host_mode_ports(spec: ServiceSpec) -> tuple[PortConfig, ...]:
+    return tuple(port for port in endpoint_spec(spec).ports if port.publish_mode == "host")
+
+
+def find_network(view: View, target: str) -> Network:
+    """By id, else by name. Raises Blocked."""
+    network = view.get(Network, target) or view.by_name(Network, target)
+    if network is None:
+        raise Blocked(f"network {target} not found")
+    return network
+
+
+def usable_network(view: View, target: str) -> Network:
+    """As `find_network`, and allocated. Raises Blocked."""
+    network = find_network(view, target)
+    if not is_allocated(network):
+        raise Blocked(
+            f"network {network.spec.name} has no subnet yet: {network.error or 'it is being allocated'}"
+        )
+    return network
+
+
+def service_networks(
+    view: View, book: AddressBook, spec: ServiceSpec
+) -> Iterator[tuple[Network, NetworkAttachmentConfig]]:
+    """The service's own networks and, when it publishes in ingress mode, the ingress network; each once.
+
+    Raises Blocked.
+    """
+    seen: set[str] = set()
+    for config in attachments(spec):
+        network = usable_network(view, config.target)
+        if network.id not in seen:
+            seen.add(network.id)
+            yield network, config
+    if ingress_ports(spec):
+        ingress = view.get(Network, book.ingress_id)
+        if ingress is None:
+            raise Blocked("service needs ingress network, but no ingress network is present")
+        if ingress.id not in seen:
+            yield usable_network(view, ingress.id), NetworkAttachmentConfig(target=ingress.id)
+
+
+def exhausted(book: AddressBook, network: Network, what: str) -> Blocked:
+    used, size = book.capacity(network.id)
+    subnets = ", ".join(subnet.subnet for subnet in network.subnets)
+    return Blocked(
+        f"no address left for {what} on network {network.spec.name} ({subnets}): {used} of {size} are in use; "
+        "scale down or remove services on it, or make a network with a larger subnet"
+    )
+
+
+def plan_endpoint(view: View, book: AddressBook, service: Service) -> Service | None:
+    """The service with its endpoint complete; None when it is already. Raises Blocked when it cannot be."""
+    spec = endpoint_spec(service.spec)
+    old = service.endpoint or Endpoint()
+    ports = _ports(book, service, spec, old)
+    vips: list[VirtualIP] = []
+    if spec.mode in ("", "vip"):
+        for network, _ in service_networks(view, book, service.spec):
+            if not is_overlay(network):
+                continue
+            kept = next((v for v in old.virtual_ips if v.network_id == network.id), None)
+            if kept is not None and book.contains(network.id, kept.address):
+                vips.append(kept)
+                continue
+            address = book.take(network.id)
+            if address is None:
+                raise exhausted(book, network, f"the virtual IP of service {service.spec.name}")
+            vips.append(VirtualIP(network.id, address))
+    new = Endpoint(spec, ports, tuple(vips))
+    if service.endpoint == new:
+        return None
+    return msgspec.structs.replace(service, endpoint=new)
+
+
+def _ports(book: AddressBook, service: Service, spec: EndpointSpec, old: Endpoint) -> tuple[PortConfig, ...]:
+    """Published numbers filled in. A dynamic one stays what it was while the rest of the port stays the same."""
+    earlier: dict[tuple[str, str, int], list[int]] = {}
+    for port in old.ports:
+        if port.publish_mode != "host" and port.published_port in DYNAMIC_PORTS:
+            earlier.setdefault(_port_identity(port), []).append(port.published_port)
+    mine: set[PortKey] = {(p.protocol, p.published_port) for p in spec.ports if p.published_port}
+    ports: list[PortConfig] = []
+    for port in spec.ports:
+        if port.publish_mode == "host":
+            ports.append(port)  # the node gives dynamic ones out itself
+            continue
+        number = port.published_port
+        if number:
+            holder = book.port_holder((port.protocol, number))
+            if holder is not None and holder != service.id and (port.protocol, number) not in _held(old):
+                raise Blocked(f"port '{number}' is already in use by service {holder} as an ingress port")
+        else:
+            number = _dynamic(book, service, port, earlier, mine)
+            mine.add((port.protocol, number))
+        ports.append(msgspec.structs.replace(port, published_port=number))
+    return tuple(ports)
+
+
+def _held(endpoint: Endpoint) -> set[PortKey]:
+    return {(p.protocol, p.published_port) for p in endpoint.ports}
+
+
+def _port_identity(port: PortConfig) -> tuple[str, str, int]:
+    return port.name, port.protocol, port.target_port
+
+
+def _dynamic(
+    book: AddressBook,
+    service: Service,
+    port: PortConfig,
+    earlier: Mapping[tuple[str, str, int], list[int]],
+    mine: set[PortKey],
+) -> int:
+    kept = earlier.get(_port_identity(port))
+    while kept:
+        number = kept.pop(0)
+        if (port.protocol, number) not in mine and book.port_holder((port.protocol, number)) in (
+            None,
+            service.id,
+        ):
+            return number
+    for number in DYNAMIC_PORTS:
+        key = (port.protocol, number)
+        if key not in mine and book.port_holder(key) is None:
+            return number
+    raise Blocked(
+        f"no published port left for service {service.spec.name}: all {port.protocol} ports from "
+        f"{DYNAMIC_PORTS[0]} to {DYNAMIC_PORTS[-1]} are in use; publish on a port of your choice"
+    )

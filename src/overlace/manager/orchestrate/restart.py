@@ -1,0 +1,124 @@
+"""Keeping one slot filled: restarts by policy, moves off lost nodes, starting what waited.
+
+Owns the restart policy. Everything is derived from the stored tasks, so nothing is forgotten with the
+manager. Source: swarmkit orchestrator/restart.
+"""
+
+from __future__ import annotations
+
+from overlace.manager.orchestrate.work import SECOND, Slot, Work
+from overlace.model.objects import Task
+from overlace.model.specs import RestartPolicy
+from overlace.model.states import TaskState
+
+DEFAULT_DELAY = 5 * SECOND
+OLD_TASK_TIMEOUT = 60 * SECOND  # how long a replacement waits for its predecessor to stop
+
+_ENDED_ITSELF = (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
+
+
+def policy_of(task: Task) -> RestartPolicy:
+    return task.spec.restart_policy or RestartPolicy()
+
+
+def ended_itself(task: Task) -> bool:
+    """Over without having been told to stop."""
+    return task.status.state in _ENDED_ITSELF
+
+
+def may_restart(task: Task, slot: Slot) -> bool:
+    """Whether the policy of a task that is over, or lost its node, allows another in its place.
+
+    Attempts count per slot and spec version; a move off a lost node is no attempt (it is counted in Docker).
+    """
+    policy = policy_of(task)
+    condition = policy.condition or "any"
+    if condition == "none":
+        return False
+    if condition == "on-failure" and task.status.state == TaskState.COMPLETE:
+        return False
+    if not policy.max_attempts or not ended_itself(task):
+        return True
+    earlier = [
+        t for t in slot.tasks if t.id != task.id and t.spec_version == task.spec_version and ended_itself(t)
+    ]
+    if policy.window:
+        since = task.status.timestamp - policy.window
+        earlier = [t for t in earlier if t.status.timestamp > since]
+    return len(earlier) < policy.max_attempts
+
+
+def is_finished(slot: Slot) -> bool:
+    """The slot's last task is over and its policy wants no other: an empty slot that must stay so."""
+    last = slot.ended_last()
+    return last is not None and not slot.live() and not may_restart(last, slot)
+
+
+def fill_slot(work: Work, slot: Slot) -> None:
+    """Bring one wanted slot in order: replace what ended or lost its node, fill it when empty, keep one task."""
+    for task in slot.live():
+        ended, lost = task.status.state.terminal, work.lost(task)
+        if ended or lost:
+            _replace(work, slot, task, ended)
+    _drop_doubles(work, slot)
+    if not slot.live() and slot.may_start and not is_finished(slot):
+        work.create(slot)
+
+
+def _replace(work: Work, slot: Slot, task: Task, ended: bool) -> None:
+    allowed = slot.may_start and may_restart(task, slot)
+    work.desire(slot, task, TaskState.SHUTDOWN)
+    if not allowed:
+        return
+    if any(not work.is_dirty(other) for other in slot.live()):
+        return  # an update has put its successor there already
+    delay = 0
+    if ended:
+        delay = DEFAULT_DELAY
+        policy = policy_of(task)
+        if policy.delay is not None:
+            delay = policy.delay
+    replace_task(work, slot, delay)
+
+
+def replace_task(work: Work, slot: Slot, delay: int = 0) -> Task:
+    """A successor for a task that was just shut down: READY until `delay` passed and the old one stopped."""
+    if delay <= 0 and not _stopping(work, slot):
+        return work.create(slot)
+    return work.create(slot, TaskState.READY, work.now + delay)
+
+
+def _stopping(work: Work, slot: Slot) -> bool:
+    return any(t.desired_state == TaskState.SHUTDOWN and not work.stopped(t) for t in slot.tasks)
+
+
+def start_waiting(work: Work, slot: Slot) -> None:
+    """READY tasks whose time has come may run."""
+    for task in slot.live():
+        if task.desired_state != TaskState.READY:
+            continue
+        if work.now < task.not_before:
+            work.wake_at(task.not_before)
+            continue
+        deadline = task.created_at + OLD_TASK_TIMEOUT
+        if work.now < deadline and _stopping(work, slot):
+            work.wake_at(deadline)
+            continue
+        work.desire(slot, task, TaskState.RUNNING)
+
+
+def _drop_doubles(work: Work, slot: Slot) -> None:
+    """At most one task of the current spec and, until that one runs, one of an older spec."""
+    live = slot.live()
+    if len(live) < 2:
+        return
+    # Furthest first, then oldest.
+    live.sort(key=lambda t: (-t.status.state, t.created_at, t.id))
+    clean = [t for t in live if not work.is_dirty(t)]
+    dirty = [t for t in live if work.is_dirty(t)]
+    keep = clean[:1]
+    if dirty and not (clean and clean[0].status.state == TaskState.RUNNING):
+        keep.append(dirty[0])
+    for task in live:
+        if task not in keep:
+            work.desire(slot, task, TaskState.SHUTDOWN)
