@@ -147,7 +147,7 @@ def file_binds(places: Places, files: Iterable[FileMount], *, windows: bool) -> 
                 source = places.secrets / "elsewhere" / str(number)
             else:
                 source = places.secrets / "run" / below
-            source.parent.mkdir(parents=True, exist_ok=True)
+            _make_parent(source)
             if not below.startswith(".."):
                 if not folder_bound:
                     options = (*_FILE_OPTIONS, "noexec")
@@ -158,6 +158,13 @@ def file_binds(places: Places, files: Iterable[FileMount], *, windows: bool) -> 
         _write(source, file.data, file.mode, file.uid, file.gid)
         binds.append(HostMount(str(source), target, True, _FILE_OPTIONS))
     return binds, has_secrets
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # one secret's target is below another's
+        raise InvalidArgument(f"cannot place a secret at {path.name}: {error.strerror}") from error
 
 
 def _write(path: Path, data: bytes, mode: int, uid: int = 0, gid: int = 0) -> None:

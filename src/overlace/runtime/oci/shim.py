@@ -132,7 +132,7 @@ def _last_words(stderr: str) -> str:
 
 
 def start_error(words: str) -> OverlaceError:
-    """What a failed create means: the program's own fault (Docker: 400, exit 126, 127) or the host's. Pure."""
+    """What a failed create means: the program's own fault (Docker: 400, exit 126, 127) or ours. Pure."""
     message = f"OCI runtime create failed: {words}"
     program = "exec:" in words or "executable file" in words or "exec failed" in words
     if program and _NOT_RUNNABLE.search(words):

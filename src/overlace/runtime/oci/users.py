@@ -20,7 +20,7 @@ WINDOWS_ACCOUNTS = frozenset({"containeradministrator", "containeruser"})
 class User(msgspec.Struct, frozen=True):
     uid: int = 0
     gid: int = 0
-    additional: tuple[int, ...] = ()
+    additional: tuple[int, ...] = (0,)
     home: str = "/"
 
 
@@ -69,7 +69,8 @@ def find_user(text: str, passwd: str, group: str, groups: Iterable[str] = ()) ->
             if number is not None and len(entry) > 3 and name in entry[3].split(","):
                 additional.append(number)
     additional += [_group(item, rows) for item in groups]
-    return User(_identifier(uid, user), gid, tuple(dict.fromkeys(additional)), home)
+    # The primary group is also a supplementary one, else a mode like 0705 lets its members in (CVE-2022-36109).
+    return User(_identifier(uid, user), gid, tuple(dict.fromkeys((gid, *additional))), home)
 
 
 def _group(text: str, rows: list[list[str]]) -> int:
