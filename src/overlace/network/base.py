@@ -35,6 +35,7 @@ class Attached(msgspec.Struct, frozen=True):
     addresses: dict[str, str]  # network name -> address/prefix
     macs: dict[str, str]
     gateways: dict[str, str]
+    host_ports: tuple[PortConfig, ...] = ()  # host-mode ports in force, published numbers filled in
 
 
 class NetworkDriver(Protocol):

@@ -1,0 +1,429 @@
+"""The resolver of containers, at 127.0.0.11: names of the cluster from the view, everything else forwarded.
+
+Owns DNS messages, the sockets it is given and the answers' cache. What a name means is names.py's. Must not
+make sockets inside sandboxes (the data path does) nor know HNS. Queries it forwards leave from the daemon's
+own network namespace. Source of message rules: RFC 1035, 2181, 2308, 6891 (EDNS), 7766 (TCP).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+from collections.abc import Sequence
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import msgspec
+import structlog
+
+from overlace.model.netview import NetView
+from overlace.network.names import REVERSE, Answer, Names, lookup
+
+log = structlog.get_logger(__name__)
+
+ADDRESS = "127.0.0.11"
+TTL = 0  # seconds: a change of tasks is seen by the next query
+UDP_DEFAULT, UDP_MAX = 512, 4096  # octets of an answer without / with EDNS at most
+UPSTREAM_TIMEOUT = 2.0  # seconds per upstream and attempt
+TOTAL_TIMEOUT = 4.0  # under the 5 s clients wait
+BAD_FOR = 5.0  # seconds an upstream that did not answer stands last
+MAX_FORWARDS = 512  # at once; more are refused with SERVFAIL instead of starving the daemon of descriptors
+TCP_IDLE = 10.0
+CACHE_LIMIT = 4096  # answers per set of networks
+
+
+class _Wire(msgspec.Struct, frozen=True):
+    """An answer in pieces: header (without id) and question, records, and the OPT record when EDNS was
+    used."""
+
+    question: bytes
+    records: tuple[bytes, ...]
+    tail: bytes
+    rcode: int
+    limit: int  # octets over UDP
+    recursion: bool
+
+    def encode(self, ident: bytes, *, tcp: bool) -> bytes:
+        """The message, records in random order, as many as fit with TC set when not all do."""
+        records = list(self.records)
+        if len(records) > 1:
+            random.shuffle(records)
+        limit = 65535 if tcp else self.limit
+        fixed = 12 + len(self.question) + len(self.tail)
+        truncated = False
+        if fixed + sum(map(len, records)) > limit:
+            truncated = True
+            kept, size = 0, fixed
+            for r in records:
+                size += len(r)
+                if size > limit:
+                    break
+                kept += 1
+            records = records[:kept]
+        flags = 0x8080 | (0x0100 if self.recursion else 0) | (0x0200 if truncated else 0) | self.rcode
+        header = struct.pack(">HHHHH", flags, 1, len(records), 0, 1 if self.tail else 0)
+        return b"".join((ident, header, self.question, *records, self.tail))
+
+
+class Query(msgspec.Struct, frozen=True):
+    """One question, checked."""
+
+    name: str  # no final dot
+    qtype: str
+    question: bytes  # as on the wire
+    edns: bool
+    limit: int
+    recursion: bool
+    in_class: bool
+    opcode: int
+
+
+def parse_query(data: bytes) -> Query | None:
+    """None for what is no well-formed query with one question: it is ignored."""
+    if len(data) < 17 or data[2] & 0x80 or data[4:6] != b"\x00\x01":
+        return None
+    try:
+        m = dns.message.from_wire(data, one_rr_per_rrset=True)
+    except dns.exception.DNSException:
+        return None
+    except Exception:  # dnspython's own slips on hostile input must not cost more than this query
+        return None
+    if len(m.question) != 1:
+        return None
+    q = m.question[0]
+    end = 12
+    while data[end]:
+        if data[end] & 0xC0:
+            return None  # a compressed name in the question
+        end += data[end] + 1
+    return Query(
+        name=q.name.to_text(omit_final_dot=True),
+        qtype=dns.rdatatype.to_text(q.rdtype),
+        question=data[12 : end + 5],
+        edns=m.edns >= 0,
+        limit=min(max(m.payload, UDP_DEFAULT), UDP_MAX) if m.edns >= 0 else UDP_DEFAULT,
+        recursion=bool(m.flags & dns.flags.RD),
+        in_class=q.rdclass == dns.rdataclass.IN,
+        opcode=int(m.opcode()),
+    )
+
+
+def _record(rdtype: int, rdata: bytes) -> bytes:
+    # the owner is a pointer to the question's name, which always starts at octet 12
+    return struct.pack(">HHHIH", 0xC00C, rdtype, 1, TTL, len(rdata)) + rdata
+
+
+def build(query: Query, answer: Answer, rcode: int = 0) -> _Wire:
+    records = [_record(1, socket.inet_aton(a)) for a in answer.addresses]
+    for name in answer.names:
+        try:
+            records.append(_record(12, dns.name.from_text(name).to_wire() or b""))
+        except dns.exception.DNSException:
+            continue  # a name DNS cannot carry has no PTR
+    tail = struct.pack(">BHHIH", 0, 41, 1232, 0, 0) if query.edns else b""
+    return _Wire(query.question, tuple(records), tail, rcode, query.limit, query.recursion)
+
+
+class Upstream(msgspec.Struct, frozen=True):
+    address: str
+    port: int = 53
+
+    @classmethod
+    def parse(cls, text: str) -> Upstream:
+        """`ADDRESS` or, for IPv4, `ADDRESS:PORT`."""
+        if text.count(":") == 1:
+            address, _, port = text.partition(":")
+            return cls(address, int(port))
+        return cls(text)
+
+
+class _Listener(asyncio.DatagramProtocol):
+    def __init__(self, resolver: Resolver, networks: tuple[str, ...]) -> None:
+        self.resolver, self.networks = resolver, networks
+        self.transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.resolver.on_udp(self, data, addr)
+
+    def error_received(self, exc: Exception) -> None:
+        pass  # a client that closed its socket before our answer
+
+
+class _Reply(asyncio.DatagramProtocol):
+    """Waits for the one answer of an upstream with our id."""
+
+    def __init__(self, ident: bytes, done: asyncio.Future[bytes]) -> None:
+        self.ident, self.done = ident, done
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        if data[:2] == self.ident and len(data) >= 12 and data[2] & 0x80 and not self.done.done():
+            self.done.set_result(data)
+
+    def error_received(self, exc: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc)
+
+
+class _Served:
+    def __init__(self, transport: asyncio.DatagramTransport, server: asyncio.Server) -> None:
+        self.transport, self.server = transport, server
+
+
+class Resolver:
+    """Answers on sockets inside sandboxes; one per host."""
+
+    def __init__(self, upstreams: Sequence[str] = ()) -> None:
+        self._upstreams = [Upstream.parse(u) for u in upstreams]
+        self._bad: dict[Upstream, float] = {}
+        self._names = Names()
+        self._ready = False
+        self._served: dict[str, _Served] = {}
+        self._cache: dict[tuple[str, ...], dict[bytes, _Wire]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._forwards = 0
+
+    # -- what it knows ---------------------------------------------------------------------------------------
+
+    def update(self, view: NetView, changed: set[str] | None) -> None:
+        """Follow the view; answers of the networks concerned are forgotten."""
+        touched = self._names.update(view, changed)
+        self._ready = True
+        if touched:
+            for networks in [n for n in self._cache if touched.intersection(n)]:
+                del self._cache[networks]
+
+    def answer(self, networks: tuple[str, ...], query: Query) -> _Wire | None:
+        """The finished answer, or None when the query must be forwarded."""
+        if query.opcode != 0:
+            return build(query, Answer(True), int(dns.rcode.NOTIMP))
+        if not query.in_class:
+            return build(query, Answer(True), int(dns.rcode.REFUSED))
+        found = lookup(self._names, networks, query.name, query.qtype)
+        if found.known:
+            missing = query.qtype == "PTR" and not found.names and query.name.lower().endswith(REVERSE)
+            return build(query, found, int(dns.rcode.NXDOMAIN) if missing else 0)
+        if "." not in query.name and not self._ready:
+            return build(query, found, int(dns.rcode.SERVFAIL))  # the view is not there yet: ask again
+        if not self._upstreams:
+            rcode = dns.rcode.NXDOMAIN if "." not in query.name else dns.rcode.SERVFAIL
+            return build(query, found, int(rcode))
+        return None
+
+    # -- sockets ---------------------------------------------------------------------------------------------
+
+    async def serve(
+        self, key: str, networks: tuple[str, ...], udp: socket.socket, tcp: socket.socket
+    ) -> None:
+        """Answer on these sockets for a task on `networks`; owns them from here on. Replaces earlier ones of
+        `key`."""
+        self.drop(key)
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(lambda: _Listener(self, networks), sock=udp)
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                await self._on_tcp(networks, reader, writer)
+            finally:
+                writer.close()
+
+        try:
+            server = await asyncio.start_server(connected, sock=tcp)
+        except BaseException:
+            transport.close()
+            raise
+        self._served[key] = _Served(transport, server)
+
+    def serving(self, key: str) -> bool:
+        return key in self._served
+
+    def drop(self, key: str) -> None:
+        served = self._served.pop(key, None)
+        if served is not None:
+            served.transport.close()
+            served.server.close()
+
+    async def close(self) -> None:
+        for key in list(self._served):
+            self.drop(key)
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def on_udp(self, listener: _Listener, data: bytes, addr: tuple[str, int]) -> None:
+        transport = listener.transport
+        if transport is None or len(data) < 17:
+            return
+        cache = self._cache.get(listener.networks)
+        if cache is not None:
+            hit = cache.get(data[2:])
+            if hit is not None:
+                transport.sendto(hit.encode(data[:2], tcp=False), addr)
+                return
+        query = parse_query(data)
+        if query is None:
+            return
+        wire = self.answer(listener.networks, query)
+        if wire is not None:
+            self._remember(listener.networks, data, wire)
+            transport.sendto(wire.encode(data[:2], tcp=False), addr)
+            return
+        task = asyncio.get_running_loop().create_task(self._forward_udp(transport, data, addr, query))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _remember(self, networks: tuple[str, ...], data: bytes, wire: _Wire) -> None:
+        if not self._ready:
+            return
+        cache = self._cache.setdefault(networks, {})
+        if len(cache) >= CACHE_LIMIT:
+            cache.clear()
+        cache[data[2:]] = wire
+
+    async def _forward_udp(
+        self, transport: asyncio.DatagramTransport, data: bytes, addr: tuple[str, int], query: Query
+    ) -> None:
+        reply = await self.forward(data, query, tcp=False)
+        if len(reply) > query.limit:
+            # came over TCP: keep header and question, and send the client there too
+            cut = build(query, Answer(True)).encode(data[:2], tcp=False)
+            reply = cut[:2] + bytes((cut[2] | 0x02,)) + cut[3:]
+        if not transport.is_closing():
+            transport.sendto(reply, addr)
+
+    async def _on_tcp(
+        self, networks: tuple[str, ...], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(TCP_IDLE):
+                    (length,) = struct.unpack(">H", await reader.readexactly(2))
+                    data = await reader.readexactly(length)
+                query = parse_query(data)
+                if query is None:
+                    return
+                wire = self.answer(networks, query)
+                if wire is not None:
+                    reply = wire.encode(data[:2], tcp=True)
+                else:
+                    reply = await self.forward(data, query, tcp=True)
+                writer.write(struct.pack(">H", len(reply)) + reply)
+                await writer.drain()
+        except (TimeoutError, asyncio.IncompleteReadError, OSError):
+            return
+
+    # -- forwarding ------------------------------------------------------------------------------------------
+
+    async def forward(self, data: bytes, query: Query, *, tcp: bool) -> bytes:
+        """The upstreams' answer under the client's id, or SERVFAIL."""
+        failed = build(query, Answer(False), int(dns.rcode.SERVFAIL)).encode(data[:2], tcp=tcp)
+        if self._forwards >= MAX_FORWARDS:
+            return failed
+        self._forwards += 1
+        try:
+            async with asyncio.timeout(TOTAL_TIMEOUT):
+                return await self._ask_in_turn(data, tcp=tcp) or failed
+        except TimeoutError:
+            return failed
+        finally:
+            self._forwards -= 1
+
+    async def _ask_in_turn(self, data: bytes, *, tcp: bool) -> bytes | None:
+        now = asyncio.get_running_loop().time
+        refused: bytes | None = None
+        for upstream in sorted(self._upstreams, key=lambda u: self._bad.get(u, 0.0) > now()):
+            ident = struct.pack(">H", random.getrandbits(16))
+            try:
+                async with asyncio.timeout(UPSTREAM_TIMEOUT):
+                    if tcp:
+                        reply = await _ask_tcp(upstream, ident + data[2:])
+                    else:
+                        reply = await _ask_udp(upstream, ident + data[2:])
+                        if reply[2] & 0x02:  # truncated
+                            try:
+                                reply = await _ask_tcp(upstream, ident + data[2:])
+                            except (OSError, asyncio.IncompleteReadError):
+                                pass  # the truncated one still tells the client to try TCP
+            except (TimeoutError, OSError, asyncio.IncompleteReadError):
+                self._bad[upstream] = now() + BAD_FOR
+                continue
+            self._bad.pop(upstream, None)
+            reply = data[:2] + reply[2:]
+            if reply[3] & 0x0F in (2, 5):  # SERVFAIL, REFUSED: another one may know
+                refused = reply
+                continue
+            return reply
+        return refused
+
+
+async def _ask_udp(upstream: Upstream, data: bytes) -> bytes:
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+    transport, _ = await loop.create_datagram_endpoint(
+        lambda: _Reply(data[:2], done), remote_addr=(upstream.address, upstream.port)
+    )
+    try:
+        transport.sendto(data)
+        return await done
+    finally:
+        transport.close()
+
+
+async def _ask_tcp(upstream: Upstream, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(upstream.address, upstream.port)
+    try:
+        writer.write(struct.pack(">H", len(data)) + data)
+        await writer.drain()
+        (length,) = struct.unpack(">H", await reader.readexactly(2))
+        reply = await reader.readexactly(length)
+        if length < 12 or reply[:2] != data[:2]:
+            raise OSError(f"upstream {upstream.address}: an answer to another question")
+        return reply
+    finally:
+        writer.close()
+
+
+# -- resolv.conf
+# -------------------------------------------------------------------------------------------------
+
+
+def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:
+    """(nameservers, search domains, options) of a resolv.conf(5)."""
+    servers: list[str] = []
+    search: list[str] = []
+    options: list[str] = []
+    for line in text.splitlines():
+        words = line.split("#")[0].split(";")[0].split()
+        if len(words) < 2:
+            continue
+        if words[0] == "nameserver":
+            servers.append(words[1])
+        elif words[0] in ("search", "domain"):
+            search = words[1:]
+        elif words[0] == "options":
+            options += words[1:]
+    return servers, search, options
+
+
+def container_resolv_conf(search: Sequence[str], options: Sequence[str]) -> str:
+    """What the container reads, as Docker writes it: our resolver, the host's search domains and options."""
+    kept = list(options)
+    if not any(o.startswith("ndots:") for o in kept):
+        kept.append("ndots:0")
+    lines = [f"nameserver {ADDRESS}"]
+    if search:
+        lines.append("search " + " ".join(search))
+    lines.append("options " + " ".join(kept))
+    return "\n".join(lines) + "\n"

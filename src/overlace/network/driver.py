@@ -1,0 +1,440 @@
+"""The overlay driver of a host: the agent's network, on planner, HNS, VFP and a data path.
+
+Owns the order of effects, batching, what is kept for a restart and the errors an agent sees. Decisions are
+the pure modules'. One pass at a time follows what changed (view keys, tasks); changes that come meanwhile
+share the next pass, so fifty tasks at once cost a few passes. A driver serves one membership: after `leave`
+make a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unavailable
+from overlace.model.netview import NetView, NodeEntry
+from overlace.network.base import Attached, TaskNetwork
+from overlace.network.dns import Resolver, container_resolv_conf, parse_resolv_conf
+from overlace.network.hns.documents import Guid, HostComputeNetwork
+from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.plan import Delete, ModifyNamespace, Operation, plan_hns
+from overlace.network.hns.service import HnsService
+from overlace.network.hostports import HostPort, listening, plan_host_ports
+from overlace.network.overlay import (
+    ENCAP_OVERHEAD,
+    LOCAL_NETWORK,
+    PROTOCOLS,
+    LocalTask,
+    OverlayPlanner,
+    gateway_network,
+    guid_of,
+)
+from overlace.network.records import LocalAddresses, Record, Records
+from overlace.network.vfp.compile import LOCAL_VNI, Compiler
+from overlace.network.vfp.simulate import explain_port
+from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
+
+log = structlog.get_logger(__name__)
+
+MTU_OPTION = "com.docker.network.driver.mtu"
+MIN_MTU = 576
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+class UnderlayFacts(Protocol):
+    @property
+    def address(self) -> str: ...
+    @property
+    def mtu(self) -> int: ...
+    @property
+    def ifname(self) -> str: ...
+
+
+class DataPath(Protocol):
+    """What the driver needs of a data path; network/linux has the real one. Every call is idempotent."""
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def destroy(self) -> None: ...
+    async def apply(self, delta: Delta) -> None: ...
+    async def reconcile(self, desired: Tables) -> Delta: ...
+    async def ensure_sandbox(self, sandbox_id: str) -> Path: ...
+    async def remove_sandbox(self, sandbox_id: str) -> None: ...
+    async def attach(
+        self,
+        endpoint: LocalEndpoint,
+        sandbox: Path,
+        ifname: str,
+        default_route: bool,
+        gateway: str,
+        mtu: int,
+    ) -> None: ...
+    async def detach(self, endpoint_id: str) -> None: ...
+    async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
+    def underlay(self) -> UnderlayFacts: ...
+
+
+class OverlayDriver:
+    """Implements overlace.network.base.NetworkDriver.
+
+    `state_dir` survives restarts. `os` "windows": only documents Windows' HNS takes (emulated hosts too).
+    `upstreams`: nameservers for everything that is not ours; none: those of the host's resolv.conf.
+    """
+
+    def __init__(
+        self,
+        datapath: DataPath,
+        state_dir: Path,
+        *,
+        os: str = "linux",
+        upstreams: Sequence[str] = (),
+        local_subnet: str = "172.17.0.0/16",
+        resolv_conf: Path = RESOLV_CONF,
+    ) -> None:
+        self._datapath = datapath
+        self._state_dir = state_dir
+        self._windows = os == "windows"
+        self._local = LocalAddresses(local_subnet)
+        try:
+            servers, self._search, self._options = parse_resolv_conf(resolv_conf.read_text())
+        except OSError:
+            servers, self._search, self._options = [], [], []
+        self._resolver = Resolver(list(upstreams) or servers)
+        self._records = Records(state_dir / "tasks")
+        self._view: NetView | None = None
+        self._planner: OverlayPlanner | None = None
+        self._hns: HnsService | None = None
+        self._compiler: Compiler | None = None
+        self._locks: dict[str, asyncio.Lock] = {}
+        # what the next pass has to look at
+        self._changed: set[str] | None = set()
+        self._touched: set[str] = set()
+        self._refused: dict[Guid, HcnError] = {}
+        self._reconcile = False
+        self._running: asyncio.Task[None] | None = None
+        self._next: asyncio.Future[None] | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    async def open(self, node_id: str) -> None:
+        await self._datapath.open()
+        host = self._datapath.underlay().address
+        self._records.load()
+        self._hns = HnsService(self._state_dir / "hns", strict_windows=self._windows)
+        self._compiler = Compiler(self._hns.state, host)
+        self._compiler.update(self._hns.drain())
+        self._planner = OverlayPlanner(
+            node_id, host, windows=self._windows, local_subnet=str(self._local.subnet)
+        )
+        self._changed = None  # the first view is compared as a whole
+        differed = await self._datapath.reconcile(self._compiler.tables)
+        if differed:
+            log.info(
+                "data path brought up to the kept state", put=len(differed.put), removed=len(differed.remove)
+            )
+        for record in self._records:
+            if record.sandbox:
+                try:
+                    await self._serve_dns(record)
+                except OSError as e:  # after a reboot the sandbox is gone; attach makes it anew
+                    log.info("no DNS for a kept task yet", task=record.asked.task_id, error=str(e))
+
+    async def close(self) -> None:
+        await self._resolver.close()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        await self._datapath.close()
+
+    async def leave(self) -> None:
+        await self._resolver.close()
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        await self._datapath.destroy()
+        self._records.clear()
+        self._planner = self._compiler = self._hns = None
+        shutil.rmtree(self._state_dir / "hns", ignore_errors=True)
+        shutil.rmtree(self._state_dir / "tasks", ignore_errors=True)
+
+    def describe(self) -> dict[str, object]:
+        under = self._datapath.underlay()
+        return {
+            "underlay_address": under.address,
+            "underlay_interface": under.ifname,
+            "mtu": under.mtu,
+            "data_path": type(self._datapath).__name__,
+            "os": "windows" if self._windows else "linux",
+            "documents": len(self._hns.documents) if self._hns is not None else 0,
+            "tasks": len(self._records.ids()),
+            "refused": [str(e) for e in self._refused.values()],
+        }
+
+    def explain(self, port: str) -> list[str]:
+        """The layers of a switch port: "host", an endpoint's GUID or a task's id (all its endpoints)."""
+        _, hns, _ = self._open_parts()
+        host = self._datapath.underlay().address
+        record = self._records.get(port)
+        ports = [guid_of("endpoint", n, port) for n, _ in record.local.placements] if record else [port]
+        return [line for p in ports for line in explain_port(p, hns.state, host)]
+
+    def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:
+        if self._planner is None or self._hns is None or self._compiler is None:
+            raise Unavailable("the node's network is not open")
+        return self._planner, self._hns, self._compiler
+
+    # -- following -------------------------------------------------------------------------------------------
+
+    async def apply_view(self, view: NetView, changed: set[str] | None) -> None:
+        self._open_parts()
+        first = self._view is None
+        self._view = view
+        self._resolver.update(view, None if first else changed)
+        await self._follow(None if first else changed, ())
+
+    async def _follow(self, changed: set[str] | None, touched: Iterable[str]) -> None:
+        """Have a pass look at these; returns when it is done. Raises what the data path raised (the next pass
+        compares everything then)."""
+        if changed is None or self._changed is None:
+            self._changed = None
+        else:
+            self._changed |= changed
+        self._touched.update(touched)
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        waiting = self._next
+        if self._running is None or self._running.done():
+            self._running = asyncio.get_running_loop().create_task(self._passes())
+        await asyncio.shield(waiting)
+
+    async def _passes(self) -> None:
+        while self._next is not None:
+            done, self._next = self._next, None
+            try:
+                await self._pass()
+            except Exception as e:  # handed to whoever waits; the next pass compares everything
+                self._reconcile, self._changed = True, None
+                if not done.cancelled():
+                    done.set_exception(e)
+                    done.exception()  # nobody may be waiting any more
+            else:
+                if not done.cancelled():
+                    done.set_result(None)
+
+    async def _pass(self) -> None:
+        planner, hns, compiler = self._open_parts()
+        view = self._view if self._view is not None else NetView()
+        # before the first view only the tasks touched are planned: nothing may be judged missing yet
+        changed: set[str] | None = set() if self._view is None else self._changed
+        touched, self._touched = self._touched, set()
+        if self._view is not None:
+            self._changed = set()
+        tasks = {r.asked.task_id: r.local for r in self._records}
+        ids: set[Guid] | None = planner.refresh(view, changed, tasks, touched)
+        if changed is None:
+            ids = None
+        else:
+            assert ids is not None
+            ids |= set(self._refused)
+        operations = plan_hns(hns.documents, planner.documents, ids, hns.balancers_of)
+        self._note_refused(hns.apply(operations), ids)
+        delta = compiler.update(hns.drain())
+        if self._reconcile:
+            await self._datapath.reconcile(compiler.tables)
+            self._reconcile = False
+        elif delta:
+            await self._datapath.apply(delta)
+
+    def _note_refused(self, refused: list[tuple[Operation, HcnError]], ids: set[Guid] | None) -> None:
+        """What HNS refused is tried again by every later pass: another document may have to go first."""
+        before, self._refused = self._refused, {}
+        for op, error in refused:
+            if isinstance(op, ModifyNamespace):
+                guid = op.namespace
+            else:
+                guid = op.id if isinstance(op, Delete) else op.document.id
+            self._refused[guid] = error
+            if str(before.get(guid)) != str(error):
+                log.warning("HNS refused", operation=type(op).__name__, id=guid, error=str(error))
+
+    # -- tasks -----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _one_at_a_time(self, task_id: str) -> AsyncIterator[None]:
+        lock = self._locks.setdefault(task_id, asyncio.Lock())
+        async with lock:
+            yield
+        if not lock.locked() and not getattr(lock, "_waiters", None) and self._records.get(task_id) is None:
+            self._locks.pop(task_id, None)
+
+    async def attach(self, task: TaskNetwork) -> Attached:
+        async with self._one_at_a_time(task.task_id):
+            record = self._records.get(task.task_id)
+            if record is not None and record.asked != task:
+                await self._forget(record)
+                record = None
+            if record is not None:
+                self._check_networks(task)
+                return await self._connect(record)
+            record = self._admit(task)
+            try:
+                return await self._connect(record)
+            except BaseException:
+                await asyncio.shield(self._forget(record))
+                raise
+
+    def _check_networks(self, task: TaskNetwork) -> NetView:
+        view = self._view if self._view is not None else NetView()
+        for a in task.attachments:
+            if view.network(a.network_id) is None:
+                raise Unavailable(f"network {a.network_id} is not known on this node yet")
+            if not a.addresses:
+                raise InvalidArgument(f"task {task.task_id}: no address on network {a.network_id}")
+        return view
+
+    def _admit(self, task: TaskNetwork) -> Record:
+        """Check the wish, fill it in and keep it. Raises InvalidArgument, Conflict, Unavailable."""
+        view = self._check_networks(task)
+        ports = task.host_ports
+        if ports:
+            if task.attachments and not gateway_network(task, view):
+                raise InvalidArgument(
+                    f"task {task.task_name}: all its networks are internal, so no port can be published in "
+                    "host mode: add a network that is not internal"
+                )
+            ports = plan_host_ports(task.task_name, ports, self._taken_ports(), listening())
+        address = ""
+        if not task.attachments:
+            address = self._local.take(r.local.local_address for r in self._records)
+        filled = msgspec.structs.replace(task, host_ports=ports)
+        local = LocalTask(task=filled, mtu=self._mtus(task, view), local_address=address)
+        record = Record(asked=task, local=local)
+        self._records.put(record)
+        return record
+
+    def _taken_ports(self) -> dict[HostPort, str]:
+        _, hns, _ = self._open_parts()
+        taken = dict(hns.state.by_host_port)
+        for r in self._records:
+            for p in r.local.task.host_ports:
+                taken[(PROTOCOLS[p.protocol], p.published_port)] = r.asked.task_name
+        return taken
+
+    def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
+        """Interface MTUs by network: what fits through every host's underlay, or less when the network
+        asks."""
+        own = self._datapath.underlay().mtu
+        if not task.attachments:
+            return {LOCAL_NETWORK: own}
+        smallest = min([own, *(n.mtu for n in view.of(NodeEntry) if n.mtu)]) - ENCAP_OVERHEAD
+        out: dict[str, int] = {}
+        for a in task.attachments:
+            network = view.network(a.network_id)
+            text = network.driver_opts.get(MTU_OPTION, "") if network is not None else ""
+            asked = int(text) if text.isdigit() else 0
+            out[a.network_id] = min(smallest, asked) if asked >= MIN_MTU else smallest
+        return out
+
+    async def _connect(self, record: Record) -> Attached:
+        """Everything of an admitted task, again and again with the same result."""
+        _, hns, compiler = self._open_parts()
+        task = record.local.task
+        await self._follow(set(), (task.task_id,))
+        entries = [self._entry(record, n, a, hns, compiler) for n, a in record.local.placements]
+        sandbox = await self._datapath.ensure_sandbox(task.task_id)
+        if record.sandbox != str(sandbox):
+            record = msgspec.structs.replace(record, sandbox=str(sandbox))
+            self._records.put(record)
+        via = gateway_network(task, self._view if self._view is not None else NetView())
+        addresses: dict[str, str] = {}
+        macs: dict[str, str] = {}
+        gateways: dict[str, str] = {}
+        for i, ((network_id, address), (name, gateway, entry)) in enumerate(
+            zip(record.local.placements, entries, strict=True)
+        ):
+            await self._datapath.attach(
+                entry,
+                sandbox,
+                f"eth{i}",
+                network_id == via,
+                gateway,
+                record.local.mtu.get(network_id, self._datapath.underlay().mtu - ENCAP_OVERHEAD),
+            )
+            addresses[name], macs[name], gateways[name] = address, entry.mac, gateway
+        if not self._resolver.serving(task.task_id):
+            await self._serve_dns(record)
+        return Attached(
+            sandbox=sandbox,
+            resolv_conf=container_resolv_conf(self._search, self._options),
+            addresses=addresses,
+            macs=macs,
+            gateways=gateways,
+            host_ports=task.host_ports,
+        )
+
+    def _entry(
+        self, record: Record, network_id: str, address: str, hns: HnsService, compiler: Compiler
+    ) -> tuple[str, str, LocalEndpoint]:
+        """(network name, gateway, table entry) of one placement. Raises why HNS does not have it."""
+        guid = guid_of("endpoint", network_id, record.asked.task_id)
+        bare = address.split("/")[0]
+        network = hns.state.get(guid_of("network", network_id), HostComputeNetwork)
+        if network is not None:
+            entry = compiler.tables.get(("endpoint", network.vsid or LOCAL_VNI, bare))
+            if isinstance(entry, LocalEndpoint) and entry.endpoint_id == guid:
+                parsed = IPv4Address(bare)
+                gateways = (
+                    r.next_hop
+                    for s in network.subnets
+                    if parsed in IPv4Network(s.ip_address_prefix)
+                    for r in s.routes
+                )
+                return network.name, next(gateways, ""), entry
+        raise self._why_missing(record, guid)
+
+    def _why_missing(self, record: Record, guid: Guid) -> OverlaceError:
+        for key in (guid, guid_of("namespace", record.asked.task_id)):
+            error = self._refused.get(key)
+            if error is None:
+                continue
+            if error.code is Code.PORT_ALREADY_EXISTS:
+                return Conflict(
+                    "driver failed programming external connectivity on endpoint "
+                    f"{record.asked.task_name}: {error.detail}"
+                )
+            if error.code is Code.ADDR_INVALID_OR_RESERVED:
+                return Unavailable(error.detail)  # its last holder has not left yet
+            return InvalidArgument(str(error))
+        return Unavailable(f"task {record.asked.task_name}: its network left this node meanwhile")
+
+    async def _serve_dns(self, record: Record) -> None:
+        udp, tcp = await self._datapath.bind_dns(Path(record.sandbox))
+        networks = tuple(a.network_id for a in record.asked.attachments)
+        await self._resolver.serve(record.asked.task_id, networks, udp, tcp)
+
+    async def detach(self, task_id: str) -> None:
+        async with self._one_at_a_time(task_id):
+            record = self._records.get(task_id)
+            if record is not None:
+                await self._forget(record)
+
+    async def _forget(self, record: Record) -> None:
+        """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
+        task_id = record.asked.task_id
+        self._resolver.drop(task_id)
+        for network_id, _ in record.local.placements:
+            await self._datapath.detach(guid_of("endpoint", network_id, task_id))
+        await self._datapath.remove_sandbox(task_id)
+        self._records.remove(task_id)
+        await self._follow(set(), (task_id,))
+
+    async def keep_only(self, task_ids: set[str]) -> None:
+        gone = [t for t in self._records.ids() if t not in task_ids]
+        await asyncio.gather(*(self.detach(t) for t in gone))
