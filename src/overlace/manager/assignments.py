@@ -1,7 +1,8 @@
 """What one node's agent has been told to run, and the next message that brings it up to date.
 
-Owns the rule which tasks belong to a node and which secrets and configs travel with them. Pure: no clock, sockets or store
-writes. Reads the store's current view instead of trusting events, so a message never goes back in time.
+Owns the rule which tasks belong to a node and which secrets and configs travel with them. Pure: no clock,
+sockets or store writes. Reads the store's current view instead of trusting events, so a message never goes
+back in time.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def needs(task: Task) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def same_for_agent(old: Task, new: Task) -> bool:
-    """Whether an agent that has `old` learns nothing from `new`: all that differs is the status it reported itself."""
+    """Whether an agent that has `old` learns nothing from `new`: all that differs is the status it reported
+    itself."""
     return (
         old.desired_state == new.desired_state
         and (old.spec is new.spec or old.spec == new.spec)
@@ -85,11 +87,12 @@ class NodeAssignments:
     def delta(
         self, view: View, task_ids: Iterable[str], service_ids: Iterable[str] = ()
     ) -> Assignments | None:
-        """What changed among these tasks, and the registry credentials of these services; None for nothing."""
+        """What changed among these tasks, and the registry credentials of these services; None for
+        nothing."""
         put: list[Task] = []
         gone: list[str] = []
-        secrets_before, configs_before = set[str](), set[str]()
-        secrets_now, configs_now = set[str](), set[str]()
+        # by id: whether the agent had it before this message
+        secrets, configs = dict[str, bool](), dict[str, bool]()
         for task_id in task_ids:
             old, new = self._tasks.get(task_id), view.get(Task, task_id)
             if new is None or not is_assigned(new, self._node_id):
@@ -105,16 +108,15 @@ class NodeAssignments:
                 wanted = needs(new)
             had = self._needs.get(task_id, (frozenset(), frozenset()))
             if had != wanted:
-                secrets_before |= self._secrets.keys() & (had[0] | wanted[0])
-                configs_before |= self._configs.keys() & (had[1] | wanted[1])
+                for i in had[0] | wanted[0]:
+                    secrets.setdefault(i, i in self._secrets)
+                for i in had[1] | wanted[1]:
+                    configs.setdefault(i, i in self._configs)
                 self._use(task_id, wanted)
-                secrets_now |= had[0] | wanted[0]
-                configs_now |= had[1] | wanted[1]
-        # a secret counts as told from before this message only if it was in use before any of these tasks moved
-        new_secrets = [i for i in secrets_now if i in self._secrets and i not in secrets_before]
-        new_configs = [i for i in configs_now if i in self._configs and i not in configs_before]
-        old_secrets = tuple(sorted(i for i in secrets_before if i not in self._secrets))
-        old_configs = tuple(sorted(i for i in configs_before if i not in self._configs))
+        new_secrets = [i for i, had_it in secrets.items() if not had_it and i in self._secrets]
+        new_configs = [i for i, had_it in configs.items() if not had_it and i in self._configs]
+        old_secrets = tuple(i for i, had_it in secrets.items() if had_it and i not in self._secrets)
+        old_configs = tuple(i for i, had_it in configs.items() if had_it and i not in self._configs)
         auth = _auth(view, {t.service_id for t in put})
         for i in service_ids:
             service = view.get(Service, i)

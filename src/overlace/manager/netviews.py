@@ -1,11 +1,12 @@
 """Which network view each node needs, kept up to date at the cost of what changed.
 
-Owns the rule (`plan_view`, from scratch) and an index that follows the store and yields one delta per connected node that
-a change concerns. Entries are kept and hashed once per network, not per node: a node's view is the union of its
-networks plus the nodes it shares them with, and its checksum the XOR of theirs. Pure: no clock, sockets or store writes.
+Owns the rule (`plan_view`, from scratch) and an index that follows the store and yields one delta per
+connected node that a change concerns. Entries are kept and hashed once per network, not per node: a node's
+view is the union of its networks plus the nodes it shares them with, and its checksum the XOR of theirs.
+Pure: no clock, sockets or store writes.
 
-A node takes part in the networks of its assigned, not yet terminal tasks, and in the ingress network. A network counts
-once it is allocated (has a VNI).
+A node takes part in the networks of its assigned, not yet terminal tasks, and in the ingress network. A
+network counts once it is allocated (has a VNI).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ KINDS = (Network.kind, Node.kind, Service.kind, Task.kind)
 _WANTED = (TaskState.RUNNING, TaskState.COMPLETE)
 
 
-# -- the rule ----------------------------------------------------------------------------------------------------
+# -- the rule
+# ----------------------------------------------------------------------------------------------------
 
 
 def takes_part(task: Task) -> bool:
@@ -100,8 +102,8 @@ def endpoint_entries(task: Task) -> list[EndpointEntry]:
 
 
 def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
-    """One per network the service has a VIP on, or, with dnsrr, one per network without one. `ingress`: ids of the
-    ingress networks, whose entry alone carries the published ports."""
+    """One per network the service has a VIP on, or, with dnsrr, one per network without one. `ingress`: ids
+    of the ingress networks, whose entry alone carries the published ports."""
     spec, endpoint = service.spec, service.endpoint
     wanted = {n.target: tuple(n.aliases) for n in spec.task_template.networks or spec.networks}
     vips = {v.network_id: v.address.split("/")[0] for v in endpoint.virtual_ips} if endpoint else {}
@@ -153,7 +155,8 @@ def plan_view(view: View, node_id: str) -> list[Entry]:
     return entries
 
 
-# -- the index ---------------------------------------------------------------------------------------------------
+# -- the index
+# ---------------------------------------------------------------------------------------------------
 
 
 class _Group:
@@ -207,7 +210,8 @@ class _Viewer:
 
 
 class NetViews:
-    """The index. `rebuild` or `refresh` it to a store view, `complete` starts telling a node, `forget` stops."""
+    """The index. `rebuild` or `refresh` it to a store view, `complete` starts telling a node, `forget`
+    stops."""
 
     def __init__(self) -> None:
         self._clear()
@@ -266,7 +270,8 @@ class NetViews:
         self._changed_nodes.clear()
         return deltas
 
-    # -- following objects ---------------------------------------------------------------------------------------
+    # -- following objects
+    # ---------------------------------------------------------------------------------------
 
     def _group(self, network_id: str) -> _Group:
         group = self._groups.get(network_id)
@@ -368,7 +373,8 @@ class NetViews:
             self._dirty.add(network_id)
             self._changed_nodes.add(node_id)
 
-    # -- telling -------------------------------------------------------------------------------------------------
+    # -- telling
+    # -------------------------------------------------------------------------------------------------
 
     def _networks(self, node_id: str) -> set[str]:
         """The shown networks this node takes part in."""

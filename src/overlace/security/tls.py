@@ -8,6 +8,7 @@ server to be `swarm-manager`, a name only managers' certificates carry. Must not
 from __future__ import annotations
 
 import ssl
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,20 +27,37 @@ class TlsPeer(msgspec.Struct, frozen=True):
 
 
 def server_context(identity: Identity) -> ssl.SSLContext:
-    """For the manager's port. `refresh` puts a renewed certificate into it."""
+    """For the manager's port. A renewed certificate is found in its file and used from the next handshake
+    on."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_OPTIONAL
     # a session ticket would carry a client's identity past its certificate's removal
     context.num_tickets = 0
     context.load_verify_locations(cadata=identity.ca_pem)
+    loaded = _stamp(identity.pair_path)
     context.load_cert_chain(identity.pair_path)
+
+    def follow(_socket: object, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal loaded
+        stamp = _stamp(identity.pair_path)
+        if stamp not in (loaded, None):
+            try:
+                context.load_cert_chain(identity.pair_path)
+            except (OSError, ssl.SSLError):
+                return  # written whole or not at all: the file is going away, the loaded pair still serves
+            loaded = stamp
+
+    context.sni_callback = follow
     return context
 
 
-def refresh(context: ssl.SSLContext, identity: Identity) -> None:
-    """Use a renewed certificate for connections from now on."""
-    context.load_cert_chain(identity.pair_path)
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns
 
 
 def client_context(ca_pem: str, identity: Identity | None = None) -> ssl.SSLContext:
@@ -85,7 +103,6 @@ __all__ = [
     "TlsPeer",
     "client_context",
     "peer_of",
-    "refresh",
     "server_context",
     "unverified_context",
 ]

@@ -45,6 +45,7 @@ class JoinRequest(msgspec.Struct, frozen=True):
     csr: str  # PEM
     token: str
     description: NodeDescription | None = None
+    availability: str = "active"  # active | pause | drain
 
     def __repr__(self) -> str:
         return "JoinRequest(...)"  # the token is a secret
@@ -61,6 +62,7 @@ class Certificate(msgspec.Struct, frozen=True):
     node_id: str
     ca: str  # PEM
     role: str  # worker | manager
+    manager_id: str = ""  # node id of the manager that answers
 
 
 class Failure(msgspec.Struct, frozen=True):

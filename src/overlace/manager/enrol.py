@@ -1,0 +1,133 @@
+"""Lets nodes into the swarm and keeps strangers out: certificates against join tokens, renewals, admission.
+
+Owns the decision who gets a certificate and the node object made with it. Must not know sockets; the port's
+routes call this (`wire.transport_server.Enrolment`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from overlace.model.errors import OutOfSequence, PermissionDenied, Unavailable
+from overlace.model.ids import new_id
+from overlace.model.objects import Cluster, Node, NodeStatus
+from overlace.model.specs import NodeSpec
+from overlace.model.states import NodeState
+from overlace.security.ca import CertificateAuthority
+from overlace.security.tokens import InvalidToken, tokens_match
+from overlace.store.base import Put, Store, View
+from overlace.wire.transport import Certificate, JoinRequest, RenewRequest
+
+log = structlog.get_logger(__name__)
+_AVAILABILITY = ("active", "pause", "drain")
+
+
+class Peer(Protocol):
+    """The holder of a verified certificate (`security.tls.TlsPeer`)."""
+
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def cluster_id(self) -> str: ...
+
+
+def the_cluster(view: View) -> Cluster:
+    """The one cluster object. Raises Unavailable before there is one."""
+    for cluster in view.all(Cluster):
+        return cluster
+    raise Unavailable("this manager has no swarm yet")
+
+
+class Enrolment:
+    """`node_id` is this manager's own."""
+
+    def __init__(self, store: Store, node_id: str, *, clock: Callable[[], int] = time.time_ns) -> None:
+        self._store = store
+        self._node_id = node_id
+        self._clock = clock
+        self._authority: CertificateAuthority | None = None
+
+    def ca(self) -> str:
+        return the_cluster(self._store.view()).ca_cert_pem
+
+    def admit(self, peer: Peer) -> None:
+        """Raises PermissionDenied when this node is not, or no longer, in the swarm."""
+        self._member(self._store.view(), peer)
+
+    async def join(self, request: JoinRequest, address: str) -> Certificate:
+        """A node id, a certificate and a node object for whoever holds a token; the token decides the role.
+
+        Raises PermissionDenied (`invalid join token`), InvalidArgument for a bad request, Unavailable.
+        """
+        cluster = the_cluster(self._store.view())
+        # both are compared, always: how long it takes says nothing about either
+        manager = tokens_match(request.token, cluster.manager_token)
+        worker = tokens_match(request.token, cluster.worker_token)
+        if not (manager or worker):
+            log.warning("join refused: wrong token", address=address)
+            raise PermissionDenied(InvalidToken().message)
+        role = "manager" if manager else "worker"
+        availability = request.availability if request.availability in _AVAILABILITY else "active"
+        now = self._clock()
+        node_id = new_id()
+        certificate = self._issue(cluster, request.csr, node_id, role, now)
+        node = Node(
+            id=node_id,
+            spec=NodeSpec(role=role, availability=availability),
+            description=request.description,
+            status=NodeStatus(state=NodeState.UNKNOWN, addr=address, since=now),
+            certificate_serial=certificate[1],
+        )
+        await self._store.commit([Put(node, expect=0)])
+        log.info("node joined", node=node_id, role=role, address=address)
+        return Certificate(certificate[0], node_id, cluster.ca_cert_pem, role, self._node_id)
+
+    async def renew(self, peer: Peer, request: RenewRequest) -> Certificate:
+        """A new certificate for the same node, with the role it has now.
+
+        Raises PermissionDenied when it is not in the swarm, InvalidArgument for a bad request, Unavailable.
+        """
+        for attempt in range(10):
+            view = self._store.view()
+            node = self._member(view, peer)
+            cluster = the_cluster(view)
+            pem, serial = self._issue(cluster, request.csr, node.id, node.spec.role, self._clock())
+            renewed = msgspec.structs.replace(node, certificate_serial=serial)
+            try:
+                await self._store.commit([Put(renewed, expect=node.version)])
+            except OutOfSequence:
+                await asyncio.sleep(0.01 * attempt)  # somebody else wrote the node: look again
+                continue
+            return Certificate(pem, node.id, cluster.ca_cert_pem, node.spec.role, self._node_id)
+        raise Unavailable("the node object changes too often to renew its certificate now: try again")
+
+    def _member(self, view: View, peer: Peer) -> Node:
+        cluster = the_cluster(view)
+        if peer.cluster_id != cluster.id:
+            raise PermissionDenied(f"node {peer.node_id} belongs to another swarm ({peer.cluster_id})")
+        node = view.get(Node, peer.node_id)
+        if node is None or node.removed:
+            raise PermissionDenied(
+                f"node {peer.node_id} was removed from the swarm: leave it (--force) and join again to come back"
+            )
+        return node
+
+    def _issue(self, cluster: Cluster, csr: str, node_id: str, role: str, now: int) -> tuple[str, str]:
+        authority = self._authority
+        if authority is None or authority.cert_pem != cluster.ca_cert_pem:
+            authority = self._authority = CertificateAuthority(cluster.ca_cert_pem, cluster.ca_key_pem)
+        issued = authority.issue(
+            csr,
+            node_id=node_id,
+            role=role,
+            cluster_id=cluster.id,
+            now=now,
+            life_ns=cluster.spec.ca_config.node_cert_expiry,
+        )
+        return issued.pem, issued.serial
