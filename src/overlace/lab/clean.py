@@ -57,7 +57,8 @@ def remove_pins(host: Host) -> None:
 
 def remove_cgroups(host: Host) -> None:
     """Remove the cgroups of the host's containers in every hierarchy (v1, v2 or both), leaves first."""
-    for root in glob.glob(f"/sys/fs/cgroup/**/overlace/{host.instance}", recursive=True):
+    ours = f"overlace/{host.instance}"
+    for root in (*glob.glob(f"/sys/fs/cgroup/{ours}"), *glob.glob(f"/sys/fs/cgroup/*/{ours}")):
         for folder, _, _ in os.walk(root, topdown=False):
             _remove_cgroup(folder)
 
