@@ -7,8 +7,8 @@ come back. The dispatcher's part (node down after missed heartbeats) is played b
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import msgspec
 
@@ -16,6 +16,7 @@ from overlace.manager.loop import ManagerLoop
 from overlace.model.errors import OutOfSequence
 from overlace.model.ids import base36
 from overlace.model.objects import (
+    KINDS,
     Base,
     Cluster,
     Network,
@@ -23,6 +24,7 @@ from overlace.model.objects import (
     NodeDescription,
     NodeResources,
     NodeStatus,
+    Object,
     Service,
     Task,
     TaskStatus,
@@ -30,7 +32,8 @@ from overlace.model.objects import (
 from overlace.model.specs import NetworkSpec, NodeSpec, ServiceSpec
 from overlace.model.states import NodeState, TaskState
 from overlace.store.base import Change, Delete, Put
-from overlace.store.memory import MemoryStore
+from overlace.store.memory import MemoryStore, MemoryView
+from overlace.store.watch import HistoryWatch
 
 SECOND = 1_000_000_000
 DOWN_AFTER = 15 * SECOND
@@ -55,17 +58,57 @@ class Agent:
         self.end: dict[str, tuple[TaskState, int] | None] = {}
 
 
+class Jostled(MemoryStore):
+    """The manager's handle on the store; now and then somebody writes just before its commit."""
+
+    def __init__(self, store: MemoryStore, chance: random.Random, share: float) -> None:
+        self._store = store
+        self._chance = chance
+        self._share = share
+
+    def view(self) -> MemoryView:
+        return self._store.view()
+
+    def watch(self, since: int | None = None) -> HistoryWatch:
+        return self._store.watch(since)
+
+    async def commit(self, changes: Sequence[Change]) -> int:
+        if changes and self._chance.random() < self._share:
+            change = self._chance.choice(changes)
+            kind = change.kind if isinstance(change, Delete) else change.object.kind
+            id = change.id if isinstance(change, Delete) else change.object.id
+            there = self.view().get(KINDS[kind], id)
+            if there is not None:
+                await self._store.commit([Put(cast(Object, there))])
+        return await self._store.commit(changes)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
 class VirtualSwarm:
-    def __init__(self, seed: int = 0, *, pace: int = SECOND // 5) -> None:
+    """`pace`: about how long an agent takes for one step, ns. `jostle`: share of the manager's commits that lose a
+    race against another writer."""
+
+    def __init__(self, seed: int = 0, *, pace: int = SECOND // 5, jostle: float = 0.0) -> None:
         self.chance = random.Random(seed)
         self.now = 1_700_000_000 * SECOND
-        self.pace = pace  # about how long an agent takes for one step, ns
+        self.pace = pace
+        self.jostle = jostle
         self.store = MemoryStore(clock=lambda: self.now)
-        self.loop = ManagerLoop(self.store, clock=lambda: self.now, new_id=self.new_id)
+        self.loop = self._new_loop()
         self.agents: dict[str, Agent] = {}
         self.fate: Fate = runs_for_ever
         self.observers: list[Callable[[], None]] = []
         self.passes = 0
+
+    def restart_manager(self) -> None:
+        self.loop.close()
+        self.loop = self._new_loop()
+
+    def _new_loop(self) -> ManagerLoop:
+        store = Jostled(self.store, self.chance, self.jostle) if self.jostle else self.store
+        return ManagerLoop(store, clock=lambda: self.now, new_id=self.new_id)
 
     def new_id(self) -> str:
         return base36(self.chance.getrandbits(128), 25)
@@ -86,7 +129,9 @@ class VirtualSwarm:
             Put(Cluster(id="cluster", **cluster), 0), Put(Network(id="ingress", spec=ingress), 0)
         )
 
-    async def add_node(self, name: str, *, os: str = "linux", labels: dict[str, str] | None = None, **about: Any) -> str:
+    async def add_node(
+        self, name: str, *, os: str = "linux", labels: dict[str, str] | None = None, **about: Any
+    ) -> str:
         about.setdefault("resources", NodeResources(8 * SECOND, 16 << 30))
         about.setdefault("architecture", "x86_64")
         node = Node(

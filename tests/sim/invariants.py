@@ -1,0 +1,178 @@
+"""What must hold after every step of a simulated swarm, whatever happened."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import Counter
+
+from virtual_swarm import VirtualSwarm
+
+from overlace.manager.index import Index
+from overlace.manager.schedule.filters import first_failure, fits_by_nature, is_ready, needs_of
+from overlace.manager.schedule.occupancy import Occupancy, host_ports, reserved
+from overlace.model.objects import Network, Node, Service, Task
+from overlace.model.states import NodeState, TaskState
+
+
+class Invariants:
+    """Watches a swarm's store; `check` raises AssertionError at the first violation."""
+
+    def __init__(self, swarm: VirtualSwarm) -> None:
+        self.swarm = swarm
+        self.watch = swarm.store.watch()
+        self.placed = 0
+        swarm.observers.append(self.check)
+
+    def check(self) -> None:
+        self._events()
+        view = self.swarm.store.view()
+        tasks = [t for t in view.all(Task) if not t.status.state.terminal]
+        self._addresses(tasks)
+        self._nodes(tasks)
+        self._index()
+
+    def _index(self) -> None:
+        """What the loop keeps from events is what a fresh look at the store gives."""
+        kept, fresh = self.swarm.loop._index, Index.of(self.swarm.store.view())
+        assert _filled(kept) == _filled(fresh)
+        assert kept.book._ports == fresh.book._ports
+        assert kept.occupancy._shares == fresh.occupancy._shares
+        for node in self.swarm.store.view().all(Node):
+            mine, other = kept.occupancy.node(node.id), fresh.occupancy.node(node.id)
+            assert (mine.tasks, mine.by_service, mine.nano_cpus, mine.ports) == (
+                other.tasks,
+                other.by_service,
+                other.nano_cpus,
+                other.ports,
+            )
+            assert sorted(kept.networks_of_node(node.id)) == sorted(fresh.networks_of_node(node.id))
+        assert set(kept.unallocated) == set(fresh.unallocated)
+        assert set(kept.unassigned) == set(fresh.unassigned)
+
+    def _events(self) -> None:
+        for batch in self.watch.drain():
+            for event in batch.events:
+                old, new = event.old, event.new
+                if not isinstance(new, Task):
+                    continue
+                if isinstance(old, Task):
+                    assert new.status.state >= old.status.state, f"state fell: {old} -> {new}"
+                    assert new.desired_state >= old.desired_state, f"desired state fell: {old} -> {new}"
+                    assert old.node_id in ("", new.node_id), f"a task moved: {old} -> {new}"
+                was = old.status.state if isinstance(old, Task) else TaskState.NEW
+                if was < TaskState.ASSIGNED <= new.status.state <= TaskState.RUNNING:
+                    self._fit(new)
+
+    def _fit(self, task: Task) -> None:
+        view = self.swarm.store.view()
+        node = view.get(Node, task.node_id)
+        assert node is not None and is_ready(node), f"placed on a node that is not ready: {task.name}"
+        others = Occupancy()
+        for other in view.tasks_of_node(node.id):
+            if other.id != task.id:
+                others.observe(other.id, other)
+        failed = first_failure(needs_of(task), node, others.node(node.id))
+        assert failed in (None, "max-replicas"), f"{task.name} placed on {node.id} against filter {failed}"
+        self.placed += 1
+
+    def _addresses(self, tasks: list[Task]) -> None:
+        view = self.swarm.store.view()
+        owners: Counter[tuple[str, str]] = Counter()
+        subnets: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        by_network: dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+        for network in view.all(Network):
+            for subnet in network.subnets:
+                parsed = ipaddress.ip_network(subnet.subnet)
+                assert not any(parsed.overlaps(other) for other in subnets), f"{parsed} overlaps"
+                subnets.append(parsed)
+                by_network.setdefault(network.id, []).append(parsed)
+                owners[network.id, subnet.gateway] += 1
+        for task in tasks:
+            for attachment in task.networks:
+                for address in attachment.addresses:
+                    owners[attachment.network_id, address.split("/")[0]] += 1
+        for service in view.all(Service):
+            for vip in service.endpoint.virtual_ips if service.endpoint else ():
+                owners[vip.network_id, vip.address.split("/")[0]] += 1
+        for node in view.all(Node):
+            for network_id, address in node.network_addresses.items():
+                owners[network_id, address.split("/")[0]] += 1
+        twice = [owner for owner, count in owners.items() if count > 1]
+        assert not twice, f"addresses given twice: {twice}"
+        for network_id, address in owners:
+            assert any(ipaddress.ip_address(address) in net for net in by_network.get(network_id, ())), (
+                address
+            )
+        vnis = Counter(n.vni for n in view.all(Network) if n.vni)
+        assert all(count == 1 for count in vnis.values()), f"VNI given twice: {vnis}"
+        ports = Counter(
+            (p.protocol, p.published_port)
+            for s in view.all(Service)
+            if s.endpoint
+            for p in s.endpoint.ports
+            if p.publish_mode == "ingress"
+        )
+        assert all(count == 1 for count in ports.values()), f"published port given twice: {ports}"
+
+    def _nodes(self, tasks: list[Task]) -> None:
+        view = self.swarm.store.view()
+        ports: Counter[tuple[str, tuple[str, int]]] = Counter()
+        cpus: Counter[str] = Counter()
+        for task in tasks:
+            if not task.node_id or task.status.state < TaskState.ASSIGNED:
+                continue
+            for port in host_ports(task):
+                ports[task.node_id, port] += 1
+            cpus[task.node_id] += reserved(task)[0]
+        assert all(count == 1 for count in ports.values()), f"host port taken twice: {ports}"
+        for node_id, used in cpus.items():
+            node = view.get(Node, node_id)
+            if node is not None and node.description is not None:
+                assert used <= node.description.resources.nano_cpus, f"node {node_id} is overbooked"
+
+
+def _filled(index: Index) -> dict[str, dict[int, int]]:
+    return {network: dict(used) for network, used in index.book._used.items() if used}
+
+
+def assert_converged(swarm: VirtualSwarm) -> None:
+    """Every service is what its spec asks for, on nodes that may run it."""
+    view = swarm.store.view()
+    services = {service.id: service for service in view.all(Service)}
+    for task in view.all(Task):
+        assert task.service_id in services, f"a task outlived its service: {task.name}"
+    usable = [
+        n for n in view.all(Node) if n.status.state == NodeState.READY and n.spec.availability == "active"
+    ]
+    for service in services.values():
+        running = swarm.running(service.id)
+        where = [(t.slot, t.node_id) for t in running]
+        if service.spec.mode.global_ is not None:
+            needed = {n.id for n in usable if _eligible(service, n)}
+            # Eligible, but another service holds the port or the resources: the task says so.
+            stuck = {t.node_id for t in swarm.tasks(service.id) if is_stuck(t)}
+            assert {n for _, n in where} | stuck == needed, f"{service.spec.name}: {where} of {needed}"
+            assert len(where) == len({n for _, n in where}), f"two copies on a node: {where}"
+        else:
+            mode = service.spec.mode.replicated
+            wanted = 1 if mode is None or mode.replicas is None else mode.replicas
+            # A task no node takes says why; with start-first its predecessor goes on running beside it.
+            stuck_slots = {t.slot for t in swarm.tasks(service.id) if is_stuck(t)}
+            slots = [slot for slot, _ in where]
+            assert len(slots) == len(set(slots)), f"{service.spec.name}: doubled slots {where}"
+            assert len(set(slots) | stuck_slots) == wanted, f"{service.spec.name} wants {wanted}: {where}"
+            others = [
+                t
+                for t in swarm.tasks(service.id)
+                if t.desired_state <= TaskState.RUNNING and t not in running and not is_stuck(t)
+            ]
+            assert not others, f"{service.spec.name}: neither running nor saying why: {others}"
+
+
+def is_stuck(task: Task) -> bool:
+    live = task.desired_state <= TaskState.RUNNING
+    return live and task.status.state < TaskState.ASSIGNED and bool(task.status.err)
+
+
+def _eligible(service: Service, node: Node) -> bool:
+    return fits_by_nature(service.spec.task_template, node)
