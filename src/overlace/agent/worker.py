@@ -24,7 +24,7 @@ from overlace.model.errors import NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.model.template import Context
-from overlace.network.base import NetworkDriver, TaskNetwork
+from overlace.network.base import Attached, NetworkDriver, TaskNetwork
 from overlace.runtime.base import Container, Platform, RegistryAuth, Runtime
 from overlace.wire.messages import Assignments
 
@@ -55,7 +55,7 @@ class _Slot:
         self.status: TaskStatus = task.status
         self.wake = asyncio.Event()
         self.runner: asyncio.Task[None] | None = None
-        self.attached = False
+        self.attached: Attached | None = None
         self.released = False
         self.removing = False
         self.drained = False
@@ -95,14 +95,18 @@ class Worker:
         ours = {container_id(t.id) for t in tasks}
         for c in await self._runtime.list():
             if c.config.labels.get("com.docker.swarm.task.id") and c.config.id not in ours:
-                await self._quietly(self._runtime.remove(c.config.id, force=True), "remove a leftover container")
+                await self._quietly(
+                    self._runtime.remove(c.config.id, force=True), "remove a leftover container"
+                )
         self._watcher = asyncio.create_task(self._watch())
         for task in tasks:
             self._start(task)
 
     async def close(self) -> None:
         """Stop driving; containers go on."""
-        runners = [s.runner for s in self._slots.values() if s.runner] + ([self._watcher] if self._watcher else [])
+        runners = [s.runner for s in self._slots.values() if s.runner] + (
+            [self._watcher] if self._watcher else []
+        )
         for r in runners:
             r.cancel()
         await asyncio.gather(*runners, return_exceptions=True)
@@ -117,7 +121,7 @@ class Worker:
     def view_changed(self) -> None:
         """A network view arrived: tasks that wait for a network of theirs try again."""
         for slot in self._slots.values():
-            if not slot.attached and not slot.status.state.terminal:
+            if slot.attached is None and not slot.status.state.terminal:
                 slot.wake.set()
 
     def statuses(self) -> Mapping[str, TaskStatus]:
@@ -126,6 +130,11 @@ class Worker:
     def task(self, task_id: str) -> Task | None:
         slot = self._slots.get(task_id)
         return slot.task if slot else None
+
+    def attached(self, container: str) -> tuple[Task, Attached] | None:
+        """The task of a container on this host and where its interfaces live, while it has any."""
+        slot = self._slots.get(self._by_container.get(container, ""))
+        return (slot.task, slot.attached) if slot is not None and slot.attached is not None else None
 
     # -- assignments ---------------------------------------------------------------------------------------------
 
@@ -197,10 +206,9 @@ class Worker:
 
     async def _step(self, slot: _Slot) -> None:
         container = await self._container(slot)
-        if container is not None and not slot.attached and not slot.status.state.terminal:
+        if container is not None and slot.attached is None and not slot.status.state.terminal:
             # after a restart of the daemon: DNS and endpoint are found again before anything else
-            await self._network.attach(self._wish(slot.task))
-            slot.attached = True
+            slot.attached = await self._network.attach(self._wish(slot.task))
         step = plan_step(slot.task, slot.status, container, self._clock())
         self._report(slot, step.status)
         match step.action:
@@ -234,8 +242,7 @@ class Worker:
         spec = task.spec.container_spec
         if spec is not None:
             await self._image(task, spec.image)
-        attached = await self._network.attach(self._wish(task))
-        slot.attached = True
+        attached = slot.attached = await self._network.attach(self._wish(task))
         config = plan_container(
             task,
             self._context(task),
@@ -251,7 +258,9 @@ class Worker:
     async def _image(self, task: Task, image: str) -> None:
         """Pull; a registry that does not answer is no reason to fail when the image is here."""
         try:
-            await self._runtime.pull(image, self._facts.platform, decode_auth(self._auth.get(task.service_id, "")))
+            await self._runtime.pull(
+                image, self._facts.platform, decode_auth(self._auth.get(task.service_id, ""))
+            )
         except OverlaceError as e:
             with contextlib.suppress(OverlaceError):
                 await self._runtime.image(image)
@@ -283,7 +292,7 @@ class Worker:
         if container is not None and container.status == "running":
             await self._runtime.stop(container_id(slot.task.id))
         await self._network.detach(slot.task.id)
-        slot.released, slot.attached = True, False
+        slot.released, slot.attached = True, None
 
     async def _remove(self, slot: _Slot) -> None:
         cid = container_id(slot.task.id)
@@ -301,8 +310,8 @@ class Worker:
     def _report(self, slot: _Slot, status: TaskStatus) -> None:
         if status == slot.status:
             return
-        if status.state == TaskState.RUNNING and slot.task.ports:
-            status = msgspec.structs.replace(status, port_status=slot.task.ports)
+        if status.state == TaskState.RUNNING and slot.attached is not None and slot.attached.host_ports:
+            status = msgspec.structs.replace(status, port_status=slot.attached.host_ports)
             if status == slot.status:
                 return
         slot.status = status
@@ -392,7 +401,9 @@ def decode_auth(header: str) -> RegistryAuth | None:
     if not header:
         return None
     try:
-        doc = msgspec.json.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)), type=dict[str, Any])
+        doc = msgspec.json.decode(
+            base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)), type=dict[str, Any]
+        )
     except (ValueError, msgspec.DecodeError):
         return None
     auth = RegistryAuth(

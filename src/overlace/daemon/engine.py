@@ -17,6 +17,8 @@ import msgspec
 import structlog
 
 from overlace.agent.agent import Agent
+from overlace.agent.container import container_id
+from overlace.agent.enrol import join_swarm
 from overlace.agent.session import AgentSession
 from overlace.api.backend import (
     ContainerAddress,
@@ -36,14 +38,16 @@ from overlace.daemon.manager import ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
 from overlace.model.errors import Internal, OverlaceError, Unavailable
 from overlace.model.ids import new_id
+from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
+from overlace.network.overlay import guid_of
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
-from overlace.security.enrol import join_swarm
 from overlace.security.identity import Identity, load_identity
 from overlace.wire.messages import Manager, Refused, Welcome
 
 log = structlog.get_logger(__name__)
+VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
 
 
@@ -99,7 +103,9 @@ class Engine:
             return
         identity = load_identity(self._data_root)
         if identity is None:
-            raise Internal(f"{self._files.folder} has no certificate: leave the swarm (--force) and join again")
+            raise Internal(
+                f"{self._files.folder} has no certificate: leave the swarm (--force) and join again"
+            )
         try:
             await self._start(membership, identity)
         except OverlaceError as e:
@@ -199,13 +205,13 @@ class Engine:
     async def swarm_init(self, request: InitRequest) -> str:
         async with self._changing:
             self._check_free()
-            advertise, underlay = self._addresses(request.advertise_addr, request.data_path_addr, request.listen_addr)
+            advertise, underlay = self._addresses(
+                request.advertise_addr, request.data_path_addr, request.listen_addr
+            )
             node_id = new_id()
             self._files.prepare()
             try:
-                cluster_id, identity = await found_swarm(
-                    self._data_root, request, node_id, self._daemon.hostname, advertise
-                )
+                cluster_id, identity = await found_swarm(self._data_root, request, node_id, advertise)
                 membership = Membership(
                     node_id=node_id,
                     cluster_id=cluster_id,
@@ -224,7 +230,9 @@ class Engine:
     async def swarm_join(self, request: JoinRequest) -> None:
         async with self._changing:
             self._check_free()
-            advertise, underlay = self._addresses(request.advertise_addr, request.data_path_addr, request.listen_addr)
+            advertise, underlay = self._addresses(
+                request.advertise_addr, request.data_path_addr, request.listen_addr
+            )
             self._files.prepare()
             try:
                 async with asyncio.timeout(JOIN_SECONDS):
@@ -301,38 +309,55 @@ class Engine:
     # -- facts for network and container inspect -----------------------------------------------------------------
 
     def local_networks(self) -> Sequence[LocalNetwork]:
-        if self._host is None:
+        if self._host is None or self._membership is None:
             return ()
-        view = self._host.agent.view
-        node_id = self._membership.node_id if self._membership else ""
-        found = [
+        view, node_id = self._host.agent.view, self._membership.node_id
+        return [
             LocalNetwork(
                 id=n.id,
                 name=n.name,
                 internal=n.internal,
                 ingress=n.ingress,
                 subnets=tuple(Subnet(s, g) for s, g in zip(n.subnets, n.gateways, strict=True)),
-                options={"com.docker.network.driver.overlay.vxlanid_list": str(n.vni), **n.driver_opts},
+                options={VNI_OPTION: str(n.vni), **n.driver_opts},
                 endpoints=tuple(
                     LocalEndpoint(
-                        container_id=_container(e.task_id), name=e.task_name, mac=e.mac, address=e.address
+                        container_id=container_id(e.task_id),
+                        name=e.task_name,
+                        endpoint_id=guid_of("endpoint", n.id, e.task_id),
+                        mac=e.mac,
+                        address=f"{e.address}/{n.subnets[0].rpartition('/')[2]}",
                     )
                     for e in view.endpoints(n.id)
                     if e.node_id == node_id
                 ),
+                peers=tuple(
+                    (p.hostname, p.provider_address) for p in view.of(NodeEntry) if n.id in p.addresses
+                ),
             )
-            for n in self._host.driver.networks()
+            for n in view.of(NetworkEntry)
         ]
-        return found
 
-    async def container_addresses(self, container_id: str) -> Sequence[ContainerAddress]:
-        return ()
-
-
-def _container(task_id: str) -> str:
-    from overlace.agent.container import container_id
-
-    return container_id(task_id)
+    async def container_addresses(self, container: str) -> Sequence[ContainerAddress]:
+        found = self._host.agent.worker.attached(container) if self._host is not None else None
+        if self._host is None or found is None:
+            return ()
+        task, attached = found
+        view = self._host.agent.view
+        ids = {n.name: n.id for a in task.networks if (n := view.network(a.network_id)) is not None}
+        aliases = {a.network_id: a.aliases for a in task.networks}
+        return [
+            ContainerAddress(
+                network=name,
+                network_id=ids.get(name, ""),
+                endpoint_id=guid_of("endpoint", ids[name], task.id) if name in ids else "",
+                address=address,
+                gateway=attached.gateways.get(name, ""),
+                mac=attached.macs.get(name, ""),
+                aliases=tuple(aliases.get(ids.get(name, ""), ())),
+            )
+            for name, address in attached.addresses.items()
+        ]
 
 
 def _engine_id(data_root: Path) -> str:

@@ -95,5 +95,3 @@ def describe(
         isolation=isolation,
         mtu=mtu,
     )
-
-

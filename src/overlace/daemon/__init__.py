@@ -1,0 +1,100 @@
+"""The composition root: the only room that wires the others together, and what `overlace daemon` runs.
+
+Owns the process: its log, pid file, signals, the Engine API's life. Must not hold any rule of the product.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import structlog
+
+from overlace.cli.daemon import DaemonOptions
+from overlace.model.errors import Conflict
+
+log = structlog.get_logger(__name__)
+
+
+def run(options: DaemonOptions) -> None:
+    """Run until SIGTERM or SIGINT. Containers and traffic go on afterwards.
+
+    Raises OverlaceError when it cannot start: the caller prints it and exits with 1.
+    """
+    _log_to_stderr(options.log_level)
+    for folder in (options.data_root, options.exec_root):
+        Path(folder).mkdir(parents=True, exist_ok=True, mode=0o711)
+    with _only_one(Path(options.data_root)), _pidfile(options.pidfile):
+        asyncio.run(_serve(options))
+
+
+async def _serve(options: DaemonOptions) -> None:
+    from overlace.api.server import ApiServer
+    from overlace.daemon.engine import Engine
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    engine = Engine(options)
+    server = ApiServer(engine)
+    try:
+        await engine.open()
+        await server.start(options.hosts)
+        log.info("serving", hosts=list(options.hosts), swarm=engine.swarm().state)
+        await stop.wait()
+    finally:
+        await server.close()
+        await engine.close()
+    log.info("stopped; containers go on")
+
+
+def _log_to_stderr(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+
+
+@contextlib.contextmanager
+def _only_one(data_root: Path) -> Iterator[None]:
+    """Two daemons on one data root would undo each other's work."""
+    with (data_root / "daemon.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict(
+                f"another overlace daemon uses {data_root}: stop it, or give this one another --data-root"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _pidfile(path: str) -> Iterator[None]:
+    if not path:
+        yield
+        return
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if file.read_text().strip() == str(os.getpid()):
+                file.unlink()
