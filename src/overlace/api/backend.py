@@ -15,7 +15,7 @@ from overlace.model.specs import ConfigSpec, Doc, NetworkSpec, NodeSpec, SecretS
 from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
 from overlace.store.base import Store
 
-# -- requests the daemon carries out -----------------------------------------------------------------------------
+# -- requests the daemon carries out -------------------------------------------------------------------------
 
 
 class InitRequest(Doc, frozen=True):
@@ -44,7 +44,7 @@ class JoinRequest(Doc, frozen=True):
     availability: str = ""
 
 
-# -- what the daemon says of itself ------------------------------------------------------------------------------
+# -- what the daemon says of itself --------------------------------------------------------------------------
 
 
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +119,7 @@ class ContainerAddress(msgspec.Struct, frozen=True, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
-# -- the manager side --------------------------------------------------------------------------------------------
+# -- the manager side ----------------------------------------------------------------------------------------
 
 
 class ControlVerbs(Protocol):
@@ -237,11 +237,12 @@ class ManagerHandle(Protocol):
     def resolver(self) -> ImageResolver: ...
 
 
-# -- the daemon --------------------------------------------------------------------------------------------------
+# -- the daemon ----------------------------------------------------------------------------------------------
 
 
 class Backend(Protocol):
-    """Everything the API asks of its daemon. Attributes may change while it runs (`manager` comes and goes)."""
+    """Everything the API asks of its daemon. Attributes may change while it runs (`manager` comes and
+    goes)."""
 
     @property
     def runtime(self) -> Runtime: ...

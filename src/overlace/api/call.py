@@ -1,6 +1,7 @@
 """One request as a handler sees it, and the table that finds the handler.
 
-Owns routes (method, path pattern, handler), path matching and reading what a request carries. Must not know nouns.
+Owns routes (method, path pattern, handler), path matching and reading what a request carries. Must not know
+nouns.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ T = TypeVar("T")
 MAX_BODY = 4 << 20  # bytes; the largest document is a config of 1000 KiB in base64
 
 
-class Services(msgspec.Struct, frozen=True):
-    """What lives as long as the server."""
+class Services(msgspec.Struct):
+    """What lives as long as the server. `tools`: names and versions of the runtime's programs, once known."""
 
     rendered: Rendered
     events: EventHub
+    tools: dict[str, str] = {}
 
 
 class Call:
@@ -65,10 +67,20 @@ class Call:
         return codec.flag(self.request.query.get(name, ""))
 
     def filters(self, known: Collection[str] | None = None) -> dict[str, list[str]]:
-        """`filters=`, with keys not in `known` refused (None: who uses them checks). Raises InvalidArgument."""
+        """`filters=`, with keys not in `known` refused (None: who uses them checks). Raises
+        InvalidArgument."""
         found = codec.filters(self.request.query.get("filters", ""))
         if known is not None:
             check_filters(found, known)
+        return found
+
+    async def tools(self) -> dict[str, str]:
+        """Versions of the programs the runtime calls; asked until there is an answer without `error`."""
+        found = self.shared.tools
+        if not found:
+            found = await self.backend.runtime.version()
+            if "error" not in found:
+                self.shared.tools = found
         return found
 
     def object_version(self, what: str) -> int:
@@ -92,7 +104,8 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 class Route(msgspec.Struct, frozen=True):
     """`path` holds `{name}` for one segment and `{name:*}` for any number, slashes included.
 
-    `streams`: the handler may be cancelled when the client goes; every other one that writes is carried to its end.
+    `streams`: the handler may be cancelled when the client goes; every other one that writes is carried to
+    its end.
     """
 
     method: str
@@ -122,7 +135,7 @@ class Router:
         return None
 
 
-# -- answers -----------------------------------------------------------------------------------------------------
+# -- answers -------------------------------------------------------------------------------------------------
 
 
 def answer(document: Any, status: int = 200) -> web.Response:

@@ -1,13 +1,12 @@
 """Between bytes of the Engine API and our structs: request bodies, filters, flags, times.
 
-Owns how tolerant the edge is: `null` counts as absent (Go clients send it for empty lists and maps), everything else is
-strict and an error names field and value. Pure. Must not know routes nor what a document means.
+Owns how tolerant the edge is: `null` counts as absent (Go clients send it for empty lists and maps),
+everything else is strict and an error names field and value. Pure. Must not know routes nor what a document
+means.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import re
 import time
@@ -16,19 +15,29 @@ from typing import Any, TypeVar
 import msgspec
 
 from overlace.model.errors import InvalidArgument
-from overlace.runtime.base import RegistryAuth
 
 T = TypeVar("T")
 
 # Members that are unsigned in the Engine API (moby api/types); Go refuses a negative number while decoding.
 _UNSIGNED = {
     **dict.fromkeys(
-        ("Replicas", "MaxConcurrent", "TotalCompletions", "Parallelism", "MaxAttempts", "MaxReplicas", "ForceUpdate",
-         "SnapshotInterval", "KeepOldSnapshots", "LogEntriesForSlowFollowers", "ForceRotate"),
+        (
+            "Replicas",
+            "MaxConcurrent",
+            "TotalCompletions",
+            "Parallelism",
+            "MaxAttempts",
+            "MaxReplicas",
+            "ForceUpdate",
+            "SnapshotInterval",
+            "KeepOldSnapshots",
+            "LogEntriesForSlowFollowers",
+            "ForceRotate",
+        ),
         "uint64",
     ),
     **dict.fromkeys(("TargetPort", "PublishedPort", "DataPathPort", "SubnetSize", "Mode"), "uint32"),
-}  # fmt: skip
+}
 _LIMIT = {"uint64": 2**64, "uint32": 2**32}
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>.*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]")
@@ -36,7 +45,7 @@ ZERO_TIME = "0001-01-01T00:00:00Z"
 FALSE_WORDS = frozenset(("", "0", "no", "false", "none"))
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------
+# -- JSON ----------------------------------------------------------------------------------------------------
 
 
 def encode(document: object) -> bytes:
@@ -109,7 +118,7 @@ def _show(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# -- query and headers -------------------------------------------------------------------------------------------
+# -- query and headers ---------------------------------------------------------------------------------------
 
 
 def flag(text: str) -> bool:
@@ -148,33 +157,12 @@ def version_number(raw: str, what: str) -> int:
     raise InvalidArgument(f"invalid {what} version '{raw}': strconv.ParseUint: parsing \"{raw}\": {reason}")
 
 
-def registry_auth(header: str) -> RegistryAuth | None:
-    """X-Registry-Auth: base64url JSON. Raises InvalidArgument when it is not."""
-    if not header:
-        return None
-    try:
-        text = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
-        document = msgspec.json.decode(text)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
-        raise InvalidArgument("invalid X-Registry-Auth header: expected base64url-encoded JSON") from None
-    if not isinstance(document, dict):
-        raise InvalidArgument("invalid X-Registry-Auth header: expected a JSON object")
-
-    def word(key: str) -> str:
-        value = document.get(key) or ""
-        if not isinstance(value, str):
-            raise InvalidArgument(f"invalid X-Registry-Auth header: {key} must be a string")
-        return value
-
-    auth = RegistryAuth(word("username"), word("password"), word("identitytoken"), word("serveraddress"))
-    return auth if auth.username or auth.identity_token else None
-
-
-# -- time --------------------------------------------------------------------------------------------------------
+# -- time ----------------------------------------------------------------------------------------------------
 
 
 def rfc3339(ns: int) -> str:
-    """Nanoseconds since the epoch as Go prints times (RFC3339Nano: no trailing zeros); 0 is Go's zero time."""
+    """Nanoseconds since the epoch as Go prints times (RFC3339Nano: no trailing zeros); 0 is Go's zero
+    time."""
     if not ns:
         return ZERO_TIME
     seconds, rest = divmod(ns, 1_000_000_000)

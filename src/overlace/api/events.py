@@ -1,7 +1,7 @@
 """Docker's events, made of what the store commits and what the runtime's containers do.
 
-Owns the last 256 events (moby daemon/events) and the subscribers' queues. `swarm_event` and `container_event` are pure.
-Must not know HTTP. Swarm events exist on managers only, as in Docker.
+Owns the last 256 events (moby daemon/events) and the subscribers' queues. `swarm_event` and
+`container_event` are pure. Must not know HTTP. Swarm events exist on managers only, as in Docker.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ApiEvent(msgspec.Struct, frozen=True):
         }
 
 
-# -- pure --------------------------------------------------------------------------------------------------------
+# -- pure ----------------------------------------------------------------------------------------------------
 
 
 def _changed(attributes: dict[str, str], name: str, old: str, new: str) -> None:
@@ -192,7 +192,7 @@ def matches(event: ApiEvent, filters: dict[str, list[str]]) -> bool:
     return True
 
 
-# -- the hub -----------------------------------------------------------------------------------------------------
+# -- the hub -------------------------------------------------------------------------------------------------
 
 
 class EventHub:

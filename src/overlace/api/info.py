@@ -1,4 +1,5 @@
-"""GET /info: what `docker info` prints, and what many commands look up first (`Swarm.NodeID`, `ControlAvailable`).
+"""GET /info: what `docker info` prints, and what many commands look up first (`Swarm.NodeID`,
+`ControlAvailable`).
 
 Owns that document. Must not change anything.
 """
@@ -26,13 +27,11 @@ _TWO_MANAGERS = (
 )
 
 
-async def describe(backend: Backend, listeners: int) -> dict[str, Any]:
+async def describe(backend: Backend, tools: dict[str, str], listeners: int) -> dict[str, Any]:
     options = backend.options
     containers = Counter(c.status for c in await backend.runtime.list())
     images = await backend.runtime.images()
-    versions = await backend.runtime.version()
-    swarm = backend.swarm()
-    overlay = "overlay"
+    runc = tools.get("runc") or tools.get("crun") or ""
     return {
         "ID": options.id,
         "Containers": containers.total(),
@@ -44,7 +43,7 @@ async def describe(backend: Backend, listeners: int) -> dict[str, Any]:
         "DriverStatus": [],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", overlay],
+            "Network": ["bridge", "overlay"],
             "Authorization": None,
             "Log": ["json-file"],
         },
@@ -85,17 +84,17 @@ async def describe(backend: Backend, listeners: int) -> dict[str, Any]:
         "ServerVersion": SERVER_VERSION,
         "Runtimes": {options.runtime: {"path": options.runtime}},
         "DefaultRuntime": options.runtime,
-        "Swarm": swarm_info(swarm, backend.manager),
+        "Swarm": swarm_info(backend.swarm(), backend.manager),
         "LiveRestoreEnabled": True,
         "Isolation": "process" if options.os == "windows" else "",
         "InitBinary": "",
         "ContainerdCommit": {"ID": ""},
-        "RuncCommit": {"ID": versions.get("runc") or versions.get("crun") or ""},
+        "RuncCommit": {"ID": runc, "Expected": runc},
         "InitCommit": {"ID": ""},
         "SecurityOptions": [] if options.os == "windows" else ["name=seccomp,profile=builtin"],
         "ProductLicense": "",
         "DefaultAddressPools": [],
-        "Warnings": warnings(options),
+        "Warnings": warnings(options, tools.get("error", "")),
         "CDISpecDirs": [],
     }
 
@@ -116,8 +115,9 @@ def engine_labels(options: EngineOptions) -> list[str]:
     return [f"{k}={v}" for k, v in sorted(labels.items())]
 
 
-def warnings(options: EngineOptions) -> list[str]:
-    found = [
+def warnings(options: EngineOptions, runtime_error: str) -> list[str]:
+    found = [f"WARNING: no container can run on this host: {runtime_error}"] if runtime_error else []
+    found += [
         f"WARNING: API is accessible on {host} without encryption: whoever reaches it is root on this host"
         for host in options.hosts
         if host.startswith("tcp://")

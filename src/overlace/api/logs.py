@@ -1,7 +1,7 @@
 """Log streams: Docker's frames, prefixes and parameters.
 
-Owns how a line goes on the wire (8-byte stdcopy frames, moby pkg/stdcopy; raw with a terminal). Must not know where
-lines come from.
+Owns how a line goes on the wire (8-byte stdcopy frames, moby pkg/stdcopy; raw with a terminal). Must not
+know where lines come from.
 """
 
 from __future__ import annotations

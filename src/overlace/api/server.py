@@ -1,6 +1,7 @@
 """The Engine API over HTTP: sockets, versions, headers, errors.
 
-Owns what every request has in common (moby daemon/server and its version middleware). Must not know nouns: routes do.
+Owns what every request has in common (moby daemon/server and its version middleware). Must not know nouns:
+routes do.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class ApiServer:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    # -- one request ---------------------------------------------------------------------------------------------
+    # -- one request -----------------------------------------------------------------------------------------
 
     async def _add_headers(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         response.headers.update(self._headers)
@@ -167,7 +168,7 @@ class ApiServer:
         if not task.cancelled():
             task.exception()  # answered, or its client is gone
 
-    # -- sockets -------------------------------------------------------------------------------------------------
+    # -- sockets ---------------------------------------------------------------------------------------------
 
     def _listen(self, host: str) -> socket.socket:
         kind, _, rest = host.partition("://")

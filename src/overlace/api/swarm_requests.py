@@ -1,7 +1,9 @@
-"""What people may ask of /swarm/init, /swarm/join and /swarm/leave: checks and defaults, as pure functions.
+"""What people may ask of /swarm/init, /swarm/join and /swarm/leave: checks and defaults, as pure
+functions.
 
-Owns validation in Docker's words. Interface names are looked up through `interfaces`, which the caller fills. Must not
-carry anything out: the daemon does. Source of words and order: moby daemon/cluster/swarm.go and listen_addr.go.
+Owns validation in Docker's words. Interface names are looked up through `interfaces`, which the caller
+fills. Must not carry anything out: the daemon does. Source of words and order: moby daemon/cluster/swarm.go
+and listen_addr.go.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from overlace.api.backend import InitRequest, JoinRequest, LocalSwarm
+from overlace.manager.control import check_swarm
 from overlace.model.errors import InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.specs import (
     CAConfig,
@@ -30,18 +33,21 @@ Interfaces = Mapping[str, str]  # interface name -> its IPv4 address
 SWARM_PORT = 2377
 VXLAN_PORT = 4789
 NOT_MANAGER = (
-    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm '
-    "and try again."
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node'
+    " to swarm and try again."
 )
 IS_WORKER = (
-    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this "
-    "command on a manager node or promote the current node to a manager."
+    "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run"
+    " this command on a manager node or promote the current node to a manager."
 )
 NOT_MEMBER = "This node is not part of a swarm"
 IS_MEMBER = (
     'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
 )
-LOCKED = 'Swarm is encrypted and needs to be unlocked before it can be used. Please use "docker swarm unlock" to unlock it.'
+LOCKED = (
+    "Swarm is encrypted and needs to be unlocked before it can be used. Please use"
+    ' "docker swarm unlock" to unlock it.'
+)
 _BAD_LISTEN = "listen address must be an IP address or network interface (with optional port number)"
 _BAD_ADVERTISE = (
     "advertise address must be a non-zero IP address or network interface (with optional port number)"
@@ -89,6 +95,8 @@ def check_init(request: InitRequest, swarm: LocalSwarm, interfaces: Interfaces) 
         raise Unimplemented(
             f"DataPathPort {data_port} is not supported yet: use {VXLAN_PORT} or leave it out"
         )
+    spec = complete_spec(request.spec)
+    check_swarm(spec)
     return msgspec.structs.replace(
         request,
         listen_addr=listen,
@@ -98,7 +106,7 @@ def check_init(request: InitRequest, swarm: LocalSwarm, interfaces: Interfaces) 
         default_addr_pool=pool,
         subnet_size=request.subnet_size or 24,
         availability=_availability(request.availability),
-        spec=complete_spec(request.spec),
+        spec=spec,
     )
 
 
@@ -129,38 +137,33 @@ def check_join(request: JoinRequest, swarm: LocalSwarm, interfaces: Interfaces) 
 
 
 def check_leave(swarm: LocalSwarm, force: bool, managers: int) -> None:
-    """Raises Unavailable when the node must not leave just like that. `managers`: how many the swarm has, this one too."""
+    """Raises Unavailable when the node must not leave just like that. `managers`: how many the swarm has,
+    this one too."""
     if swarm.state == "inactive":
         raise Unavailable(NOT_MEMBER)
     if not swarm.control_available or force:
         return
     text = "You are attempting to leave the swarm on a node that is participating as a manager. "
     if managers <= 1:
-        text += "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
+        text += (
+            "Removing the last manager erases all current state of the swarm."
+            " Use `--force` to ignore this message. "
+        )
     else:
         text += "Use `--force` to suppress this message. "
     raise Unavailable(text)
 
 
 def complete_spec(spec: SwarmSpec) -> SwarmSpec:
-    """Zeros mean defaults, as clients send them for what was not said. Raises InvalidArgument, Unimplemented."""
+    """Zeros mean defaults, as clients send them for what was not said. Raises InvalidArgument."""
     if spec.name not in ("", "default"):
         raise InvalidArgument('swarm spec must be named "default"')
-    if spec.encryption_config.auto_lock_managers:
-        raise Unimplemented(_NO_LOCK)
-    ca = spec.ca_config
-    if ca.external_cas:
-        raise Unimplemented("ExternalCAs is not supported yet: the swarm has its own CA")
-    if ca.signing_ca_cert or ca.signing_ca_key:
-        raise Unimplemented(
-            "SigningCACert and SigningCAKey are not supported yet: the swarm makes its own CA"
-        )
     return msgspec.structs.replace(
         spec,
         name="default",
         raft=_nonzero(spec.raft, RaftConfig(), "keep_old_snapshots"),
         dispatcher=_nonzero(spec.dispatcher, DispatcherConfig()),
-        ca_config=_nonzero(ca, CAConfig()),
+        ca_config=_nonzero(spec.ca_config, CAConfig()),
         orchestration=_nonzero(spec.orchestration, OrchestrationConfig(), "task_history_retention_limit"),
     )
 
@@ -176,7 +179,7 @@ def _nonzero(given: D, defaults: D, *keep: str) -> D:
     )
 
 
-# -- addresses ---------------------------------------------------------------------------------------------------
+# -- addresses -----------------------------------------------------------------------------------------------
 
 
 def _host_port(text: str, default_host: str, default_port: int) -> str:

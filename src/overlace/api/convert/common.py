@@ -1,7 +1,9 @@
-"""What all conversions share: spec documents, object headers, and documents rendered once per object version.
+"""What all conversions share: spec documents, object headers, and documents rendered once per object
+version.
 
-Owns which members of a spec are shown. Go shows a member unless it is marked `omitempty` and zero, so that a client
-reading our JSON meets the same absences; `_SHOWN` lists the unmarked ones and those whose default is not Go's zero.
+Owns which members of a spec are shown. Go shows a member unless it is marked `omitempty` and zero, so that
+a client reading our JSON meets the same absences; `_SHOWN` lists the unmarked ones and those whose default
+is not Go's zero.
 """
 
 from __future__ import annotations
@@ -108,8 +110,8 @@ def header(thing: Base) -> Json:
 class Rendered:
     """JSON of objects, made once per version: clients poll whole lists every 200 ms.
 
-    `parts` are the immutable objects a document is made of; the entry holds while they are the very same ones. Entries not
-    used between two sweeps go, so that the cache follows what exists.
+    `parts` are the immutable objects a document is made of; the entry holds while they are the very same
+    ones. Entries not used between two sweeps go, so that the cache follows what exists.
     """
 
     def __init__(self, sweep_at: int = 20_000) -> None:

@@ -1,4 +1,5 @@
-"""Networks in their two forms: the swarm object inside a task, and the resource `docker network inspect` shows. Pure."""
+"""Networks in their two forms: the swarm object inside a task, and the resource `docker network inspect`
+shows. Pure."""
 
 from __future__ import annotations
 

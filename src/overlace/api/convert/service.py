@@ -97,8 +97,8 @@ def service(found: Service, defaults: bool = False) -> Json:
 def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[str]) -> Json:
     """Counts for `docker service ls` (swarmkit controlapi ListServiceStatuses).
 
-    Running: observed and desired running, on a node that is not down. Desired: replicas, or for a global service the tasks
-    that should run. Jobs count what is complete in this iteration.
+    Running: observed and desired running, on a node that is not down. Desired: replicas, or for a global
+    service the tasks that should run. Jobs count what is complete in this iteration.
     """
     running = desired = completed = 0
     iteration = found.job_status.iteration if found.job_status else 0

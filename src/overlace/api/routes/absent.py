@@ -1,5 +1,5 @@
-"""Kinds of objects that cannot exist here yet: lists are empty, lookups say 404 (`docker inspect` goes on then), making
-one says 501."""
+"""Kinds of objects that cannot exist here yet: lists are empty, lookups say 404 (`docker inspect` goes on
+then), making one says 501."""
 
 from __future__ import annotations
 

@@ -18,9 +18,24 @@ from overlace.model.errors import InvalidArgument, NotFound, OverlaceError, Unim
 from overlace.runtime.base import Container
 
 FILTERS = frozenset(
-    ("ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network",
-     "publish", "since", "status", "volume")
-)  # fmt: skip
+    (
+        "ancestor",
+        "before",
+        "exited",
+        "expose",
+        "health",
+        "id",
+        "is-task",
+        "isolation",
+        "label",
+        "name",
+        "network",
+        "publish",
+        "since",
+        "status",
+        "volume",
+    )
+)
 _STATUS = frozenset(("created", "restarting", "running", "removing", "paused", "exited", "dead"))
 
 
@@ -147,7 +162,7 @@ async def logs(call: Call) -> web.StreamResponse:
     return await stream_lines(call, lines(), found.config.tty)
 
 
-# -- what is not there yet ---------------------------------------------------------------------------------------
+# -- what is not there yet -----------------------------------------------------------------------------------
 
 
 def refused(reason: str) -> Handler:

@@ -13,6 +13,7 @@ from overlace.api.call import Call, Handler, Route, answer
 from overlace.api.convert import image as show
 from overlace.api.routes.networks import label_matches
 from overlace.api.routes.system import architecture
+from overlace.manager.registry import decode_auth
 from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
 from overlace.runtime.base import Image, Platform, RegistryAuth
 
@@ -20,7 +21,7 @@ FILTERS = frozenset(("before", "dangling", "label", "label!", "reference", "sinc
 
 
 def _auth(call: Call) -> RegistryAuth | None:
-    return codec.registry_auth(call.request.headers.get("X-Registry-Auth", ""))
+    return decode_auth(call.request.headers.get("X-Registry-Auth", ""))
 
 
 async def list_images(call: Call) -> web.StreamResponse:

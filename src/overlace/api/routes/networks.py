@@ -59,7 +59,8 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
     driver = request.driver or ("overlay" if request.scope == "swarm" or request.ingress else "bridge")
     if driver != "overlay":
         raise Unimplemented(
-            f"network driver {driver!r} is not supported: create an overlay network (docker network create -d overlay)"
+            f"network driver {driver!r} is not supported: create an overlay network"
+            " (docker network create -d overlay)"
         )
     if request.scope not in ("", "swarm"):
         raise InvalidArgument(
@@ -79,7 +80,7 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
     )
 
 
-# -- looking -----------------------------------------------------------------------------------------------------
+# -- looking -------------------------------------------------------------------------------------------------
 
 
 def _everything(call: Call) -> tuple[list[Network], list[LocalNetwork]]:
@@ -186,7 +187,7 @@ def _on(service: Service, network_id: str) -> bool:
     return endpoint is not None and any(v.network_id == network_id for v in endpoint.virtual_ips)
 
 
-# -- changing ----------------------------------------------------------------------------------------------------
+# -- changing ------------------------------------------------------------------------------------------------
 
 
 def _manager(call: Call) -> ManagerHandle:

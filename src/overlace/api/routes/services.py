@@ -11,7 +11,6 @@ from overlace.api.convert.service import service as show_service
 from overlace.api.convert.service import service_status
 from overlace.api.logs import stream_task_logs
 from overlace.manager.control import lookup
-from overlace.model.errors import InvalidArgument
 from overlace.model.objects import Node, Service
 from overlace.model.specs import ServiceSpec
 from overlace.model.states import NodeState
@@ -56,12 +55,6 @@ async def create(call: Call) -> web.StreamResponse:
 
 async def update(call: Call) -> web.StreamResponse:
     version = call.object_version("service")
-    auth_from = call.text("registryAuthFrom")
-    if auth_from not in ("", "spec", "previous-spec"):
-        raise InvalidArgument(f'unsupported registryAuthFrom "{auth_from}": use spec or previous-spec')
-    rollback = call.text("rollback")
-    if rollback not in ("", "none", "previous"):
-        raise InvalidArgument(f"unrecognized rollback option {rollback}")
     spec = await call.body(ServiceSpec)
     manager, found = find(call)
     warnings = await manager.control.update_service(
@@ -69,8 +62,8 @@ async def update(call: Call) -> web.StreamResponse:
         version,
         spec,
         registry_auth=_auth(call),
-        registry_auth_from=auth_from or "spec",
-        rollback="" if rollback == "none" else rollback,
+        registry_auth_from=call.text("registryAuthFrom", "spec"),
+        rollback=call.text("rollback"),
     )
     return answer({"Warnings": warnings or None})
 

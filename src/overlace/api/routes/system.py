@@ -10,14 +10,30 @@ from aiohttp import web
 
 from overlace.api import codec
 from overlace.api.call import Call, Route, answer
+from overlace.api.convert.container import summary as show_container
+from overlace.api.convert.image import summary as show_image
 from overlace.api.info import describe
 from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
 from overlace.model.errors import Unimplemented
 
 EVENT_FILTERS = frozenset(
-    ("config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret",
-     "service", "type", "volume")
-)  # fmt: skip
+    (
+        "config",
+        "container",
+        "daemon",
+        "event",
+        "image",
+        "label",
+        "network",
+        "node",
+        "plugin",
+        "scope",
+        "secret",
+        "service",
+        "type",
+        "volume",
+    )
+)
 
 
 def architecture() -> str:
@@ -47,7 +63,7 @@ async def ping(call: Call) -> web.StreamResponse:
 
 async def version(call: Call) -> web.StreamResponse:
     options = call.backend.options
-    runtime = await call.backend.runtime.version()
+    tools = {name: text for name, text in (await call.tools()).items() if name != "error"}
     started = codec.rfc3339(options.started_at)
     details = {
         "ApiVersion": version_text(API_VERSION),
@@ -67,7 +83,7 @@ async def version(call: Call) -> web.StreamResponse:
             "Platform": {"Name": "Overlace"},
             "Components": [
                 {"Name": "Overlace", "Version": SERVER_VERSION, "Details": details},
-                *({"Name": name, "Version": text, "Details": {}} for name, text in sorted(runtime.items())),
+                *({"Name": name, "Version": text, "Details": {}} for name, text in sorted(tools.items())),
             ],
             "Version": SERVER_VERSION,
             "ApiVersion": version_text(API_VERSION),
@@ -83,7 +99,7 @@ async def version(call: Call) -> web.StreamResponse:
 
 
 async def info(call: Call) -> web.StreamResponse:
-    return answer(await describe(call.backend, call.shared.events.listeners))
+    return answer(await describe(call.backend, await call.tools(), call.shared.events.listeners))
 
 
 async def events(call: Call) -> web.StreamResponse:
@@ -105,18 +121,12 @@ async def events(call: Call) -> web.StreamResponse:
 
 async def disk_usage(call: Call) -> web.StreamResponse:
     runtime = call.backend.runtime
-    from overlace.api.convert.container import summary as show_container
-    from overlace.api.convert.image import summary as show_image
-
     images, containers = await runtime.images(), await runtime.list()
-    used = {c.image_id for c in containers}
     return answer(
         {
             "LayersSize": sum(i.size for i in images),
             "Images": [
-                show_image(i)
-                | {"Containers": sum(c.image_id == i.id for c in containers) if i.id in used else 0}
-                for i in images
+                show_image(i) | {"Containers": sum(c.image_id == i.id for c in containers)} for i in images
             ],
             "Containers": [show_container(c, ()) for c in containers],
             "Volumes": [],
@@ -127,7 +137,8 @@ async def disk_usage(call: Call) -> web.StreamResponse:
 
 async def auth(call: Call) -> web.StreamResponse:
     raise Unimplemented(
-        "checking a login with the registry is not supported yet; credentials are used as sent with pull and service create"
+        "checking a login with the registry is not supported yet; credentials are used as sent with pull and"
+        " service create"
     )
 
 

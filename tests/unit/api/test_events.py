@@ -1,0 +1,155 @@
+"""docker events: what changed in the swarm and in containers, in Docker's words."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from overlace.api.events import EventHub, container_events, matches, swarm_event
+from overlace.model.objects import Service, Task, UpdateStatus
+from overlace.model.specs import (
+    ContainerSpec,
+    NodeSpec,
+    ReplicatedService,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+)
+from overlace.store.base import Event, Put
+from overlace.store.memory import MemoryStore
+
+from .doubles import NOW, FakeBackend, container, node
+
+
+def service(replicas: int = 1, image: str = "web:1") -> Service:
+    return Service(
+        id="s" * 25,
+        updated_at=NOW,
+        spec=ServiceSpec(
+            name="web",
+            mode=ServiceMode(replicated=ReplicatedService(replicas)),
+            task_template=TaskSpec(container_spec=ContainerSpec(image=image)),
+        ),
+    )
+
+
+def test_a_service_update_says_what_changed() -> None:
+    old, new = service(1, "web:1"), service(3, "web:2")
+    new = msgspec.structs.replace(new, update_status=UpdateStatus("updating"))
+    event = swarm_event(Event("service", old.id, old, new), NOW)
+    assert event is not None
+    assert event.document() == {
+        "Type": "service",
+        "Action": "update",
+        "Actor": {
+            "ID": old.id,
+            "Attributes": {
+                "name": "web",
+                "replicas.old": "1",
+                "replicas.new": "3",
+                "image.old": "web:1",
+                "image.new": "web:2",
+                "updatestate.old": "",
+                "updatestate.new": "updating",
+            },
+        },
+        "scope": "swarm",
+        "time": NOW // 10**9,
+        "timeNano": NOW,
+    }
+
+
+def test_create_remove_and_what_is_not_told() -> None:
+    created = swarm_event(Event("service", "s", None, service()), NOW)
+    removed = swarm_event(Event("service", "s", service(), None), NOW)
+    assert created is not None and created.action == "create"
+    assert removed is not None and (removed.action, removed.attributes) == ("remove", {"name": "web"})
+    task = Task(id="t", service_id="s", spec=TaskSpec())
+    assert swarm_event(Event("task", "t", None, task), NOW) is None
+
+
+def test_nodes() -> None:
+    old = node()
+    drained = msgspec.structs.replace(old, spec=NodeSpec(role="manager", availability="drain"))
+    event = swarm_event(Event("node", old.id, old, drained), NOW)
+    assert event is not None
+    assert event.attributes == {"name": "one", "availability.old": "active", "availability.new": "drain"}
+    gone = swarm_event(Event("node", old.id, old, msgspec.structs.replace(old, removed=True)), NOW)
+    assert gone is not None and gone.action == "remove"
+    assert swarm_event(Event("node", old.id, old, msgspec.structs.replace(old, updated_at=NOW + 1)), NOW) is None
+
+
+def test_containers() -> None:
+    running = container()
+    created = msgspec.structs.replace(running, status="created", started_at=0)
+    assert [e.action for e in container_events(None, created, NOW)] == ["create"]
+    assert [e.action for e in container_events(created, running, NOW)] == ["start"]
+    healthy = msgspec.structs.replace(running, health="healthy")
+    assert [e.action for e in container_events(running, healthy, NOW)] == ["health_status: healthy"]
+    dead = msgspec.structs.replace(running, status="exited", finished_at=NOW, exit_code=3)
+    (died,) = container_events(running, dead, NOW)
+    assert died.action == "die" and died.attributes["exitCode"] == "3"
+    assert died.document()["status"] == "die" and died.document()["from"] == "registry:5000/shop/web:1"
+    assert [e.action for e in container_events(dead, None, NOW)] == ["destroy"]
+
+
+def test_filters() -> None:
+    event = swarm_event(Event("service", "s" * 25, None, service()), NOW)
+    assert event is not None
+    for good in (
+        {"type": ["service", "node"]},
+        {"scope": ["swarm"]},
+        {"service": ["web"]},
+        {"service": ["ssss"]},
+        {"event": ["create"]},
+        {"label": ["name=web"]},
+    ):
+        assert matches(event, good), good
+    for bad in ({"type": ["node"]}, {"scope": ["local"]}, {"service": ["x"]}, {"node": ["web"]}, {"label": ["name=x"]}):
+        assert not matches(event, bad), bad
+
+
+async def test_a_stream_has_what_was_kept_and_what_comes() -> None:
+    backend = FakeBackend()
+    hub = EventHub(backend)
+    hub.start()
+    try:
+        store = MemoryStore()
+        backend.manager = type("Manager", (), {"store": store})()  # type: ignore[assignment]
+        seen: list[str] = []
+
+        async def read() -> None:
+            async for event in hub.stream(1, 0, {"type": ["service"]}):
+                seen.append(event.action)
+
+        await asyncio.sleep(0.6)  # the hub finds the manager
+        await store.commit([Put(service(), 0)])
+        await asyncio.sleep(0.05)
+        reader = asyncio.create_task(read())
+        await asyncio.sleep(0.05)
+        await store.commit([Put(service(2))])
+        await asyncio.sleep(0.05)
+        assert seen == ["create", "update"]
+        assert hub.listeners == 1
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        assert hub.listeners == 0
+    finally:
+        await hub.close()
+
+
+async def test_a_reader_that_does_not_read_is_let_go() -> None:
+    hub = EventHub(FakeBackend())
+    event = swarm_event(Event("service", "s", None, service()), NOW)
+    assert event is not None
+    stream = hub.stream(0, 0, {})
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    for _ in range(10_000):
+        hub.put(event)
+    await first
+    count = 1
+    async for _ in stream:
+        count += 1
+    assert count < 10_000 and hub.listeners == 0
