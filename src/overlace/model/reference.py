@@ -14,12 +14,12 @@ from overlace.model.errors import InvalidArgument
 DEFAULT_DOMAIN = "docker.io"
 OFFICIAL = "library/"
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
-_PATH = re.compile(rf"^{_COMPONENT}(?:/{_COMPONENT})*$")
+_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
-_DOMAIN = re.compile(rf"^(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?$")
-_TAG = re.compile(r"^\w[\w.-]{0,127}$", re.ASCII)
-_DIGEST = re.compile(r"^[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}$")
-_HEX = re.compile(r"^[a-f0-9]{64}$")
+_DOMAIN = re.compile(rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
+_TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
+_HEX = re.compile(r"[a-f0-9]{64}")
 
 
 class Reference(msgspec.Struct, frozen=True):
@@ -66,17 +66,17 @@ class Reference(msgspec.Struct, frozen=True):
 
 def parse_reference(text: str) -> Reference:
     """Raises InvalidArgument, in Docker's words (distribution/reference)."""
-    if _HEX.match(text):
+    if _HEX.fullmatch(text):
         raise InvalidArgument(f"invalid repository name ({text}), cannot specify 64-byte hexadecimal strings")
     rest, _, digest = text.partition("@")
-    if "@" in text and not _DIGEST.match(digest):
+    if "@" in text and not _DIGEST.fullmatch(digest):
         raise InvalidArgument(f"invalid reference format: {text!r} has no valid digest after @")
-    if digest.startswith("sha256:") and not _HEX.match(digest[7:]):
+    if digest.startswith("sha256:") and not _HEX.fullmatch(digest[7:]):
         raise InvalidArgument(f"invalid reference format: {digest!r} is not 64 hexadecimal digits")
     head, slash, tail = rest.rpartition("/")
     tail, colon, tag = tail.partition(":")
     rest = head + slash + tail
-    if colon and not _TAG.match(tag):
+    if colon and not _TAG.fullmatch(tag):
         raise InvalidArgument(f"invalid reference format: {text!r} has an invalid tag")
     first, slash, remainder = rest.partition("/")
     if slash and ("." in first or ":" in first or first == "localhost" or first.lower() != first):
@@ -89,7 +89,7 @@ def parse_reference(text: str) -> Reference:
         path = OFFICIAL + path
     if path != path.lower():
         raise InvalidArgument(f"invalid reference format: repository name ({path}) must be lowercase")
-    if not _PATH.match(path) or not _DOMAIN.match(domain):
+    if not _PATH.fullmatch(path) or not _DOMAIN.fullmatch(domain):
         raise InvalidArgument("invalid reference format")
     if len(path) > 255:
         raise InvalidArgument("repository name must not be more than 255 characters")

@@ -1,0 +1,194 @@
+"""Create and remove networks.
+
+Owns the rules of swarm-scoped overlay networks: addressing, VNIs, options, the one ingress network. A subnet
+or VNI that is another network's is refused here, where Docker accepts it and fails later, unseen.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI, VNI_OPTION
+from overlace.manager.control.base import Core, swarm
+from overlace.manager.control.container_spec import unsupported
+from overlace.manager.control.lookup import find
+from overlace.manager.control.names import check_dns_name
+from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument
+from overlace.model.objects import Network, Service
+from overlace.model.specs import IpamConfig, NetworkSpec
+from overlace.store.base import Delete, Put, View
+from overlace.store.memory import name_conflict
+
+_SMALLEST_PREFIX, _LARGEST_PREFIX = 29, 8
+
+
+class Networks(Core):
+    async def create_network(self, spec: NetworkSpec) -> tuple[str, str]:
+        """The new network's id and a warning (""). Raises InvalidArgument, Conflict, Unimplemented."""
+        check_network(spec)
+        async with self._lock:
+            view = self.store.view()
+            network = Network(id=self._new_id(), spec=spec)
+            if view.by_name(Network, spec.name) is not None:
+                raise name_conflict(network)
+            check_against_others(view, spec)
+            await self._commit([Put(network, expect=0)])
+        return network.id, ""
+
+    async def remove_network(self, id: str) -> None:
+        """Raises NotFound, FailedPrecondition while a service needs it."""
+        async with self._lock:
+            view = self.store.view()
+            network = find(view, Network, id)
+            _check_unused(view, network)
+            await self._commit([Delete("network", network.id)])
+
+
+def _check_unused(view: View, network: Network) -> None:
+    """Tasks of services that are gone do not count: they are on their way out (Docker's stack rm stumbles
+    over them)."""
+    if network.spec.ingress:
+        for service in view.all(Service):
+            endpoint = service.spec.endpoint_spec
+            if endpoint is not None and any(port.publish_mode == "ingress" for port in endpoint.ports):
+                raise swarm(
+                    FailedPrecondition(
+                        f"ingress network cannot be removed because service {service.id} depends on it"
+                    )
+                )
+        return
+    for service in view.services_of_network(network.id):
+        raise swarm(FailedPrecondition(f"network {network.id} is in use by service {service.id}"))
+    for task in view.tasks_of_network(network.id):
+        if not task.status.state.terminal and view.get(Service, task.service_id) is not None:
+            raise swarm(FailedPrecondition(f"network {network.id} is in use by task {task.id}"))
+
+
+def check_network(spec: NetworkSpec) -> None:
+    """Raises InvalidArgument or Unimplemented for the first thing wrong with the spec itself."""
+    check_dns_name(spec.name)
+    if spec.driver not in ("", "overlay"):
+        raise unsupported(
+            f"network driver {spec.driver}", "networks of a swarm are overlays (--driver overlay)"
+        )
+    if spec.scope not in ("", "swarm"):
+        raise unsupported(f"network scope {spec.scope}", "an overlay's scope is swarm")
+    if spec.enable_ipv6:
+        raise unsupported("EnableIPv6", "overlays carry IPv4")
+    if spec.ingress and spec.attachable:
+        raise swarm(InvalidArgument("ingress network cannot be attachable"))
+    if spec.ingress and spec.internal:
+        raise swarm(InvalidArgument("ingress network cannot be internal"))
+    if spec.ipam.driver not in ("", "default"):
+        raise unsupported(f"IPAM driver {spec.ipam.driver}", "addresses are given out by the swarm (default)")
+    if spec.ipam.options:
+        raise unsupported(f"IPAM option {next(iter(spec.ipam.options))}", "leave the IPAM options out")
+    if len(spec.ipam.config) > 1:
+        raise unsupported("more than one subnet for a network", "give one subnet")
+    for config in spec.ipam.config:
+        _check_ipam(config)
+    _check_options(spec.options)
+
+
+def _check_ipam(config: IpamConfig) -> None:
+    if not config.subnet:
+        if config.gateway or config.range or config.auxiliary_addresses:
+            raise InvalidArgument("ipam configuration: a gateway or range needs a subnet")
+        return
+    subnet = _network("subnet", config.subnet)
+    if str(subnet) != config.subnet:
+        raise InvalidArgument(f"invalid subnet {config.subnet}: it should be {subnet}")
+    if not _LARGEST_PREFIX <= subnet.prefixlen <= _SMALLEST_PREFIX:
+        raise InvalidArgument(
+            f"invalid subnet {subnet}: its prefix length must be between {_LARGEST_PREFIX} and"
+            f" {_SMALLEST_PREFIX}"
+        )
+    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or subnet.is_unspecified:
+        raise InvalidArgument(
+            f"invalid subnet {subnet}: containers cannot have such addresses; use a private range"
+        )
+    if config.range:
+        within = _network("range", config.range)
+        if not within.subnet_of(subnet):
+            raise swarm(
+                InvalidArgument(f"ipam configuration: subnet {subnet} does not contain range {config.range}")
+            )
+    for what, text in (("gateway", config.gateway), *config.auxiliary_addresses.items()):
+        if text:
+            _check_address(what, text, subnet)
+
+
+def _check_address(what: str, text: str, subnet: ipaddress.IPv4Network) -> None:
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        raise swarm(InvalidArgument(f"ipam configuration: invalid {what} {text}")) from None
+    if address not in subnet:
+        raise swarm(InvalidArgument(f"ipam configuration: subnet {subnet} does not contain {what} {text}"))
+    if address in (subnet.network_address, subnet.broadcast_address):
+        raise InvalidArgument(f"ipam configuration: {what} {text} is the first or last address of {subnet}")
+
+
+def _network(what: str, text: str) -> ipaddress.IPv4Network:
+    try:
+        found = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise swarm(InvalidArgument(f"ipam configuration: invalid {what} {text}")) from None
+    if isinstance(found, ipaddress.IPv6Network):
+        raise unsupported(f"ipam configuration: {what} {text}", "overlays carry IPv4")
+    if "/" not in text:
+        raise swarm(InvalidArgument(f"ipam configuration: invalid {what} {text}: a prefix length is missing"))
+    return found
+
+
+def _check_options(options: dict[str, str]) -> None:
+    for key, value in options.items():
+        if key == "encrypted":
+            if value.lower() not in ("false", "0"):
+                raise unsupported(
+                    "option encrypted",
+                    "this network's traffic would cross the underlay in clear; leave it out",
+                )
+        elif key == VNI_OPTION:
+            _check_vni(value)
+        else:
+            raise InvalidArgument(
+                f"unknown option {key} for an overlay network; known are {VNI_OPTION} and encrypted=false"
+            )
+
+
+def _check_vni(value: str) -> int:
+    text = value.strip()
+    if not text.isdigit():
+        raise InvalidArgument(f"option {VNI_OPTION}: '{value}' is not a VNI; give one number")
+    if not FIRST_VNI <= int(text) <= LAST_VNI:
+        raise InvalidArgument(
+            f"option {VNI_OPTION}: VNI {text} cannot be used: Windows hosts need {FIRST_VNI} or more,"
+            f" and {LAST_VNI} is the largest there is"
+        )
+    return int(text)
+
+
+def check_against_others(view: View, spec: NetworkSpec) -> None:
+    """Raises Conflict for an address range or VNI that another network has, and for a second ingress
+    network."""
+    asked_vni = spec.options.get(VNI_OPTION)
+    vni = _check_vni(asked_vni) if asked_vni is not None else 0
+    mine = [ipaddress.ip_network(config.subnet) for config in spec.ipam.config if config.subnet]
+    for other in view.all(Network):
+        if spec.ingress and other.spec.ingress:
+            raise swarm(Conflict(f"ingress network ({other.id}) is already present"))
+        other_vni = other.vni or int(other.spec.options.get(VNI_OPTION) or 0)
+        if vni and vni == other_vni:
+            raise Conflict(f"option {VNI_OPTION}: VNI {vni} is network {other.spec.name}'s; choose another")
+        taken = [subnet.subnet for subnet in other.subnets] or [
+            c.subnet for c in other.spec.ipam.config if c.subnet
+        ]
+        for text in taken:
+            theirs = ipaddress.ip_network(text, strict=False)
+            for subnet in mine:
+                if subnet.overlaps(theirs):
+                    raise Conflict(
+                        f"Pool overlaps with other one on this address space: subnet {subnet} of network"
+                        f" {spec.name} overlaps subnet {theirs} of network {other.spec.name}"
+                    )

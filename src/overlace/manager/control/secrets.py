@@ -1,0 +1,122 @@
+"""Create, relabel and remove secrets and configs: two kinds, one set of rules (swarmkit controlapi/secret.go,
+config.go).
+
+Owns their limits and the "in use" check. Their data never changes: services would run on with the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from overlace.manager.control.base import Core, check_version, swarm
+from overlace.manager.control.container_spec import unsupported
+from overlace.manager.control.lookup import find
+from overlace.manager.control.names import check_secret_name
+from overlace.model.errors import InvalidArgument
+from overlace.model.objects import Config, Secret, Service
+from overlace.model.specs import ConfigSpec, SecretSpec
+from overlace.store.base import Delete, Put, View
+from overlace.store.memory import name_conflict
+
+MAX_SECRET = 500 * 1024  # bytes, exclusive
+MAX_CONFIG = 1000 * 1024
+
+
+class Secrets(Core):
+    async def create_secret(self, spec: SecretSpec) -> str:
+        """Raises InvalidArgument, Conflict, Unimplemented."""
+        if spec.driver is not None:
+            raise unsupported("secret Driver", "leave it out; the swarm keeps secrets itself")
+        _check_new("secret", spec, MAX_SECRET)
+        return await self._create(Secret(id=self._new_id(), spec=spec))
+
+    async def create_config(self, spec: ConfigSpec) -> str:
+        """Raises InvalidArgument, Conflict, Unimplemented."""
+        _check_new("config", spec, MAX_CONFIG)
+        return await self._create(Config(id=self._new_id(), spec=spec))
+
+    async def update_secret(self, id: str, version: int, spec: SecretSpec) -> None:
+        """Labels only. Raises NotFound, OutOfSequence, InvalidArgument."""
+        async with self._lock:
+            current = find(self.store.view(), Secret, id)
+            check_version(current.version, version)
+            _check_labels_only(current.spec, spec)
+            changed = msgspec.structs.replace(current.spec, labels=spec.labels)
+            await self._commit([Put(msgspec.structs.replace(current, spec=changed), expect=version)])
+
+    async def update_config(self, id: str, version: int, spec: ConfigSpec) -> None:
+        """Labels only. Raises NotFound, OutOfSequence, InvalidArgument."""
+        async with self._lock:
+            current = find(self.store.view(), Config, id)
+            check_version(current.version, version)
+            _check_labels_only(current.spec, spec)
+            changed = msgspec.structs.replace(current.spec, labels=spec.labels)
+            await self._commit([Put(msgspec.structs.replace(current, spec=changed), expect=version)])
+
+    async def remove_secret(self, id: str) -> None:
+        """Raises NotFound, InvalidArgument while a service refers to it."""
+        async with self._lock:
+            view = self.store.view()
+            secret = find(view, Secret, id)
+            _check_unused("secret", secret.spec.name, _users_of_secret(view, secret.id))
+            await self._commit([Delete("secret", secret.id)])
+
+    async def remove_config(self, id: str) -> None:
+        """Raises NotFound, InvalidArgument while a service refers to it."""
+        async with self._lock:
+            view = self.store.view()
+            config = find(view, Config, id)
+            _check_unused("config", config.spec.name, _users_of_config(view, config.id))
+            await self._commit([Delete("config", config.id)])
+
+    async def _create(self, thing: Secret | Config) -> str:
+        async with self._lock:
+            if self.store.view().by_name(type(thing), thing.spec.name) is not None:
+                raise swarm(name_conflict(thing))
+            await self._commit([Put(thing, expect=0)])
+        return thing.id
+
+
+def _check_new(kind: str, spec: SecretSpec | ConfigSpec, limit: int) -> None:
+    if spec.templating is not None:
+        raise unsupported(f"{kind} Templating", "leave it out; the data is mounted as given")
+    check_secret_name(spec.name)
+    if not 0 < len(spec.data) < limit:
+        raise swarm(InvalidArgument(f"{kind} data must be larger than 0 and less than {limit} bytes"))
+
+
+def _check_labels_only(current: SecretSpec | ConfigSpec, new: SecretSpec | ConfigSpec) -> None:
+    """What is left out counts as unchanged: clients do not know the data of a secret."""
+    driver = isinstance(new, SecretSpec) and new.driver is not None
+    if (
+        (new.name and new.name != current.name)
+        or (new.data and new.data != current.data)
+        or new.templating is not None
+        or driver
+    ):
+        raise swarm(InvalidArgument("only updates to Labels are allowed"))
+
+
+def _users_of_secret(view: View, id: str) -> Iterator[str]:
+    for service in view.all(Service):
+        container = service.spec.task_template.container_spec
+        if container is not None and any(ref.secret_id == id for ref in container.secrets):
+            yield service.spec.name
+
+
+def _users_of_config(view: View, id: str) -> Iterator[str]:
+    for service in view.all(Service):
+        container = service.spec.task_template.container_spec
+        if container is not None and any(ref.config_id == id for ref in container.configs):
+            yield service.spec.name
+
+
+def _check_unused(kind: str, name: str, users: Iterator[str]) -> None:
+    names = sorted(users)
+    if names:
+        services = "service" if len(names) == 1 else "services"
+        raise swarm(
+            InvalidArgument(f"{kind} '{name}' is in use by the following {services}: {', '.join(names)}")
+        )

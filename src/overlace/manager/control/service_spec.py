@@ -1,0 +1,227 @@
+"""Whether a ServiceSpec makes sense, and the form it is stored in.
+
+Owns the rules that need only the spec: mode, resources, restart and update policy, placement, ports. Pure.
+What depends on other objects (networks, secrets, ports of other services) is checked in services.py. Words:
+moby daemon/cluster/convert (unmarked) and swarmkit controlapi/service.go (marked with `swarm`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from overlace.manager.control.base import swarm
+from overlace.manager.control.container_spec import check_container, check_log_driver, unsupported
+from overlace.manager.control.names import check_dns_name
+from overlace.manager.schedule.constraint import parse_constraints
+from overlace.model.errors import InvalidArgument
+from overlace.model.specs import (
+    EndpointSpec,
+    Placement,
+    PortConfig,
+    ReplicatedService,
+    Resources,
+    RestartPolicy,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+    UpdateConfig,
+)
+
+_MIN_NANO_CPUS = 1_000_000
+_MIN_MEMORY = 4 * 1024 * 1024
+
+
+def normalise(spec: ServiceSpec) -> ServiceSpec:
+    """The spec as stored: a mode always, one replica unless said otherwise, networks in the task template."""
+    mode = spec.mode
+    given = (mode.replicated, mode.global_, mode.replicated_job, mode.global_job)
+    if all(one is None for one in given):
+        mode = ServiceMode(replicated=ReplicatedService(replicas=1))
+    elif mode.replicated is not None and mode.replicated.replicas is None:
+        mode = msgspec.structs.replace(mode, replicated=ReplicatedService(replicas=1))
+    template = spec.task_template
+    if spec.networks:
+        template = msgspec.structs.replace(template, networks=template.networks or spec.networks)
+    return msgspec.structs.replace(spec, mode=mode, task_template=template, networks=[])
+
+
+def check_service(spec: ServiceSpec) -> None:
+    """Raises InvalidArgument or Unimplemented for the first thing wrong."""
+    _check_mode(spec.mode)
+    _check_update(spec.update_config, "UpdateConfig")
+    _check_update(spec.rollback_config, "RollbackConfig")
+    template = spec.task_template
+    _check_runtime(template)
+    _check_restart_words(template.restart_policy)
+    _check_endpoint_words(spec.endpoint_spec)
+    check_dns_name(spec.name)
+    _check_resources(template.resources)
+    _check_restart(template.restart_policy)
+    _check_placement(template.placement)
+    check_log_driver(template.log_driver, "TaskTemplate.LogDriver")
+    assert template.container_spec is not None
+    check_container(template.container_spec, spec.labels)
+    _check_networks(template)
+    _check_endpoint(spec.endpoint_spec)
+
+
+def _check_mode(mode: ServiceMode) -> None:
+    given = [
+        one
+        for one in (mode.replicated, mode.global_, mode.replicated_job, mode.global_job)
+        if one is not None
+    ]
+    if len(given) > 1:
+        raise InvalidArgument("must specify only one service mode")
+    if mode.replicated_job is not None or mode.global_job is not None:
+        word = "ReplicatedJob" if mode.replicated_job is not None else "GlobalJob"
+        raise unsupported(f"Mode.{word}", "services run as replicated or global")
+    if mode.replicated is not None and (mode.replicated.replicas or 0) < 0:
+        raise InvalidArgument(f"invalid Mode.Replicated.Replicas: {mode.replicated.replicas} is negative")
+
+
+def _check_runtime(template: TaskSpec) -> None:
+    if template.runtime == "plugin" or template.plugin_spec is not None:
+        raise unsupported("TaskTemplate.Runtime plugin", "tasks are containers")
+    if template.runtime == "attachment" or template.network_attachment_spec is not None:
+        raise unsupported("TaskTemplate.Runtime attachment", "tasks are containers")
+    if template.runtime not in ("", "container"):
+        raise unsupported(f"TaskTemplate.Runtime {template.runtime}", "tasks are containers")
+    if template.container_spec is None:
+        raise InvalidArgument("mismatched Runtime and *Spec fields")
+
+
+def _check_resources(resources: Resources | None) -> None:
+    if resources is None:
+        return
+    for one in (resources.limits, resources.reservations):
+        if one is None:
+            continue
+        if one.nano_cpus != 0 and one.nano_cpus < _MIN_NANO_CPUS:
+            given, least = one.nano_cpus / 1e9, _MIN_NANO_CPUS / 1e9
+            raise swarm(InvalidArgument(f"invalid cpu value {given:g}: Must be at least {least:g}"))
+        if one.memory_bytes != 0 and one.memory_bytes < _MIN_MEMORY:
+            raise swarm(InvalidArgument(f"invalid memory value {one.memory_bytes}: Must be at least 4MiB"))
+    if resources.limits is not None and resources.limits.pids < 0:
+        raise swarm(
+            InvalidArgument(f"invalid pids limit {resources.limits.pids}: Must be 0 (no limit) or more")
+        )
+    if resources.reservations is not None and resources.reservations.generic_resources:
+        raise unsupported("Resources.Reservations.GenericResources", "reserve NanoCPUs and MemoryBytes")
+
+
+def _check_restart_words(policy: RestartPolicy | None) -> None:
+    if policy is not None and policy.condition not in ("", "none", "on-failure", "any"):
+        raise InvalidArgument(f'invalid RestartCondition: "{policy.condition}"')
+
+
+def _check_restart(policy: RestartPolicy | None) -> None:
+    if policy is None:
+        return
+    if (policy.delay or 0) < 0:
+        raise swarm(InvalidArgument("TaskSpec: restart-delay cannot be negative"))
+    if (policy.window or 0) < 0:
+        raise swarm(InvalidArgument("TaskSpec: restart-window cannot be negative"))
+    if (policy.max_attempts or 0) < 0:
+        raise swarm(InvalidArgument("TaskSpec: restart-max-attempts cannot be negative"))
+
+
+def _check_placement(placement: Placement | None) -> None:
+    if placement is None:
+        return
+    try:
+        parse_constraints(placement.constraints)
+    except InvalidArgument as error:
+        raise swarm(InvalidArgument(error.message)) from None
+    if placement.max_replicas < 0:
+        raise InvalidArgument(f"invalid Placement.MaxReplicas: {placement.max_replicas} is negative")
+    for preference in placement.preferences:
+        over = preference.spread.spread_descriptor if preference.spread is not None else ""
+        if not over.lower().startswith(("node.labels.", "engine.labels.")) or over.endswith("."):
+            raise InvalidArgument(
+                f'invalid placement preference "spread={over}":'
+                " tasks spread over node.labels.X or engine.labels.X"
+            )
+
+
+def _check_update(config: UpdateConfig | None, where: str) -> None:
+    if config is None:
+        return
+    if config.failure_action not in ("", "pause", "continue", "rollback"):
+        raise InvalidArgument(f"unrecognized update failure action {config.failure_action}")
+    if config.order not in ("", "stop-first", "start-first"):
+        raise InvalidArgument(f"unrecognized update order {config.order}")
+    if config.parallelism < 0:
+        raise InvalidArgument(f"invalid {where}.Parallelism: {config.parallelism} is negative")
+    if config.delay < 0:
+        raise swarm(InvalidArgument("TaskSpec: update-delay cannot be negative"))
+    if (config.monitor or 0) < 0:
+        raise swarm(InvalidArgument("TaskSpec: update-monitor cannot be negative"))
+    if not 0 <= config.max_failure_ratio <= 1:
+        raise swarm(
+            InvalidArgument("TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1")
+        )
+
+
+def _check_networks(template: TaskSpec) -> None:
+    for network in template.networks:
+        if not network.target:
+            raise InvalidArgument("Networks: an entry has no Target; name a network")
+        if network.target in ("host", "bridge", "none"):
+            raise unsupported(f"network {network.target}", "attach services to overlay networks")
+        if network.driver_opts:
+            raise unsupported(f"DriverOpts for network {network.target}", "leave them out")
+
+
+def _check_endpoint_words(endpoint: EndpointSpec | None) -> None:
+    if endpoint is None:
+        return
+    if endpoint.mode not in ("", "vip", "dnsrr"):
+        raise InvalidArgument(f'invalid EndpointSpec.Mode: "{endpoint.mode}"; use vip or dnsrr')
+    for port in endpoint.ports:
+        if port.protocol == "sctp":
+            raise unsupported(f"port {_shown(port)}: protocol sctp", "publish tcp or udp")
+        if port.protocol not in ("tcp", "udp"):
+            raise InvalidArgument(
+                f'invalid protocol "{port.protocol}" of port {_shown(port)}; use tcp or udp'
+            )
+        if port.publish_mode not in ("ingress", "host"):
+            raise InvalidArgument(
+                f'invalid PublishMode "{port.publish_mode}" of port {_shown(port)}; use ingress or host'
+            )
+        if not 1 <= port.target_port <= 65535:
+            raise InvalidArgument(f"invalid TargetPort {port.target_port}: a port is between 1 and 65535")
+        if not 0 <= port.published_port <= 65535:
+            raise InvalidArgument(
+                f"invalid PublishedPort {port.published_port}: a port is between 1 and 65535"
+            )
+
+
+def _shown(port: PortConfig) -> str:
+    return f"{port.published_port}:{port.target_port}"
+
+
+def _check_endpoint(endpoint: EndpointSpec | None) -> None:
+    if endpoint is None:
+        return
+    seen: set[tuple[int, str]] = set()
+    for port in endpoint.ports:
+        if endpoint.mode == "dnsrr" and port.publish_mode == "ingress":
+            raise swarm(
+                InvalidArgument(
+                    "EndpointSpec: port published with ingress mode can't be used with dnsrr mode"
+                )
+            )
+        if not port.published_port:
+            continue
+        key = port.published_port, port.protocol
+        if key in seen:
+            raise swarm(InvalidArgument("EndpointSpec: duplicate published ports provided"))
+        seen.add(key)
+
+
+def may_change_tasks(old: ServiceSpec, new: ServiceSpec) -> bool:
+    """Whether tasks made from `old` may differ from those `new` asks for: in their template or their ports
+    (the orchestrator judges task by task). Replicas, labels and update policy change without touching one.
+    """
+    return old.task_template != new.task_template or old.endpoint_spec != new.endpoint_spec
