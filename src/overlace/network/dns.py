@@ -12,6 +12,7 @@ import random
 import socket
 import struct
 from collections.abc import Sequence
+from typing import cast
 
 import dns.exception
 import dns.flags
@@ -151,8 +152,8 @@ class _Listener(asyncio.DatagramProtocol):
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        # no isinstance: asyncio's own transport is no subclass of the abstract one before 3.12
+        self.transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self.resolver.on_udp(self, data, addr)

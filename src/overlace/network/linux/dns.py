@@ -34,7 +34,7 @@ add table ip {_TABLE}
 delete table ip {_TABLE}
 table ip {_TABLE} {{
   chain output {{
-    type nat hook output priority dstnat; policy accept;
+    type nat hook output priority -100; policy accept;
     ip daddr {address} udp dport 53 dnat to {address}:{to_udp}
     ip daddr {address} tcp dport 53 dnat to {address}:{to_tcp}
   }}
