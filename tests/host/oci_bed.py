@@ -1,4 +1,5 @@
-"""A bed for tests of the embedded runtime: a registry on loopback, images made on the spot, a runtime to throw away.
+"""A bed for tests of the embedded runtime: a registry on loopback, images made on the spot, a runtime to
+throw away.
 
 Owns what it starts and checks, when a test is over, that nothing of it is left: mounts, processes, cgroups.
 """
@@ -25,6 +26,8 @@ from overlace.runtime.oci import OciRuntime
 from overlace.runtime.oci.mkimage import Variant, busybox_rootfs, push, write_layout
 
 LINUX = Platform("linux", "amd64")
+# bcrypt of "p" at the lowest cost
+HTPASSWD = "u:$2b$04$kw96FmGsxpFR7aeIeoPyqOu05BwarHZc2lcjVv5Qmaxmt4BMEAWS2\n"
 LOOP = ("sh", "-c", "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done")
 
 
@@ -37,11 +40,11 @@ class Registry:
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         htpasswd = ""
         if auth:
-            # bcrypt of "p", cost 4: made once with htpasswd -Bbn -C 4 u p
             (root / "htpasswd").write_text(HTPASSWD)
             htpasswd = f"auth:\n  htpasswd:\n    realm: test\n    path: {root}/htpasswd\n"
         (root / "registry.yml").write_text(
-            f"version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {root}/registry\n"
+            f"version: 0.1\nlog:\n  level: error\nstorage:\n"
+            f"  filesystem:\n    rootdirectory: {root}/registry\n"
             f"http:\n  addr: {self.address}\n{htpasswd}"
         )
         with open(root / "registry.log", "w") as output:
@@ -65,9 +68,6 @@ class Registry:
         self.process.wait()
 
 
-HTPASSWD = "u:$2b$04$abcdefghijklmnopqrstuu5Q1YXkQmYXkQmYXkQmYXkQmYXkQmYXk\n"
-
-
 class Bed:
     """One runtime with data and exec roots of its own."""
 
@@ -79,9 +79,7 @@ class Bed:
         self.runtime = self.make()
 
     def make(self) -> OciRuntime:
-        return OciRuntime(
-            self.data_root, self.exec_root, cgroup_parent=self.cgroup, platform=self.platform
-        )
+        return OciRuntime(self.data_root, self.exec_root, cgroup_parent=self.cgroup, platform=self.platform)
 
     async def reopen(self) -> OciRuntime:
         """As after a restart of the daemon: a runtime that knows only what is on disk."""
@@ -92,7 +90,12 @@ class Bed:
 
     def config(self, *args: str, **fields: Any) -> ContainerConfig:
         identity = secrets.token_hex(32)
-        values: dict[str, Any] = {"id": identity, "name": f"c-{identity[:8]}", "image": self.image, "netns": ""}
+        values: dict[str, Any] = {
+            "id": identity,
+            "name": f"c-{identity[:8]}",
+            "image": self.image,
+            "netns": "",
+        }
         if args:
             values["args"] = args
         return ContainerConfig(**(values | fields))
@@ -124,7 +127,7 @@ class Bed:
     async def until(self, condition: Any, seconds: float = 15.0) -> None:
         """Wait for an async condition; a failure names nothing, the assertion that follows does."""
         deadline = time.monotonic() + seconds
-        while not await condition() and time.monotonic() < deadline:
+        while not await condition() and time.monotonic() < deadline:  # noqa: ASYNC110 - anything may be the condition
             await asyncio.sleep(0.02)
 
     def processes(self) -> list[int]:
@@ -198,7 +201,7 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "/etc/group": b"root:x:0:\napp:x:1001:\nextra:x:2000:app\nmore:x:3000:\n",
             "/seed/a": b"from the image\n",
             "/seed/sub/b": b"deeper\n",
-            "/app/say": b"#!/bin/sh\necho \"said $*\"\n",
+            "/app/say": b'#!/bin/sh\necho "said $*"\n',
             "/app/plain": b"not a program\n",
         },
     )
@@ -209,7 +212,11 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pushed(registry: Registry, rootfs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Images in the registry: name -> digest."""
     layout = tmp_path_factory.mktemp("layout")
-    config = {"Cmd": ["sh", "-c", "echo default"], "Env": ["FROM_IMAGE=yes", "BOTH=image"], "WorkingDir": "/made/here"}
+    config = {
+        "Cmd": ["sh", "-c", "echo default"],
+        "Env": ["FROM_IMAGE=yes", "BOTH=image"],
+        "WorkingDir": "/made/here",
+    }
     write_layout(layout, [Variant(LINUX, rootfs, config)], "busy")
 
     async def send() -> dict[str, str]:

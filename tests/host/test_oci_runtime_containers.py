@@ -1,3 +1,4 @@
+# ruff: noqa: F401, F811, ASYNC221 - fixtures are imported by name, and tests may block
 """What a container gets and how it ends, with real images, runc or crun, and conmon."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from oci_bed import LINUX, Bed, bed, pushed, registry, rootfs  # noqa: F401
+from oci_bed import LINUX, Bed, bed, pushed, registry, rootfs
 
 from overlace.model.errors import Conflict, InvalidArgument, NotFound
 from overlace.runtime.base import FileMount, LogOptions, Mount, Ulimit
@@ -20,7 +21,7 @@ from overlace.runtime.base import FileMount, LogOptions, Mount, Ulimit
 pytestmark = pytest.mark.host
 
 
-async def test_image_defaults_run_in_their_created_workdir(bed: Bed) -> None:  # noqa: F811
+async def test_image_defaults_run_in_their_created_workdir(bed: Bed) -> None:
     ended, text = await bed.run()
     assert (ended.status, ended.exit_code, text) == ("exited", 0, "default\n")
     assert ended.argv == ("sh", "-c", "echo default")
@@ -29,16 +30,17 @@ async def test_image_defaults_run_in_their_created_workdir(bed: Bed) -> None:  #
     assert (await bed.sh("pwd", workdir="/not/there/yet")).strip() == "/not/there/yet"
 
 
-async def test_entrypoint_and_args_merge_as_docker_does(bed: Bed) -> None:  # noqa: F811
+async def test_entrypoint_and_args_merge_as_docker_does(bed: Bed) -> None:
     _, text = await bed.run(entrypoint=("/app/say",))
     assert text == "said \n"  # the image's Cmd is dropped with its entrypoint
     _, text = await bed.run("a b", "c", entrypoint=("/app/say",))
     assert text == "said a b c\n"
 
 
-async def test_environment_hostname_hosts_and_resolver(bed: Bed) -> None:  # noqa: F811
+async def test_environment_hostname_hosts_and_resolver(bed: Bed) -> None:
     text = await bed.sh(
-        "echo $FROM_IMAGE $BOTH $OWN; hostname; cat /etc/hosts /etc/resolv.conf /etc/hostname; echo $HOME $HOSTNAME",
+        "echo $FROM_IMAGE $BOTH $OWN; hostname; cat /etc/hosts /etc/resolv.conf /etc/hostname; "
+        "echo $HOME $HOSTNAME",
         env=("BOTH=own", "OWN=1"),
         hostname="web-1",
         hosts=(("db", "10.0.1.9"),),
@@ -56,45 +58,60 @@ def netns() -> Iterator[str]:
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
         enter = ["nsenter", f"--net=/var/run/netns/{name}", "ip"]
-        for words in ("link set lo up", "link add eth0 type veth peer name eth1", "addr add 10.77.0.5/24 dev eth0", "link set eth0 up"):
+        for words in (
+            "link set lo up",
+            "link add eth0 type veth peer name eth1",
+            "addr add 10.77.0.5/24 dev eth0",
+            "link set eth0 up",
+        ):
             subprocess.run([*enter, *words.split()], check=True)
         yield f"/var/run/netns/{name}"
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
 
 
-async def test_joins_the_network_namespace_and_knows_its_own_name(bed: Bed, netns: str) -> None:  # noqa: F811
+async def test_joins_the_network_namespace_and_knows_its_own_name(bed: Bed, netns: str) -> None:
     text = await bed.sh("ip -4 -o addr show eth0; grep me /etc/hosts", netns=netns, hostname="me")
     assert "10.77.0.5/24" in text
     assert text.splitlines()[-1] == "10.77.0.5\tme"
 
 
-async def test_users_and_groups_come_from_the_image(bed: Bed) -> None:  # noqa: F811
+async def test_users_and_groups_come_from_the_image(bed: Bed) -> None:
     assert "uid=1000(app) gid=1001(app) groups=1001(app),2000(extra)" in await bed.sh("id", user="app")
     assert "uid=1000(app) gid=3000(more)" in await bed.sh("id", user="1000:more")
     assert "uid=4242 gid=0(root)" in await bed.sh("id", user="4242")
     assert "3000(more)" in await bed.sh("id", user="app", groups=("more",))
-    with pytest.raises(InvalidArgument, match="unable to find user nosuch: no matching entries in passwd file"):
+    with pytest.raises(
+        InvalidArgument, match="unable to find user nosuch: no matching entries in passwd file"
+    ):
         await bed.runtime.create(bed.config(user="nosuch"))
 
 
-async def test_capabilities_privileges_and_hidden_paths(bed: Bed) -> None:  # noqa: F811
+async def test_capabilities_privileges_and_hidden_paths(bed: Bed) -> None:
     status = "grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status"
     default = dict(line.split(":\t") for line in (await bed.sh(status)).splitlines())
-    assert default == {"CapEff": "00000000a80425fb", "CapBnd": "00000000a80425fb", "NoNewPrivs": "0", "Seccomp": "2"}
+    assert default == {
+        "CapEff": "00000000a80425fb",
+        "CapBnd": "00000000a80425fb",
+        "NoNewPrivs": "0",
+        "Seccomp": "2",
+    }
     text = await bed.sh(status, cap_add=("NET_ADMIN",), cap_drop=("cap_chown",), no_new_privileges=True)
     changed = dict(line.split(":\t") for line in text.splitlines())
     assert int(changed["CapEff"], 16) == (0xA80425FB | 1 << 12) & ~1
     assert changed["NoNewPrivs"] == "1"
     assert await bed.sh(status + " | grep CapEff", cap_drop=("ALL",)) == "CapEff:\t0000000000000000\n"
-    text = await bed.sh("wc -c < /proc/keys; echo x > /proc/sys/kernel/domainname; unshare -m true; mount -t tmpfs x /mnt; echo end")
+    text = await bed.sh(
+        "wc -c < /proc/keys; echo x > /proc/sys/kernel/domainname; unshare -m true; "
+        "mount -t tmpfs x /mnt; echo end"
+    )
     assert text.splitlines()[0] == "0" and "Read-only file system" in text
     assert text.count("Operation not permitted") + text.lower().count("permission denied") >= 2
     with pytest.raises(InvalidArgument, match='invalid capability: "FLY"'):
         await bed.runtime.create(bed.config(cap_add=("FLY",)))
 
 
-async def test_read_only_root_with_tmpfs_and_devices(bed: Bed) -> None:  # noqa: F811
+async def test_read_only_root_with_tmpfs_and_devices(bed: Bed) -> None:
     text = await bed.sh(
         "touch /x; touch /scratch/y && echo wrote; stat -c %a /scratch; df -k /scratch | tail -1; "
         "test -c /dev/null && test -d /dev/pts && df /dev/shm | tail -1; echo a > /dev/null",
@@ -105,7 +122,7 @@ async def test_read_only_root_with_tmpfs_and_devices(bed: Bed) -> None:  # noqa:
     assert "1024" in text and "65536" in text
 
 
-async def test_limits_sysctls_ulimits_and_oom_score_reach_the_kernel(bed: Bed) -> None:  # noqa: F811
+async def test_limits_sysctls_ulimits_and_oom_score_reach_the_kernel(bed: Bed) -> None:
     text = await bed.sh(
         "ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj /proc/sys/net/ipv4/ip_unprivileged_port_start; "
         "cat /proc/self/cgroup",
@@ -127,29 +144,36 @@ async def test_limits_sysctls_ulimits_and_oom_score_reach_the_kernel(bed: Bed) -
         assert (path / "cpu.max").read_text() == "50000 100000\n"
         assert (path / "memory.max").read_text() == f"{64 << 20}\n"
         assert (path / "pids.max").read_text() == "33\n"
-    with pytest.raises(InvalidArgument, match='sysctl "vm.swappiness" is not in a separate kernel namespace'):
+    with pytest.raises(
+        InvalidArgument, match=r"sysctl .vm.swappiness. is not in a separate kernel namespace'
+    ):
         await bed.runtime.create(bed.config(sysctls={"vm.swappiness": "1"}))
     with pytest.raises(InvalidArgument, match="Minimum memory limit allowed is 6MB"):
         await bed.runtime.create(bed.config(memory=1 << 20))
 
 
-async def test_out_of_memory_is_noticed(bed: Bed) -> None:  # noqa: F811
+async def test_out_of_memory_is_noticed(bed: Bed) -> None:
     ended, _ = await bed.run(
         "sh", "-c", "exec dd if=/dev/zero of=/dev/shm/fill bs=1M count=60 2>/dev/null", memory=16 << 20
     )
     assert (ended.exit_code, ended.oom_killed) == (137, True)
 
 
-async def test_volumes_keep_data_and_start_with_the_images_content(bed: Bed) -> None:  # noqa: F811
+async def test_volumes_keep_data_and_start_with_the_images_content(bed: Bed) -> None:
     volume = (Mount("volume", "/seed", source="data"),)
-    assert await bed.sh("cat /seed/a /seed/sub/b; echo more > /seed/c", mounts=volume) == "from the image\ndeeper\n"
+    assert (
+        await bed.sh("cat /seed/a /seed/sub/b; echo more > /seed/c", mounts=volume)
+        == "from the image\ndeeper\n"
+    )
     assert await bed.sh("cat /seed/c; rm /seed/a", mounts=volume) == "more\n"
     assert "a" not in (await bed.sh("ls /seed", mounts=volume)).split()  # filled once, while it was fresh
-    await bed.sh("touch /seed/z || echo refused", mounts=(Mount("volume", "/seed", source="data", read_only=True),))
+    await bed.sh(
+        "touch /seed/z || echo refused", mounts=(Mount("volume", "/seed", source="data", read_only=True),)
+    )
     assert not (bed.data_root / "volumes/data/_data/z").exists()
 
 
-async def test_anonymous_volumes_go_with_their_container(bed: Bed) -> None:  # noqa: F811
+async def test_anonymous_volumes_go_with_their_container(bed: Bed) -> None:
     config = bed.config("sh", "-c", "ls /seed", mounts=(Mount("volume", "/seed"),))
     await bed.runtime.create(config)
     assert len(list((bed.data_root / "volumes").iterdir())) == 1
@@ -160,12 +184,15 @@ async def test_anonymous_volumes_go_with_their_container(bed: Bed) -> None:  # n
     assert list((bed.data_root / "volumes").iterdir()) == []
 
 
-async def test_bind_mounts(bed: Bed, tmp_path: Path) -> None:  # noqa: F811
+async def test_bind_mounts(bed: Bed, tmp_path: Path) -> None:
     source = tmp_path / "bound"
     source.mkdir()
     (source / "in").write_text("hello\n")
     mounts = (Mount("bind", "/deep/er", source=str(source)), Mount("tmpfs", "/deep/er/inner"))
-    assert await bed.sh("cat /deep/er/in; echo out > /deep/er/out; touch /deep/er/inner/x", mounts=mounts) == "hello\n"
+    assert (
+        await bed.sh("cat /deep/er/in; echo out > /deep/er/out; touch /deep/er/inner/x", mounts=mounts)
+        == "hello\n"
+    )
     assert (source / "out").read_text() == "out\n" and not (source / "inner/x").exists()
     text = await bed.sh("touch /b/z; true", mounts=(Mount("bind", "/b", source=str(source), read_only=True),))
     assert "Read-only file system" in text
@@ -173,7 +200,7 @@ async def test_bind_mounts(bed: Bed, tmp_path: Path) -> None:  # noqa: F811
         await bed.runtime.create(bed.config(mounts=(Mount("bind", "/b", source="/no/such"),)))
 
 
-async def test_secrets_are_in_memory_only_and_configs_are_files(bed: Bed) -> None:  # noqa: F811
+async def test_secrets_are_in_memory_only_and_configs_are_files(bed: Bed) -> None:
     words = secrets.token_hex(16)
     files = (
         FileMount("/run/secrets/key", words.encode(), uid=1000, mode=0o400),
@@ -181,8 +208,10 @@ async def test_secrets_are_in_memory_only_and_configs_are_files(bed: Bed) -> Non
         FileMount("/etc/app.conf", b"setting=1\n", secret=False, gid=1001, mode=0o440),
     )
     config = bed.config(
-        "sh", "-c",
-        "cat /run/secrets/key /etc/ssl/other.key; echo; cat /etc/app.conf; stat -c '%u %g %a' /run/secrets/key /etc/app.conf;"
+        "sh",
+        "-c",
+        "cat /run/secrets/key /etc/ssl/other.key; echo; cat /etc/app.conf; "
+        "stat -c '%u %g %a' /run/secrets/key /etc/app.conf;"
         "echo x > /run/secrets/key; echo x > /etc/app.conf; stat -f -c %T /run/secrets; sleep 60",
         files=files,
     )
@@ -205,7 +234,7 @@ async def test_secrets_are_in_memory_only_and_configs_are_files(bed: Bed) -> Non
     assert not (bed.exec_root / "bundles" / config.id).exists()
 
 
-async def test_tty_and_stdin(bed: Bed) -> None:  # noqa: F811
+async def test_tty_and_stdin(bed: Bed) -> None:
     _, text = await bed.run("sh", "-c", "test -t 0 && test -t 1 && echo terminal $TERM", tty=True)
     assert text == "terminal xterm\r\n"
     config = await bed.running("cat", open_stdin=True)  # without stdin kept open cat would end at once
@@ -213,11 +242,11 @@ async def test_tty_and_stdin(bed: Bed) -> None:  # noqa: F811
     assert (await bed.runtime.inspect(config.id)).status == "running"
 
 
-async def test_init_reaps_and_forwards(bed: Bed) -> None:  # noqa: F811
+async def test_init_reaps_and_forwards(bed: Bed) -> None:
     assert "docker-init" in (await bed.sh("cat /proc/1/cmdline | tr '\\0' ' '; echo", init=True)).split()[0]
 
 
-async def test_stop_sends_the_stop_signal_then_kills(bed: Bed) -> None:  # noqa: F811
+async def test_stop_sends_the_stop_signal_then_kills(bed: Bed) -> None:
     config = await bed.running()
     await bed.until(lambda: _logged(bed, config.id))
     assert (await bed.runtime.stop(config.id)).exit_code == 5
@@ -234,11 +263,11 @@ async def test_stop_sends_the_stop_signal_then_kills(bed: Bed) -> None:  # noqa:
     assert (await bed.runtime.stop(config.id)).exit_code == 137  # stopping a stopped one is fine
 
 
-async def _logged(bed: Bed, container_id: str) -> bool:  # noqa: F811
+async def _logged(bed: Bed, container_id: str) -> bool:
     return "up" in await bed.output(container_id)
 
 
-async def test_signals_and_exit_codes(bed: Bed) -> None:  # noqa: F811
+async def test_signals_and_exit_codes(bed: Bed) -> None:
     config = await bed.running()
     with pytest.raises(InvalidArgument, match="invalid signal: SIGNOPE"):
         await bed.runtime.kill(config.id, "SIGNOPE")
@@ -252,7 +281,7 @@ async def test_signals_and_exit_codes(bed: Bed) -> None:  # noqa: F811
     assert ended.exit_code == 42
 
 
-async def test_a_program_that_cannot_run_says_so(bed: Bed) -> None:  # noqa: F811
+async def test_a_program_that_cannot_run_says_so(bed: Bed) -> None:
     for args, code, words in (
         (("nosuch",), 127, "executable file not found"),
         (("/no/such/file",), 127, "no such file or directory"),
@@ -268,7 +297,7 @@ async def test_a_program_that_cannot_run_says_so(bed: Bed) -> None:  # noqa: F81
     assert bed.mounts() == [] and bed.cgroups() == []
 
 
-async def test_an_exited_container_starts_again_with_its_files(bed: Bed) -> None:  # noqa: F811
+async def test_an_exited_container_starts_again_with_its_files(bed: Bed) -> None:
     config = bed.config("sh", "-c", "cat /kept 2>/dev/null; echo again > /kept")
     await bed.runtime.create(config)
     for _ in range(2):
@@ -277,7 +306,7 @@ async def test_an_exited_container_starts_again_with_its_files(bed: Bed) -> None
     assert await bed.output(config.id) == "again\n"
 
 
-async def test_verbs_are_idempotent_and_names_unique(bed: Bed) -> None:  # noqa: F811
+async def test_verbs_are_idempotent_and_names_unique(bed: Bed) -> None:
     config = await bed.running()
     again = await bed.runtime.create(config)
     assert again.status == "running"
@@ -294,7 +323,7 @@ async def test_verbs_are_idempotent_and_names_unique(bed: Bed) -> None:  # noqa:
         await bed.runtime.inspect(config.id)
 
 
-async def test_changes_tell_start_and_end(bed: Bed) -> None:  # noqa: F811
+async def test_changes_tell_start_and_end(bed: Bed) -> None:
     changes = bed.runtime.changes()
     config = await bed.running("true")
     seen = [await asyncio.wait_for(anext(changes), 5)]
@@ -306,7 +335,7 @@ async def test_changes_tell_start_and_end(bed: Bed) -> None:  # noqa: F811
     await bed.reopen()
 
 
-async def test_twenty_five_containers_start_within_seconds(bed: Bed) -> None:  # noqa: F811
+async def test_twenty_five_containers_start_within_seconds(bed: Bed) -> None:
     began = time.monotonic()
     configs = await asyncio.gather(*(bed.running() for _ in range(25)))
     took = time.monotonic() - began
@@ -316,8 +345,11 @@ async def test_twenty_five_containers_start_within_seconds(bed: Bed) -> None:  #
     assert {(await bed.runtime.inspect(c.id)).exit_code for c in configs} <= {5, 137}
 
 
-async def test_nothing_stays_of_a_create_that_failed(bed: Bed) -> None:  # noqa: F811
-    files = (FileMount("/run/secrets/k", b"x"), FileMount("/run/secrets/k/below", b"y"))  # a file cannot hold a file
+async def test_nothing_stays_of_a_create_that_failed(bed: Bed) -> None:
+    files = (
+        FileMount("/run/secrets/k", b"x"),
+        FileMount("/run/secrets/k/below", b"y"),
+    )  # a file cannot hold a file
     with pytest.raises(InvalidArgument, match="cannot place a secret at below"):
         await bed.runtime.create(bed.config(files=files, mounts=(Mount("volume", "/seed"),)))
     assert bed.mounts() == []
@@ -326,7 +358,7 @@ async def test_nothing_stays_of_a_create_that_failed(bed: Bed) -> None:  # noqa:
         await bed.runtime.create(bed.config(image="nosuch:1"))
 
 
-async def test_the_bundle_is_what_was_asked(bed: Bed) -> None:  # noqa: F811
+async def test_the_bundle_is_what_was_asked(bed: Bed) -> None:
     config = await bed.running(nano_cpus=1_500_000_000)
     document = json.loads((bed.exec_root / "bundles" / config.id / "config.json").read_text())
     assert document["linux"]["resources"]["cpu"] == {"quota": 150_000, "period": 100_000}

@@ -1,4 +1,7 @@
-"""The daemon may die at any moment: what runs goes on, what ended meanwhile is known, what was half made is gone."""
+# ruff: noqa: F401, F811, ASYNC221 - fixtures are imported by name, and tests may block
+"""The daemon may die at any moment: what runs goes on, what ended meanwhile is known, what was half made is
+gone.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from oci_bed import LOOP, Bed, bed, pushed, registry, rootfs  # noqa: F401
+from oci_bed import LOOP, Bed, bed, pushed, registry, rootfs
 
 from overlace.model.errors import FailedPrecondition
 from overlace.runtime.base import FileMount, Healthcheck, LogOptions
@@ -41,14 +44,20 @@ asyncio.run(main())
 """
 
 
-async def _killed_daemon(bed: Bed, configs: list[object], wait: float = 0.0) -> None:  # noqa: F811
+async def _killed_daemon(bed: Bed, configs: list[object], wait: float = 0.0) -> None:
     """Let another process make `configs` run, then kill -9 it."""
     import msgspec
 
     await bed.runtime.close()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, str(bed.data_root), str(bed.exec_root), bed.cgroup,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        sys.executable,
+        "-c",
+        CHILD,
+        str(bed.data_root),
+        str(bed.exec_root),
+        bed.cgroup,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(msgspec.json.encode(configs))
@@ -61,7 +70,7 @@ async def _killed_daemon(bed: Bed, configs: list[object], wait: float = 0.0) -> 
     await bed.runtime.open()
 
 
-async def test_kill_minus_nine_loses_no_container_and_no_exit_code(bed: Bed) -> None:  # noqa: F811
+async def test_kill_minus_nine_loses_no_container_and_no_exit_code(bed: Bed) -> None:
     stays, ends, killed = (
         bed.config(*LOOP),
         bed.config("sh", "-c", "sleep 0.7; echo bye; exit 9"),
@@ -73,13 +82,15 @@ async def test_kill_minus_nine_loses_no_container_and_no_exit_code(bed: Bed) -> 
     assert found[stays.id].status == "running" and Path(f"/proc/{found[stays.id].pid}").exists()
     assert (found[ends.id].status, found[ends.id].exit_code) == ("exited", 9)
     assert (found[killed.id].status, found[killed.id].exit_code) == ("exited", 137)
-    assert found[ends.id].finished_at - found[ends.id].started_at < 1_400_000_000  # when it ended, not when we looked
+    assert (
+        found[ends.id].finished_at - found[ends.id].started_at < 1_400_000_000
+    )  # when it ended, not when we looked
     assert await bed.output(ends.id) == "bye\n"
     ended = await bed.runtime.stop(stays.id)
     assert ended.exit_code == 5
 
 
-async def test_restart_keeps_log_followers_health_and_changes_going(bed: Bed) -> None:  # noqa: F811
+async def test_restart_keeps_log_followers_health_and_changes_going(bed: Bed) -> None:
     check = Healthcheck(test=("CMD", "true"), interval=200_000_000)
     config = await bed.running(
         "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done", healthcheck=check
@@ -101,11 +112,11 @@ async def test_restart_keeps_log_followers_health_and_changes_going(bed: Bed) ->
     assert await asyncio.wait_for(anext(changes), 5) == config.id
 
 
-async def _probes(bed: Bed, container_id: str, count: int) -> bool:  # noqa: F811
+async def _probes(bed: Bed, container_id: str, count: int) -> bool:
     return len((await bed.runtime.inspect(container_id)).health_log) >= count
 
 
-async def test_a_half_created_container_is_removed(bed: Bed) -> None:  # noqa: F811
+async def test_a_half_created_container_is_removed(bed: Bed) -> None:
     config = bed.config(*LOOP, files=(FileMount("/run/secrets/k", b"x"),))
     await bed.runtime.create(config)
     (bed.data_root / "containers" / config.id / "state.json").unlink()  # as if we had died before writing it
@@ -114,7 +125,7 @@ async def test_a_half_created_container_is_removed(bed: Bed) -> None:  # noqa: F
     assert bed.mounts() == []
 
 
-async def test_a_start_that_was_not_noted_is_found_running(bed: Bed) -> None:  # noqa: F811
+async def test_a_start_that_was_not_noted_is_found_running(bed: Bed) -> None:
     config = bed.config(*LOOP)
     await bed.runtime.create(config)
     state = bed.data_root / "containers" / config.id / "state.json"
@@ -128,7 +139,7 @@ async def test_a_start_that_was_not_noted_is_found_running(bed: Bed) -> None:  #
     assert (await bed.runtime.stop(config.id)).exit_code in (5, 137)
 
 
-async def test_a_created_but_not_started_program_is_started_afresh(bed: Bed) -> None:  # noqa: F811
+async def test_a_created_but_not_started_program_is_started_afresh(bed: Bed) -> None:
     config = bed.config("echo", "once")
     await bed.runtime.create(config)
     bundle = bed.exec_root / "bundles" / config.id
@@ -155,7 +166,7 @@ async def test_a_created_but_not_started_program_is_started_afresh(bed: Bed) -> 
     assert await bed.output(config.id) == "once\n"
 
 
-async def test_a_killed_shim_takes_its_container_along_and_says_so(bed: Bed) -> None:  # noqa: F811
+async def test_a_killed_shim_takes_its_container_along_and_says_so(bed: Bed) -> None:
     config = await bed.running()
     container = await bed.runtime.inspect(config.id)
     shim_pid = int((bed.exec_root / "bundles" / config.id / "shim.pid").read_text())
@@ -166,7 +177,7 @@ async def test_a_killed_shim_takes_its_container_along_and_says_so(bed: Bed) -> 
     assert await _gone(container.pid)
 
 
-async def test_after_a_host_restart_secrets_are_asked_for_again(bed: Bed) -> None:  # noqa: F811
+async def test_after_a_host_restart_secrets_are_asked_for_again(bed: Bed) -> None:
     config = bed.config(*LOOP, files=(FileMount("/run/secrets/k", b"x"),))
     plain = bed.config("echo", "back")
     for item in (config, plain):
@@ -199,7 +210,7 @@ async def _gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-async def test_an_unreadable_image_index_is_put_aside(bed: Bed) -> None:  # noqa: F811
+async def test_an_unreadable_image_index_is_put_aside(bed: Bed) -> None:
     config = bed.config("echo", "still here")
     await bed.runtime.create(config)
     (bed.data_root / "images/index.json").write_text("{ not json")

@@ -69,7 +69,7 @@ def find_user(text: str, passwd: str, group: str, groups: Iterable[str] = ()) ->
             if number is not None and len(entry) > 3 and name in entry[3].split(","):
                 additional.append(number)
     additional += [_group(item, rows) for item in groups]
-    # The primary group is also a supplementary one, else a mode like 0705 lets its members in (CVE-2022-36109).
+    # The primary group is a supplementary one too, else mode 0705 lets its members in (CVE-2022-36109).
     return User(_identifier(uid, user), gid, tuple(dict.fromkeys((gid, *additional))), home)
 
 

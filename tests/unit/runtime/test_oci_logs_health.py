@@ -1,0 +1,126 @@
+"""The log format, tails, and what a probe's result means."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlace.runtime.base import Container, ContainerConfig, Healthcheck, HealthLog, LogLine, LogOptions
+from overlace.runtime.oci.health import next_delay, probe_argv, record_probe
+from overlace.runtime.oci.logs import parse_line, tail_offset, wanted
+
+SECOND = 1_000_000_000
+STAMP = b"2026-11-23T12:32:30.439091492+00:00"
+
+
+def test_lines_parse_with_their_time_stream_and_ending() -> None:
+    assert parse_line(STAMP + b" stdout F hi there ") == LogLine(
+        1795437150439091492, "stdout", b"hi there \n"
+    )
+    assert parse_line(STAMP + b" stderr P part") == LogLine(1795437150439091492, "stderr", b"part")
+    assert parse_line(STAMP + b" stdout F ") == LogLine(1795437150439091492, "stdout", b"\n")
+    elsewhere = parse_line(b"2026-11-23T07:32:30.439091492-05:00 stdout F x")
+    assert elsewhere is not None and elsewhere.timestamp == 1795437150439091492
+
+
+@pytest.mark.parametrize(
+    "line", [b"", b"x", b"2026 stdout F x", STAMP + b" stdin F x", STAMP + b" stdout", b"a b c d"]
+)
+def test_foreign_lines_are_passed_over(line: bytes) -> None:
+    assert parse_line(line) is None
+
+
+def test_wanted_lines() -> None:
+    line = LogLine(100, "stdout", b"x\n")
+    assert wanted(line, LogOptions(since=100, until=100))
+    assert not wanted(line, LogOptions(since=101)) and not wanted(line, LogOptions(until=99))
+    assert not wanted(line, LogOptions(stdout=False))
+
+
+entries = st.lists(
+    st.tuples(st.sampled_from(["stdout", "stderr"]), st.integers(0, 3), st.integers(0, 40_000)), max_size=12
+)
+
+
+@given(entries, st.integers(0, 14), st.booleans())
+def test_tail_is_the_last_lines_of_the_whole(
+    items: list[tuple[str, int, int]], count: int, both: bool
+) -> None:
+    """Lines of several parts and of any length, against the plain way: read all, keep the last."""
+    raw, logical = b"", []
+    for stream, parts, size in items:
+        start = len(raw)
+        for _ in range(parts):
+            raw += b"%s %s P %s\n" % (STAMP, stream.encode(), b"p" * size)
+        raw += b"%s %s F end\n" % (STAMP, stream.encode())
+        if both or stream == "stdout":
+            logical.append(start)
+    options = LogOptions(stderr=both)
+    offset, lacking = tail_offset(io.BytesIO(raw), count, options)
+    expected = logical[-count:] if count else []
+    assert lacking == max(0, count - len(logical))
+    got = [line for line in map(parse_line, raw[offset:].split(b"\n")) if line and wanted(line, options)]
+    whole = [
+        line
+        for line in map(parse_line, raw[(expected or [len(raw)])[0] :].split(b"\n"))
+        if line and wanted(line, options)
+    ]
+    assert got == whole
+
+
+def _container(**fields: Any) -> Container:
+    config = ContainerConfig(id="a" * 64, name="n", image="i", netns="")
+    values = {
+        "config": config,
+        "status": "running",
+        "image_id": "",
+        "created_at": 0,
+        "health": "starting",
+        **fields,
+    }
+    return Container(**values)
+
+
+def _probe(code: int, start: int = 100 * SECOND) -> HealthLog:
+    return HealthLog(start, start + 1, code, "")
+
+
+def test_health_turns_after_retries_in_a_row() -> None:
+    check = Healthcheck(("CMD", "x"), retries=2)
+    state = record_probe(_container(), check, _probe(1))
+    assert (state.health, state.failing_streak) == ("starting", 1)
+    state = record_probe(state, check, _probe(1))
+    assert (state.health, state.failing_streak) == ("unhealthy", 2)
+    state = record_probe(state, check, _probe(0))
+    assert (state.health, state.failing_streak) == ("healthy", 0)
+    state = record_probe(state, check, _probe(1))
+    assert (state.health, state.failing_streak) == ("healthy", 1)
+
+
+def test_the_start_period_forgives_until_first_healthy() -> None:
+    check = Healthcheck(("CMD", "x"), retries=1, start_period=200 * SECOND)
+    state = record_probe(_container(), check, _probe(1))
+    assert (state.health, state.failing_streak) == ("starting", 0)
+    assert record_probe(state, check, _probe(1, 200 * SECOND)).health == "unhealthy"
+    healthy = record_probe(state, check, _probe(0))
+    assert record_probe(healthy, check, _probe(1)).health == "unhealthy"
+
+
+def test_only_five_probes_are_kept_and_delays_follow_docker() -> None:
+    check = Healthcheck(("CMD", "x"), interval=30, start_interval=5, start_period=100)
+    state = _container()
+    for number in range(9):
+        state = record_probe(state, check, _probe(0, number))
+    assert [item.start for item in state.health_log] == [4, 5, 6, 7, 8]
+    assert next_delay(_container(started_at=1000), check, 1099) == 5
+    assert next_delay(_container(started_at=1000), check, 1100) == 30
+    assert next_delay(_container(started_at=1000, health="healthy"), check, 1001) == 30
+
+
+def test_probe_command_lines() -> None:
+    assert probe_argv(Healthcheck(("CMD-SHELL", "a && b"))) == ("/bin/sh", "-c", "a && b")
+    assert probe_argv(Healthcheck(("CMD", "a", "b"))) == ("a", "b")
