@@ -5,14 +5,15 @@ Owns the order of those calls. Must not know how nodes join.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from overlace.lab import engine
 from overlace.lab.layout import Host
 from overlace.lab.shell import tail
-from overlace.model.errors import Internal
+from overlace.model.errors import Internal, OverlaceError
 
 SWARM_PORT = 2377
 
@@ -45,13 +46,25 @@ def form(hosts: Sequence[Host], say: Callable[[str], None], timeout: float) -> N
     """Init on the first manager, join the others, and wait until every node is ready."""
     manager = next(host for host in hosts if host.role == "manager")
     say(f"swarm: init on {manager.name}")
-    init(manager)
+    with _log_of(manager):
+        init(manager)
     for host in hosts:
         if host is not manager and host.role != "client":
             say(f"swarm: {host.name} joins as {host.role}")
-            join(host, manager)
+            with _log_of(host):
+                join(host, manager)
     wanted = {host.name for host in hosts if host.role != "client"}
     wait_ready(manager, wanted, timeout)
+
+
+@contextlib.contextmanager
+def _log_of(host: Host) -> Iterator[None]:
+    """What failed on a host is told with the end of its daemon's log: the lab goes down, and the log with it."""
+    try:
+        yield
+    except OverlaceError as error:
+        end = f"the end of {host.log}:\n{tail(host.log)}"
+        raise Internal(f"{host.name}: {error.message}; {end}") from error
 
 
 def wait_ready(manager: Host, names: set[str], timeout: float) -> None:
