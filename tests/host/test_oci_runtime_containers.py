@@ -145,7 +145,7 @@ async def test_limits_sysctls_ulimits_and_oom_score_reach_the_kernel(bed: Bed) -
         assert (path / "memory.max").read_text() == f"{64 << 20}\n"
         assert (path / "pids.max").read_text() == "33\n"
     with pytest.raises(
-        InvalidArgument, match=r"sysctl .vm.swappiness. is not in a separate kernel namespace'
+        InvalidArgument, match=r"sysctl .vm.swappiness. is not in a separate kernel namespace"
     ):
         await bed.runtime.create(bed.config(sysctls={"vm.swappiness": "1"}))
     with pytest.raises(InvalidArgument, match="Minimum memory limit allowed is 6MB"):
