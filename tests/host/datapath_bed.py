@@ -63,20 +63,12 @@ class Host:
         self.process: subprocess.Popen[bytes] | None = None
         bed.plug(self.ns, name, f"{self.address}/24")
 
-    def start(self) -> Host:
+    def start(self, wrapper: str = "") -> Host:
+        """Start the host's process and open its data path. `wrapper`: Python text that runs the worker."""
+        runner = [sys.executable, *(["-c", wrapper] if wrapper else []), str(WORKER)]
+        where = [self.instance, str(self.exec_dir / "state"), self.address, str(self.exec_dir)]
         self.process = subprocess.Popen(
-            [
-                "nsenter",
-                f"--net={self.path}",
-                sys.executable,
-                str(WORKER),
-                self.instance,
-                str(self.exec_dir / "state"),
-                self.address,
-                str(self.exec_dir),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            ["nsenter", f"--net={self.path}", *runner, *where], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.call("open")
         return self
@@ -189,9 +181,9 @@ class Bed:
         self.hosts.append(host)
         return host.start()
 
-    def frontend(self, frontend: Frontend, *hosts: Host) -> None:
-        for host in hosts or self.hosts:
-            host.put(frontend)
+    def frontend(self, *frontends: Frontend) -> None:
+        for host in self.hosts:
+            host.put(*frontends)
 
     def remove(self) -> None:
         for open_socket in self._sockets:
@@ -258,7 +250,17 @@ def connect(
     """A TCP connection from a namespace."""
 
     def body() -> socket.socket:
-        return socket.create_connection((address, port), timeout, source_address=source)
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            made.settimeout(timeout)
+            if source:
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                made.bind(source)
+            made.connect((address, port))
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     return run_inside(where, body)
 

@@ -8,6 +8,7 @@ question on the sockets bind_dns gives, as the resolver would.
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
 import struct
 import sys
@@ -46,6 +47,8 @@ async def _call(path: DataPath, method: str, args: tuple[Any, ...], kwargs: dict
 
 async def main() -> None:
     instance, state, address, exec_dir = sys.argv[1:5]
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the data path logs must not get between the answers
     path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir))
     while head := sys.stdin.buffer.read(4):
         method, args, kwargs = pickle.loads(sys.stdin.buffer.read(struct.unpack("I", head)[0]))
@@ -54,8 +57,8 @@ async def main() -> None:
         except BaseException as e:
             answer = (False, e)
         body = pickle.dumps(answer)
-        sys.stdout.buffer.write(struct.pack("I", len(body)) + body)
-        sys.stdout.buffer.flush()
+        answers.write(struct.pack("I", len(body)) + body)
+        answers.flush()
 
 
 if __name__ == "__main__":

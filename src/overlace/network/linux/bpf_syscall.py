@@ -198,7 +198,7 @@ def detach_link(link: int) -> None:
     _bpf(_LINK_DETACH, struct.pack("I", link), "link detach")
 
 
-def test_run(program: int, frame: bytes, ifindex: int = 1) -> tuple[int, bytes, int]:
+def run_program(program: int, frame: bytes, ifindex: int = 1) -> tuple[int, bytes, int]:
     """BPF_PROG_TEST_RUN on one frame: (return code, frame afterwards, reason the program left in cb[0])."""
     data = ctypes.create_string_buffer(frame, len(frame))
     out = ctypes.create_string_buffer(len(frame) + 512)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import structlog
 
 from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Tables
 
@@ -29,6 +30,7 @@ from .netns import ensure_namespace, remove_namespace, write_sysctl
 _T = TypeVar("_T")
 VXLAN_DEVICE = "vxlan-overlace"
 _LO = 1
+_log = structlog.get_logger(__name__)
 
 
 class Underlay(msgspec.Struct, frozen=True):
@@ -70,6 +72,7 @@ class DataPath:
         self._rows = Rows()
         self._attached: dict[str, Attachment] = {}
         self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
+        self._exceptions: set[tuple[str, str]] | None = None  # as nft has them; None: not known
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -95,6 +98,12 @@ class DataPath:
         write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
         netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
         nft.run_nft(nft.host_table(self.instance))
+        for drop in nft.foreign_forward_drops():
+            _log.warning(
+                "a foreign nft chain drops forwarded packets: containers' outbound traffic may stop",
+                chain=f"{drop.family} {drop.table} {drop.chain}",
+                remedy=f'let it accept iifname "{nft.PORT_PREFIX}*"',
+            )
         self._loader.open()
         self._map("config").update(
             struct.pack("I", 0),
@@ -121,7 +130,11 @@ class DataPath:
     async def close(self) -> None:
         """Let go; traffic continues."""
         await self._do(self._close)
+        self._end_worker()
+
+    def _end_worker(self) -> None:
         self._pool.shutdown()
+        self._pool = ThreadPoolExecutor(1, "overlace-datapath")  # starts its thread when it is used
 
     def _close(self) -> None:
         self._loader.close()
@@ -133,7 +146,7 @@ class DataPath:
         """Remove everything of this instance: interfaces, programs, pins, vxlan device, NAT table, sandboxes.
         Works on an object that was never opened. Sysctls stay as they are."""
         await self._do(self._destroy)
-        self._pool.shutdown()
+        self._end_worker()
 
     def _destroy(self) -> None:
         netlink = self._netlink or Netlink()
@@ -141,8 +154,9 @@ class DataPath:
             if veth.is_ours(link) or link.name == VXLAN_DEVICE:
                 netlink.delete_link(link.ifindex)
         if not self._loader.tcx:
-            for ifindex in {_LO, *([self._underlay.ifindex] if self._underlay else [])}:
-                netlink.remove_clsact_filter(ifindex)
+            for link in netlink.links():
+                if link.ifindex == _LO or link.ifindex == self._find_underlay(netlink).ifindex:
+                    netlink.remove_clsact_filter(link.ifindex)
         self._loader.destroy()
         nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
         for path in self._sandboxes():
@@ -170,10 +184,7 @@ class DataPath:
 
     def _apply(self, delta: Delta) -> None:
         self._write(self._change(delta.put, delta.remove))
-        if any(isinstance(e, LocalEndpoint) for e in delta.put) or any(
-            k[0] == "endpoint" for k in delta.remove
-        ):
-            self._apply_outbound(e for e in delta.put if isinstance(e, LocalEndpoint))
+        self._apply_outbound(e for e in delta.put if isinstance(e, LocalEndpoint))
 
     def _change(self, put: Iterable[Entry], remove: Iterable[Key]) -> Changes:
         """Bring tables and rows to the new state; what that changes in the maps."""
@@ -206,13 +217,15 @@ class DataPath:
             at = self._attached.get(endpoint.endpoint_id)
             if at and endpoint.outbound_nat:
                 veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
-        exceptions = [
+        exceptions = {
             (e.address, cidr)
-            for e in self._tables
+            for e in map(self._tables.get, self._local.values())
             if isinstance(e, LocalEndpoint) and e.outbound_nat
             for cidr in e.nat_exceptions
-        ]
-        nft.run_nft(nft.set_exceptions(self.instance, exceptions))
+        }
+        if exceptions != self._exceptions:
+            nft.run_nft(nft.set_exceptions(self.instance, exceptions))
+            self._exceptions = exceptions
 
     async def reconcile(self, desired: Tables) -> Delta:
         """Make the kernel's state equal to `desired` and return what differed. Interfaces and links of
@@ -276,8 +289,7 @@ class DataPath:
         veth.configure_inside(endpoint, sandbox, wanted)
         if endpoint.outbound_nat:
             veth.route_from_host(netlink, endpoint, at.ifindex)
-            if endpoint.nat_exceptions:
-                self._apply_outbound(())
+        self._apply_outbound(())
 
     async def detach(self, endpoint_id: str) -> None:
         """Remove an endpoint's interface. Its entry stays until it is removed by apply()."""

@@ -57,14 +57,21 @@ def ensure_bpffs() -> None:
         raise LoadError(f"mount bpffs on {BPFFS}: {os.strerror(error)}")
 
 
-class Loader:
-    """Programs and maps of one instance."""
+def kernel_has_tcx() -> bool:
+    """True from Linux 6.6 on."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int("".join(c for c in minor if c.isdigit()) or 0)) >= (6, 6)
 
-    def __init__(self, instance: str) -> None:
+
+class Loader:
+    """Programs and maps of one instance. `tcx`: attach by tcx links (kernel 6.6) or, False, by clsact
+    filters."""
+
+    def __init__(self, instance: str, tcx: bool | None = None) -> None:
         self.root = BPFFS / "overlace" / instance
         self.maps: dict[str, bpf.Map] = {}
         self.programs: dict[str, int] = {}
-        self.tcx = not os.environ.get("OVERLACE_NO_TCX")
+        self.tcx = kernel_has_tcx() if tcx is None else tcx
 
     @property
     def links(self) -> Path:
@@ -161,18 +168,12 @@ class Loader:
                 finally:
                     os.close(link)
                 self.detach(name)
+            link = bpf.create_tcx_link(fd, ifindex)
             try:
-                link = bpf.create_tcx_link(fd, ifindex)
-            except OSError as e:
-                if e.errno != 22:
-                    raise
-                self.tcx = False  # a kernel without tcx
-            else:
-                try:
-                    bpf.pin(link, path)
-                finally:
-                    os.close(link)
-                return
+                bpf.pin(link, path)
+            finally:
+                os.close(link)
+            return
         netlink.ensure_clsact(ifindex, fd, f"overlace_{program}")
 
     def detach(self, name: str) -> None:

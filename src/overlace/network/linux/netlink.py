@@ -75,6 +75,23 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", "").replace("-", ""))
 
 
+def _read_link(body: bytes) -> Link:
+    _, _, ifindex, flags, _ = struct.unpack_from("BxHiII", body)
+    name, mtu, mac, alias, kind = "", 0, "", "", ""
+    for attribute, value in _attrs(body[16:]):
+        if attribute == _IFLA_IFNAME:
+            name = value.rstrip(b"\0").decode()
+        elif attribute == _IFLA_MTU:
+            (mtu,) = struct.unpack("I", value)
+        elif attribute == _IFLA_ADDRESS:
+            mac = value.hex(":")
+        elif attribute == _IFLA_IFALIAS:
+            alias = value.rstrip(b"\0").decode(errors="replace")
+        elif attribute == _IFLA_LINKINFO:
+            kind = next((v.rstrip(b"\0").decode() for k, v in _attrs(value) if k == 1), "")
+    return Link(ifindex, name, mtu, mac, alias, bool(flags & _IFF_UP), kind)
+
+
 class Netlink:
     """A route socket of the calling thread's network namespace."""
 
@@ -135,27 +152,25 @@ class Netlink:
 
     def links(self) -> list[Link]:
         """Every interface of the namespace."""
-        found = []
-        for body in self._dump(_GETLINK, _link_header()):
-            _, _, ifindex, flags, _ = struct.unpack_from("BxHiII", body)
-            name, mtu, mac, alias, kind = "", 0, "", "", ""
-            for attribute, value in _attrs(body[16:]):
-                if attribute == _IFLA_IFNAME:
-                    name = value.rstrip(b"\0").decode()
-                elif attribute == _IFLA_MTU:
-                    (mtu,) = struct.unpack("I", value)
-                elif attribute == _IFLA_ADDRESS:
-                    mac = value.hex(":")
-                elif attribute == _IFLA_IFALIAS:
-                    alias = value.rstrip(b"\0").decode(errors="replace")
-                elif attribute == _IFLA_LINKINFO:
-                    kind = next((v.rstrip(b"\0").decode() for k, v in _attrs(value) if k == 1), "")
-            found.append(Link(ifindex, name, mtu, mac, alias, bool(flags & _IFF_UP), kind))
-        return found
+        return [_read_link(body) for body in self._dump(_GETLINK, _link_header())]
 
     def link(self, name: str) -> Link | None:
         """The interface of that name."""
-        return next((link for link in self.links() if link.name == name), None)
+        self._sequence += 1
+        payload = _link_header() + _text(_IFLA_IFNAME, name)
+        header = struct.pack("IHHII", len(payload) + 16, _GETLINK, _REQUEST, self._sequence, 0)
+        self._socket.send(header + payload)
+        while True:
+            data = self._socket.recv(65536)
+            length, answer, _, sequence, _ = struct.unpack_from("IHHII", data)
+            if sequence != self._sequence:
+                continue
+            if answer == _NEWLINK:
+                return _read_link(data[16:length])
+            (error,) = struct.unpack_from("i", data, 16)
+            if error == -19:  # ENODEV
+                return None
+            raise OSError(-error, f"interface {name}: {os.strerror(-error)}")
 
     def addresses(self) -> list[Address]:
         """Every IPv4 address of the namespace."""

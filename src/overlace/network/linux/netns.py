@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 4096
 _MNT_DETACH = 2
+_SO_NETNS_COOKIE = 71
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -59,6 +62,21 @@ def run_inside(namespace: Path | int, function: Callable[[], _T]) -> _T:
     finally:
         if not isinstance(namespace, int):
             os.close(fd)
+
+
+def namespace_number(namespace: Path | int) -> int:
+    """32 bits that name a namespace: its cookie (SO_NETNS_COOKIE, Linux 5.14), never used twice until the
+    next boot; before that the inode, which is used again. Never 0."""
+
+    def body() -> int:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                cookie = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+            except OSError:
+                return os.stat("/proc/thread-self/ns/net").st_ino & 0xFFFFFFFF
+            return int.from_bytes(cookie, sys.byteorder) & 0xFFFFFFFF or 1
+
+    return run_inside(namespace, body)
 
 
 def write_sysctl(name: str, value: str) -> None:

@@ -16,7 +16,7 @@ from overlace.network.vfp.tables import LocalEndpoint
 
 from .maps import Attachment
 from .netlink import Link, Netlink
-from .netns import run_inside, write_sysctl
+from .netns import namespace_number, run_inside, write_sysctl
 from .nft import PORT_PREFIX
 
 
@@ -61,18 +61,13 @@ def attachments(links: list[Link], instance: str) -> dict[str, Attachment]:
     return found
 
 
-def sandbox_number(sandbox: Path) -> int:
-    """The namespace's inode: names it for as long as it lives."""
-    return os.stat(sandbox).st_ino & 0xFFFFFFFF
-
-
 def create(
     host: Netlink, instance: str, endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted
 ) -> Attachment:
     """Have the pair, host side up and marked; the sandbox side exists and is down. Idempotent; a pair of the
     same endpoint in another sandbox, or without its inner end, is made anew. Raises FileExistsError when the
     sandbox has another interface of that name."""
-    number = sandbox_number(sandbox)
+    number = namespace_number(sandbox)
     name, alias = host_name(endpoint.endpoint_id), _alias(instance, endpoint.endpoint_id, number)
     fd = os.open(sandbox, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -125,7 +120,7 @@ def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> 
 
 
 def route_from_host(host: Netlink, endpoint: LocalEndpoint, ifindex: int) -> None:
-    """The way of un-translated answers into the container. The neighbour is written down because containers
-    answer ARP of the host like any other: with the data path's own replies only."""
+    """The way of answers, translated back, into the container. The neighbour is written down: containers are
+    not asked by ARP, the data path would drop their replies."""
     host.add_neighbour(ifindex, endpoint.address, endpoint.mac)
     host.add_route(ifindex, endpoint.address, 32)

@@ -14,12 +14,14 @@ struct question {
 	__u32 out; /* where replies go */
 };
 
+/* The remembered connection of a packet; an ICMP error belongs to the connection it is about. */
 INLINE struct flow *flow_of(__u32 scope, const struct pkt *p)
 {
-	struct flow_key key = {
-		.scope = scope, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport, .proto = p->proto,
-	};
+	struct flow_key key = { .scope = scope, .sport = p->sport, .dport = p->dport };
 
+	key.saddr = p->error ? p->error_saddr : p->saddr;
+	key.daddr = p->error ? p->error_daddr : p->daddr;
+	key.proto = p->error ? p->error_proto : p->proto;
 	return bpf_map_lookup_elem(&flows, &key);
 }
 
@@ -165,7 +167,12 @@ INLINE void note_via(const struct pkt *p, __u32 vni, __be32 provider, const stru
 		.scope = SCOPE_SANDBOX, .saddr = e->sandbox, .daddr = p->saddr, .sport = p->dport, .dport = p->sport,
 		.proto = p->proto,
 	};
-	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+	struct flow *f;
+
+	if (p->error)
+		return;
+	f = bpf_map_lookup_elem(&flows, &key);
+
 	struct flow via = {
 		.saddr = p->daddr, .daddr = p->saddr, .sport = p->dport, .dport = p->sport, .vni = vni, .provider = provider,
 		.sandbox = e->sandbox, .kind = F_VIA,

@@ -81,11 +81,18 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	return deliver(ctx, e);
 }
 
-/* Do with the packet what balance() said. */
+/* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
 INLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 {
-	struct flow f;
+	struct flow f, *known;
 
+	if (p->error) {
+		known = flow_of(q->scope, p);
+		if (!known || known->kind != F_FORWARD)
+			return q->scope ? drop(ctx, R_DROP_NO_ENDPOINT) : TC_ACT_UNSPEC;
+		f = *known;
+		return forward(ctx, p, f.vni, f.daddr, &f);
+	}
 	switch (balance(ctx, p, q, &f)) {
 	case B_GO:
 		return forward(ctx, p, f.vni, f.daddr, &f);
@@ -106,11 +113,10 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 	if (!cfg || !p || !port)
 		return drop(ctx, R_DROP_ERROR);
 
-	struct flow_key key = {
-		.scope = SCOPE_SANDBOX, .saddr = port->sandbox, .daddr = p->daddr, .sport = p->sport, .dport = p->dport,
-		.proto = p->proto,
-	};
+	struct flow_key key = { .scope = SCOPE_SANDBOX, .saddr = port->sandbox, .sport = p->sport, .dport = p->dport };
 
+	key.daddr = p->daddr;
+	key.proto = p->error ? p->error_proto : p->proto;
 	f = bpf_map_lookup_elem(&flows, &key);
 	if (f) {
 		struct flow copy = *f;
@@ -139,6 +145,8 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_ISOLATION);
 	if ((p->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || p->daddr == 0xffffffff)
 		return drop(ctx, R_DROP_UNSUPPORTED);
+	if (p->proto == PROTO_UDP && p->dport == cfg->vxlan_port)
+		return drop(ctx, R_DROP_ISOLATION); /* translated, it would look like tunnel traffic of this host */
 	if (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
 	if (frontend_of(0, p->daddr, p->dport, p->proto)) { /* a published port of this very host */
@@ -297,9 +305,7 @@ int from_underlay(struct __sk_buff *ctx)
 			return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
 		return from_tunnel(ctx, p.saddr, p.tos);
 	}
-	if (p.proto != PROTO_TCP && p.proto != PROTO_UDP)
-		return TC_ACT_UNSPEC;
-	if (!frontend_of(0, p.daddr, p.dport, p.proto))
+	if (!p.error && !frontend_of(0, p.daddr, p.dport, p.proto))
 		return TC_ACT_UNSPEC;
 
 	struct question q = { .front = p.daddr, .source = p.saddr, .out = OUT_UNDERLAY };
@@ -329,12 +335,15 @@ int from_host(struct __sk_buff *ctx)
 
 	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
-	if (p.proto != PROTO_TCP && p.proto != PROTO_UDP)
-		return TC_ACT_UNSPEC;
-	q.front = (p.daddr & net) == loopback ? cfg->underlay_addr : p.daddr;
+	q.front = p.daddr;
 	q.source = (p.saddr & net) == loopback ? cfg->underlay_addr : p.saddr;
-	if (!frontend_of(0, q.front, p.dport, p.proto))
-		return TC_ACT_UNSPEC;
+	if (!p.error && !frontend_of(0, q.front, p.dport, p.proto)) {
+		if ((p.daddr & net) != loopback)
+			return TC_ACT_UNSPEC;
+		q.front = cfg->underlay_addr; /* localhost stands for the host's address */
+		if (!frontend_of(0, q.front, p.dport, p.proto))
+			return TC_ACT_UNSPEC;
+	}
 	p.origin = FROM_HOST;
 	p.complain = p.daddr;
 	return balanced(ctx, &p, &q);

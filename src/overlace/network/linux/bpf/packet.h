@@ -63,6 +63,26 @@ INLINE void seal_ip(struct ip *ip)
 	ip->sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0));
 }
 
+/* RFC 792: the error quotes the IP header and 8 bytes of the packet it is about. A quote too short to tell is none. */
+INLINE void parse_error(struct __sk_buff *ctx, struct pkt *p)
+{
+	struct {
+		struct ip ip;
+		__be16 sport, dport;
+	} quote;
+
+	if (bpf_skb_load_bytes(ctx, p->l4 + 8, &quote, sizeof(quote)) || quote.ip.version_ihl != 0x45 ||
+	    quote.ip.saddr != p->daddr || (quote.ip.frag & bpf_htons(0x1fff)) ||
+	    (quote.ip.proto != PROTO_TCP && quote.ip.proto != PROTO_UDP))
+		return;
+	p->error = 1;
+	p->error_proto = quote.ip.proto;
+	p->error_saddr = quote.ip.daddr;
+	p->error_daddr = quote.ip.saddr;
+	p->sport = quote.dport;
+	p->dport = quote.sport;
+}
+
 /* Read the IPv4 packet at `l3`. Fragments after the first get their ports from the first one seen. 0 or a reason. */
 NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
 {
@@ -84,16 +104,21 @@ NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
 	p->l3 = l3;
 	p->l4 = l3 + p->ihl;
 	p->sport = p->dport = 0;
-	p->tcp_flags = p->l4_len = p->icmp_type = 0;
+	p->tcp_flags = p->l4_len = p->icmp_type = p->error = 0;
 	frag = bpf_ntohs(ip.frag);
 	p->df = (frag & 0x4000) != 0;
 	p->later = (frag & 0x1fff) != 0;
 	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP)
 		return 0;
 	if (!p->later && p->proto == PROTO_ICMP) {
-		if (bpf_skb_load_bytes(ctx, p->l4, &p->icmp_type, 1))
+		__u8 type;
+
+		if (bpf_skb_load_bytes(ctx, p->l4, &type, 1))
 			return R_DROP_GARBAGE;
+		p->icmp_type = type;
 		p->l4_len = 8;
+		if (type == 3 || type == 11 || type == 12)
+			parse_error(ctx, p);
 		return 0;
 	}
 	struct fragment_key key = { .scope = scope, .saddr = ip.saddr, .daddr = ip.daddr, .id = ip.id, .proto = ip.proto };
@@ -158,11 +183,50 @@ INLINE int set_port(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be16
 	return bpf_skb_store_bytes(ctx, p->l4 + at, &to, 2, 0);
 }
 
+/* Change an address inside the packet an ICMP error quotes. The quoted header's own checksum changes with it, so the
+ * checksum of the whole stays. */
+INLINE int set_quoted_addr(struct __sk_buff *ctx, __u32 quote, __u32 at, __be32 from, __be32 to)
+{
+	if (from == to)
+		return 0;
+	if (bpf_l3_csum_replace(ctx, quote + 10, from, to, 4))
+		return -1;
+	return bpf_skb_store_bytes(ctx, quote + at, &to, 4, 0);
+}
+
+INLINE int set_quoted_port(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be16 from, __be16 to)
+{
+	if (from == to)
+		return 0;
+	if (bpf_l4_csum_replace(ctx, p->l4 + 2, from, to, 2))
+		return -1;
+	return bpf_skb_store_bytes(ctx, p->l4 + 8 + IP_LEN + at, &to, 2, 0);
+}
+
+/* An ICMP error gets the addresses a packet of its connection would get; the packet it quotes those its receiver sent
+ * (the transport checksum in the quote is left: nobody can check it on eight bytes). */
+INLINE int translate_error(struct __sk_buff *ctx, struct pkt *p, const struct flow *f)
+{
+	__be32 source = p->saddr == p->error_saddr ? f->saddr : p->saddr;
+	__u32 quote = p->l4 + 8;
+
+	if (set_quoted_addr(ctx, quote, 12, p->error_daddr, f->daddr) ||
+	    set_quoted_addr(ctx, quote, 16, p->error_saddr, f->saddr) ||
+	    set_quoted_port(ctx, p, 0, p->dport, f->dport) || set_quoted_port(ctx, p, 2, p->sport, f->sport) ||
+	    set_addr(ctx, p, 12, p->saddr, source) || set_addr(ctx, p, 16, p->daddr, f->daddr))
+		return -1;
+	p->saddr = source;
+	p->daddr = f->daddr;
+	return 0;
+}
+
 /* Give the packet the flow's addresses and ports, checksums included. */
 NOINLINE int translate(struct __sk_buff *ctx, struct pkt *p, const struct flow *f)
 {
 	if (!p || !f)
 		return -1;
+	if (p->error)
+		return translate_error(ctx, p, f);
 	if (set_addr(ctx, p, 12, p->saddr, f->saddr) || set_addr(ctx, p, 16, p->daddr, f->daddr) ||
 	    set_port(ctx, p, 0, p->sport, f->sport) || set_port(ctx, p, 2, p->dport, f->dport))
 		return -1;

@@ -89,7 +89,7 @@ struct address_key {
 struct endpoint {
 	__be32 provider; /* K_REMOTE: its host */
 	__u32 ifindex; /* K_LOCAL: host side of its veth */
-	__u32 sandbox; /* K_LOCAL: inode of its network namespace */
+	__u32 sandbox; /* K_LOCAL: number of its network namespace, see netns.py */
 	__u8 mac[6];
 	__u8 kind;
 	__u8 pad;
@@ -203,7 +203,10 @@ struct pkt {
 	__u8 df, later, ihl, tos; /* later: a fragment that is not the first; ihl in bytes */
 	__u8 l4_len, icmp_type;
 	__u8 origin; /* enum origin: which way answers go */
-	__u8 pad;
+	/* An ICMP error speaks of a packet this connection sent: sport, dport and the fields below then name the
+	 * connection in the direction the error travels. */
+	__u8 error, error_proto;
+	__be32 error_saddr, error_daddr;
 	__be32 complain; /* source address of ICMP errors about this packet */
 };
 

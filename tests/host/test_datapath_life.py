@@ -1,0 +1,311 @@
+"""The data path across daemon restarts, crashes and removal: traffic goes on, leftovers go away."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from datapath_bed import (
+    Container,
+    ask,
+    ask_udp,
+    connect,
+    echo,
+    line,
+    mac_of,
+    made_bed,
+    network,
+    ping,
+    run,
+)
+
+from overlace.network.linux import bpf_syscall, nft, veth
+from overlace.network.linux.loader import BPFFS
+from overlace.network.linux.netns import run_inside
+from overlace.network.vfp.tables import Backend, Delta, Frontend, LocalEndpoint, RemoteEndpoint, Tables
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
+NET = network(4097, "10.0.1.0/24")
+VIP = Frontend(4097, "10.0.1.2", 0, 0, (Backend(4097, "10.0.1.5"), Backend(4097, "10.0.1.6")))
+
+
+@pytest.fixture
+def world() -> Iterator[SimpleNamespace]:
+    with made_bed() as bed:
+        a, b = bed.host("a"), bed.host("b")
+        one, two = Container(a, "one"), Container(b, "two")
+        one.join(NET, "10.0.1.5", outbound=True)
+        two.join(NET, "10.0.1.6")
+        bed.serve(one.path, 80, "one")
+        bed.serve(two.path, 80, "two")
+        bed.frontend(VIP)
+        a.put(Frontend(0, a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
+        yield SimpleNamespace(bed=bed, a=a, b=b, one=one, two=two)
+
+
+def _tables(world: SimpleNamespace) -> Tables:
+    """What host a should hold."""
+    published = Frontend(0, world.a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),))
+    remote = RemoteEndpoint(4097, "10.0.1.6", mac_of("10.0.1.6"), world.b.address)
+    return Tables([NET, VIP, published, remote, *world.one.endpoints])
+
+
+class _Traffic:
+    """Echoes small messages over one connection all the time; knows the longest silence."""
+
+    def __init__(self, where: Path, address: str, port: int) -> None:
+        self._connection = connect(where, address, port)
+        line(self._connection)
+        self.longest, self.count, self._stop = 0.0, 0, False
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        while not self._stop:
+            began = time.monotonic()
+            if not echo(self._connection, b"tick"):
+                return
+            self.longest = max(self.longest, time.monotonic() - began)
+            self.count += 1
+            time.sleep(0.002)
+
+    def finish(self) -> None:
+        self._stop = True
+        self._thread.join(5)
+        self._connection.close()
+
+
+def test_traffic_goes_on_while_the_daemon_is_dead_and_comes_back(world: SimpleNamespace) -> None:
+    flows = [
+        _Traffic(world.one.path, "10.0.1.6", 80),
+        _Traffic(world.two.path, "10.0.1.2", 80),
+        _Traffic(world.bed.client, world.a.address, 8080),
+    ]
+    world.a.kill()
+    time.sleep(0.3)
+    assert ask(world.one.path, "10.0.1.6", 80)[0] == "two", "a new connection without a daemon"
+    assert ask(world.bed.client, world.a.address, 8080)[0] == "one"
+    world.a.start()
+    assert world.a.call("reconcile", _tables(world)) == Delta(), "nothing differed"
+    time.sleep(0.2)
+    for flow in flows:
+        flow.finish()
+        assert flow.count > 50
+        assert flow.longest < 0.15, "retransmissions: something was lost"
+
+
+def test_new_programs_replace_old_ones_under_traffic(world: SimpleNamespace) -> None:
+    """An upgrade: the object differs, the layout does not. Maps and their content are kept."""
+    flow = _Traffic(world.one.path, "10.0.1.6", 80)
+    pins = BPFFS / "overlace" / world.a.instance
+    before = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
+    world.a.kill()
+    layout = bpf_syscall.Map(bpf_syscall.get_pinned(pins / "maps" / "layout"))
+    layout.update((1).to_bytes(4, sys.byteorder), bytes(8))  # the digest of some other object
+    layout.close()
+    world.a.start()
+    after = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
+    assert before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
+    assert world.a.call("reconcile", _tables(world)) == Delta()
+    time.sleep(0.1)
+    flow.finish()
+    assert flow.longest < 0.15
+
+
+def _program_of(pin: Path) -> int:
+    fd = bpf_syscall.get_pinned(pin)
+    try:
+        return bpf_syscall.link_target(fd)[0]
+    finally:
+        os.close(fd)
+
+
+def test_another_layout_is_thrown_away(world: SimpleNamespace) -> None:
+    pins = BPFFS / "overlace" / world.a.instance
+    world.a.kill()
+    layout = bpf_syscall.Map(bpf_syscall.get_pinned(pins / "maps" / "layout"))
+    layout.update(bytes(4), (999).to_bytes(8, sys.byteorder))
+    layout.close()
+    world.a.start()
+    desired = _tables(world)
+    assert set(world.a.call("reconcile", desired).put) == set(desired)
+    assert ask(world.one.path, "10.0.1.6", 80)[0] == "two"
+    assert ask(world.bed.client, world.a.address, 8080)[0] == "one"
+
+
+def test_reconcile_repairs_and_collects(world: SimpleNamespace) -> None:
+    """Rows lost and strayed, a veth nobody wants, a pin of a device that is gone."""
+    gone = Container(world.a, "gone")
+    stale = gone.join(NET, "10.0.1.9")
+    stray = RemoteEndpoint(4097, "10.0.1.66", mac_of("10.0.1.66"), world.b.address)
+    extra = Frontend(4097, "10.0.1.3", 6, 80, (Backend(4097, "10.0.1.6"),))
+    world.a.put(stray, extra)
+    world.a.call("apply", Delta(remove=(("endpoint", 4097, "10.0.1.6"), VIP.key)))
+    world.a.kill()
+    pins = BPFFS / "overlace" / world.a.instance / "links"
+    (pins / veth.host_name(world.one.endpoints[0].endpoint_id)).unlink()
+    world.a.start()
+    desired = _tables(world)
+    differed = world.a.call("reconcile", desired)
+    remote = desired.get(("endpoint", 4097, "10.0.1.6"))
+    assert set(differed.put) == {VIP, remote}
+    assert set(differed.remove) == {stray.key, extra.key, stale.key}
+    assert world.a.call("reconcile", desired) == Delta()
+    assert ask(world.one.path, "10.0.1.6", 80)[0] == "two"
+    assert {ask(world.one.path, "10.0.1.2", 80)[0] for _ in range(2)} == {"one", "two"}
+    assert veth.host_name(stale.endpoint_id) not in run("ip", "-n", world.a.ns, "link")
+    assert sorted(os.listdir(pins)) == sorted(
+        ["lo", "underlay", "vxlan", veth.host_name(world.one.endpoints[0].endpoint_id)]
+    )
+
+
+@pytest.mark.parametrize("delay", [0.005, 0.02, 0.04, 0.06, 0.09])
+def test_killed_while_attaching(world: SimpleNamespace, delay: float) -> None:
+    """kill -9 somewhere in the middle of attaching: the next pass attaches."""
+    endpoints = [
+        LocalEndpoint(4097, f"10.0.1.{n}", 24, mac_of(f"10.0.1.{n}"), str(uuid.uuid4()).upper(), True)
+        for n in range(50, 58)
+    ]
+    sandboxes = [world.a.call("ensure_sandbox", f"box{n}") for n in range(8)]
+
+    def attach_all() -> None:
+        for endpoint, sandbox in zip(endpoints, sandboxes, strict=True):
+            world.a.call("attach", endpoint, sandbox, "eth0", True, "10.0.1.1", 1450)
+
+    process = world.a.process
+    threading.Timer(delay, process.kill).start()
+    try:
+        attach_all()
+        process.wait(5)
+    except (AssertionError, BrokenPipeError):
+        pass
+    world.a.kill()
+    world.a.start()
+    world.a.call("reconcile", Tables([*_tables(world), *endpoints]))
+    attach_all()
+    for sandbox in sandboxes:
+        assert ping(sandbox, "10.0.1.5")
+
+
+def test_attach_and_detach_are_idempotent(world: SimpleNamespace) -> None:
+    endpoint = world.one.endpoints[0]
+    flow = _Traffic(world.one.path, "10.0.1.6", 80)
+    for _ in range(3):
+        world.a.call("attach", endpoint, world.one.path, "eth0", True, "10.0.1.1", 1450)
+    flow.finish()
+    assert flow.count and flow.longest < 0.15
+    taken = LocalEndpoint(4097, "10.0.1.9", 24, mac_of("10.0.1.9"), str(uuid.uuid4()).upper())
+    with pytest.raises(FileExistsError, match="already has an interface eth0"):
+        world.a.call("attach", taken, world.one.path, "eth0", True, "10.0.1.1", 1450)
+    for _ in range(2):
+        world.a.call("detach", endpoint.endpoint_id)
+    assert not ping(world.two.path, "10.0.1.5", timeout=0.3)
+    world.a.call("attach", endpoint, world.one.path, "eth0", True, "10.0.1.1", 1450)
+    assert ping(world.two.path, "10.0.1.5")
+    moved = world.a.call("ensure_sandbox", "moved")
+    world.a.call("attach", endpoint, moved, "eth0", True, "10.0.1.1", 1450)
+    assert ping(moved, "10.0.1.6")
+
+
+def test_fifty_containers_in_seconds(world: SimpleNamespace) -> None:
+    began = time.monotonic()
+    for n in range(100, 150):
+        address = f"10.0.1.{n}"
+        endpoint = LocalEndpoint(4097, address, 24, mac_of(address), str(uuid.uuid4()).upper(), True)
+        sandbox = world.a.call("ensure_sandbox", f"many{n}")
+        world.a.call("attach", endpoint, sandbox, "eth0", True, "10.0.1.1", 1450)
+    took = time.monotonic() - began
+    assert ping(world.one.path, "10.0.1.149")
+    assert took < 5, took
+
+
+def test_destroy_leaves_nothing(world: SimpleNamespace) -> None:
+    world.a.call("destroy")
+    assert not (BPFFS / "overlace" / world.a.instance).exists()
+    inside = ("nsenter", f"--net={world.a.path}")
+    links = run(*inside, "ip", "-o", "link")
+    assert not re.search(r"ov[0-9a-f]{8}", links) and "vxlan-overlace" not in links
+    assert run(*inside, "nft", "list", "ruleset") == ""
+    assert run(*inside, "bpftool", "net") == run("nsenter", f"--net={world.bed.client}", "bpftool", "net")
+    assert not list((world.a.exec_dir / "netns").iterdir())
+    assert str(world.a.exec_dir) not in Path("/proc/mounts").read_text()
+    assert run(*inside, "ip", "route", "show", "proto", "111") == ""
+
+
+def test_destroy_of_an_object_never_opened(world: SimpleNamespace) -> None:
+    world.a.kill()
+    script = (
+        "import asyncio,sys;from pathlib import Path;from overlace.network.linux.datapath import DataPath;"
+        f"asyncio.run(DataPath({world.a.instance!r}, Path('/nowhere'), {world.a.address!r},"
+        f" exec_dir=Path({str(world.a.exec_dir)!r})).destroy())"
+    )
+    subprocess.run(["nsenter", f"--net={world.a.path}", sys.executable, "-c", script], check=True, timeout=30)
+    assert not (BPFFS / "overlace" / world.a.instance).exists()
+    assert "vxlan-overlace" not in run("ip", "-n", world.a.ns, "link")
+
+
+def test_foreign_nft_rules_are_left_alone(world: SimpleNamespace) -> None:
+    inside = ("nsenter", f"--net={world.a.path}", "nft")
+    run(
+        *inside,
+        "add table ip mine; add chain ip mine c { type filter hook forward priority 0; policy drop; }",
+    )
+    before = run(*inside, "list", "table", "ip", "mine")
+    drops = run_inside(world.a.path, nft.foreign_forward_drops)
+    assert drops == [nft.HostDropsForwarding("ip", "mine", "c")]
+    world.a.kill()
+    world.a.start()
+    assert ask(world.one.path, "10.0.1.6", 80)[0] == "two", "overlay traffic does not pass the host's chains"
+    assert ask(world.bed.client, world.a.address, 8080)[0] == "one"
+    world.a.call("destroy")
+    assert run(*inside, "list", "table", "ip", "mine") == before
+
+
+def test_dns_sockets_are_inside_and_leave_port_53_free(world: SimpleNamespace) -> None:
+    world.a.call("dns", world.one.path)
+    world.bed.serve(world.one.path, 53, "own", socket.SOCK_DGRAM, "127.0.0.11")
+    assert ask_udp(world.one.path, "127.0.0.11", 53)[0] == "udp:xxxxxxxxxx"
+    with connect(world.one.path, "127.0.0.11", 53) as connection:
+        connection.sendall(b"question")
+        assert connection.recv(100) == b"tcp:question"
+    world.a.kill()
+    world.a.start()
+    world.a.call("dns", world.one.path)
+    assert ask_udp(world.one.path, "127.0.0.11", 53)[0] == "udp:xxxxxxxxxx", "after a restart"
+
+
+def test_clsact_where_tcx_is_missing(world: SimpleNamespace) -> None:
+    """Kernels before 6.6: the older attachment carries the same programs, and goes again."""
+    script = (
+        "import runpy, sys; from overlace.network.linux import loader; loader.kernel_has_tcx = lambda: False;"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    world.a.call("destroy")
+    world.a.kill()
+    world.a.start(script)
+    one = Container(world.a, "older")
+    one.join(NET, "10.0.1.5", outbound=True)
+    published = Frontend(0, world.a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),))
+    world.a.put(RemoteEndpoint(4097, "10.0.1.6", mac_of("10.0.1.6"), world.b.address), published)
+    world.bed.serve(one.path, 80, "older")
+    links = BPFFS / "overlace" / world.a.instance / "links"
+    assert os.listdir(links) == []
+    assert ask(one.path, "10.0.1.6", 80)[0] == "two"
+    assert ask(world.bed.client, world.a.address, 8080)[0] == "older"
+    world.a.kill()
+    world.a.start(script)
+    assert ask(one.path, "10.0.1.6", 80)[0] == "two"
+    assert "overlace_from_underlay" in run("tc", "-n", world.a.ns, "filter", "show", "dev", "eth0", "ingress")
+    world.a.call("destroy")
+    assert run("tc", "-n", world.a.ns, "filter", "show", "dev", "eth0", "ingress") == ""
