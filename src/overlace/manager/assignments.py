@@ -137,6 +137,10 @@ class NodeAssignments:
             registry_auth=auth,
         )
 
+    def uses(self, id: str) -> bool:
+        """Whether the agent holds this secret or config."""
+        return id in self._secrets or id in self._configs
+
     def _use(self, task_id: str, wanted: tuple[frozenset[str], frozenset[str]]) -> None:
         had = self._needs.pop(task_id, (frozenset(), frozenset()))
         if any(wanted):

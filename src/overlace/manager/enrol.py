@@ -114,7 +114,8 @@ class Enrolment:
         node = view.get(Node, peer.node_id)
         if node is None or node.removed:
             raise PermissionDenied(
-                f"node {peer.node_id} was removed from the swarm: leave it (--force) and join again to come back"
+                f"node {peer.node_id} was removed from the swarm: "
+                "leave it (--force) and join again to come back"
             )
         return node
 

@@ -1,0 +1,476 @@
+"""The agent's connection to the managers: one at a time, opened again whenever it is lost.
+
+Owns connecting, back-off, heartbeats, the order of what is sent, and the renewal of this node's certificate.
+Must not know what messages mean beyond the protocol: a handler gets them. What the agent reports is kept
+until a manager has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from overlace.agent.enrol import renew_identity
+from overlace.agent.reports import ReportQueue
+from overlace.model.errors import (
+    OverlaceError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
+from overlace.model.netview import NetDelta
+from overlace.model.objects import NodeDescription, TaskStatus
+from overlace.security.ca import ns_text
+from overlace.security.identity import Identity, renew_at
+from overlace.security.tls import client_context
+from overlace.wire.messages import (
+    Ack,
+    AgentMessage,
+    Assignments,
+    Heartbeat,
+    Hello,
+    Leaving,
+    LogChunk,
+    LogSubscribe,
+    LogUnsubscribe,
+    ManagerMessage,
+    NetworkUpdate,
+    Refused,
+    Resync,
+    Welcome,
+)
+from overlace.wire.transport import AgentChannel
+from overlace.wire.transport_client import open_session
+
+log = structlog.get_logger(__name__)
+SECOND = 1_000_000_000
+BACKOFF = (0.1, 8.0)  # seconds, doubling, each time a random part of it (swarmkit agent/session.go)
+ANSWER_SECONDS = 10.0  # for a Welcome
+GRACE = 3  # heartbeat periods without a word from the manager
+RETRY_SECONDS = 1.0  # before a message that the handler could not take is asked for again
+MAX_LOG_CHUNKS = 64
+RENEW_RETRY = (10.0, 3600.0)  # seconds
+
+Connect = Callable[[str, ssl.SSLContext], AbstractAsyncContextManager[AgentChannel]]
+
+
+class Handler(Protocol):
+    """What a session tells the agent. Calls come one at a time, in the order the manager sent them."""
+
+    def description(self) -> NodeDescription:
+        """What this node is now; asked at each connect and heartbeat."""
+
+    async def on_welcome(self, message: Welcome) -> None: ...
+
+    async def on_assignments(self, message: Assignments) -> None:
+        """Any error: complete assignments are asked for, after a moment."""
+
+    async def on_network(self, delta: NetDelta) -> None:
+        """Raises ValueError when the delta does not fit: a complete view is asked for."""
+
+    async def on_log_subscribe(self, message: LogSubscribe) -> None: ...
+
+    async def on_log_unsubscribe(self, subscription: str) -> None:
+        """Also called for each subscription of a connection that was lost."""
+
+    async def on_refused(self, message: Refused) -> None:
+        """The manager does not serve this node; when `final`, the session has stopped trying."""
+
+
+class _Refusal(Exception):
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.reason)
+        self.refused = refused
+
+
+class AgentSession:
+    """`start`, then `close` (the node goes on without a manager) or `leave` and `close`.
+
+    `managers`: addresses `host:port` tried in turn until a Welcome names the current ones.
+    """
+
+    def __init__(
+        self,
+        data_root: Path,
+        identity: Identity,
+        managers: Sequence[str],
+        handler: Handler,
+        *,
+        connect: Connect = open_session,
+        clock: Callable[[], int] = time.time_ns,
+        rng: random.Random | None = None,
+        on_identity: Callable[[Identity], None] | None = None,
+    ) -> None:
+        self._data_root = data_root
+        self._identity = identity
+        self._managers = list(managers)
+        self._handler = handler
+        self._connect = connect
+        self._clock = clock
+        self._rng = rng or random.Random()
+        self._on_identity = on_identity
+        self._reports = ReportQueue()
+        self._logs: deque[LogChunk] = deque()
+        self._log_room = asyncio.Event()
+        self._urgent: deque[AgentMessage] = deque()
+        self._wake = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._renewer: asyncio.Task[None] | None = None
+        self._renew_now = asyncio.Event()
+        self._leaving = False
+        self._left = False  # a manager has been told
+        self._described: NodeDescription | None = None
+        self._heartbeat = 5.0
+        self._heard = 0.0
+        self.handling = False  # the handler works on a message, so the next ones wait unread
+
+    # -- what the agent calls --------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> Identity:
+        """The newest, once renewed."""
+        return self._identity
+
+    @property
+    def connected(self) -> bool:
+        """Whether a manager has welcomed us and still answers."""
+        return self._connected.is_set()
+
+    def start(self) -> None:
+        """Connect and stay connected, in the background."""
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run(), name="agent session")
+            self._renewer = asyncio.create_task(self._renew(), name="certificate renewal")
+
+    async def close(self) -> None:
+        """Disconnect. What was not acknowledged is lost here; the agent's state on disk reports it again."""
+        jobs = [job for job in (self._runner, self._renewer) if job is not None]
+        self._runner = self._renewer = None
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    def report(self, task_id: str, status: TaskStatus) -> None:
+        """Queue a task's new state; only the newest of each task is kept."""
+        self._reports.put(task_id, status)
+        self._wake.set()
+
+    async def send_log(self, chunk: LogChunk) -> None:
+        """Waits while the manager reads slowly; dropped without a manager, whose subscription is then
+        void."""
+        while self.connected and len(self._logs) >= MAX_LOG_CHUNKS:
+            self._log_room.clear()
+            await self._log_room.wait()
+        if self.connected:
+            self._logs.append(chunk)
+            self._wake.set()
+
+    async def leave(self, timeout: float = 5.0) -> bool:
+        """Tell a manager that this node leaves on purpose; False when none could be told. The session
+        ends."""
+        if self._runner is None or self._runner.done():
+            return False
+        self._leaving = True
+        try:
+            async with asyncio.timeout(timeout):
+                self._wake.set()
+                await asyncio.wait({self._runner})
+        except TimeoutError:
+            pass
+        return self._left
+
+    # -- staying connected -----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        pause = BACKOFF[0]
+        turn = 0
+        last = ""
+        while True:
+            addresses = self._managers
+            address = addresses[turn % len(addresses)] if addresses else ""
+            turn += 1
+            welcomed = False
+            try:
+                if not address:
+                    raise Unavailable(
+                        "no manager's address is known: leave the swarm (--force) and join again"
+                    )
+                self._check_validity()
+                async with self._connect(
+                    address, client_context(self._identity.ca_pem, self._identity)
+                ) as channel:
+                    await self._hello(channel)
+                    welcomed, pause, last = True, BACKOFF[0], ""
+                    await self._serve(channel)
+                reason = "the manager closed the connection"
+            except _Refusal as e:
+                reason = e.refused.reason
+                if not self._leaving:
+                    await self._tell(self._handler.on_refused(e.refused), "a refusal")
+                if e.refused.final:
+                    log.error("the swarm refuses this node", reason=reason)
+                    return
+            except (PermissionDenied, Unauthenticated) as e:
+                # only a manager of our own swarm can say this: TLS has checked who it is
+                await self._tell(self._handler.on_refused(Refused(e.message, final=True)), "a refusal")
+                log.error("the swarm refuses this node", reason=e.message)
+                return
+            except OverlaceError as e:
+                reason = e.message
+            except Exception as e:
+                log.exception("session broke", manager=address)
+                reason = str(e)
+            if self._left:
+                return
+            if welcomed or reason != last:
+                log.warning("no manager", manager=address, reason=reason)
+                last = reason
+            await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
+            if turn % max(1, len(addresses)) == 0:
+                pause = min(2 * pause, BACKOFF[1])
+
+    def _check_validity(self) -> None:
+        facts = self._identity.facts
+        if self._clock() >= facts.not_after:
+            reason = (
+                f"this node's certificate expired on {ns_text(facts.not_after)}: "
+                "check its clock, or leave the swarm (--force) and join again"
+            )
+            raise _Refusal(Refused(reason))
+
+    async def _hello(self, channel: AgentChannel) -> None:
+        """Greet and be welcomed. Raises _Refusal, Unavailable."""
+        description = self._handler.description()
+        await channel.send(Hello(description))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await channel.receive()
+        except TimeoutError:
+            raise Unavailable(f"the manager did not welcome us within {ANSWER_SECONDS:.0f} s") from None
+        if isinstance(answer, Refused):
+            raise _Refusal(answer)
+        if not isinstance(answer, Welcome):
+            raise Unavailable("the manager closed the connection before welcoming us")
+        self._described = description
+        await self._welcome(answer)
+
+    async def _welcome(self, message: Welcome) -> None:
+        self._heartbeat = message.heartbeat / SECOND
+        addresses = [m.addr for m in message.managers if m.addr]
+        if addresses:
+            self._managers = addresses
+        if message.role != self._identity.role:
+            self._renew_now.set()  # promoted or demoted: the certificate must say so
+        await self._tell(self._handler.on_welcome(message), "the welcome")
+
+    async def _serve(self, channel: AgentChannel) -> None:
+        """Everything between Welcome and the end of this connection."""
+        self._reports.reconnected()
+        self._logs.clear()
+        self._urgent.clear()
+        self._heard = asyncio.get_running_loop().time()
+        self._connected.set()
+        self._wake.set()
+        receiver = _Receiver(self, channel)
+        work = [
+            asyncio.create_task(receiver.run()),
+            asyncio.create_task(self._write(channel)),
+            asyncio.create_task(self._beat()),
+        ]
+        try:
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._connected.clear()
+            self._log_room.set()
+            for task in work:
+                task.cancel()
+            await asyncio.gather(*work, return_exceptions=True)
+            for subscription in receiver.subscriptions:
+                await self._tell(self._handler.on_log_unsubscribe(subscription), "the end of a subscription")
+        for task in done:
+            task.result()
+
+    async def _write(self, channel: AgentChannel) -> None:
+        """Urgent first, then reports, then log lines."""
+        while True:
+            if self._leaving:
+                await channel.send(Leaving())
+                self._left = True
+                await asyncio.Event().wait()  # the manager closes
+            if self._urgent:
+                await channel.send(self._urgent.popleft())
+                continue
+            reports = self._reports.take()
+            if reports is not None:
+                await channel.send(reports)
+                continue
+            if self._logs:
+                await channel.send(self._logs.popleft())
+                self._log_room.set()
+                continue
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _beat(self) -> None:
+        """Say that we live; hear that the manager does (it answers every heartbeat)."""
+        while True:
+            await asyncio.sleep(self._heartbeat)
+            silent = asyncio.get_running_loop().time() - self._heard
+            if not self.handling and silent > GRACE * self._heartbeat:
+                raise Unavailable(f"the manager has not answered for {silent:.0f} s")
+            description = self._handler.description()
+            changed = description != self._described
+            self._described = description
+            self.urgent(Heartbeat(description if changed else None))
+
+    def urgent(self, message: AgentMessage) -> None:
+        self._urgent.append(message)
+        self._wake.set()
+
+    def heard(self) -> None:
+        self._heard = asyncio.get_running_loop().time()
+
+    def acknowledge(self, sequence: int) -> None:
+        self._reports.acknowledge(sequence)
+
+    async def _tell(self, call: Coroutine[Any, Any, None], what: str) -> None:
+        """Call the handler; its failure is its own and must not end the session."""
+        try:
+            await call
+        except Exception:
+            log.exception(f"the agent failed on {what}")
+
+    # -- certificate -----------------------------------------------------------------------------------------
+
+    async def _renew(self) -> None:
+        """Renew at a random moment between 50 and 80 % of the certificate's life, or when our role
+        changed."""
+        while True:
+            facts = self._identity.facts
+            due = renew_at(facts.not_before, facts.not_after, self._rng)
+            while not self._renew_now.is_set() and (left := (due - self._clock()) / SECOND) > 0:
+                # in short steps: the host may sleep, its clock may be set
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, 600.0)):
+                        await self._renew_now.wait()
+            self._renew_now.clear()
+            pause = RENEW_RETRY[0]
+            while not await self._renew_once():
+                life = max(0.0, (facts.not_after - self._clock()) / SECOND)
+                await asyncio.sleep(min(pause, max(1.0, life / 10)) * self._rng.uniform(0.5, 1.0))
+                pause = min(2 * pause, RENEW_RETRY[1])
+
+    async def _renew_once(self) -> bool:
+        for address in list(self._managers):
+            try:
+                identity = await renew_identity(self._data_root, self._identity, address)
+            except OverlaceError as e:
+                log.warning("certificate not renewed", manager=address, reason=e.message)
+                continue
+            except Exception:
+                log.exception("certificate not renewed", manager=address)
+                continue
+            log.info("certificate renewed", until=ns_text(identity.facts.not_after), role=identity.role)
+            self._identity = identity
+            if self._on_identity is not None:
+                self._on_identity(identity)
+            return True
+        return False
+
+
+class _Receiver:
+    """Reads one connection: checks sequences, hands messages to the handler, asks again for what did not
+    fit."""
+
+    def __init__(self, session: AgentSession, channel: AgentChannel) -> None:
+        self._session = session
+        self._handler = session._handler
+        self._channel = channel
+        self._sequence: int | None = None  # of the last assignments taken; None: only complete ones fit
+        self._has_network = False
+        self.subscriptions: set[str] = set()
+
+    async def run(self) -> None:
+        while True:
+            message = await self._channel.receive()
+            if message is None:
+                return
+            self._session.heard()
+            self._session.handling = True
+            try:
+                await self._take(message)
+            finally:
+                self._session.handling = False
+                self._session.heard()
+
+    async def _take(self, message: ManagerMessage) -> None:
+        match message:
+            case Ack(sequence=sequence):
+                self._session.acknowledge(sequence)
+            case Assignments():
+                await self._assignments(message)
+            case NetworkUpdate(delta=delta):
+                await self._network(delta)
+            case LogSubscribe(subscription=subscription):
+                self.subscriptions.add(subscription)
+                await self._session._tell(self._handler.on_log_subscribe(message), "a log subscription")
+            case LogUnsubscribe(subscription=subscription):
+                self.subscriptions.discard(subscription)
+                await self._session._tell(
+                    self._handler.on_log_unsubscribe(subscription), "the end of a subscription"
+                )
+            case Welcome():
+                await self._session._welcome(message)
+            case Refused():
+                raise _Refusal(message)
+
+    async def _assignments(self, message: Assignments) -> None:
+        if not message.complete:
+            if self._sequence is None:
+                return  # complete ones are on their way
+            if message.sequence != self._sequence + 1:
+                log.warning("assignments are missing", expected=self._sequence + 1, got=message.sequence)
+                self._sequence = None
+                self._session.urgent(Resync("assignments"))
+                return
+        try:
+            await self._handler.on_assignments(message)
+        except Exception as e:
+            _complain("assignments", e)
+            self._sequence = None
+            await asyncio.sleep(RETRY_SECONDS)
+            self._session.urgent(Resync("assignments"))
+            return
+        self._sequence = message.sequence
+
+    async def _network(self, delta: NetDelta) -> None:
+        if delta.base and not self._has_network:
+            return  # a complete view is on its way
+        try:
+            await self._handler.on_network(delta)
+        except Exception as e:
+            _complain("network view", e)
+            self._has_network = False
+            if not isinstance(e, ValueError) or not delta.base:
+                await asyncio.sleep(RETRY_SECONDS)  # not a gap, which a complete view mends at once
+            self._session.urgent(Resync("network"))
+            return
+        self._has_network = True
+
+
+def _complain(what: str, error: Exception) -> None:
+    if isinstance(error, (OverlaceError, ValueError)):
+        log.warning(f"{what} could not be taken, asking again", error=str(error))
+    else:
+        log.exception(f"{what} could not be taken, asking again")
