@@ -95,7 +95,9 @@ def _labels(task: Task, spec: ContainerSpec, node_id: str) -> dict[str, str]:
 
 def _mount(m: Mount, context: Context) -> base.Mount:
     if m.type not in ("bind", "volume", "tmpfs"):
-        raise InvalidArgument(f"mount {m.target}: type {m.type!r} cannot be mounted here; use bind, volume or tmpfs")
+        raise InvalidArgument(
+            f"mount {m.target}: type {m.type!r} cannot be mounted here; use bind, volume or tmpfs"
+        )
     bind, tmpfs = m.bind_options, m.tmpfs_options
     return base.Mount(
         type=m.type,  # type: ignore[arg-type]  # checked above
@@ -140,7 +142,9 @@ def _number(text: str, kind: str, name: str) -> int:
     try:
         return int(text or "0")
     except ValueError:
-        raise InvalidArgument(f"{kind} {name}: owner {text!r} is not a number; give a numeric UID and GID") from None
+        raise InvalidArgument(
+            f"{kind} {name}: owner {text!r} is not a number; give a numeric UID and GID"
+        ) from None
 
 
 def _hosts(spec: ContainerSpec) -> tuple[tuple[str, str], ...]:

@@ -6,6 +6,7 @@ Owns the running log streams of this node. Must not know who asked or how lines 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -33,7 +34,7 @@ class LogStreams:
         for task_id in wish.task_ids:
             stream = asyncio.create_task(self._stream(wish.subscription, task_id, options))
             streams.append(stream)
-            stream.add_done_callback(lambda done, s=streams: s.remove(done) if done in s else None)
+            stream.add_done_callback(functools.partial(_forget, streams))
 
     def unsubscribe(self, subscription: str) -> None:
         for stream in self._running.pop(subscription, []):
@@ -80,3 +81,8 @@ class LogStreams:
         if lines:
             chunk = tuple((ln.timestamp, ln.stream, ln.data) for ln in lines)
             await self._send(LogChunk(subscription, task_id, chunk))
+
+
+def _forget(streams: list[asyncio.Task[None]], done: asyncio.Task[None]) -> None:
+    if done in streams:
+        streams.remove(done)

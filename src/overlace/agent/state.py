@@ -45,7 +45,9 @@ class AgentState:
             raise sqlite3.DatabaseError(f"schema {version}")
         db.execute("CREATE TABLE IF NOT EXISTS tasks (id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
         db.execute("CREATE TABLE IF NOT EXISTS view (key TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID")
-        db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
+        db.execute(
+            "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID"
+        )
         db.execute(f"PRAGMA user_version={_SCHEMA}")
         return db
 
@@ -99,4 +101,6 @@ class _Transaction:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         if isinstance(error, sqlite3.Error):
-            raise Unavailable(f"the agent's state cannot be written: {error}; free some disk space") from error
+            raise Unavailable(
+                f"the agent's state cannot be written: {error}; free some disk space"
+            ) from error

@@ -45,7 +45,9 @@ def plan_step(task: Task, status: TaskStatus, container: Container | None, now: 
     if state == TaskState.ACCEPTED or (state == TaskState.PREPARING and container is None):
         return Step(Action.PREPARE, _with(status, TaskState.PREPARING, "preparing", now))
     if container is None:
-        return Step(Action.RELEASE, failed(status, now, "container is gone: it was removed behind the agent's back"))
+        return Step(
+            Action.RELEASE, failed(status, now, "container is gone: it was removed behind the agent's back")
+        )
     if container.status == "created":
         if state < TaskState.READY:
             status = _with(status, TaskState.READY, "prepared", now, container)

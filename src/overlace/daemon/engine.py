@@ -141,7 +141,11 @@ class Engine:
         self._host = host
         if membership.role == "manager":
             self._manager = await ManagerSide.open(
-                self._data_root, identity, membership.listen_addr, self._daemon.insecure_registries
+                self._data_root,
+                identity,
+                membership.listen_addr,
+                self._daemon.insecure_registries,
+                self._daemon.hostname,
             )
         await host.open()
 

@@ -5,12 +5,13 @@ Owns reading those facts from the machine. Must not change anything.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import socket
+import struct
 from collections.abc import Mapping
-
-from pyroute2 import IPRoute
+from pathlib import Path
 
 from overlace import __version__
 from overlace.model.errors import InvalidArgument
@@ -18,18 +19,21 @@ from overlace.model.objects import NodeDescription, NodeResources
 
 EMULATED_LABEL = "com.overlace.emulated"
 BUILD_LABEL = "com.overlace.os-version"
+_SIOCGIFADDR = 0x8915  # linux/sockios.h
 _PLUGINS = (("Log", "json-file"), ("Network", "bridge"), ("Network", "overlay"), ("Volume", "local"))
 
 
 def interfaces() -> dict[str, str]:
-    """Interface name -> its first IPv4 address, loopback and tunnels of ours left out."""
+    """Interface name -> its primary IPv4 address (netdevice(7) SIOCGIFADDR), loopback left out."""
     found: dict[str, str] = {}
-    with IPRoute() as ip:
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in ip.get_links()}
-        for a in ip.get_addr(family=socket.AF_INET):
-            name = names.get(a["index"], "")
-            address = a.get_attr("IFA_ADDRESS")
-            if name != "lo" and name not in found and not address.startswith("127."):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        for _, name in socket.if_nameindex():
+            try:
+                reply = fcntl.ioctl(s, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:
+                continue  # no IPv4 address
+            address = socket.inet_ntoa(reply[20:24])
+            if not address.startswith("127."):
                 found[name] = address
     return found
 
@@ -43,24 +47,30 @@ def default_address(wanted: str = "") -> str:
     if wanted:
         if wanted not in here.values():
             raise InvalidArgument(
-                f"address {wanted} is not on any interface of this host; use one of {', '.join(sorted(here.values())) or 'none'}"
+                f"address {wanted} is not on any interface of this host; "
+                f"use one of {', '.join(sorted(here.values())) or 'none'}"
             )
         return wanted
-    with IPRoute() as ip:
-        for route in ip.get_default_routes(family=socket.AF_INET):
-            source = route.get_attr("RTA_PREFSRC")
-            if source:
-                return str(source)
-            link = ip.get_links(route.get_attr("RTA_OIF"))[0].get_attr("IFLA_IFNAME")
-            if link in here:
-                return here[link]
+    link = _default_route_link()
+    if link in here:
+        return here[link]
     if len(here) == 1:
         return next(iter(here.values()))
     choice = ", ".join(f"{n} ({a})" for n, a in sorted(here.items())) or "none has an address"
     raise InvalidArgument(
-        "could not choose an IP address to advertise since this system has no default route and not exactly one "
-        f"address: {choice}; say which with --advertise-addr"
+        "could not choose an IP address to advertise since this system has no default route and not exactly "
+        f"one address: {choice}; say which with --advertise-addr"
     )
+
+
+def _default_route_link() -> str:
+    """The interface of the default route with the lowest metric (proc(5), /proc/net/route); empty: there is none."""
+    routes = []
+    for line in Path("/proc/self/net/route").read_text().splitlines()[1:]:
+        name, destination, _, flags, _, _, metric, mask, *_ = line.split()
+        if destination == mask == "00000000" and int(flags, 16) & 1:
+            routes.append((int(metric), name))
+    return min(routes)[1] if routes else ""
 
 
 def memory_bytes() -> int:

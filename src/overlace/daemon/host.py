@@ -66,13 +66,7 @@ class NodeHost:
             os="windows" if windows_build else "linux",
             upstreams=dns,
         )
-        self._describe = lambda: describe(
-            hostname=hostname,
-            labels=labels,
-            underlay_address=underlay_address,
-            mtu=self.datapath.underlay().mtu,
-            windows_build=windows_build,
-        )
+        self._said = (hostname, labels, underlay_address, windows_build)
         platform = platform_of(windows_build)
         facts = NodeFacts(
             node_id=node_id,
@@ -83,11 +77,19 @@ class NodeHost:
         )
         self.state = AgentState(data_root / "agent" / "agent.db")
         self.agent = Agent(
-            facts, runtime, self.driver, self.state, self._describe, connect, on_refused, on_welcome
+            facts, runtime, self.driver, self.state, self.description, connect, on_refused, on_welcome
         )
 
     def description(self) -> NodeDescription:
-        return self._describe()
+        """As it is now: the underlay's MTU may change."""
+        hostname, labels, underlay_address, windows_build = self._said
+        return describe(
+            hostname=hostname,
+            labels=labels,
+            underlay_address=underlay_address,
+            mtu=self.datapath.underlay().mtu,
+            windows_build=windows_build,
+        )
 
     async def open(self) -> None:
         await self.agent.open()

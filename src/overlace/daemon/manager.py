@@ -83,27 +83,35 @@ async def found_swarm(
 class ManagerSide:
     """Implements `api.backend.ManagerHandle`."""
 
-    def __init__(self, store: Store, identity: Identity, insecure_registries: Sequence[str]) -> None:
+    def __init__(
+        self, store: Store, identity: Identity, insecure_registries: Sequence[str], hostname: str
+    ) -> None:
         self.store = store
         self.resolver = Resolver(insecure_registries)
         self.control = Control(store, resolver=self.resolver)
-        self.dispatcher = Dispatcher(store, node_id=identity.node_id)
+        self.dispatcher = Dispatcher(store, hostname=hostname)
         self.logs = LogBroker(store, self.dispatcher)
         self.dispatcher.on_log = self.logs.on_log
+        self.dispatcher.on_session = self._on_session
         self._loop = ManagerLoop(store)
         self._server = TransportServer(
-            Enrolment(store, identity.node_id), self.dispatcher.serve, server_context(identity), peer_of
+            Enrolment(store, identity.node_id), self.dispatcher.session, server_context(identity), peer_of
         )
         self._running: list[asyncio.Task[None]] = []
 
     @classmethod
     async def open(
-        cls, data_root: Path, identity: Identity, listen_addr: str, insecure_registries: Sequence[str]
+        cls,
+        data_root: Path,
+        identity: Identity,
+        listen_addr: str,
+        insecure_registries: Sequence[str],
+        hostname: str,
     ) -> ManagerSide:
         """Raises Unavailable (port or disk), Internal (a damaged store)."""
-        side = cls(SqliteStore(data_root / STORE), identity, insecure_registries)
+        side = cls(SqliteStore(data_root / STORE), identity, insecure_registries, hostname)
         try:
-            await side.dispatcher.open()
+            await side.dispatcher.start()
             await side._server.start(*parse_address(listen_addr))
         except BaseException:
             await side.close()
@@ -111,12 +119,15 @@ class ManagerSide:
         side._running.append(asyncio.create_task(side._loop.run(), name="manager loop"))
         return side
 
+    def _on_session(self, node_id: str, connected: bool) -> None:
+        if connected:
+            self.logs.on_connect(node_id)
+
     async def close(self) -> None:
         await self._server.close()
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self.logs.close()
         await self.dispatcher.close()
         await self.resolver.close()
         await self.store.close()
