@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from overlace.model.objects import Subnet
+from overlace.model.objects import Subnet, Task
 from overlace.model.specs import ConfigSpec, Doc, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec, SwarmSpec
 from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
 from overlace.store.base import Store
@@ -169,7 +169,7 @@ class TaskLogLine(Protocol):
     """One line of one task's log."""
 
     @property
-    def task_id(self) -> str: ...
+    def task(self) -> Task: ...
 
     @property
     def timestamp(self) -> int: ...  # ns
@@ -184,7 +184,9 @@ class TaskLogLine(Protocol):
 class LogSource(Protocol):
     """`manager.logs.LogBroker`."""
 
-    def subscribe(self, task_ids: Sequence[str], options: LogOptions) -> AsyncIterator[TaskLogLine]: ...
+    def subscribe(
+        self, task_ids: Sequence[str], options: LogOptions, *, service_id: str = ""
+    ) -> AsyncIterator[TaskLogLine]: ...
 
 
 class ImagePlatform(Protocol):

@@ -17,7 +17,7 @@ from overlace.api import codec
 from overlace.api.backend import Backend, ManagerHandle
 from overlace.api.swarm_requests import explain_no_manager
 from overlace.manager.control.lookup import check_filters
-from overlace.model.errors import InvalidArgument
+from overlace.model.errors import InvalidArgument, OverlaceError, rpc_text
 
 if TYPE_CHECKING:
     from overlace.api.convert.common import Rendered
@@ -133,6 +133,11 @@ class Router:
             if match:
                 return route, match.groupdict()
         return None
+
+
+def error_text(error: OverlaceError) -> str:
+    """The words a client sees: the control API's errors pass through a local gRPC call in Docker."""
+    return rpc_text(error) if getattr(error, "swarm", False) else error.message
 
 
 # -- answers -------------------------------------------------------------------------------------------------

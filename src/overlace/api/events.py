@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import msgspec
@@ -230,7 +230,9 @@ class EventHub:
                 queue.get_nowait()
                 queue.put_nowait(_END)
 
-    async def stream(self, since: int, until: int, filters: dict[str, list[str]]) -> AsyncIterator[ApiEvent]:
+    async def stream(
+        self, since: int, until: int, filters: dict[str, list[str]]
+    ) -> AsyncGenerator[ApiEvent, None]:
         """Kept events from `since` on (0: none), then new ones up to `until` (ns; 0: without end)."""
         queue: asyncio.Queue[ApiEvent] = asyncio.Queue(_QUEUE)
         kept = [e for e in self._kept if since and e.time >= since]

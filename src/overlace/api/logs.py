@@ -8,21 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import TypeVar
 from urllib.parse import quote
 
 from aiohttp import web
 
 from overlace.api import codec
 from overlace.api.backend import ManagerHandle
-from overlace.api.call import Call
+from overlace.api.call import Call, error_text
 from overlace.model.errors import InvalidArgument, OverlaceError
 from overlace.model.objects import Task
 from overlace.runtime.base import LogOptions
 
+T = TypeVar("T")
 _STREAM_NUMBER = {"stdout": 1, "stderr": 2}
 _SYSTEM_ERROR = 3  # a frame docker's client prints as an error and stops at (stdcopy.Systemerr)
 Line = tuple[int, str, bytes, str]  # timestamp ns, stream, data, details
+
+
+@contextlib.asynccontextmanager
+async def closing(source: AsyncIterator[T]) -> AsyncGenerator[AsyncIterator[T], None]:
+    """Close `source` when done, if it can be closed: the subscription behind it ends then."""
+    try:
+        yield source
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def frame(number: int, data: bytes) -> bytes:
@@ -59,14 +72,14 @@ def parameters(call: Call) -> LogOptions:
     )
 
 
-async def stream_lines(call: Call, lines: AsyncIterator[Line], tty: bool) -> web.StreamResponse:
+async def stream_lines(call: Call, lines: AsyncGenerator[Line, None], tty: bool) -> web.StreamResponse:
     """Write `lines` until they end or the client goes; then the source is closed."""
     framed = not tty
     kind = "multiplexed" if framed and call.version >= (1, 42) else "raw"
     response = web.StreamResponse(headers={"Content-Type": f"application/vnd.docker.{kind}-stream"})
     response.enable_chunked_encoding()
     stamps, details_wanted = call.flag("timestamps"), call.flag("details")
-    async with contextlib.aclosing(lines):  # type: ignore[type-var]  # an async generator in every caller
+    async with contextlib.aclosing(lines):
         await response.prepare(call.request)
         try:
             async for timestamp, stream, data, about in lines:
@@ -78,20 +91,22 @@ async def stream_lines(call: Call, lines: AsyncIterator[Line], tty: bool) -> web
         except ConnectionError:
             return response
         except OverlaceError as error:  # the status is gone out already: say it in the stream
-            text = f"Error grabbing logs: {error.message}\n".encode()
+            text = f"Error grabbing logs: {error_text(error)}\n".encode()
             await response.write(frame(_SYSTEM_ERROR, text) if framed else text)
         await response.write_eof()
     return response
 
 
 async def stream_task_logs(
-    call: Call, manager: ManagerHandle, tasks: Sequence[Task], tty: bool
+    call: Call, manager: ManagerHandle, *, tty: bool, task_id: str = "", service_id: str = ""
 ) -> web.StreamResponse:
+    """The log of one task, or of all tasks of a service."""
     options = parameters(call)
-    about = {t.id: task_details(t) for t in tasks}
+    tasks = [task_id] if task_id else []
 
-    async def lines() -> AsyncIterator[Line]:
-        async for line in manager.logs.subscribe([t.id for t in tasks], options):
-            yield line.timestamp, line.stream, line.data, about.get(line.task_id, "")
+    async def lines() -> AsyncGenerator[Line, None]:
+        async with closing(manager.logs.subscribe(tasks, options, service_id=service_id)) as records:
+            async for record in records:
+                yield record.timestamp, record.stream, record.data, task_details(record.task)
 
     return await stream_lines(call, lines(), tty)

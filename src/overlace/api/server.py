@@ -19,9 +19,9 @@ from pathlib import Path
 import structlog
 from aiohttp import web
 
-from overlace.api import codec, routes
+from overlace.api import routes
 from overlace.api.backend import Backend
-from overlace.api.call import MAX_BODY, Call, Router, Services
+from overlace.api.call import MAX_BODY, Call, Router, Services, answer, error_text
 from overlace.api.convert.common import Rendered
 from overlace.api.events import EventHub
 from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
@@ -31,7 +31,6 @@ from overlace.model.errors import (
     NotFound,
     OverlaceError,
     Unavailable,
-    rpc_text,
 )
 
 log = structlog.get_logger(__name__)
@@ -60,11 +59,7 @@ def split_path(path: str) -> tuple[tuple[int, int], str]:
 
 
 def error_answer(error: OverlaceError) -> web.Response:
-    text = rpc_text(error) if getattr(error, "swarm", False) else error.message
-    response = web.Response(
-        body=codec.encode({"message": text}), status=error.status, content_type="application/json"
-    )
-    return response
+    return answer({"message": error_text(error)}, error.status)
 
 
 class ApiServer:

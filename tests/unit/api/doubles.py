@@ -56,8 +56,8 @@ from overlace.runtime.base import (
 from overlace.store.base import Change, Delete, Put
 from overlace.store.memory import MemoryStore
 
-NODE = "n0000000000000000000000001"[:25]
-WINDOWS_NODE = "n0000000000000000000000002"[:25]
+NODE = "one".ljust(25, "0")
+WINDOWS_NODE = "win".ljust(25, "0")
 NOW = 1_700_000_000_123_456_000
 DIGEST = "sha256:" + "ab" * 32
 
@@ -292,7 +292,7 @@ def first_objects(request: InitRequest) -> list[Change]:
         manager_token="SWMTKN-1-" + "a" * 50 + "-" + "c" * 25,
     )
     ingress = Network(
-        id="ingress00000000000000000x"[:25],
+        id="ingress".ljust(25, "0"),
         created_at=NOW,
         spec=NetworkSpec(name="ingress", ingress=True),
         vni=4096,

@@ -18,7 +18,8 @@ def description(found: NodeDescription, ca_cert_pem: str) -> Json:
     platform = {"Architecture": found.architecture, "OS": found.os}
     if found.os_version:
         platform["OSVersion"] = found.os_version
-        labels.setdefault(LABEL_OS_VERSION, found.os_version)
+        if found.os == "windows":
+            labels.setdefault(LABEL_OS_VERSION, found.os_version)
     if found.emulated:
         labels[LABEL_EMULATED] = found.os
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from aiohttp import web
@@ -12,7 +12,7 @@ from overlace.api.backend import ContainerAddress
 from overlace.api.call import Call, Handler, Route, answer
 from overlace.api.codec import flag
 from overlace.api.convert import container as show
-from overlace.api.logs import Line, details, parameters, stream_lines
+from overlace.api.logs import Line, closing, details, parameters, stream_lines
 from overlace.api.routes.networks import label_matches
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError, Unimplemented
 from overlace.runtime.base import Container
@@ -148,16 +148,11 @@ async def logs(call: Call) -> web.StreamResponse:
     options = parameters(call)
     found = await find(call, call.args["id"])
     about = details({})
-    source = call.backend.runtime.logs(found.config.id, options)
 
-    async def lines() -> AsyncIterator[Line]:
-        try:
+    async def lines() -> AsyncGenerator[Line, None]:
+        async with closing(call.backend.runtime.logs(found.config.id, options)) as source:
             async for line in source:
                 yield line.timestamp, line.stream, line.data, about
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                await close()
 
     return await stream_lines(call, lines(), found.config.tty)
 

@@ -80,9 +80,8 @@ async def remove(call: Call) -> web.StreamResponse:
 
 async def logs(call: Call) -> web.StreamResponse:
     manager, found = find(call)
-    tasks = list(manager.store.view().tasks_of_service(found.id))
     container = found.spec.task_template.container_spec
-    return await stream_task_logs(call, manager, tasks, tty=bool(container and container.tty))
+    return await stream_task_logs(call, manager, service_id=found.id, tty=bool(container and container.tty))
 
 
 ROUTES = [

@@ -108,7 +108,7 @@ async def events(call: Call) -> web.StreamResponse:
     until = codec.parse_time(call.text("until"), "until")
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     response.enable_chunked_encoding()
-    async with contextlib.aclosing(call.shared.events.stream(since, until, filters)) as stream:  # type: ignore[type-var]
+    async with contextlib.aclosing(call.shared.events.stream(since, until, filters)) as stream:
         await response.prepare(call.request)
         try:
             async for event in stream:

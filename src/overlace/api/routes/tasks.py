@@ -39,7 +39,7 @@ async def inspect(call: Call) -> web.StreamResponse:
 async def logs(call: Call) -> web.StreamResponse:
     manager, found = find(call)
     container = found.spec.container_spec
-    return await stream_task_logs(call, manager, [found], tty=bool(container and container.tty))
+    return await stream_task_logs(call, manager, task_id=found.id, tty=bool(container and container.tty))
 
 
 ROUTES = [
