@@ -1,4 +1,5 @@
-"""Layers and tables: compiled incrementally or from nothing they are the same, and they agree on every packet."""
+"""Layers and tables: compiled incrementally or from nothing they are the same, and they agree on every
+packet."""
 
 from __future__ import annotations
 
@@ -137,7 +138,8 @@ def test_layers_explain_themselves() -> None:
     assert "balance over" in "\n".join(explain_port("host", w.hns.state, HOST))
 
 
-# -- properties ----------------------------------------------------------------------------------------------------
+# -- properties
+# ----------------------------------------------------------------------------------------------------
 
 nets = st.sampled_from(["ingress", "back", "hidden"])
 services = st.sampled_from(["web", "db"])
@@ -206,8 +208,8 @@ def entries(t: Tables) -> dict:  # type: ignore[type-arg]
     return {e.key: e for e in t}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(change, max_size=25), st.booleans())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(change, min_size=10, max_size=40), st.booleans())
 def test_incremental_and_from_nothing_are_the_same(changes: list, windows: bool) -> None:  # type: ignore[type-arg]
     w = World(node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"), node(OTHER, PA), *NETS, windows=windows)
     for c in changes:
@@ -224,9 +226,9 @@ def test_incremental_and_from_nothing_are_the_same(changes: list, windows: bool)
 last = st.integers(0, 130)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    st.lists(change, max_size=15),
+    st.lists(change, min_size=10, max_size=30),
     st.lists(
         st.tuples(st.sampled_from([0, 1, 2, 9]), last, st.sampled_from([80, 8000, 9001])),
         min_size=1,
