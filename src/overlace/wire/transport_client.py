@@ -163,11 +163,12 @@ def _explain(address: str, error: BaseException) -> str:
         if "mismatch" in verify or "not valid for" in verify:
             return f"the node at {address} is not a manager of this swarm ({verify})"
         return f"{manager} belongs to another swarm: its certificate is not this swarm's ({verify})"
-    text = str(error).lower().replace("_", " ")
-    if "certificate expired" in text:
-        return f"{manager} refused this node's certificate: it has expired; leave and join the swarm again"
-    if "unknown ca" in text:
-        return f"{manager} refused this node's certificate: it is another swarm's; join that swarm first"
+    if isinstance(error, (aiohttp.ServerDisconnectedError, ConnectionResetError)):
+        # asyncio's server drops the TLS alert that would say why (it aborts before sending it)
+        return (
+            f"{manager} closed the connection without an answer: it is shutting down, or this node's certificate is "
+            "not one it takes (expired, or another swarm's)"
+        )
     if isinstance(error, TimeoutError):
         return f"cannot reach the manager at {address}: no answer within {TIMEOUT:.0f} s"
     if isinstance(error, aiohttp.ClientConnectorError):
