@@ -144,7 +144,20 @@ def assert_converged(swarm: VirtualSwarm) -> None:
     usable = [
         n for n in view.all(Node) if n.status.state == NodeState.READY and n.spec.availability == "active"
     ]
+    for task in view.all(Task):
+        if is_stuck(task):
+            assert_really_stuck(swarm, task)
+    for node in view.all(Node):
+        on = {
+            a.network_id
+            for t in view.tasks_of_node(node.id)
+            if TaskState.ASSIGNED <= t.status.state <= TaskState.RUNNING
+            for a in t.networks
+        }
+        assert set(node.network_addresses) == on | {"ingress"}, f"{node.id} lacks or keeps an address"
     for service in services.values():
+        state = service.update_status.state if service.update_status else ""
+        assert state not in ("updating", "rollback_started"), f"{service.spec.name} is {state} for ever"
         running = swarm.running(service.id)
         where = [(t.slot, t.node_id) for t in running]
         if service.spec.mode.global_ is not None:
@@ -167,6 +180,17 @@ def assert_converged(swarm: VirtualSwarm) -> None:
                 if t.desired_state <= TaskState.RUNNING and t not in running and not is_stuck(t)
             ]
             assert not others, f"{service.spec.name}: neither running nor saying why: {others}"
+
+
+def assert_really_stuck(swarm: VirtualSwarm, task: Task) -> None:
+    """A task says it found no node: then there is none now."""
+    view = swarm.store.view()
+    assert task.status.state == TaskState.PENDING, f"no network here is ever full: {task.status}"
+    occupancy = Index.of(view).occupancy
+    for node in view.all(Node):
+        if task.node_id in ("", node.id):
+            failed = first_failure(needs_of(task), node, occupancy.node(node.id))
+            assert failed is not None, f"{task.name} waits ({task.status.err}) though {node.id} would take it"
 
 
 def is_stuck(task: Task) -> bool:

@@ -101,6 +101,8 @@ class Chaos:
         self.networks.append(await swarm.add_network("wide"))
         self.networks.append(await swarm.add_network("auto"))
         swarm.fate = self.fate
+        for _ in range(chance.randint(0, 4)):
+            await self.create()
 
     async def join(self, name: str, **about: Any) -> None:
         labels = {"zone": self.chance.choice("ab")} if self.chance.random() < 0.8 else {}

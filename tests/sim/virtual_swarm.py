@@ -1,7 +1,8 @@
 """A whole swarm in one process with a virtual clock: the real store and manager loop, fake agents.
 
-An agent walks its tasks through the states with random pauses, stops and removes what it is told to, may crash and
-come back. The dispatcher's part (node down after missed heartbeats) is played by `VirtualSwarm.advance`.
+An agent walks its tasks through the states with random pauses, stops and removes what it is told to, may
+crash and come back. The dispatcher's part (node down after missed heartbeats) is played by
+`VirtualSwarm.advance`.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class Jostled(MemoryStore):
 
 
 class VirtualSwarm:
-    """`pace`: about how long an agent takes for one step, ns. `jostle`: share of the manager's commits that lose a
-    race against another writer."""
+    """`pace`: about how long an agent takes for one step, ns. `jostle`: share of the manager's commits that
+    lose a race against another writer."""
 
     def __init__(self, seed: int = 0, *, pace: int = SECOND // 5, jostle: float = 0.0) -> None:
         self.chance = random.Random(seed)
@@ -113,7 +114,7 @@ class VirtualSwarm:
     def new_id(self) -> str:
         return base36(self.chance.getrandbits(128), 25)
 
-    # -- what people do ------------------------------------------------------------------------------------------
+    # -- what people do --------------------------------------------------------------------------------------
 
     async def commit(self, *changes: Change) -> None:
         await self.store.commit(changes)
@@ -121,7 +122,8 @@ class VirtualSwarm:
     async def change(self, kind: type[Base], id: str, **members: Any) -> None:
         old = self.store.view().get(kind, id)
         assert old is not None
-        await self.commit(Put(msgspec.structs.replace(old, **members), expect=old.version))  # type: ignore[arg-type]
+        new = cast(Object, msgspec.structs.replace(old, **members))
+        await self.commit(Put(new, expect=old.version))
 
     async def start(self, **cluster: Any) -> None:
         ingress = NetworkSpec(name="ingress", ingress=True)
@@ -169,7 +171,7 @@ class VirtualSwarm:
     async def remove_service(self, id: str) -> None:
         await self.commit(Delete("service", id))
 
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- looking ---------------------------------------------------------------------------------------------
 
     def service(self, id: str) -> Service:
         service = self.store.view().get(Service, id)
@@ -186,7 +188,7 @@ class VirtualSwarm:
             if t.status.state == TaskState.RUNNING and t.desired_state == TaskState.RUNNING
         ]
 
-    # -- time ----------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
         """Let the manager decide until it has nothing more to do at this moment."""
@@ -230,7 +232,7 @@ class VirtualSwarm:
         node = self.store.view().get(Node, agent.node_id)
         return node is None or node.status.state == NodeState.DOWN
 
-    # -- agents --------------------------------------------------------------------------------------------------
+    # -- agents ----------------------------------------------------------------------------------------------
 
     def crash(self, name: str) -> None:
         self.agents[name].alive = False
@@ -269,7 +271,9 @@ class VirtualSwarm:
             del agent.due[id]
 
     def _next(self, agent: Agent, task: Task) -> tuple[TaskState, bool] | None:
-        """(the state the agent reports next, whether that is the end the task was born to); None: nothing to do."""
+        """(the state the agent reports next, whether that is the end the task was born to); None: nothing to
+        do.
+        """
         state = task.status.state
         if state < TaskState.ASSIGNED or state.terminal:
             return None

@@ -1,4 +1,4 @@
-"""A view with a tick's decisions on top, so that later stages see what earlier ones decided and all of it is one commit.
+"""A view with a tick's decisions on top: later stages see what earlier ones decided, and all is one commit.
 
 Owns the overlay and the changes it amounts to. Must not decide anything.
 """

@@ -1,4 +1,4 @@
-"""What the decisions look up and the store has no index for, kept from events: occupancy, addresses, waiting tasks.
+"""Indexes the decisions need and the store lacks, kept from events: occupancy, addresses, waiting tasks.
 
 Owns the sum of these indexes and their rebuilding from a view. Observing is idempotent. Must not decide
 anything.

@@ -81,7 +81,7 @@ class ManagerLoop:
         return min(self._wakes.values(), default=None)
 
     async def step(self) -> bool:
-        """Catch up with the store, decide, commit. True when something was committed or must be decided again.
+        """Catch up with the store, decide, commit. True when it committed something or must decide again.
 
         Raises what the store raises, other than conflicts.
         """

@@ -1,4 +1,4 @@
-"""One tick of the manager: from what changed to everything that follows from it, as one list of store changes.
+"""One tick of the manager: from what changed to all that follows from it, as one list of store changes.
 
 Owns what makes what dirty and the order of the stages: networks, constraint enforcement, services,
 allocation, scheduling, node addresses. Each stage sees the ones before (draft.py). Pure: no clock,
@@ -74,7 +74,7 @@ class Dirty:
 
 
 def task_matters(old: Task | None, new: Task | None) -> bool:
-    """Whether an orchestrator could decide differently: created, deleted, wanted otherwise, running or over."""
+    """Whether an orchestrator may decide differently: created, deleted, wanted otherwise, running or over."""
     if old is None or new is None:
         return True
     before, after = old.status.state, new.status.state
@@ -96,7 +96,7 @@ def node_matters(old: Node | None, new: Node | None) -> bool:
 
 
 class Tick(msgspec.Struct, frozen=True):
-    """What one tick decided. `wakes`: when to decide again about a service, ns, if nothing marks it before."""
+    """What one tick decided. `wakes`: when to look at a service again, ns, if nothing marks it before."""
 
     draft: Draft
     wakes: dict[str, int]
@@ -104,7 +104,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 
 def plan_tick(view: View, index: Index, dirty: Dirty, now: int, new_id: NewId) -> Tick:
-    """Decide everything `dirty` asks for on top of `view`; `index` follows the draft (undo it if the commit fails).
+    """Decide all that `dirty` asks for on top of `view`; `index` follows (undo the draft if the commit fails).
 
     Cost: the dirty services' tasks, the waiting tasks, and the nodes once per group of tasks to place.
     """

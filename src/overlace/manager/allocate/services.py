@@ -82,7 +82,7 @@ def exhausted(book: AddressBook, network: Network, what: str) -> Blocked:
     used, size = book.capacity(network.id)
     subnets = ", ".join(subnet.subnet for subnet in network.subnets)
     return Blocked(
-        f"no address left for {what} on network {network.spec.name} ({subnets}): {used} of {size} are in use; "
+        f"no address left for {what} on network {network.spec.name} ({subnets}): {used} of {size} in use; "
         "scale down or remove services on it, or make a network with a larger subnet"
     )
 
@@ -112,7 +112,7 @@ def plan_endpoint(view: View, book: AddressBook, service: Service) -> Service | 
 
 
 def _ports(book: AddressBook, service: Service, spec: EndpointSpec, old: Endpoint) -> tuple[PortConfig, ...]:
-    """Published numbers filled in. A dynamic one stays what it was while the rest of the port stays the same."""
+    """Published numbers filled in; a dynamic one stays while the rest of the port does."""
     earlier: dict[tuple[str, str, int], list[int]] = {}
     for port in old.ports:
         if port.publish_mode != "host" and port.published_port in DYNAMIC_PORTS:

@@ -1,4 +1,4 @@
-"""What a task gets before it is scheduled: an address per network, its host-mode ports; and a node's own addresses.
+"""What a task gets before it is scheduled (addresses, host-mode ports), and a node's own addresses.
 
 Owns the step NEW -> PENDING and `Node.network_addresses`. Must not choose nodes.
 """

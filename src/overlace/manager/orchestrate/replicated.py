@@ -44,8 +44,8 @@ def _slot_number(task: Task) -> SlotKey:
 
 
 def _order_to_keep(work: Work, slots: list[Slot]) -> list[Slot]:
-    """Slots to keep first: each node's first copy before any node's second; within a node running ones, then low
-    numbers, first. A slot that has no node, or two tasks, goes first."""
+    """Slots to keep first: each node's first copy before any node's second; within a node running ones, then
+    low numbers, first. A slot that has no node, or two tasks, goes first."""
     ordered = sorted(slots, key=lambda slot: (not _runs(work, slot), slot.key))
     copies: dict[str, int] = {}
     ranked: list[tuple[int, Slot]] = []

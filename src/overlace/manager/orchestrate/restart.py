@@ -55,7 +55,7 @@ def is_finished(slot: Slot) -> bool:
 
 
 def fill_slot(work: Work, slot: Slot) -> None:
-    """Bring one wanted slot in order: replace what ended or lost its node, fill it when empty, keep one task."""
+    """Bring one wanted slot in order: replace what ended or lost its node, fill it when empty, drop doubles."""
     for task in slot.live():
         ended, lost = task.status.state.terminal, work.lost(task)
         if ended or lost:
@@ -83,12 +83,13 @@ def _replace(work: Work, slot: Slot, task: Task, ended: bool) -> None:
 
 def replace_task(work: Work, slot: Slot, delay: int = 0) -> Task:
     """A successor for a task that was just shut down: READY until `delay` passed and the old one stopped."""
-    if delay <= 0 and not _stopping(work, slot):
+    if delay <= 0 and not stopping(work, slot):
         return work.create(slot)
     return work.create(slot, TaskState.READY, work.now + delay)
 
 
-def _stopping(work: Work, slot: Slot) -> bool:
+def stopping(work: Work, slot: Slot) -> bool:
+    """Whether a task of the slot was told to stop and has not yet."""
     return any(t.desired_state == TaskState.SHUTDOWN and not work.stopped(t) for t in slot.tasks)
 
 
@@ -101,7 +102,7 @@ def start_waiting(work: Work, slot: Slot) -> None:
             work.wake_at(task.not_before)
             continue
         deadline = task.created_at + OLD_TASK_TIMEOUT
-        if work.now < deadline and _stopping(work, slot):
+        if work.now < deadline and stopping(work, slot):
             work.wake_at(deadline)
             continue
         work.desire(slot, task, TaskState.RUNNING)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from overlace.manager.orchestrate.restart import ended_itself, is_finished, may_restart, replace_task
+from overlace.manager.orchestrate.restart import ended_itself, is_finished, replace_task, stopping
 from overlace.manager.orchestrate.work import SECOND, Slot, Work, is_live
 from overlace.model.objects import Service, Task, UpdateStatus
 from overlace.model.specs import UpdateConfig
@@ -129,11 +129,7 @@ def _read(
             progress.holding += 1
         if not mine and _is_dirty_slot(work, slot):
             progress.dirty.append(slot)
-        elif mine and _is_dirty_slot(work, slot) and all(not is_live(t) for t in mine):
-            # Its new task ended and is not restarted, the old one still runs (start-first): leave it so.
-            if all(may_restart(t, slot) for t in mine):
-                progress.dirty.append(slot)
-                progress.touched -= 1
+        # (A slot whose new task ended for good while the old one still runs, start-first, stays so.)
     return progress
 
 
@@ -142,7 +138,7 @@ def _made_by(work: Work, task: Task, status: UpdateStatus) -> bool:
 
 
 def _failed(work: Work, slot: Slot, task: Task, monitor: int) -> bool:
-    """Ended within its monitor period, or found no node for long although nothing of its slot is in its way."""
+    """Ended within its monitor period, or found no node for long though nothing of its slot is in its way."""
     if ended_itself(task):
         return not task.started_at or task.status.timestamp - task.started_at <= monitor
     if not is_live(task) or task.status.state >= TaskState.ASSIGNED or not task.status.err:
@@ -151,7 +147,7 @@ def _failed(work: Work, slot: Slot, task: Task, monitor: int) -> bool:
     if work.now < due:
         work.wake_at(due)
         return False
-    return all(work.stopped(t) for t in slot.tasks if t.id != task.id)
+    return not stopping(work, slot)
 
 
 def _note_start(work: Work, slot: Slot, task: Task) -> Task:

@@ -67,7 +67,7 @@ def node_lost(node: Node | None) -> bool:
 
 
 class Work:
-    """The view, the service and what was decided about it; `set`, `drop` and `create` keep slots up to date."""
+    """The view, the service and what was decided about it; `set`, `drop`, `create` keep slots up to date."""
 
     def __init__(self, view: View, service: Service, now: int, new_id: NewId) -> None:
         self.view = view
@@ -88,7 +88,7 @@ class Work:
         return new
 
     def desire(self, slot: Slot, task: Task, desired: TaskState) -> Task | None:
-        """Move a task's desired state on. One that never reached a node and is no longer wanted is deleted."""
+        """Move a task's desired state on. One no longer wanted that never reached a node is deleted."""
         if desired > TaskState.RUNNING and task.status.state < TaskState.ASSIGNED:
             self.drop(slot, task)
             return None

@@ -18,8 +18,7 @@ REJECTED = "assigned node no longer meets constraints"
 
 
 def plan_enforcement(view: View, node: Node, now: int) -> list[Change]:
-    """Reject the node's tasks whose constraints it no longer meets. A node that is leaving service (drained) is the
-    orchestrator's alone."""
+    """Reject the node's tasks whose constraints it no longer meets. A drained node is the orchestrator's alone."""
     if node.removed or node.spec.availability == "drain":
         return []
     changes: list[Change] = []
@@ -41,8 +40,8 @@ def plan_enforcement(view: View, node: Node, now: int) -> list[Change]:
 
 
 def _binding_spec(service: Service | None, task: Task) -> TaskSpec:
-    """Whose constraints bind a task: its service's as they are now when only constraints differ (such an update
-    replaces no task that fits), else its own (a rolling update has not come to it yet)."""
+    """Whose constraints bind a task: its service's as they are now when only constraints differ (such an
+    update replaces no task that fits), else its own (a rolling update has not come to it yet)."""
     if service is None:
         return task.spec
     template = service.spec.task_template

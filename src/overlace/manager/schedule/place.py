@@ -35,7 +35,7 @@ def group_key(task: Task) -> GroupKey:
 def plan_placement(
     nodes: Sequence[Node], occupancy: Occupancy, tasks: Sequence[Task], now: int
 ) -> list[Change]:
-    """Place tasks of one group (same `group_key`, all PENDING): assigned ones move on, the others say why not.
+    """Place tasks of one group (same `group_key`, all PENDING): some get a node, the others say why not.
 
     Nothing is returned for a task that stays where it is with the same words.
     """
