@@ -1,0 +1,371 @@
+"""The driver over a data path in memory: order, batching, errors an agent sees, and a crash at any call."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from overlace.model.errors import Conflict, InvalidArgument, Unavailable
+from overlace.model.netview import NetView
+from overlace.model.specs import PortConfig
+from overlace.network import driver as driver_module
+from overlace.network.base import TaskNetwork
+from overlace.network.driver import OverlayDriver
+from overlace.network.hostports import listening, plan_host_ports
+from overlace.network.overlay import guid_of
+from overlace.network.records import LocalAddresses
+from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
+
+from .world import HOST, ME, OTHER, endpoint, network, node, port, service, task
+
+PA = "172.28.1.12"
+
+
+class Crash(Exception):
+    pass
+
+
+class Under(msgspec.Struct):
+    address: str = HOST
+    mtu: int = 1500
+    ifname: str = "eth0"
+
+
+class Kernel:
+    """What survives the daemon."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tables = Tables()
+        self.sandboxes: set[str] = set()
+        self.interfaces: dict[str, tuple[str, str, bool, str, int]] = {}  # by endpoint id
+
+
+class MemoryDataPath:
+    """`fail_at`: that many calls go well, the next one raises before it does anything."""
+
+    def __init__(self, kernel: Kernel, fail_at: int = -1) -> None:
+        self.kernel, self.left = kernel, fail_at
+        self.calls: list[str] = []
+        self.sockets: list[socket.socket] = []
+
+    async def _step(self, name: str) -> None:
+        self.calls.append(name)
+        if self.left == 0:
+            raise Crash(name)
+        self.left -= 1
+        await asyncio.sleep(0)
+
+    async def open(self) -> None:
+        await self._step("open")
+
+    async def close(self) -> None:
+        pass
+
+    async def destroy(self) -> None:
+        self.kernel.__init__(self.kernel.folder)  # type: ignore[misc]
+
+    async def apply(self, delta: Delta) -> None:
+        await self._step("apply")
+        self.kernel.tables.apply(delta)
+
+    async def reconcile(self, desired: Tables) -> Delta:
+        await self._step("reconcile")
+        delta = self.kernel.tables.diff(desired)
+        self.kernel.tables.apply(delta)
+        wanted = {e.endpoint_id for e in desired if isinstance(e, LocalEndpoint)}
+        for stray in set(self.kernel.interfaces) - wanted:
+            del self.kernel.interfaces[stray]
+        return delta
+
+    async def ensure_sandbox(self, sandbox_id: str) -> Path:
+        await self._step("ensure_sandbox")
+        self.kernel.sandboxes.add(sandbox_id)
+        return self.kernel.folder / sandbox_id
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        await self._step("remove_sandbox")
+        self.kernel.sandboxes.discard(sandbox_id)
+
+    async def attach(
+        self, e: LocalEndpoint, sandbox: Path, ifname: str, default_route: bool, gateway: str, mtu: int
+    ) -> None:
+        await self._step("attach")
+        self.kernel.interfaces[e.endpoint_id] = (sandbox.name, ifname, default_route, gateway, mtu)
+
+    async def detach(self, endpoint_id: str) -> None:
+        await self._step("detach")
+        self.kernel.interfaces.pop(endpoint_id, None)
+
+    async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]:
+        if sandbox.name not in self.kernel.sandboxes:
+            raise FileNotFoundError(sandbox)
+        await self._step("bind_dns")
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        for s in (udp, tcp):
+            s.setblocking(False)
+            s.bind(("127.0.0.1", 0))
+        return udp, tcp
+
+    def underlay(self) -> Under:
+        return Under()
+
+
+def view() -> NetView:
+    return NetView(
+        [
+            node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
+            node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
+            network("ingress", 4096, 0, ingress=True),
+            network("back", 4097, 1),
+            network("hidden", 4098, 2, internal=True),
+            service("web", "back", "10.0.1.5"),
+            service("web", "ingress", "10.0.0.5", port(80, 8080)),
+            endpoint("far", "back", OTHER, "10.0.1.7"),
+        ]
+    )
+
+
+class Host:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kernel = Kernel(folder / "kernel")
+        self.drivers: list[OverlayDriver] = []
+
+    async def start(self, fail_at: int = -1, *, v: NetView | None = None, **more: str) -> OverlayDriver:
+        self.path = MemoryDataPath(self.kernel, fail_at)
+        d = OverlayDriver(self.path, self.folder / "state", resolv_conf=self.folder / "none", **more)  # type: ignore[arg-type]
+        self.drivers.append(d)
+        await d.open(ME)
+        if v is not None:
+            await d.apply_view(v, None)
+        return d
+
+    async def stop(self) -> None:
+        while self.drivers:
+            await self.drivers.pop().close()
+
+
+@pytest.fixture
+async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
+    monkeypatch.setattr(driver_module, "listening", lambda: {(6, 22)})
+    h = Host(tmp_path)
+    yield h
+    await h.stop()
+
+
+def web(task_id: str = "t1", last: int = 9, **more: object) -> TaskNetwork:
+    return task(task_id, ("back", f"10.0.1.{last}/24"), ("ingress", f"10.0.0.{last}/24"), **more)  # type: ignore[arg-type]
+
+
+async def test_a_task_gets_its_interfaces_in_order_and_one_default_route(host: Host) -> None:
+    d = await host.start(v=view())
+    a = await d.attach(
+        task("t1", ("hidden", "10.0.2.9/24"), ("ingress", "10.0.0.9/24"), ("back", "10.0.1.9/24"))
+    )
+    got = [host.kernel.interfaces[guid_of("endpoint", n, "t1")] for n in ("hidden", "ingress", "back")]
+    assert got == [
+        ("t1", "eth0", False, "10.0.2.1", 1450),
+        ("t1", "eth1", False, "10.0.0.1", 1450),
+        ("t1", "eth2", True, "10.0.1.1", 1450),
+    ]
+    assert a.macs["back"] == "02:42:0a:00:01:09" and a.sandbox == host.kernel.folder / "t1"
+    assert (await d.attach(web("t2", 10))).addresses == {"back": "10.0.1.10/24", "ingress": "10.0.0.10/24"}
+    only = await d.attach(task("t3", ("ingress", "10.0.0.11/24")))
+    assert host.kernel.interfaces[guid_of("endpoint", "ingress", "t3")][2] and only.host_ports == ()
+
+
+async def test_the_mtu_fits_every_host_and_the_networks_wish(host: Host) -> None:
+    v = view()
+    v.put(msgspec.structs.replace(node(OTHER, PA), mtu=1400))
+    d = await host.start(v=v)
+    await d.attach(task("t1", ("back", "10.0.1.9/24")))
+    assert host.kernel.interfaces[guid_of("endpoint", "back", "t1")][4] == 1350
+    for asked, mtu in (("1200", 1200), ("9000", 1350), ("none", 1350)):
+        v.put(
+            msgspec.structs.replace(network("back", 4097, 1), driver_opts={driver_module.MTU_OPTION: asked})
+        )
+        await d.apply_view(v, {"network/back"})
+        await d.attach(task(f"m{asked}", ("back", f"10.0.1.{100 + ord(asked[0])}/24")))
+        assert host.kernel.interfaces[guid_of("endpoint", "back", f"m{asked}")][4] == mtu
+
+
+async def test_a_network_that_is_not_here_yet_is_waited_for(host: Host) -> None:
+    d = await host.start()
+    with pytest.raises(Unavailable, match="network back is not known on this node yet"):
+        await d.attach(web())
+    assert not host.kernel.sandboxes
+    await d.apply_view(view(), None)
+    await d.attach(web())
+    v = view()
+    v.remove("network/back")
+    await d.apply_view(v, {"network/back"})
+    with pytest.raises(Unavailable):
+        await d.attach(web())
+    await d.detach("t1")
+    assert not host.kernel.sandboxes and not host.kernel.interfaces
+
+
+async def test_fifty_tasks_share_passes(host: Host) -> None:
+    d = await host.start(v=view())
+    before = host.path.calls.count("apply")
+    await asyncio.gather(*(d.attach(web(f"t{i}", i + 20)) for i in range(50)))
+    assert host.path.calls.count("apply") - before <= 5
+    assert len(host.kernel.interfaces) == 100
+    await asyncio.gather(*(d.detach(f"t{i}") for i in range(50)))
+    assert not host.kernel.interfaces and not host.kernel.sandboxes
+    assert not any(isinstance(e, LocalEndpoint) for e in host.kernel.tables)
+
+
+async def test_ports_are_refused_in_dockers_words_and_leave_nothing(host: Host) -> None:
+    d = await host.start(v=view())
+    one = PortConfig(target_port=80, published_port=9090, publish_mode="host")
+    await d.attach(web("t1", 9, ports=(one,)))
+    for number, words in (
+        (9090, "Bind for 0.0.0.0:9090 failed: port is already allocated"),
+        (8080, "Bind for 0.0.0.0:8080 failed: port is already allocated"),  # a published service's
+        (22, "listen tcp4 0.0.0.0:22: bind: address already in use"),
+    ):
+        with pytest.raises(Conflict, match=words):
+            await d.attach(web("t2", 10, ports=(msgspec.structs.replace(one, published_port=number),)))
+    assert host.kernel.sandboxes == {"t1"} and not (host.folder / "state" / "tasks" / "t2.json").exists()
+    await d.attach(web("t2", 10, ports=(msgspec.structs.replace(one, protocol="udp"),)))
+    with pytest.raises(InvalidArgument, match="internal"):
+        await d.attach(task("t3", ("hidden", "10.0.2.9/24"), ports=(one,)))
+
+
+async def test_an_address_still_held_elsewhere_is_waited_for(host: Host) -> None:
+    v = view()
+    d = await host.start(v=v)
+    with pytest.raises(Unavailable, match="belongs to endpoint"):
+        await d.attach(task("t1", ("back", "10.0.1.7/24")))
+    v.remove("endpoint/back/far")
+    await d.apply_view(v, {"endpoint/back/far"})
+    await d.attach(task("t1", ("back", "10.0.1.7/24")))
+    entry = host.kernel.tables.get(("endpoint", 4097, "10.0.1.7"))
+    assert isinstance(entry, LocalEndpoint)
+
+
+async def test_the_local_network_gives_addresses_and_remembers_them(host: Host) -> None:
+    d = await host.start(v=view())
+    a, b = await d.attach(task("t1")), await d.attach(task("t2"))
+    assert a.addresses == {"bridge": "172.17.0.2/16"} and b.addresses == {"bridge": "172.17.0.3/16"}
+    assert a.gateways == {"bridge": "172.17.0.1"}
+    assert host.kernel.interfaces[guid_of("endpoint", "bridge", "t1")] == (
+        "t1",
+        "eth0",
+        True,
+        "172.17.0.1",
+        1500,
+    )
+    d = await host.start(v=view())
+    assert (await d.attach(task("t2"))).addresses == b.addresses
+    assert (await d.attach(task("t3"))).addresses == {"bridge": "172.17.0.4/16"}
+
+
+async def test_a_data_path_failure_reaches_the_caller_and_is_mended_by_the_next_pass(host: Host) -> None:
+    v = view()
+    d = await host.start(v=v)
+    host.path.left = 0
+    v.put(endpoint("more", "back", OTHER, "10.0.1.50"))
+    with pytest.raises(Crash):
+        await d.apply_view(v, {"endpoint/back/more"})
+    host.path.left = -1
+    await d.apply_view(v, set())
+    assert host.kernel.tables.get(("endpoint", 4097, "10.0.1.50")) is not None
+
+
+async def test_a_restart_does_not_touch_what_runs(host: Host) -> None:
+    d = await host.start(v=view())
+    await d.attach(web())
+    before = {e.key: e for e in host.kernel.tables}
+    d = await host.start()
+    assert {e.key: e for e in host.kernel.tables} == before  # before any view
+    await d.apply_view(view(), None)
+    await d.attach(web())
+    assert {e.key: e for e in host.kernel.tables} == before
+    await d.keep_only({"t1"})
+    assert host.kernel.sandboxes == {"t1"}
+    await d.keep_only(set())
+    assert not host.kernel.sandboxes
+
+
+async def test_leaving_forgets_everything(host: Host) -> None:
+    d = await host.start(v=view())
+    await d.attach(web())
+    assert d.describe()["tasks"] == 1 and "LB_web" in "\n".join(d.explain("t1"))
+    await d.leave()
+    assert not host.kernel.sandboxes and not len(host.kernel.tables)
+    assert [p for p in (host.folder / "state").rglob("*") if p.is_file()] == []
+    d = await host.start(v=view())
+    assert d.describe()["tasks"] == 0
+
+
+async def story(d: OverlayDriver, v: NetView) -> None:
+    """Tasks come and go while the view changes."""
+    await d.attach(web("t1", 9))
+    v.put(endpoint("t1", "back", ME, "10.0.1.9"))
+    await d.apply_view(v, {"endpoint/back/t1"})
+    await d.attach(task("t2"))
+    v.remove("endpoint/back/far")
+    await d.apply_view(v, {"endpoint/back/far"})
+    await d.detach("t2")
+    await d.attach(web("t3", 10, ports=(port(80, 9090, "host"),)))
+    await d.detach("t1")
+
+
+@pytest.mark.parametrize("fail_at", range(45))
+async def test_a_crash_at_any_call_is_repaired_after_the_restart(host: Host, fail_at: int) -> None:
+    try:
+        await story(await host.start(fail_at, v=view()), view())
+        assert fail_at > 20, "the story has become shorter than the crashes"
+    except Crash:
+        pass
+    v = view()
+    v.put(endpoint("t3", "back", ME, "10.0.1.10"))
+    d = await host.start(v=v)
+    await d.keep_only({"t3"})
+    await d.attach(web("t3", 10, ports=(port(80, 9090, "host"),)))
+    other = Host(host.folder / "clean")
+    clean = await other.start(v=v)
+    await clean.attach(web("t3", 10, ports=(port(80, 9090, "host"),)))
+    assert {e.key: e for e in host.kernel.tables} == {e.key: e for e in other.kernel.tables} | {
+        k: e for k, e in ((e.key, e) for e in host.kernel.tables) if k == ("network", 1)
+    }
+    assert (
+        host.kernel.interfaces == other.kernel.interfaces and host.kernel.sandboxes == other.kernel.sandboxes
+    )
+    await other.stop()
+
+
+def test_ports_without_a_number_get_free_ones() -> None:
+    wanted = (port(80, 0, "host"), port(81, 0, "host"), port(82, 0, "host", "udp"))
+    got = plan_host_ports("t", wanted, {(6, 32768): "x"}, {(6, 32769)})
+    assert [p.published_port for p in got] == [32770, 32771, 32768]
+
+
+def test_listening_sockets_are_found() -> None:
+    with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        assert (6, tcp.getsockname()[1]) not in listening()
+        tcp.listen()
+        udp.bind(("127.0.0.1", 0))
+        assert {(6, tcp.getsockname()[1]), (17, udp.getsockname()[1])} <= listening()
+
+
+def test_local_addresses_run_out_and_come_back() -> None:
+    pool = LocalAddresses("172.17.0.0/29")
+    taken: list[str] = []
+    for _ in range(5):
+        taken.append(pool.take(taken))
+    assert taken == [f"172.17.0.{i}/29" for i in range(2, 7)]
+    with pytest.raises(Unavailable, match="no address left"):
+        pool.take(taken)
+    taken.remove("172.17.0.3/29")
+    assert pool.take(taken) == "172.17.0.3/29"
