@@ -122,13 +122,14 @@ class Runs:
                 slot.id, places.bundle, places.log, SHIM_MAX, tty=config.tty, stdin=config.open_stdin
             )
             prepare.write_hosts(places, config, record.resolved, running.pid)
+            started_at = time.time_ns()  # before: a short-lived program ends before the runtime's answer
             await self.shim.start(slot.id)
             descriptor = open_shim(places.bundle, slot.id)
             fresh = msgspec.structs.replace(
                 slot.container,
                 status="running",
                 pid=running.pid,
-                started_at=time.time_ns(),
+                started_at=started_at,
                 finished_at=0,
                 exit_code=0,
                 error="",
@@ -252,7 +253,8 @@ class Runs:
         ended = read_exit(places.bundle, slot.id)
         oom = oom_killed(self._cgroup(slot)) or (places.bundle / "oom").exists()
         if ended is not None:
-            code, at, error = ended.code, ended.at, ""
+            # A file time may lag the clock by a tick (4 ms).
+            code, at, error = ended.code, max(ended.at, slot.container.started_at), ""
         else:
             # Its first process may live on without anybody to tell its end: bring it down with its shim.
             await self.shim.delete(slot.id)
