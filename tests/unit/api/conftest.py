@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,10 +35,10 @@ class Api:
     async def __call__(
         self, method: str, path: str, body: Any = None, **options: Any
     ) -> tuple[int, Any, dict[str, str]]:
-        data = None
+        data: Any = None
         headers = options.pop("headers", {})
         if body is not None:
-            data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+            data = io.BytesIO(body) if isinstance(body, bytes) else msgspec.json.encode(body)
             headers = {"Content-Type": "application/json"} | headers
         url = f"http://docker{path}"
         async with self.session.request(method, url, data=data, headers=headers, **options) as response:
@@ -46,7 +47,8 @@ class Api:
             content: Any = raw
             if kind.startswith("application/json") and raw:
                 assert raw.endswith(b"\n")
-                content = msgspec.json.decode(raw)
+                lines = [msgspec.json.decode(line) for line in raw.splitlines()]
+                content = lines[0] if len(lines) == 1 else lines
             return response.status, content, dict(response.headers)
 
 

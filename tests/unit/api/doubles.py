@@ -23,6 +23,8 @@ from overlace.api.backend import (
     LocalNetwork,
     LocalSwarm,
 )
+from overlace.manager.control import Control
+from overlace.manager.logs import LogRecord
 from overlace.model.errors import NotFound, Unavailable
 from overlace.model.ids import new_id
 from overlace.model.objects import (
@@ -173,26 +175,31 @@ def container(name: str = "web.1.task", id: str = "c" * 64, **changes: Any) -> C
     return Container(**(values | changes))
 
 
-class Line(msgspec.Struct, frozen=True):
-    task_id: str
-    timestamp: int
-    stream: str
-    data: bytes
-
-
 class FakeManager:
     """ManagerHandle with a real store and control."""
 
     def __init__(self, store: MemoryStore) -> None:
-        from overlace.manager.control import Control
-
         self.store = store
         self.resolver = self
         self.control = Control(store, resolver=self)
         self.logs = self
         self.known: dict[str, Any] = {}
-        self.lines: list[Line] = []
+        self.lines: list[LogRecord] = []
         self.following = 0
+
+    async def subscribe(
+        self, task_ids: Sequence[str], options: LogOptions, *, service_id: str = ""
+    ) -> AsyncIterator[LogRecord]:
+        for line in self.lines:
+            wanted = line.task.id in task_ids or line.task.service_id == service_id
+            if wanted and (options.stdout if line.stream == "stdout" else options.stderr):
+                yield line
+        if options.follow:
+            self.following += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.following -= 1
 
     async def inspect(self, reference: str, auth: RegistryAuth | None = None) -> Any:
         """A registry that has what `known` has."""

@@ -85,7 +85,9 @@ def test_versions_are_refused_in_go_words() -> None:
     assert codec.version_number("12", "service") == 12
     with pytest.raises(InvalidArgument) as caught:
         codec.version_number("", "service")
-    assert caught.value.message == 'invalid service version \'\': strconv.ParseUint: parsing "": invalid syntax'
+    assert (
+        caught.value.message == "invalid service version '': strconv.ParseUint: parsing \"\": invalid syntax"
+    )
     for text in ("-1", "x", "1.5", "²", str(2**64)):
         with pytest.raises(InvalidArgument):
             codec.version_number(text, "node")
@@ -118,4 +120,3 @@ def test_since(text: str, ns: int) -> None:
 def test_bad_since_names_the_parameter(text: str) -> None:
     with pytest.raises(InvalidArgument, match="since"):
         codec.parse_time(text, "since")
-

@@ -77,7 +77,9 @@ def test_nodes() -> None:
     assert event.attributes == {"name": "one", "availability.old": "active", "availability.new": "drain"}
     gone = swarm_event(Event("node", old.id, old, msgspec.structs.replace(old, removed=True)), NOW)
     assert gone is not None and gone.action == "remove"
-    assert swarm_event(Event("node", old.id, old, msgspec.structs.replace(old, updated_at=NOW + 1)), NOW) is None
+    assert (
+        swarm_event(Event("node", old.id, old, msgspec.structs.replace(old, updated_at=NOW + 1)), NOW) is None
+    )
 
 
 def test_containers() -> None:
@@ -106,7 +108,13 @@ def test_filters() -> None:
         {"label": ["name=web"]},
     ):
         assert matches(event, good), good
-    for bad in ({"type": ["node"]}, {"scope": ["local"]}, {"service": ["x"]}, {"node": ["web"]}, {"label": ["name=x"]}):
+    for bad in (
+        {"type": ["node"]},
+        {"scope": ["local"]},
+        {"service": ["x"]},
+        {"node": ["web"]},
+        {"label": ["name=x"]},
+    ):
         assert not matches(event, bad), bad
 
 

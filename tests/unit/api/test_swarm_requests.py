@@ -29,7 +29,11 @@ def join(**given: Any) -> JoinRequest:
 
 def test_init_fills_in_what_was_not_said() -> None:
     # what docker swarm init sends: zeros for everything
-    request = init(spec=SwarmSpec(raft=RaftConfig(election_tick=0, heartbeat_tick=0), ca_config=CAConfig(node_cert_expiry=0)))
+    request = init(
+        spec=SwarmSpec(
+            raft=RaftConfig(election_tick=0, heartbeat_tick=0), ca_config=CAConfig(node_cert_expiry=0)
+        )
+    )
     assert request.spec == SwarmSpec()
     assert (request.data_path_port, request.subnet_size, request.availability) == (4789, 24, "active")
     assert request.advertise_addr == "" and request.data_path_addr == ""
@@ -61,7 +65,10 @@ def test_the_port_to_listen_on_is_also_advertised() -> None:
     [
         ({"listen_addr": ""}, 'invalid ListenAddr "": invalid empty address'),
         ({"listen_addr": "nosuch:1"}, "listen address must be an IP address or network interface"),
-        ({"advertise_addr": "0.0.0.0"}, "advertise address must be a non-zero IP address or network interface"),
+        (
+            {"advertise_addr": "0.0.0.0"},
+            "advertise address must be a non-zero IP address or network interface",
+        ),
         ({"advertise_addr": "eth9"}, "advertise address must be a non-zero IP address"),
         ({"data_path_addr": "eth9"}, "data path address must be a non-zero IP address"),
         ({"data_path_port": 80}, "Datapath port number is not in valid range (1024-49151) : 80"),

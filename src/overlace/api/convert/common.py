@@ -119,6 +119,9 @@ class Rendered:
         self._previous: dict[tuple[str, str], tuple[tuple[object, ...], msgspec.Raw]] = {}
         self._sweep_at = sweep_at
 
+    def __len__(self) -> int:
+        return len(self._entries) + len(self._previous)
+
     def get(self, form: str, id: str, parts: tuple[object, ...], make: Callable[[], Json]) -> msgspec.Raw:
         key = (form, id)
         entry = self._entries.get(key) or self._previous.get(key)
@@ -128,7 +131,7 @@ class Rendered:
             or any(a is not b for a, b in zip(entry[0], parts, strict=True))
         ):
             entry = (parts, msgspec.Raw(msgspec.json.encode(make())))
-        if len(self._entries) >= self._sweep_at:
+        if len(self._entries) >= self._sweep_at and key not in self._entries:
             self._previous, self._entries = self._entries, {}
         self._entries[key] = entry
         return entry[1]

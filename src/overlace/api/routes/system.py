@@ -47,9 +47,9 @@ async def ping(call: Call) -> web.StreamResponse:
     role = swarm.state
     if role == "active":
         role = "active/manager" if swarm.control_available else "active/worker"  # type: ignore[assignment]
-    body = b"" if call.request.method == "HEAD" else b"OK"
+    head = call.request.method == "HEAD"
     return web.Response(
-        body=body,
+        body=None if head else b"OK",
         content_type="text/plain",
         charset="utf-8",
         headers={
@@ -57,6 +57,7 @@ async def ping(call: Call) -> web.StreamResponse:
             "Pragma": "no-cache",
             "Builder-Version": "1",  # no BuildKit here: `docker build` then says so itself
             "Swarm": role,
+            **({"Content-Length": "0"} if head else {}),
         },
     )
 
