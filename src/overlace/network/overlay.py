@@ -120,6 +120,7 @@ class OverlayPlanner:
         self._provider: dict[str, str] = {}  # provider address as last seen, by node
         self._tasks_of: dict[str, set[str]] = {}  # network id -> local task ids
         self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
+        self._subnets: dict[str, tuple[str, ...]] = {}  # by network id
         self._exceptions: tuple[str, ...] = ()
 
     def refresh(
@@ -160,12 +161,16 @@ class OverlayPlanner:
                     )
             elif kind == "network":
                 networks[("network", rest)] = None
+                network = view.network(rest)
+                self._subnets.pop(rest, None)
+                if network is not None:
+                    self._subnets[rest] = network.subnets
                 dirty_endpoints.update(e.key for e in view.endpoints(rest))
                 services.update({("service", rest, e.service_id): None for e in view.services(rest)})
                 networks.update({("node", n.id): None for n in view.of(NodeEntry) if rest in n.addresses})
                 task_sources.update({("task", t): None for t in self._tasks_of.get(rest, ())})
                 # an endpoint or service seen before its network waits for it under its own key
-        exceptions = tuple(sorted({s for n in view.of(NetworkEntry) for s in n.subnets}))
+        exceptions = tuple(sorted({s for subnets in self._subnets.values() for s in subnets}))
         if exceptions != self._exceptions:
             self._exceptions = exceptions
             task_sources.update({("task", t): None for t in self._task_networks})
