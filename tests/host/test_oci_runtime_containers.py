@@ -200,6 +200,34 @@ async def test_bind_mounts(bed: Bed, tmp_path: Path) -> None:
         await bed.runtime.create(bed.config(mounts=(Mount("bind", "/b", source="/no/such"),)))
 
 
+async def test_bind_propagation(bed: Bed, tmp_path: Path) -> None:
+    """A later mount below the source shows inside with rslave, and only then."""
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "outer", str(source)], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", str(source)], check=True)
+        (source / "sub").mkdir()
+        script = "while ! test -e /stop; do sleep 0.05; done; ls /b/sub"
+        configs = [
+            await bed.running(
+                "sh", "-c", script, mounts=(Mount("bind", "/b", source=str(source), propagation=propagation),)
+            )
+            for propagation in ("rprivate", "rslave")
+        ]
+        subprocess.run(["mount", "-t", "tmpfs", "inner", str(source / "sub")], check=True)
+        (source / "sub/late").touch()
+        outputs = []
+        for config in configs:
+            container = await bed.runtime.inspect(config.id)
+            Path(f"/proc/{container.pid}/root/stop").touch()
+            await asyncio.wait_for(bed.runtime.wait(config.id), 10)
+            outputs.append(await bed.output(config.id))
+        assert outputs == ["", "late\n"]
+    finally:
+        subprocess.run(["umount", "--recursive", "--lazy", str(source)], check=True)
+
+
 async def test_secrets_are_in_memory_only_and_configs_are_files(bed: Bed) -> None:
     words = secrets.token_hex(16)
     files = (

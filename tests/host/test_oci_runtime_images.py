@@ -11,7 +11,7 @@ import pytest
 from oci_bed import LINUX, LOOP, Bed, Registry, bed, pushed, registry, rootfs
 
 from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, OverlaceError, Unavailable
-from overlace.runtime.base import Platform, RegistryAuth
+from overlace.runtime.base import FileMount, Mount, Platform, RegistryAuth
 from overlace.runtime.oci.mkimage import Variant, busybox_rootfs, push, write_layout
 
 pytestmark = pytest.mark.host
@@ -73,6 +73,29 @@ async def test_emulated_windows_host_runs_the_manifest_of_its_build(
         assert image.platform == Platform("windows", "amd64", chosen)
         _, text = await bed.run(image=mixed)
         assert text == f"windows amd64 {chosen}\n"
+        await bed.clean()
+    finally:
+        bed.demolish()
+
+
+async def test_windows_paths_lie_below_the_root_on_an_emulated_host(
+    registry: Registry, mixed: str, tmp_path: Path
+) -> None:
+    host = Platform("windows", "x86_64", "10.0.20348.2527")
+    bed = Bed(tmp_path, registry, host)
+    try:
+        await bed.runtime.open()
+        await bed.runtime.pull(mixed, host)
+        text = await bed.sh(
+            "cat /ProgramData/Docker/secrets/key; pwd; echo x > /data/x; id -u",
+            image=mixed,
+            files=(FileMount("C:\\ProgramData\\Docker\\secrets\\key", b"hush\n"),),
+            mounts=(Mount("volume", "C:\\data", source="v"),),
+            workdir="C:\\inetpub\\wwwroot",
+            user="ContainerAdministrator",
+        )
+        assert text == "hush\n/inetpub/wwwroot\n0\n"
+        assert (bed.data_root / "volumes/v/_data/x").read_text() == "x\n"
         await bed.clean()
     finally:
         bed.demolish()

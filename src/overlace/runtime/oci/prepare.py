@@ -47,10 +47,17 @@ def user_of(resolved: Resolved, config: ContainerConfig, rootfs: Path, *, window
     )
 
 
+def is_static(program: Path) -> bool:
+    """Whether an ELF program needs no loader (and so runs in any image): its head names no ld.so."""
+    with program.open("rb") as file:
+        head = file.read(4096)
+    return head.startswith(b"\x7fELF") and b"/ld-" not in head
+
+
 def init_program() -> str:
-    """A tiny init on this host. Raises InvalidArgument when there is none."""
+    """A tiny static init on this host. Raises InvalidArgument when there is none."""
     for path in _INITS:
-        if os.access(path, os.X_OK):
+        if os.access(path, os.X_OK) and is_static(Path(path)):
             return path
     raise InvalidArgument(
         "init: no init program on this host: install tini (Debian: apt install tini) or leave init off"

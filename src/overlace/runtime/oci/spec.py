@@ -346,9 +346,17 @@ def runtime_spec(
             "seccomp": defaults.seccomp(frozenset(kept)),
             "maskedPaths": list(defaults.MASKED_PATHS),
             "readonlyPaths": list(defaults.READONLY_PATHS),
-            "rootfsPropagation": "private",
+            "rootfsPropagation": _root_propagation(config.mounts),
         },
     }
+
+
+def _root_propagation(mounts: Iterable[Mount]) -> str:
+    """The root has to pass on what a bind mount shall see, as moby's `WithMounts` arranges."""
+    asked = {mount.propagation for mount in mounts if mount.type == "bind"}
+    if asked & {"shared", "rshared"}:
+        return "shared"
+    return "rslave" if asked & {"slave", "rslave"} else "private"
 
 
 def _rlimit(name: str, soft: int, hard: int) -> dict[str, Any]:
