@@ -222,16 +222,13 @@ def test_the_outside_does_not_reach_containers(world: SimpleNamespace) -> None:
         run("ip", "-n", world.client.name, "route", "del", "10.0.1.0/24")
 
 
-def test_exceptions_are_not_translated(world: SimpleNamespace) -> None:
-    from datapath_bed import run
-
-    box = Container(world.b, "plain")
-    box.join(FRONT, "10.0.1.20", outbound=True, exceptions=(world.bed.client_address + "/32",))
-    run("ip", "-n", world.client.name, "route", "add", "10.0.1.20/32", "via", world.b.address)
-    try:
-        assert ask(box.path, world.bed.client_address, 90)[:2] == ["outside", "10.0.1.20"]
-    finally:
-        run("ip", "-n", world.client.name, "route", "del", "10.0.1.20/32")
+def test_outbound_nat_has_exceptions(world: SimpleNamespace) -> None:
+    box = Container(world.b, "kept")
+    box.join(FRONT, "10.0.1.20", outbound=True, exceptions=("10.0.0.0/8", world.bed.client_address + "/32"))
+    assert not ping(box.path, world.bed.client_address, timeout=0.3)
+    assert not ping(box.path, "10.9.9.9", timeout=0.1)
+    assert ping(box.path, world.c.address)
+    assert ping(world.web2.path, world.bed.client_address), "another endpoint of that host"
 
 
 def test_local_network_is_this_hosts_own(world: SimpleNamespace) -> None:

@@ -72,7 +72,6 @@ class DataPath:
         self._rows = Rows()
         self._attached: dict[str, Attachment] = {}
         self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
-        self._exceptions: set[tuple[str, str]] | None = None  # as nft has them; None: not known
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -184,7 +183,7 @@ class DataPath:
 
     def _apply(self, delta: Delta) -> None:
         self._write(self._change(delta.put, delta.remove))
-        self._apply_outbound(e for e in delta.put if isinstance(e, LocalEndpoint))
+        self._route(e for e in delta.put if isinstance(e, LocalEndpoint))
 
     def _change(self, put: Iterable[Entry], remove: Iterable[Key]) -> Changes:
         """Bring tables and rows to the new state; what that changes in the maps."""
@@ -211,21 +210,12 @@ class DataPath:
             if changes.remove.get(name):
                 self._map(name).delete_many(changes.remove[name])
 
-    def _apply_outbound(self, changed: Iterable[LocalEndpoint]) -> None:
-        """Host routes of endpoints with outbound NAT, and the set of addresses never translated."""
-        for endpoint in changed:
+    def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
+        """Routes of the host to endpoints with outbound NAT: the way of the answers."""
+        for endpoint in endpoints:
             at = self._attached.get(endpoint.endpoint_id)
             if at and endpoint.outbound_nat:
                 veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
-        exceptions = {
-            (e.address, cidr)
-            for e in map(self._tables.get, self._local.values())
-            if isinstance(e, LocalEndpoint) and e.outbound_nat
-            for cidr in e.nat_exceptions
-        }
-        if exceptions != self._exceptions:
-            nft.run_nft(nft.set_exceptions(self.instance, exceptions))
-            self._exceptions = exceptions
 
     async def reconcile(self, desired: Tables) -> Delta:
         """Make the kernel's state equal to `desired` and return what differed. Interfaces and links of
@@ -251,7 +241,7 @@ class DataPath:
         actual = {name: dict(self._map(name).items()) for name in TABLE_MAPS}
         changes = self._rows.difference(actual)
         self._write(changes)
-        self._apply_outbound(e for e in desired if isinstance(e, LocalEndpoint))
+        self._route(e for e in desired if isinstance(e, LocalEndpoint))
         put = tuple(e for e in desired if any(r.key in changes.put[r.map] for r in encode(e, self._attached)))
         stray = (
             decode_key(name, key, actual[name][key]) for name in TABLE_MAPS for key in changes.remove[name]
@@ -287,9 +277,7 @@ class DataPath:
         after = self._change((endpoint,), ())
         self._write(_merge(before, after))
         veth.configure_inside(endpoint, sandbox, wanted)
-        if endpoint.outbound_nat:
-            veth.route_from_host(netlink, endpoint, at.ifindex)
-        self._apply_outbound(())
+        self._route((endpoint,))
 
     async def detach(self, endpoint_id: str) -> None:
         """Remove an endpoint's interface. Its entry stays until it is removed by apply()."""

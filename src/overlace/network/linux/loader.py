@@ -21,21 +21,20 @@ from .netlink import Netlink
 
 BPFFS = Path("/sys/fs/bpf")
 PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_host")
-MAPS = tuple(
-    [
-        "layout",
-        "config",
-        "networks",
-        "endpoints",
-        "ports",
-        "subnets",
-        "frontends",
-        "backends",
-        "turns",
-        "flows",
-        "fragments",
-        "counters",
-    ]
+MAPS = (
+    "layout",
+    "config",
+    "networks",
+    "endpoints",
+    "ports",
+    "subnets",
+    "exceptions",
+    "frontends",
+    "backends",
+    "turns",
+    "flows",
+    "fragments",
+    "counters",
 )
 _BPF_FS_MAGIC = 0xCAFE4A11
 

@@ -15,36 +15,34 @@ import msgspec
 
 from overlace.network.vfp.tables import Backend, Entry, Frontend, Key, LocalEndpoint, Network, RemoteEndpoint
 
-LAYOUT = 1  # as in bpf/types.h
+LAYOUT = 2  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
 # enum reason of bpf/types.h, in its order
-REASONS = tuple(
-    [
-        "delivered",
-        "encapsulated",
-        "slow_path",
-        "to_underlay",
-        "to_host",
-        "answered_arp",
-        "answered_echo",
-        "refused",
-        "too_big",
-        "drop_spoofed",
-        "drop_unknown_vni",
-        "drop_wrong_provider",
-        "drop_no_endpoint",
-        "drop_no_backend",
-        "drop_isolation",
-        "drop_no_outbound",
-        "drop_garbage",
-        "drop_arp",
-        "drop_unsupported",
-        "drop_no_port",
-        "drop_error",
-    ]
+REASONS = (
+    "delivered",
+    "encapsulated",
+    "slow_path",
+    "to_underlay",
+    "to_host",
+    "answered_arp",
+    "answered_echo",
+    "refused",
+    "too_big",
+    "drop_spoofed",
+    "drop_unknown_vni",
+    "drop_wrong_provider",
+    "drop_no_endpoint",
+    "drop_no_backend",
+    "drop_isolation",
+    "drop_no_outbound",
+    "drop_garbage",
+    "drop_arp",
+    "drop_unsupported",
+    "drop_no_port",
+    "drop_error",
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
-TABLE_MAPS = ("networks", "subnets", "endpoints", "ports", "backends", "frontends")
+TABLE_MAPS = ("networks", "subnets", "endpoints", "exceptions", "ports", "backends", "frontends")
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -81,8 +79,11 @@ def _endpoint(provider: bytes, ifindex: int, sandbox: int, mac: bytes, kind: int
 
 def list_number(backends: tuple[Backend, ...]) -> int:
     """The content's name: equal lists share it, so an unchanged list keeps its connections' generation."""
-    text = "|".join(f"{b.vni}/{b.address}/{b.port}" for b in backends)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return _number(f"{b.vni}/{b.address}/{b.port}" for b in backends)
+
+
+def _number(items: Iterable[str]) -> int:
+    return int.from_bytes(hashlib.blake2b("|".join(items).encode(), digest_size=8).digest(), "little")
 
 
 def config_value(
@@ -106,10 +107,17 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             ifindex, sandbox = (at.ifindex, at.sandbox) if at else (0, 0)
             value = _endpoint(bytes(4), ifindex, sandbox, mac, KIND_LOCAL)
             rows = [Row("endpoints", address_key(entry.vni, entry.address), value)]
-            if at:
-                flags = 1 if entry.outbound_nat else 0
-                port = struct.pack("I4sI6sBx", entry.vni, _ip(entry.address), sandbox, mac, flags)
-                rows.append(Row("ports", struct.pack("I", ifindex), port))
+            if not at:
+                return rows
+            exceptions = entry.nat_exceptions if entry.outbound_nat else ()
+            number = _number(exceptions) & 0xFFFFFFFF if exceptions else 0
+            for cidr in exceptions:
+                to = IPv4Network(cidr, strict=False)
+                where = struct.pack("II4s", 32 + to.prefixlen, number, to.network_address.packed)
+                rows.append(Row("exceptions", where, struct.pack("I", 1)))
+            flags = 1 if entry.outbound_nat else 0
+            port = struct.pack("I4sII6sBx", entry.vni, _ip(entry.address), sandbox, number, mac, flags)
+            rows.append(Row("ports", struct.pack("I", ifindex), port))
             return rows
         case RemoteEndpoint():
             value = _endpoint(_ip(entry.provider_address), 0, 0, _mac(entry.mac), KIND_REMOTE)

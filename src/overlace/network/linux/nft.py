@@ -7,8 +7,6 @@ drop win.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
@@ -43,17 +41,14 @@ def table_name(instance: str) -> str:
 
 
 def host_table(instance: str) -> str:
-    """The script that makes the host's table as it should be; the set of exceptions is kept when it is
-    there."""
+    """The script that makes the host's table as it should be."""
     name = table_name(instance)
     return f"""
 add table ip {name}
-add set ip {name} exceptions {{ type ipv4_addr . ipv4_addr; flags interval; }}
 add chain ip {name} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 add chain ip {name} forward {{ type filter hook forward priority filter; policy accept; }}
 flush chain ip {name} postrouting
 flush chain ip {name} forward
-add rule ip {name} postrouting iifname "{PORT_PREFIX}*" ip saddr . ip daddr @exceptions accept
 add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" masquerade
 add rule ip {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
 add rule ip {name} forward oifname "{PORT_PREFIX}*" drop
@@ -63,21 +58,6 @@ add rule ip {name} forward oifname "{PORT_PREFIX}*" drop
 def remove_table(name: str) -> str:
     """A script that removes a table whether or not it is there."""
     return f"add table ip {name}\ndelete table ip {name}\n"
-
-
-def _interval(cidr: str) -> str:
-    network = IPv4Network(cidr, strict=False)
-    return str(network.network_address) if network.prefixlen == 32 else str(network)
-
-
-def set_exceptions(instance: str, exceptions: Iterable[tuple[str, str]]) -> str:
-    """The script that makes the set of (endpoint address, CIDR never translated) exactly `exceptions`."""
-    name = table_name(instance)
-    elements = sorted({f"{IPv4Address(address)} . {_interval(cidr)}" for address, cidr in exceptions})
-    script = f"flush set ip {name} exceptions\n"
-    if elements:
-        script += f"add element ip {name} exceptions {{ {', '.join(elements)} }}\n"
-    return script
 
 
 def foreign_forward_drops() -> list[HostDropsForwarding]:

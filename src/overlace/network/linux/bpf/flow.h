@@ -37,6 +37,11 @@ INLINE struct frontend *frontend_of(__u32 vni, __be32 addr, __be16 port, __u8 pr
 	if (fe)
 		return fe;
 	key.proto = 0;
+	key.port = port;
+	fe = bpf_map_lookup_elem(&frontends, &key);
+	if (fe)
+		return fe;
+	key.port = 0;
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 

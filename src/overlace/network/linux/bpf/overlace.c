@@ -155,6 +155,11 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 
 		return balanced(ctx, p, &q);
 	}
+
+	struct exception_key except = { .prefix = 64, .list = port->exceptions, .to = p->daddr };
+
+	if (bpf_map_lookup_elem(&exceptions, &except))
+		return drop(ctx, R_DROP_NO_OUTBOUND);
 	bpf_skb_change_type(ctx, HOST_PACKET);
 	return end(ctx, R_TO_HOST, TC_ACT_UNSPEC);
 }

@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 1
+#define LAYOUT 2
 #define INLINE static __always_inline
 #define NOINLINE static __attribute__((noinline))
 
@@ -99,6 +99,7 @@ struct port { /* by ifindex of the host-side veth */
 	__u32 vni;
 	__be32 addr;
 	__u32 sandbox;
+	__u32 exceptions; /* list number, 0: none */
 	__u8 mac[6];
 	__u8 flags;
 	__u8 pad;
@@ -107,6 +108,12 @@ struct port { /* by ifindex of the host-side veth */
 struct subnet_key {
 	__u32 prefix;
 	__be32 addr;
+};
+
+struct exception_key { /* where an endpoint with outbound NAT may not go all the same */
+	__u32 prefix; /* 32 for the list, and the destination's */
+	__u32 list; /* by content, as in struct frontend: most endpoints share one */
+	__be32 to;
 };
 
 struct frontend_key {
@@ -186,6 +193,7 @@ MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 4096, BPF_F_NO_PREALLOC)
 MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
