@@ -55,6 +55,7 @@ from overlace.wire.transport_client import open_session
 log = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
 BACKOFF = (0.1, 8.0)  # seconds, doubling, each time a random part of it (swarmkit agent/session.go)
+STEADY_SECONDS = 2.0  # a connection that held this long starts the back-off anew
 ANSWER_SECONDS = 10.0  # for a Welcome
 GRACE = 3  # heartbeat periods without a word from the manager
 RETRY_SECONDS = 1.0  # before a message that the handler could not take is asked for again
@@ -279,7 +280,7 @@ class AgentSession:
         self._reports.reconnected()
         self._logs.clear()
         self._urgent.clear()
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = self._now()
         self._connected.set()
         self._wake.set()
         receiver = _Receiver(self, channel)
@@ -326,7 +327,7 @@ class AgentSession:
         """Say that we live; hear that the manager does (it answers every heartbeat)."""
         while True:
             await asyncio.sleep(self._heartbeat)
-            silent = asyncio.get_running_loop().time() - self._heard
+            silent = self._now() - self._heard
             if not self.handling and silent > GRACE * self._heartbeat:
                 raise Unavailable(f"the manager has not answered for {silent:.0f} s")
             description = self._handler.description()
@@ -334,12 +335,15 @@ class AgentSession:
             self._described = description
             self.urgent(Heartbeat(description if changed else None))
 
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
     def urgent(self, message: AgentMessage) -> None:
         self._urgent.append(message)
         self._wake.set()
 
     def heard(self) -> None:
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = self._now()
 
     def acknowledge(self, sequence: int) -> None:
         self._reports.acknowledge(sequence)

@@ -1,9 +1,7 @@
 """Agents' sessions: what each node must run and see is sent as it changes, what it reports is stored.
 
-Owns sessions, heartbeats and the following of the store. A node is READY from its Hello until three heartbeat
-periods pass without a word; a closed connection alone means nothing. After a start all nodes are UNKNOWN
-until they say Hello, and DOWN after twice that time. Must not decide where tasks run nor know TLS: `session`
-is given a verified peer.
+Owns sessions and the following of the store; who is alive is liveness.py's, what waits to be sent outbox.py's. Must not
+decide where tasks run nor know TLS: `session` is given a verified peer.
 
 Costs follow the batch: an event touches the nodes whose tasks, networks or credentials it names.
 """
@@ -21,12 +19,12 @@ import msgspec
 import structlog
 
 from overlace.manager.assignments import NodeAssignments
-from overlace.manager.deadlines import Deadlines
 from overlace.manager.enrol import Peer
+from overlace.manager.liveness import Liveness
 from overlace.manager.netviews import KINDS, NetViews
 from overlace.manager.outbox import Outbox
 from overlace.manager.status_writer import StatusWriter
-from overlace.model.errors import InvalidArgument, NotFound, OutOfSequence, OverlaceError, Unavailable
+from overlace.model.errors import InvalidArgument, NotFound, OverlaceError
 from overlace.model.objects import (
     Cluster,
     Config,
@@ -36,11 +34,9 @@ from overlace.model.objects import (
     Secret,
     Service,
     Task,
-    TaskStatus,
 )
-from overlace.model.specs import DispatcherConfig
-from overlace.model.states import NodeState, TaskState
-from overlace.store.base import Batch, Event, Lagged, Put, Store, View
+from overlace.model.states import NodeState
+from overlace.store.base import Batch, Event, Lagged, Store, View
 from overlace.wire.messages import (
     PROTOCOL,
     Heartbeat,
@@ -53,17 +49,14 @@ from overlace.wire.messages import (
     Refused,
     Reports,
     Resync,
-    TaskReport,
     Welcome,
 )
 from overlace.wire.transport import ManagerChannel
 
 log = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
-GRACE = 3  # heartbeat periods (swarmkit dispatcher defaultGracePeriodMultiplier)
 JITTER = 0.1  # of the period each agent is told, so that heartbeats do not come in step
 HELLO_SECONDS = 10.0
-ORPHAN_SECONDS = 24 * 3600.0  # swarmkit dispatcher defaultNodeDownPeriod
 FOLLOW_GAP = 0.05  # seconds in which changes gather while they keep coming
 
 
@@ -107,9 +100,7 @@ class Dispatcher:
         self._views = NetViews()
         self._writer = StatusWriter(store)
         self._sessions: dict[str, _Session] = {}
-        self._silent: Deadlines[str] = Deadlines()  # node -> when it is taken for down
-        self._lost: Deadlines[str] = Deadlines()  # node down -> when its tasks are given up
-        self._alarm = asyncio.Event()
+        self._liveness = Liveness(store, self._writer, clock, self._down)
         self._jobs: list[asyncio.Task[None]] = []
         self._aside: set[asyncio.Task[Any]] = set()
         self._revision = 0
@@ -122,12 +113,12 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Take over the store's nodes: none is known to be alive until it says so."""
-        await self._forget_states()
+        await self._liveness.take_over()
         self._rebuild()
         self._jobs = [
             asyncio.create_task(self._follow(), name="dispatcher follow"),
             asyncio.create_task(self._writer.run(), name="dispatcher write"),
-            asyncio.create_task(self._watch_deadlines(), name="dispatcher deadlines"),
+            asyncio.create_task(self._liveness.run(), name="dispatcher liveness"),
         ]
 
     async def close(self) -> None:
@@ -154,10 +145,7 @@ class Dispatcher:
 
     async def leave(self, node_id: str) -> None:
         """The node leaves on purpose: DOWN at once. Raises NotFound for a node that is not there."""
-        self._silent.drop(node_id)
-        await self._set_state(node_id, NodeState.DOWN, "the node left the swarm")
-        self._lost.set(node_id, self._now() + ORPHAN_SECONDS)
-        self._alarm.set()
+        await self._liveness.left(node_id)
 
     # -- one session -----------------------------------------------------------------------------------------
 
@@ -190,7 +178,7 @@ class Dispatcher:
         """READY in the store, or why not."""
         if hello.protocol != PROTOCOL:
             return Refused(f"protocol {hello.protocol} is not spoken here (this manager speaks {PROTOCOL})")
-        self._heard(node_id)
+        self._liveness.heard(node_id)
 
         def ready(node: Node) -> Node:
             status = node.status
@@ -201,7 +189,7 @@ class Dispatcher:
         try:
             await self._writer.change_node(node_id, ready)
         except NotFound:
-            self._silent.drop(node_id)
+            self._liveness.forget(node_id)
             return Refused(f"node {node_id} was removed from the swarm", final=True)
         return None
 
@@ -252,7 +240,7 @@ class Dispatcher:
 
     async def _read(self, session: _Session) -> None:
         while (message := await session.channel.receive()) is not None:
-            self._heard(session.node_id)
+            self._liveness.heard(session.node_id)
             match message:
                 case Heartbeat(description=description):
                     if description is not None:
@@ -270,7 +258,6 @@ class Dispatcher:
                     self.on_log(session.node_id, message)
                 case Leaving():
                     await self.leave(session.node_id)
-                    self._silent.drop(session.node_id)
                     return
                 case Hello():
                     raise InvalidArgument("Hello twice in one session")
@@ -283,7 +270,7 @@ class Dispatcher:
 
     def _welcome(self, view: View, node_id: str) -> Welcome:
         node = view.get(Node, node_id)
-        period = self._period(view) * self._rng.uniform(1 - JITTER, 1 + JITTER)
+        period = self._liveness.period * self._rng.uniform(1 - JITTER, 1 + JITTER)
         return Welcome(
             node_id=node_id,
             heartbeat=int(period * SECOND),
@@ -302,6 +289,7 @@ class Dispatcher:
         """Start over from a snapshot; every session gets complete messages."""
         view = self._store.view()
         self._revision = view.revision
+        self._liveness.follow(view)
         self._views.rebuild(view)
         for session in self._sessions.values():
             session.outbox.resync(assignments=True, network=True)
@@ -343,6 +331,8 @@ class Dispatcher:
                 if event.kind == Service.kind and _credentials_changed(event):
                     for task in view.tasks_of_service(event.id):
                         credentials.setdefault(task.node_id, set()).add(event.id)
+                elif event.kind == Cluster.kind:
+                    self._liveness.follow(view)
                 elif event.kind == Node.kind:
                     self._node_changed(view, event)
                 elif event.kind in (Secret.kind, Config.kind) and _data_changed(event):
@@ -363,17 +353,14 @@ class Dispatcher:
     def _node_changed(self, view: View, event: Event) -> None:
         old, new = event.old, event.new
         if not isinstance(new, Node) or new.removed:
-            self._silent.drop(event.id)
-            self._lost.drop(event.id)
+            self._liveness.forget(event.id)
             session = self._sessions.get(event.id)
             if session is not None:
                 session.end(Refused(f"node {event.id} was removed from the swarm", final=True))
             return
         if not isinstance(old, Node):
-            # joined: it has as long as after a restart to say Hello
-            if new.status.state == NodeState.UNKNOWN and event.id not in self._silent:
-                self._silent.set(event.id, self._now() + 2 * self._grace(view))
-                self._alarm.set()
+            if new.status.state == NodeState.UNKNOWN:
+                self._liveness.joined(event.id)
             return
         if (old.spec.role != new.spec.role or old.manager_status != new.manager_status) and self._sessions:
             told = self._sessions if old.manager_status != new.manager_status else (event.id,)
@@ -381,100 +368,11 @@ class Dispatcher:
                 if node_id in self._sessions:
                     self._sessions[node_id].outbox.control(self._welcome(view, node_id))
 
-    # -- who is alive ----------------------------------------------------------------------------------------
-
-    def _now(self) -> float:
-        return asyncio.get_running_loop().time()
-
-    def _period(self, view: View) -> float:
-        """Seconds between heartbeats."""
-        config = next((c.spec.dispatcher for c in view.all(Cluster)), DispatcherConfig())
-        return (config.heartbeat_period or DispatcherConfig().heartbeat_period) / SECOND
-
-    def _grace(self, view: View) -> float:
-        return GRACE * self._period(view)
-
-    def _heard(self, node_id: str) -> None:
-        self._lost.drop(node_id)
-        self._silent.set(node_id, self._now() + self._grace(self._store.view()))
-        self._alarm.set()
-
-    async def _forget_states(self) -> None:
-        """READY may be long past: UNKNOWN until the node says Hello. Nodes DOWN stay so."""
-        for _ in range(20):
-            view, now, stamp = self._store.view(), self._now(), self._clock()
-            puts = []
-            for node in view.all(Node):
-                if node.removed:
-                    continue
-                if node.status.state == NodeState.DOWN:
-                    down_for = max(0, stamp - node.status.since) / SECOND
-                    self._lost.set(node.id, now + max(0.0, ORPHAN_SECONDS - down_for))
-                    continue
-                self._silent.set(node.id, now + 2 * self._grace(view))
-                if node.status.state != NodeState.UNKNOWN:
-                    status = NodeStatus(
-                        NodeState.UNKNOWN,
-                        "the manager restarted and waits for the node",
-                        node.status.addr,
-                        stamp,
-                    )
-                    puts.append(Put(msgspec.structs.replace(node, status=status), expect=node.version))
-            try:
-                await self._store.commit(puts)
-                return
-            except OutOfSequence:
-                continue
-        raise Unavailable("the nodes change too often to take them over: try again")
-
-    async def _watch_deadlines(self) -> None:
-        while True:
-            now = self._now()
-            upcoming = [t for t in (self._silent.next(), self._lost.next()) if t is not None]
-            pause = max(0.0, min(upcoming) - now) if upcoming else None
-            self._alarm.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._alarm.wait()
-            late = self._now() - now - pause if pause is not None else 0.0
-            if late > 1.0:
-                # we stood still, and heartbeats with us: that says nothing about the nodes
-                log.warning("the manager stood still", seconds=round(late, 1))
-                self._silent.extend(late)
-            for node_id in self._silent.due(self._now()):
-                self._spawn(self._down(node_id))
-            for node_id in self._lost.due(self._now()):
-                self._give_up_tasks(node_id)
-
-    async def _down(self, node_id: str) -> None:
-        log.warning("no heartbeat from node, taking it for down", node=node_id)
+    def _down(self, node_id: str) -> None:
+        """Its heartbeats stopped, its connection may not know yet."""
         session = self._sessions.get(node_id)
         if session is not None:
             session.end(Refused("no heartbeat came in time: connect again"))
-        self._lost.set(node_id, self._now() + ORPHAN_SECONDS)
-        self._alarm.set()
-        await self._set_state(node_id, NodeState.DOWN, "heartbeat failure")
-
-    async def _set_state(self, node_id: str, state: NodeState, message: str) -> None:
-        def changed(node: Node) -> Node:
-            if node.status.state == state:
-                return node
-            status = NodeStatus(state, message, node.status.addr, self._clock())
-            return msgspec.structs.replace(node, status=status)
-
-        await self._writer.change_node(node_id, changed)
-
-    def _give_up_tasks(self, node_id: str) -> None:
-        """The node has been down for a day: its tasks hold their addresses no longer."""
-        lost = TaskStatus(TaskState.ORPHANED, self._clock(), "the node is down for too long", "task was lost")
-        self._writer.report(
-            node_id,
-            [
-                TaskReport(t.id, msgspec.structs.replace(lost, container=t.status.container))
-                for t in self._store.view().tasks_of_node(node_id)
-                if TaskState.ASSIGNED <= t.status.state <= TaskState.RUNNING
-            ],
-        )
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         async def quietly() -> None:

@@ -3,9 +3,10 @@
 Owns the protocol's words. One websocket over mutual TLS carries them both ways; the agent opens it. Must not know
 sockets, stores or what either side does with a message.
 
-A session: agent sends Hello; manager answers Welcome, then Assignments(complete) and NetworkUpdate(base 0), then
-deltas. The agent sends Heartbeat each `heartbeat` ns and Reports as tasks move. Either side may close; the agent reconnects with
-back-off and says Hello again.
+A session: agent sends Hello; manager answers Welcome, then Assignments(complete) and NetworkUpdate(base 0), in any order,
+then deltas. The agent sends Heartbeat each `heartbeat` ns, which the manager answers with an Ack so that each knows the
+other alive, and Reports as tasks move. Either side may close; the agent reconnects with back-off and says Hello again.
+Welcome comes again when the node's role or the list of managers changes.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class NetworkUpdate(msgspec.Struct, frozen=True, tag="network"):
 
 
 class Ack(msgspec.Struct, frozen=True, tag="ack"):
+    """All Reports of this session up to `sequence` are stored (0: none yet)."""
+
     sequence: int
 
 

@@ -11,6 +11,8 @@ certificates' contents, stores or what messages mean. One TCP port (2377) serves
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -35,6 +37,7 @@ from overlace.wire.messages import AgentMessage, ManagerMessage, encode
 
 PORT = 2377
 MAX_FRAME = 256 * 1024 * 1024  # a complete network view of a very large swarm fits many times
+CLOSE_SECONDS = 3.0
 REASON_HEADER = "Overlace-Reason"  # a refused websocket upgrade has no body its client could read
 
 S = TypeVar("S", contravariant=True)  # what this side sends
@@ -142,7 +145,10 @@ class WebSocketChannel(Generic[S, R]):
         return None
 
     async def close(self) -> None:
-        await self._socket.close()
+        # a peer that does not read would hold us for as long as TCP tries
+        with contextlib.suppress(TimeoutError, ConnectionError, RuntimeError, aiohttp.ClientError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._socket.close()
 
 
 def parse_address(text: str, default_port: int = PORT) -> tuple[str, int]:

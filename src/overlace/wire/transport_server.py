@@ -8,7 +8,6 @@ services it is given. A certificate of a foreign CA never gets this far: the TLS
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
@@ -153,8 +152,9 @@ class TransportServer:
             log.exception("session broke", node=peer.node_id)
         finally:
             self._sockets.discard(socket)
-            with contextlib.suppress(ConnectionError, RuntimeError):
-                await socket.close()
+            await channel.close()
+            if request.transport is not None:
+                request.transport.abort()  # whatever a peer that stopped reading has not taken
         return socket
 
     # -- helpers
