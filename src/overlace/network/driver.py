@@ -83,6 +83,14 @@ class DataPath(Protocol):
     def underlay(self) -> UnderlayFacts: ...
 
 
+class _Turn:
+    """The lock of one task and how many hold or want it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
 class OverlayDriver:
     """Implements overlace.network.base.NetworkDriver.
 
@@ -114,7 +122,7 @@ class OverlayDriver:
         self._planner: OverlayPlanner | None = None
         self._hns: HnsService | None = None
         self._compiler: Compiler | None = None
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._turns: dict[str, _Turn] = {}
         # what the next pass has to look at
         self._changed: set[str] | None = set()
         self._touched: set[str] = set()
@@ -268,11 +276,15 @@ class OverlayDriver:
 
     @asynccontextmanager
     async def _one_at_a_time(self, task_id: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(task_id, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked() and not getattr(lock, "_waiters", None) and self._records.get(task_id) is None:
-            self._locks.pop(task_id, None)
+        turn = self._turns.setdefault(task_id, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                self._turns.pop(task_id, None)
 
     async def attach(self, task: TaskNetwork) -> Attached:
         async with self._one_at_a_time(task.task_id):
