@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 
+import aiohttp
 import pytest
 from oci_bed import LINUX, LOOP, Bed, Registry, bed, pushed, registry, rootfs
 
@@ -137,6 +139,34 @@ async def test_a_pinned_image_is_not_asked_for_again(
     assert text == "default\n"
     await bed.reopen()
     assert (await bed.runtime.image(pinned)).id == image.id
+
+
+async def test_dockers_own_manifest_format_keeps_its_extensions(
+    bed: Bed, registry: Registry, rootfs: Path, tmp_path: Path
+) -> None:
+    """What `docker push` writes: schema 2 media types, and a healthcheck OCI has no word for."""
+    config = {"Cmd": ["echo", "docker's"], "Healthcheck": {"Test": ["CMD", "true"], "Retries": 9}}
+    digest = write_layout(tmp_path / "l", [Variant(LINUX, rootfs, config)], "t")
+    await push(tmp_path / "l", "t", f"{registry.address}/schema2:oci")
+    document = json.loads((tmp_path / "l/blobs/sha256" / digest[7:]).read_text())
+    document["mediaType"] = "application/vnd.docker.distribution.manifest.v2+json"
+    document["config"]["mediaType"] = "application/vnd.docker.container.image.v1+json"
+    document["layers"][0]["mediaType"] = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+    url = f"http://{registry.address}/v2/schema2/manifests/docker"
+    async with (
+        aiohttp.ClientSession() as session,
+        session.put(
+            url, data=json.dumps(document), headers={"Content-Type": document["mediaType"]}
+        ) as answer,
+    ):
+        assert answer.status == 201, await answer.text()
+    image = await bed.runtime.pull(f"{registry.address}/schema2:docker", LINUX)
+    assert image.id == document["config"]["digest"] and image.config == config
+    assert (await bed.run(image=image.tags[0]))[1] == "docker's\n"
+    oci = await bed.runtime.pull(f"{registry.address}/schema2:oci", LINUX)  # the same image, another manifest
+    assert oci.id == image.id and set(oci.tags) == {
+        f"{registry.address}/schema2:{t}" for t in ("docker", "oci")
+    }
 
 
 async def test_names_of_an_image(bed: Bed, pushed: dict[str, str]) -> None:
