@@ -137,19 +137,18 @@ class Demo:
         show.command(where, typed, "" if quiet else done.stdout)
         return done.stdout
 
-    def wait(self, what: str, ready: Callable[[], T | None], timeout: float) -> tuple[T, float]:
-        """Poll until `ready` gives something; return it and the seconds that took. Raises Internal after
-        `timeout`.
+    def wait(self, what: str, ready: Callable[[], T | None], timeout: float, pause: float = 0.1) -> T:
+        """Ask every `pause` seconds until `ready` gives something, and return it.
+
+        Raises Internal after `timeout` seconds.
         """
         started = time.monotonic()
-        while True:
-            found = ready()
-            if found is not None:
-                return found, time.monotonic() - started
+        while (found := ready()) is None:
             if time.monotonic() - started > timeout:
                 self.show_tasks(self.cluster.tasks(running=False))
                 raise Internal(f"{what}: not within {timeout:g} s")
-            time.sleep(0.1)
+            time.sleep(pause)
+        return found
 
     def get(self, address: str) -> dict[str, Any] | None:
         """One request from the client to a host's published port; None when it is not answered in full."""
@@ -261,11 +260,11 @@ class Demo:
     def show_placement(self) -> None:
         show.heading(4, "Where each task landed, and why")
         nodes, services = self.cluster.nodes(), self.cluster.services()
-        rows = []
-        for task in self.cluster.tasks():
-            why = explain_placement(services[task.service], nodes)
-            rows.append((task.name, task.node, task.state, why))
-        show.table(("TASK", "HOST", "STATE", "WHY"), rows)
+        tasks = self.cluster.tasks()
+        self.show_tasks(tasks)
+        for name, service in sorted(services.items()):
+            show.say(f"{name}: {explain_placement(service, nodes)}.")
+        print()
         show.say("The compose file says nothing about operating systems: the images' platforms do.")
 
     def request(self) -> None:
@@ -359,25 +358,34 @@ class Demo:
     def scale(self, replicas: int) -> None:
         show.heading(6, f"Scale web from 2 to {replicas}")
         entry = self.lab.host("windows-1").address
+        web = f"{STACK}_web"
+        before = {task.id for task in self.cluster.tasks() if task.service == web}
         seen: dict[str, str] = {}
         started = time.monotonic()
-        self.docker(self.manager.name, "service", "scale", "-d", f"{STACK}_web={replicas}")
+        self.docker(self.manager.name, "service", "scale", "-d", f"{web}={replicas}")
 
         def all_answered() -> bool | None:
             answer = self.get(entry)
             if answer is not None:
                 seen[answer["chain"][0]["task"]] = answer["chain"][0]["host"]
-            return True if len(seen) == replicas else None
+            return True if len(seen) >= replicas else None
 
-        started_polling = time.monotonic()
-        while all_answered() is None:
-            if time.monotonic() - started_polling > 60:
-                self.show_tasks(self.cluster.tasks(running=False))
-                raise Internal(f"only {len(seen)} of {replicas} web tasks answered within 60 s")
+        self.wait(f"all {replicas} web tasks answering", all_answered, 60, pause=0)
         took = time.monotonic() - started
+        self.check_only_added(before, {task.id for task in self.cluster.tasks() if task.service == web}, seen)
         show.say(f"All {replicas} have answered the client {took:.1f} s after the command.")
         print()
         show.table(("HOST", "WEB TASKS"), sorted(Counter(seen.values()).items()))
+
+    def check_only_added(self, before: set[str], after: set[str], seen: dict[str, str]) -> None:
+        """Scaling up starts tasks and leaves those that run alone; those that answered are those that there are."""
+        answered = {name.rpartition(".")[2] for name in seen}
+        if not before <= after:
+            raise Internal(f"scaling up replaced running tasks: {', '.join(sorted(before - after))}")
+        if answered != after:
+            raise Internal(
+                f"tasks {sorted(answered ^ after)} answered without being there, or the other way round"
+            )
 
     def kill(self) -> None:
         victim = next(host for host in self.lab.hosts if host.role == "worker" and host.os == "linux")
@@ -393,7 +401,7 @@ class Demo:
         def moved() -> list[TaskInfo] | None:
             return self.running(dict(wanted), without=victim.name)
 
-        tasks, _ = self.wait(f"the tasks of {victim.name} running elsewhere", moved, 90)
+        tasks = self.wait(f"the tasks of {victim.name} running elsewhere", moved, 90)
         took = time.monotonic() - started
         entry = self.lab.host("windows-1").address
         self.wait("the shop answering without it", lambda: self.get(entry), 30)
