@@ -18,7 +18,6 @@ from overlace.network.hns.documents import (
     ModifyNamespaceEndpoint,
     ModifyPolicies,
     PolicySettings,
-    encode,
     parse,
 )
 from overlace.network.hns.errors import Code, HcnError
@@ -89,7 +88,7 @@ def refused(hns: HnsService, kind: str, text: str) -> HcnError:
 def test_flannels_network_is_taken_and_read_back(hns: HnsService) -> None:
     d = hns.get(HostComputeNetwork, NET.lower())
     assert d.type == "Overlay" and d.vsid == 5000
-    back = json.loads(encode(d))
+    back = json.loads(hns.query(HostComputeNetwork, NET))
     assert back["Ipams"][0]["Subnets"][0]["Policies"] == [{"Type": "VSID", "Settings": {"IsolationId": 5000}}]
     assert {"Type": "DrMacAddress", "Settings": {"Address": "02-42-0A-F4-03-01"}} in back["Policies"]
     assert back["SchemaVersion"] == {"Major": 2, "Minor": 0}

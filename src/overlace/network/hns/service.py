@@ -89,6 +89,10 @@ class HnsService:
             raise HcnError(Code.NOT_FOUND, f"{kind.kind} {guid}")
         return found
 
+    def query(self, kind: type[D], guid: str) -> bytes:
+        """The document as HNS writes it: JSON. Raises HcnError 0x80070490 for an unknown id."""
+        return encode(self.get(kind, guid))
+
     def enumerate(self, kind: type[D], filter: Mapping[str, str] | None = None) -> list[Guid]:
         """GUIDs of that kind; filter keys as clients send them: Name, ID, VirtualNetwork /
         HostComputeNetwork."""
