@@ -15,13 +15,14 @@ import socket
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 from aiohttp import web
 
 from overlace.api import routes
 from overlace.api.backend import Backend
-from overlace.api.call import MAX_BODY, Call, Router, Services, answer, error_text
+from overlace.api.call import MAX_BODY, Call, Route, Router, Services, answer, error_text
 from overlace.api.convert.common import Rendered
 from overlace.api.events import EventHub
 from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
@@ -71,6 +72,7 @@ class ApiServer:
         self._shared = Services(rendered=Rendered(), events=EventHub(backend))
         self._runner: web.AppRunner | None = None
         self._kept: set[asyncio.Task[web.StreamResponse]] = set()
+        self._reading: set[asyncio.Task[Any]] = set()
         self._sockets: list[tuple[Path, tuple[int, int]]] = []
         options = backend.options
         self._headers = {
@@ -114,6 +116,8 @@ class ApiServer:
                 pass
         self._sockets.clear()
         await self._shared.events.close()
+        for task in list(self._reading):
+            task.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -137,7 +141,7 @@ class ApiServer:
             route, args = found
             call = Call(request, self._backend, self._shared, version, args)
             if route.streams or request.method in ("GET", "HEAD"):
-                return await route.handler(call)
+                return await self._read(route, call)
             # a client that goes away must not stop a change half-way
             task = asyncio.ensure_future(route.handler(call))
             self._kept.add(task)
@@ -157,6 +161,16 @@ class ApiServer:
             log.exception("request failed", method=request.method, path=request.path)
             failed = OverlaceError(f"internal error: {type(error).__name__}: {error}")
             return error_answer(failed)
+
+    async def _read(self, route: Route, call: Call) -> web.StreamResponse:
+        """Changes nothing here: ended with its client, and when the server closes."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading.add(task)
+        try:
+            return await route.handler(call)
+        finally:
+            self._reading.discard(task)
 
     def _done(self, task: asyncio.Task[web.StreamResponse]) -> None:
         self._kept.discard(task)

@@ -87,9 +87,9 @@ async def swarm(api: Api, backend: FakeBackend) -> AsyncIterator[Api]:
 
 
 def docker_clis() -> list[str]:
-    """Every docker CLI of this machine, each once."""
+    """Every docker CLI of this machine, each once: distributions and Docker's own differ by years."""
     found = [shutil.which("docker", path=p) for p in os.environ.get("PATH", "").split(os.pathsep)]
-    return list(dict.fromkeys(p for p in found if p))
+    return list({os.path.realpath(p): p for p in reversed(found) if p}.values())
 
 
 Docker = Callable[..., Awaitable[Result]]
@@ -116,11 +116,9 @@ def docker(request: pytest.FixtureRequest, server: str, tmp_path: Path) -> Docke
             stderr=asyncio.subprocess.PIPE,
             env=environment,
         )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(stdin.encode()), timeout)
-        except TimeoutError:
-            process.terminate()
-            out, err = await process.communicate()
+        ending = asyncio.get_running_loop().call_later(timeout, process.terminate)
+        out, err = await process.communicate(stdin.encode())
+        ending.cancel()
         code = process.returncode
         assert code is not None
         return Result(code, out.decode(), err.decode())
