@@ -300,9 +300,7 @@ class _Exchange:
                 self._authorization = f"Bearer {await self._token(fields)}"
                 return
             if scheme.lower() == "basic" and self._auth is not None and self._auth.username:
-                self._authorization = aiohttp.BasicAuth(
-                    self._auth.username, self._auth.password, "utf-8"
-                ).encode()
+                self._authorization = _basic(self._auth)
                 return
         raise Unauthenticated(self._denied("no basic auth credentials"))
 
@@ -327,11 +325,11 @@ class _Exchange:
             }
             request = self._session.post(realm, data=form, ssl=self._base.verify)
         else:
-            basic = None
+            headers = {}
             if auth is not None and auth.username:
                 asked["account"] = auth.username
-                basic = aiohttp.BasicAuth(auth.username, auth.password, "utf-8")
-            request = self._session.get(realm, params=asked, auth=basic, ssl=self._base.verify)
+                headers["Authorization"] = _basic(auth)
+            request = self._session.get(realm, params=asked, headers=headers, ssl=self._base.verify)
         async with await request as response:
             if response.status in (400, 401, 403):
                 raise Unauthenticated(self._denied(await _words(response)))
@@ -367,6 +365,10 @@ class _Exchange:
             f"pull access denied for {self._ref.familiar_name}, repository does not exist or may require"
             f" 'docker login': {words}"
         )
+
+
+def _basic(auth: RegistryAuth) -> str:
+    return "Basic " + base64.b64encode(f"{auth.username}:{auth.password}".encode()).decode()
 
 
 async def _words(response: aiohttp.ClientResponse) -> str:

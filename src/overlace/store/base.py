@@ -76,8 +76,9 @@ class Store(Protocol):
     async def commit(self, changes: Sequence[Change]) -> int:
         """All or nothing; durable when it returns. Returns the new revision (the old one for no changes).
 
-        Raises OutOfSequence (an `expect` does not hold, or a Put over something deleted), Conflict (expect 0 and the id or the unique name
-        exists: `name conflicts with an existing object`), Unavailable (the disk refuses: nothing changed).
+        Raises OutOfSequence (an `expect` does not hold, or a Put over something deleted), Conflict (expect 0 and
+        the id or the unique name exists: `name conflicts with an existing object`), Unavailable (the disk refuses:
+        nothing changed).
         """
 
     def watch(self, since: int | None = None) -> Watch:

@@ -39,8 +39,8 @@ class Images(Core):
                 return spec, f"the platforms of image {image} could not be learnt from its registry: {error}"
             return spec, (
                 f"image {image} could not be accessed on a registry to record its digest. Each node will"
-                f" access {image} independently, possibly leading to different nodes running different versions"
-                f" of the image. ({error})"
+                f" access {image} independently, possibly leading to different nodes running different"
+                f" versions of the image. ({error})"
             )
         if not reference.pinned:
             spec = _with_pin(spec, reference.with_digest(facts.digest).familiar)

@@ -32,7 +32,11 @@ _MIN_MEMORY = 4 * 1024 * 1024
 
 
 def normalise(spec: ServiceSpec) -> ServiceSpec:
-    """The spec as stored: a mode always, one replica unless said otherwise, networks in the task template."""
+    """The spec as stored: a mode always, one replica unless said otherwise, networks in the task template.
+
+    What clients say in two ways is stored in one, so that a spec read and sent back unchanged changes no task: the docker
+    CLI sends back `Runtime: container` and an endpoint mode it never set.
+    """
     mode = spec.mode
     given = (mode.replicated, mode.global_, mode.replicated_job, mode.global_job)
     if all(one is None for one in given):
@@ -42,7 +46,14 @@ def normalise(spec: ServiceSpec) -> ServiceSpec:
     template = spec.task_template
     if spec.networks:
         template = msgspec.structs.replace(template, networks=template.networks or spec.networks)
-    return msgspec.structs.replace(spec, mode=mode, task_template=template, networks=[])
+    if template.runtime == "container":
+        template = msgspec.structs.replace(template, runtime="")
+    endpoint = spec.endpoint_spec or EndpointSpec()
+    if not endpoint.mode:
+        endpoint = msgspec.structs.replace(endpoint, mode="vip")
+    return msgspec.structs.replace(
+        spec, mode=mode, task_template=template, networks=[], endpoint_spec=endpoint
+    )
 
 
 def check_service(spec: ServiceSpec) -> None:
