@@ -1,0 +1,44 @@
+"""When the eBPF object is built again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from overlace.network.linux import build
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "overlace.c").write_text("int x;")
+    (tmp_path / "types.h").write_text("")
+    (tmp_path / "overlace.o").write_bytes(b"old")
+    for name, at in (("overlace.c", 100), ("types.h", 100), ("overlace.o", 200)):
+        os.utime(tmp_path / name, (at, at))
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    monkeypatch.setattr(build, "OBJECT", tmp_path / "overlace.o")
+    return tmp_path
+
+
+def test_a_current_object_needs_no_compiler(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLANG", "/nonexistent")
+    assert build.ensure_built().read_bytes() == b"old"
+
+
+def test_a_newer_header_needs_one_and_its_absence_says_what_to_install(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(sources / "types.h", (300, 300))
+    monkeypatch.setenv("CLANG", "/nonexistent")
+    with pytest.raises(build.BuildError, match="install clang"):
+        build.ensure_built()
+
+
+def test_a_refusal_keeps_the_old_object(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(sources / "types.h", (300, 300))
+    monkeypatch.setenv("CLANG", "/bin/false")
+    with pytest.raises(build.BuildError):
+        build.ensure_built()
+    assert (sources / "overlace.o").read_bytes() == b"old"

@@ -1,0 +1,173 @@
+"""Tables as rows of BPF maps: layouts as the C side has them, and increments that end where a full build ends."""
+
+from __future__ import annotations
+
+import re
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlace.network.linux.build import SOURCES
+from overlace.network.linux.maps import (
+    LAYOUT,
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    Rows,
+    config_value,
+    decode_key,
+    encode,
+    list_number,
+)
+from overlace.network.vfp.tables import (
+    Backend,
+    Delta,
+    Entry,
+    Frontend,
+    LocalEndpoint,
+    Network,
+    RemoteEndpoint,
+    Tables,
+)
+
+HEADER = (SOURCES / "types.h").read_text()
+
+
+def _sizes(struct_name: str) -> int:
+    """Bytes of a C struct of fixed-width members without padding of the compiler's own."""
+    body = re.search(rf"struct {struct_name} {{(.*?)\n}}", HEADER, re.S)
+    assert body
+    total = 0
+    for kind, names in re.findall(
+        r"(__(?:u|be)(?:8|16|32|64)) ([^;]+);", re.sub(r"/\*.*?\*/", "", body[1], flags=re.S)
+    ):
+        for name in names.split(","):
+            count = re.search(r"\[(\d+)\]", name)
+            total += int(re.sub(r"\D", "", kind)) // 8 * (int(count[1]) if count else 1)
+    return total
+
+
+LOCAL = LocalEndpoint(4097, "10.0.1.5", 24, "02:42:0a:00:01:05", "AAAA", True, ("10.0.0.0/8",))
+EXAMPLES: tuple[Entry, ...] = (
+    Network(4097, ("10.0.1.0/24",), "10.0.1.1", "02:42:0a:00:01:01"),
+    LOCAL,
+    RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "172.28.1.12"),
+    Frontend(4097, "10.0.1.2", 6, 80, (Backend(4097, "10.0.1.5", 8080),)),
+)
+ATTACHED = {"AAAA": Attachment(7, 99)}
+STRUCTS = {
+    "networks": (4, "network"),
+    "endpoints": ("address_key", "endpoint"),
+    "ports": (4, "port"),
+    "subnets": ("subnet_key", 4),
+    "exceptions": ("exception_key", 4),
+    "frontends": ("frontend_key", "frontend"),
+    "backends": ("backend_key", "backend"),
+}
+
+
+def test_rows_have_the_sizes_of_the_c_structs() -> None:
+    seen = set()
+    for entry in EXAMPLES:
+        for row in encode(entry, ATTACHED):
+            key, value = STRUCTS[row.map]
+            assert len(row.key) == (key if isinstance(key, int) else _sizes(key)), row.map
+            assert len(row.value) == (value if isinstance(value, int) else _sizes(value)), row.map
+            seen.add(row.map)
+    assert seen == set(TABLE_MAPS) == set(STRUCTS)
+    assert len(config_value(2, "172.28.1.11", 24, 1500, 3, 1, 4789)) == _sizes("config")
+
+
+def test_layout_and_reasons_are_those_of_the_c_side() -> None:
+    assert f"#define LAYOUT {LAYOUT}\n" in HEADER
+    enum = re.search(r"enum reason {(.*?)}", HEADER, re.S)
+    assert enum
+    names = re.findall(r"\bR_([A-Z_]+),", enum[1])
+    assert tuple(n.lower() for n in names) == (*REASONS, "count")
+
+
+def test_addresses_and_ports_are_in_network_order() -> None:
+    row = next(r for r in encode(EXAMPLES[3], {}) if r.map == "frontends")
+    assert row.key == struct.pack("I", 4097) + bytes([10, 0, 1, 2, 0, 80, 6, 0])
+    row = next(r for r in encode(EXAMPLES[3], {}) if r.map == "backends")
+    assert row.value == struct.pack("I", 4097) + bytes([10, 0, 1, 5, 0x1F, 0x90, 0, 0])
+
+
+def test_an_endpoint_without_interface_is_known_but_nowhere() -> None:
+    (row,) = encode(LOCAL, {})
+    assert row.map == "endpoints" and struct.unpack_from("4sII", row.value) == (bytes(4), 0, 0)
+
+
+def test_equal_lists_share_their_number() -> None:
+    one, two = Backend(4097, "10.0.1.5"), Backend(4097, "10.0.1.6")
+    assert list_number((one, two)) == list_number((one, two)) != list_number((two, one))
+
+
+@pytest.mark.parametrize("entry", EXAMPLES)
+def test_keys_are_read_back(entry: Entry) -> None:
+    keys = {decode_key(r.map, r.key, r.value) for r in encode(entry, ATTACHED)} - {None}
+    assert keys == {entry.key}
+
+
+@pytest.mark.parametrize("address", ["10.0.0.300", "fd00::1", ""])
+def test_a_bad_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError):
+        encode(RemoteEndpoint(4097, address, "02:42:0a:00:01:06", "172.28.1.12"), {})
+
+
+def _mac(last: int) -> str:
+    return f"02:42:0a:00:01:{last:02x}"
+
+
+_vni = st.sampled_from([4096, 4097])
+_address = st.integers(2, 9).map(lambda n: f"10.0.1.{n}")
+_backends = st.lists(st.builds(Backend, _vni, _address, st.sampled_from([0, 80])), max_size=3).map(tuple)
+_entry = st.one_of(
+    st.builds(lambda v: Network(v, ("10.0.1.0/24",), "10.0.1.1", _mac(1)), _vni),
+    st.builds(
+        lambda v, a, nat: LocalEndpoint(v, a, 24, _mac(5), f"E{v}{a}", nat, ("10.0.0.0/8", "192.0.2.0/24")),
+        _vni,
+        _address,
+        st.booleans(),
+    ),
+    st.builds(
+        lambda v, a, pa: RemoteEndpoint(v, a, _mac(6), f"172.28.1.{pa}"), _vni, _address, st.integers(1, 3)
+    ),
+    st.builds(
+        Frontend,
+        st.sampled_from([0, 4097]),
+        st.just("10.0.1.99"),
+        st.just(6),
+        st.sampled_from([0, 80]),
+        _backends,
+    ),
+)
+_delta = st.tuples(st.lists(_entry, max_size=4), st.lists(_entry, max_size=3))
+
+
+@given(st.lists(_delta, max_size=8))
+def test_increments_end_where_a_full_build_ends(deltas: list[tuple[list[Entry], list[Entry]]]) -> None:
+    """And each change writes only what differs, and removes only what is there."""
+    attached = {f"E{v}10.0.1.{n}": Attachment(n * 10 + v, n) for v in (4096, 4097) for n in range(2, 6)}
+    tables, rows = Tables(), Rows()
+    kernel: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLE_MAPS}
+    for put, remove in deltas:
+        wanted = {e.key: e for e in put}
+        delta = Delta(tuple(wanted.values()), tuple({e.key for e in remove} - wanted.keys()))
+        touched = (*delta.remove, *wanted)
+        old = [r for k in touched if (e := tables.get(k)) for r in encode(e, attached)]
+        changes = rows.replace(old, [r for e in delta.put for r in encode(e, attached)])
+        tables.apply(delta)
+        for name, items in changes.put.items():
+            for key, value in items.items():
+                assert kernel[name].get(key) != value
+                kernel[name][key] = value
+        for name, keys in changes.remove.items():
+            for key in keys:
+                del kernel[name][key]
+    full = Rows()
+    full.replace((), [r for e in tables for r in encode(e, attached)])
+    assert not full.difference(kernel)
+    assert not rows.difference(kernel)
