@@ -1,8 +1,8 @@
 """Between bytes of the Engine API and our structs: request bodies, filters, flags, times.
 
-Owns how tolerant the edge is: `null` counts as absent (Go clients send it for empty lists and maps),
-everything else is strict and an error names field and value. Pure. Must not know routes nor what a document
-means.
+Owns how tolerant the edge is: `null` counts as absent (Go clients send it for empty lists and maps), member
+names match in any case (docker-py relies on it), everything else is strict and an error names field and
+value. Pure. Must not know routes nor what a document means.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from typing import Any, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from overlace.model.errors import InvalidArgument
 
@@ -68,30 +69,68 @@ def decode(raw: bytes, type: type[T]) -> T:
         raise InvalidArgument("invalid JSON: nested too deeply") from None
     if not isinstance(document, dict):
         raise InvalidArgument(f"invalid JSON: expected an object, got {_show(document)}")
-    document = _clean(document, "")
+    document = _clean(document, _shape(type), "")
     try:
         return msgspec.convert(document, type)
     except msgspec.ValidationError as error:
         raise InvalidArgument(f"invalid JSON: {_explain(str(error), document)}") from None
 
 
-def _clean(value: Any, path: str) -> Any:
-    """Without nulls, and with unsigned members checked."""
+class _Shape:
+    """Where member names count: of a struct its members by folded name, of a list or map what it holds."""
+
+    __slots__ = ("items", "members", "values")
+
+    def __init__(self) -> None:
+        self.members: dict[str, tuple[str, _Shape]] = {}
+        self.items: _Shape | None = None
+        self.values: _Shape | None = None
+
+
+_shapes: dict[Any, _Shape] = {}
+
+
+def _shape(type: Any) -> _Shape:
+    if type not in _shapes:
+        _shapes[type] = _shape_of(msgspec.inspect.type_info(type))
+    return _shapes[type]
+
+
+def _shape_of(info: msgspec.inspect.Type) -> _Shape:
+    shape = _Shape()
+    for part in info.types if isinstance(info, msgspec.inspect.UnionType) else (info,):
+        if isinstance(part, msgspec.inspect.StructType):
+            for field in part.fields:
+                shape.members[field.encode_name.lower()] = (field.encode_name, _shape_of(field.type))
+        elif isinstance(part, msgspec.inspect.ListType):
+            shape.items = _shape_of(part.item_type)
+        elif isinstance(part, msgspec.inspect.DictType):
+            shape.values = _shape_of(part.value_type)
+    return shape
+
+
+def _clean(value: Any, shape: _Shape | None, path: str) -> Any:
+    """Without nulls, members named as we name them (Go takes any case), unsigned numbers checked."""
     if isinstance(value, dict):
-        found = {}
+        members = shape.members if shape else {}
+        found: dict[str, Any] = {}
         for key, member in value.items():
             if member is None:
                 continue
-            where = f"{path}.{key}" if path else key
-            kind = _UNSIGNED.get(key)
+            name, inner = members.get(key.lower(), (key, shape.values if shape else None))
+            if name != key and name in value:
+                continue  # the exact spelling wins
+            where = f"{path}.{name}" if path else name
+            kind = _UNSIGNED.get(name) if members else None
             if kind and isinstance(member, int) and not 0 <= member < _LIMIT[kind]:
                 raise InvalidArgument(
                     f"invalid JSON: json: cannot unmarshal number {member} into field {where} of type {kind}"
                 )
-            found[key] = _clean(member, where)
+            found[name] = _clean(member, inner, where)
         return found
     if isinstance(value, list):
-        return [_clean(member, f"{path}[{i}]") for i, member in enumerate(value)]
+        inner = shape.items if shape else None
+        return [_clean(member, inner, f"{path}[{i}]") for i, member in enumerate(value)]
     return value
 
 

@@ -26,6 +26,19 @@ def test_nulls_of_go_clients_count_as_absent() -> None:
     assert spec.task_template.container_spec is not None and spec.task_template.container_spec.env == []
 
 
+def test_member_names_in_any_case_as_go_takes_them() -> None:
+    """docker-py sends Mode.replicated."""
+    spec = codec.decode(
+        b'{"name":"a","Mode":{"replicated":{"replicas":2}},"labels":{"Name":"x"},'
+        b'"endpointspec":{"ports":[{"targetport":80}]},"TASKTEMPLATE":{"forceupdate":1,"ForceUpdate":2}}',
+        ServiceSpec,
+    )
+    assert spec.name == "a" and spec.labels == {"Name": "x"}
+    assert spec.mode.replicated is not None and spec.mode.replicated.replicas == 2
+    assert spec.endpoint_spec is not None and spec.endpoint_spec.ports[0].target_port == 80
+    assert spec.task_template.force_update == 2
+
+
 def test_unknown_members_are_ignored_as_docker_does() -> None:
     assert codec.decode(b'{"Name":"a","Future":{"x":1}}', ServiceSpec).name == "a"
 
