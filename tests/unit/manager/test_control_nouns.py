@@ -59,6 +59,7 @@ def ipam(**config: Any) -> dict[str, Any]:
             RPC + "InvalidArgument desc = ingress network cannot be attachable",
         ),
         ({"Options": {"encrypted": ""}}, 501, "would cross the underlay in clear"),
+        ({"Options": {"com.docker.network.driver.mtu": "1400"}}, 501, "the MTU follows from the underlay's"),
         ({"Options": {"foo": "1"}}, 400, "unknown option foo"),
         ({"Options": {VXLAN: "256"}}, 400, "VNI 256 cannot be used: Windows hosts need 4096 or more"),
         ({"Options": {VXLAN: "abc"}}, 400, "'abc' is not a VNI"),

@@ -133,6 +133,24 @@ async def test_scaling_keeps_tasks_and_a_new_template_does_not() -> None:
     assert third.previous_spec == second.spec
 
 
+async def test_saying_nothing_in_another_way_changes_no_task() -> None:
+    kit = Kit()
+    id, _ = await kit.control.create_service(spec())
+    first = kit.service(id)
+    empty = spec(
+        EndpointSpec={"Mode": "vip", "Ports": []},
+        template={"Resources": {"Limits": {}, "Reservations": {}}, "Placement": {}, "Runtime": "container"},
+        container={"Privileges": {}, "DNSConfig": {}},
+    )
+    await kit.control.update_service(id, first.version, empty)
+    second = kit.service(id)
+    assert second.spec_version == first.spec_version
+    assert second.spec.task_template == first.spec.task_template
+    stopping = spec(container={"StopGracePeriod": 0})
+    await kit.control.update_service(id, second.version, stopping)
+    assert kit.service(id).spec_version > first.spec_version, "0 is not nothing"
+
+
 async def test_rollback_swaps() -> None:
     kit = Kit()
     id, _ = await kit.control.create_service(spec())

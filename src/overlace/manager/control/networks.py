@@ -19,6 +19,7 @@ from overlace.model.specs import IpamConfig, NetworkSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
+_MTU_OPTION = "com.docker.network.driver.mtu"
 _SMALLEST_PREFIX, _LARGEST_PREFIX = 29, 8
 
 
@@ -151,6 +152,8 @@ def _check_options(options: dict[str, str]) -> None:
                 )
         elif key == VNI_OPTION:
             _check_vni(value)
+        elif key == _MTU_OPTION:
+            raise unsupported(f"option {key}", "the MTU follows from the underlay's; leave it out")
         else:
             raise InvalidArgument(
                 f"unknown option {key} for an overlay network; known are {VNI_OPTION} and encrypted=false"

@@ -7,6 +7,8 @@ moby daemon/cluster/convert (unmarked) and swarmkit controlapi/service.go (marke
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from overlace.manager.control.base import swarm
@@ -15,6 +17,7 @@ from overlace.manager.control.names import check_dns_name
 from overlace.manager.schedule.constraint import parse_constraints
 from overlace.model.errors import InvalidArgument
 from overlace.model.specs import (
+    Doc,
     EndpointSpec,
     Placement,
     PortConfig,
@@ -232,7 +235,24 @@ def _check_endpoint(endpoint: EndpointSpec | None) -> None:
 
 
 def may_change_tasks(old: ServiceSpec, new: ServiceSpec) -> bool:
-    """Whether tasks made from `old` may differ from those `new` asks for: in their template or their ports
-    (the orchestrator judges task by task). Replicas, labels and update policy change without touching one.
+    """Whether tasks made from `old` may differ from those `new` asks for: in their template or their ports (the
+    orchestrator judges task by task). Replicas, labels and update policy change without touching one.
     """
-    return old.task_template != new.task_template or old.endpoint_spec != new.endpoint_spec
+    return not (
+        _same_meaning(old.task_template, new.task_template)
+        and _same_meaning(old.endpoint_spec, new.endpoint_spec)
+    )
+
+
+def _same_meaning(a: Doc | None, b: Doc | None) -> bool:
+    """Equal but for documents that say nothing: clients send back `Resources: {}` for what they read as absent."""
+    return a == b or _said(msgspec.to_builtins(a)) == _said(msgspec.to_builtins(b))
+
+
+def _said(value: Any) -> Any:
+    """A document without its empty members, None when nothing is left."""
+    if isinstance(value, dict):
+        return {key: said for key, member in value.items() if (said := _said(member)) is not None} or None
+    if isinstance(value, list):
+        return [_said(member) for member in value] or None
+    return value

@@ -110,6 +110,8 @@ class Services(Images):
         spec_version = current.spec_version
         if may_change_tasks(current.spec, new):
             spec_version = max(current.spec_version + 1, current.version)
+        else:
+            new = msgspec.structs.replace(new, task_template=current.spec.task_template)
         status = None
         if back:
             status = UpdateStatus(
