@@ -107,6 +107,7 @@ class Demo:
         self.lab = lab
         self.cluster = Cluster(lab)
         self.manager = lab.manager
+        self.last_answer = ""  # what the client was told last, for when that is not what it should be
 
     def run(self) -> None:
         self.show_hosts()
@@ -146,16 +147,16 @@ class Demo:
         while (found := ready()) is None:
             if time.monotonic() - started > timeout:
                 self.show_tasks(self.cluster.tasks(running=False))
-                raise Internal(f"{what}: not within {timeout:g} s")
+                heard = f"; the client's last answer: {self.last_answer}" if self.last_answer else ""
+                raise Internal(f"{what}: not within {timeout:g} s{heard}")
             time.sleep(pause)
         return found
 
     def get(self, address: str) -> dict[str, Any] | None:
         """One request from the client to a host's published port; None when it is not answered in full."""
         url = f"http://{address}:{PORT}/"
-        done = self.lab.exec("client", "curl", "-s", "--fail", "--max-time", "5", url, check=False)
-        if done.returncode != 0:
-            return None
+        done = self.lab.exec("client", "curl", "-sS", "--max-time", "5", url, check=False)
+        self.last_answer = f"{url}: {(done.stdout or done.stderr).strip()}"
         try:
             answer = json.loads(done.stdout)
         except ValueError:
@@ -284,7 +285,7 @@ class Demo:
             finally:
                 packets = capture.stop()
         if answer is None:
-            raise Internal(f"no answer from {entry.address}:{PORT}")
+            raise Internal(f"no good answer from {self.last_answer}")
         show.say(f"{entry.name} runs no web task, and answers on the published port all the same:")
         print()
         show.command("client", ["curl", f"http://{entry.address}:{PORT}/"], json.dumps(answer))
