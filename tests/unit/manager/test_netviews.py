@@ -190,7 +190,9 @@ async def test_every_node_takes_part_in_the_ingress_network_and_only_its_entry_h
     await c.put(web, node("a"), node("b", network_addresses={"ing": "10.0.0.9/24"}))
     a = c.connect("a")
     assert list(a.of(ServiceEntry)) == []
-    await c.put(network("ing", 0, ingress=True), network("front", 1))  # after the service: ports are found again
+    await c.put(
+        network("ing", 0, ingress=True), network("front", 1)
+    )  # after the service: ports are found again
     (entry,) = a.services("ing")
     assert entry.ports == (port,) and entry.vip == "10.0.0.2"
     b = a.node("b")
@@ -251,7 +253,11 @@ async def test_deltas_agree_with_computing_from_scratch(seed: int) -> None:
         changes: dict[tuple[str, str], Change] = {}
         for _ in range(rng.choice((1, 1, 2, 8))):
             change = _random_change(rng, nodes, networks)
-            key = (change.object.kind, change.object.id) if isinstance(change, Put) else (change.kind, change.id)
+            key = (
+                (change.object.kind, change.object.id)
+                if isinstance(change, Put)
+                else (change.kind, change.id)
+            )
             changes[key] = change
         await c.commit(*changes.values())
         if rng.random() < 0.1:
@@ -303,7 +309,9 @@ def _random_change(rng: random.Random, nodes: list[str], networks: dict[str, int
                     spec=EndpointSpec(mode=mode),
                     ports=(PortConfig(target_port=80, published_port=8000 + rng.randrange(3)),),
                     virtual_ips=tuple(
-                        VirtualIP(n, f"10.0.{networks[n]}.{rng.randrange(9, 12)}/24") for n in on if mode == "vip"
+                        VirtualIP(n, f"10.0.{networks[n]}.{rng.randrange(9, 12)}/24")
+                        for n in on
+                        if mode == "vip"
                     ),
                 ),
             )
@@ -325,4 +333,6 @@ def _random_change(rng: random.Random, nodes: list[str], networks: dict[str, int
     id = rng.choice(sorted(networks))
     if rng.random() < 0.3:
         return Delete("network", id)
-    return Put(network(id, networks[id], ingress=id == "net0", vni=rng.choice((0, 4096 + networks[id], 5000))))
+    return Put(
+        network(id, networks[id], ingress=id == "net0", vni=rng.choice((0, 4096 + networks[id], 5000)))
+    )
