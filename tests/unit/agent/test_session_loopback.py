@@ -286,7 +286,7 @@ async def test_a_wrong_token_gets_dockers_words_and_leaves_nothing(stage: Stage)
     nodes = len(list(swarm.store.view().all(Node)))
     same_ca = generate_token(swarm.ca.cert_pem)  # right swarm, wrong secret
     for wrong in ("", "SWMTKN-1-x-y", swarm.cluster.worker_token[:-1], same_ca):
-        with pytest.raises(InvalidToken, match="^invalid join token$") as refused:
+        with pytest.raises(InvalidToken, match=r"^invalid join token$") as refused:
             await join_swarm(root, [swarm.address], wrong)
         assert refused.value.status == 500
     assert len(list(swarm.store.view().all(Node))) == nodes
@@ -363,7 +363,7 @@ async def test_without_a_certificate_a_stranger_learns_the_ca_and_nothing_else(s
 
 async def test_a_certificate_of_another_ca_is_refused_in_the_handshake(stage: Stage) -> None:
     swarm, other = await stage.swarm(), await stage.swarm()
-    root, identity = await stage.join(other)
+    _root, identity = await stage.join(other)
     # it trusts our CA, but its own certificate is the other swarm's
     tls = client_context(swarm.ca.cert_pem)
     tls.load_cert_chain(identity.pair_path)
@@ -401,7 +401,7 @@ async def test_an_expired_certificate_is_refused_and_the_node_says_why(stage: St
 async def test_a_worker_cannot_pose_as_a_manager(stage: Stage) -> None:
     """A worker's certificate is the swarm's too, but it does not carry the name a client asks for."""
     swarm = await stage.swarm()
-    root, identity = await stage.join(swarm)
+    _root, identity = await stage.join(swarm)
     server = TransportServer(
         Enrolment(swarm.store, "x"), swarm.dispatcher.session, server_context(identity), peer_of
     )
@@ -468,7 +468,7 @@ async def test_the_port_serves_a_renewed_certificate_without_a_restart(stage: St
     swarm = await stage.swarm()
 
     async def serial() -> str:
-        reader, writer = await asyncio.open_connection(
+        _reader, writer = await asyncio.open_connection(
             "127.0.0.1", swarm.port, ssl=client_context(swarm.ca.cert_pem), server_hostname="swarm-manager"
         )
         peer = peer_of(writer.get_extra_info("peercert"))
@@ -516,7 +516,7 @@ async def test_a_node_hears_what_it_must_run_and_see_and_what_it_reports_is_stor
     await until(lambda: "t1" in agent.tasks)
     assert set(agent.tasks) == {"t1"} and agent.secrets == {"sec": b"x"} and agent.auth == {"s": "auth"}
     assert [e.address for e in agent.view.endpoints("n")] == ["10.0.1.2"]
-    assert [d.base for d in agent.deltas][0] == 0 and agent.deltas[-1].base > 0
+    assert next(d.base for d in agent.deltas) == 0 and agent.deltas[-1].base > 0
 
     told = len(agent.assignments)
     session.report("t1", TaskStatus(TaskState.RUNNING, 7, "started"))
@@ -536,7 +536,7 @@ async def test_a_node_hears_what_it_must_run_and_see_and_what_it_reports_is_stor
 
 async def test_states_only_grow_and_only_their_node_reports_them(stage: Stage) -> None:
     swarm = await stage.swarm()
-    agent, session = await stage.agent(swarm)
+    _agent, session = await stage.agent(swarm)
     me = session.identity.node_id
     await swarm.store.commit([Put(task("mine", me, TaskState.RUNNING)), Put(task("theirs", "other"))])
     session.report("mine", TaskStatus(TaskState.PREPARING, 1))
@@ -675,7 +675,7 @@ async def test_of_two_sessions_of_one_node_the_newest_wins(stage: Stage) -> None
 async def test_a_silent_node_is_down_after_three_heartbeats_and_ready_when_it_is_back(stage: Stage) -> None:
     swarm = await stage.swarm(heartbeat=0.2)
     root, identity = await stage.join(swarm)
-    agent, session = await stage.agent(swarm, root)
+    _agent, session = await stage.agent(swarm, root)
     me = identity.node_id
     await asyncio.sleep(1.0)
     assert swarm.node(me).status.state == NodeState.READY and session.connected  # heartbeats do their work
@@ -691,7 +691,7 @@ async def test_a_silent_node_is_down_after_three_heartbeats_and_ready_when_it_is
 async def test_a_node_that_never_comes_back_after_a_restart_is_down(stage: Stage) -> None:
     swarm = await stage.swarm(heartbeat=0.2)
     root, identity = await stage.join(swarm)
-    agent, session = await stage.agent(swarm, root)
+    _agent, session = await stage.agent(swarm, root)
     await session.close()
     await swarm.stop()
     await swarm.start()
@@ -720,7 +720,7 @@ async def test_a_leaving_node_is_down_at_once(stage: Stage) -> None:
     assert node.status.state == NodeState.DOWN and node.status.message == "the node left the swarm"
     assert not agent.refusals
     await swarm.stop()
-    other, lonely = await stage.agent(await stage.swarm())
+    _other, lonely = await stage.agent(await stage.swarm())
     await lonely.close()
     assert not await lonely.leave(timeout=0.2)
 

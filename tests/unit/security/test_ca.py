@@ -98,7 +98,7 @@ def test_python_verifies_the_chain_strictly(ca: CertificateAuthority) -> None:
 def test_no_certificate_outlives_its_root() -> None:
     short = CertificateAuthority.create(NOW, timedelta(days=1))
     assert issue(short).not_valid_after_utc == load_certificate(short.cert_pem).not_valid_after_utc
-    with pytest.raises(Unavailable, match="CA certificate expired on .* UTC"):
+    with pytest.raises(Unavailable, match=r"CA certificate expired on .* UTC"):
         issue(short, now=NOW + 25 * HOUR)
 
 

@@ -31,7 +31,7 @@ def test_a_token_pins_the_ca_and_each_is_different(pem: str) -> None:
      "SWMTKN-1-" + "a" * 50 + "-" + "b" * 24, "SWMTKN-1-" + "a" * 51 + "-" + "b" * 25],
 )  # fmt: skip
 def test_anything_else_is_an_invalid_join_token(text: str) -> None:
-    with pytest.raises(InvalidToken, match="^invalid join token$") as refused:
+    with pytest.raises(InvalidToken, match=r"^invalid join token$") as refused:
         parse_token(text)
     assert refused.value.status == 500
 
