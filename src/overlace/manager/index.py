@@ -34,7 +34,12 @@ class Index:
     @classmethod
     def of(cls, view: View) -> Index:
         index = cls()
-        for kind in (Node, Service, Task, Network):  # networks last: they look where to go on giving addresses
+        for kind in (
+            Node,
+            Service,
+            Task,
+            Network,
+        ):  # networks last: they look where to go on giving addresses
             for thing in view.all(kind):
                 index.observe(kind.kind, thing.id, thing)
         return index

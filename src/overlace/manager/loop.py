@@ -14,7 +14,7 @@ import structlog
 
 from overlace.manager.index import Index
 from overlace.manager.orchestrate.work import SECOND, NewId
-from overlace.manager.plan import Dirty, Tick, plan_tick
+from overlace.manager.plan import Dirty, Subject, Tick, plan_tick
 from overlace.model.errors import Conflict, OutOfSequence, OverlaceError
 from overlace.model.ids import new_id as random_id
 from overlace.store.base import Batch, Lagged, Store, View, Watch
@@ -44,8 +44,8 @@ class ManagerLoop:
         self._revision = 0  # of the last batch observed
         self._index = Index()
         self._dirty = Dirty()
-        self._wakes: dict[str, int] = {}  # service id -> ns
-        self._errors: dict[str, int] = {}  # service id -> failures in a row
+        self._wakes: dict[Subject, int] = {}  # -> ns
+        self._errors: dict[Subject, int] = {}  # -> failures in a row
         self._commit_failures = 0
         self._housekeeping = 0
 
@@ -87,9 +87,13 @@ class ManagerLoop:
         """
         view = await self._catch_up()
         now = self._clock()
-        for id in [id for id, when in self._wakes.items() if when <= now]:
-            del self._wakes[id]
-            self._dirty.services[id] = None
+        for kind, id in [subject for subject, when in self._wakes.items() if when <= now]:
+            del self._wakes[kind, id]
+            if kind == "service":
+                self._dirty.services[id] = None
+            else:
+                self._dirty.nodes[id] = None
+                self._index.nodes_to_address[id] = None
         if now >= self._housekeeping:
             self._housekeeping = now + _HOUSEKEEPING
             self._index.occupancy.forget_failures(now)
@@ -160,17 +164,23 @@ class ManagerLoop:
         self._revision = batch.revision
 
     def _note(self, tick: Tick, dirty: Dirty, now: int) -> None:
-        for id in dirty.services:
-            self._wakes.pop(id, None)
+        decided = [("service", id) for id in dirty.services] + [("node", id) for id in dirty.nodes]
+        for subject in decided:
+            self._wakes.pop(subject, None)
+            if subject not in tick.errors:
+                self._errors.pop(subject, None)
         self._wakes |= tick.wakes
-        for id in [id for id in self._errors if id in dirty.services and id not in tick.errors]:
-            del self._errors[id]
-        for id, error in tick.errors.items():
-            failures = self._errors[id] = self._errors.get(id, 0) + 1
+        for subject, error in tick.errors.items():
+            failures = self._errors[subject] = self._errors.get(subject, 0) + 1
             retry = min(_FIRST_RETRY << min(failures - 1, 10), _LAST_RETRY)
-            self._wakes[id] = now + retry
+            self._wakes[subject] = now + retry
             log.error(
-                "decision failed", service=id, retry_in=retry / SECOND, failures=failures, exc_info=error
+                "decision failed",
+                kind=subject[0],
+                id=subject[1],
+                retry_in=retry / SECOND,
+                failures=failures,
+                exc_info=error,
             )
 
     async def _wait(self) -> None:

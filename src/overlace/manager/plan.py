@@ -95,12 +95,15 @@ def node_matters(old: Node | None, new: Node | None) -> bool:
     )
 
 
+Subject = tuple[str, str]  # (kind, id) of what a decision is about: a service or a node
+
+
 class Tick(msgspec.Struct, frozen=True):
-    """What one tick decided. `wakes`: when to look at a service again, ns, if nothing marks it before."""
+    """What one tick decided. `wakes`: when to look at something again, ns, if nothing marks it before."""
 
     draft: Draft
-    wakes: dict[str, int]
-    errors: dict[str, Exception]  # by service id
+    wakes: dict[Subject, int]
+    errors: dict[Subject, Exception]
 
 
 def plan_tick(view: View, index: Index, dirty: Dirty, now: int, new_id: NewId) -> Tick:
@@ -120,32 +123,32 @@ class _Planner:
         self.new_id = new_id
         self.services = dict(dirty.services)
         self.waiting: dict[str, list[Task]] = {}  # tasks without addresses by service
-        self.wakes: dict[str, int] = {}
-        self.errors: dict[str, Exception] = {}
+        self.wakes: dict[Subject, int] = {}
+        self.errors: dict[Subject, Exception] = {}
 
     def run(self) -> Tick:
         if self.dirty.networks:
             self._networks()
         for id in self.dirty.nodes:
-            self._node(id)
+            self._guard("node", id, self._node)
         for id in self.services:
-            self._guard(id, self._service)
+            self._guard("service", id, self._service)
         self._gather_unallocated()
         for id in (*self.services, *(id for id in self.waiting if id not in self.services)):
-            self._guard(id, self._allocate)
+            self._guard("service", id, self._allocate)
         self._schedule()
         self._node_addresses()
         self.index.freed = self.index.fresh = False
         return Tick(self.draft, self.wakes, self.errors)
 
-    def _guard(self, service_id: str, stage: Callable[[str], None]) -> None:
-        """An error stays with its service; what the stage had applied until then is whole and stays."""
-        if service_id in self.errors:
+    def _guard(self, kind: str, id: str, stage: Callable[[str], None]) -> None:
+        """An error stays with its subject; what the stage had applied until then is whole and stays."""
+        if (kind, id) in self.errors:
             return
         try:
-            stage(service_id)
+            stage(id)
         except Exception as error:
-            self.errors[service_id] = error
+            self.errors[kind, id] = error
 
     # -- stages ----------------------------------------------------------------------------------------------
 
@@ -171,7 +174,7 @@ class _Planner:
         decision = plan_service(self.draft, id, self.now, self.new_id)
         self.draft.apply(decision.changes)
         if decision.wake is not None:
-            self.wakes[id] = decision.wake
+            self.wakes["service", id] = decision.wake
 
     def _gather_unallocated(self) -> None:
         for task_id in self.index.unallocated:
@@ -214,14 +217,15 @@ class _Planner:
         if not groups:
             return
         nodes = list(self.draft.all(Node))
-        for key, tasks in groups.items():
+        for (service_id, _), tasks in groups.items():
             if not retry and all(task.status.err for task in tasks):
                 continue  # tried before, and nothing has changed for them
             tasks.sort(key=lambda t: (t.slot, t.created_at, t.id))
-            try:
+
+            def place(_: str, tasks: list[Task] = tasks) -> None:
                 self.draft.apply(plan_placement(nodes, self.index.occupancy, tasks, self.now))
-            except Exception as error:
-                self.errors[key[0]] = error
+
+            self._guard("service", service_id, place)
 
     def _node_addresses(self) -> None:
         nodes = self.index.nodes_to_address
@@ -229,12 +233,15 @@ class _Planner:
             nodes |= self.index.short_of_address
             self.index.short_of_address.clear()
         for id in list(nodes):
-            node = self.draft.get(Node, id)
-            if node is None:
-                continue
-            in_use = self.index.networks_of_node(id)
-            self.draft.apply(plan_node_addresses(self.draft, self.index.book, node, in_use))
-            after = self.draft.get(Node, id)
-            if after is not None and any(network_id not in after.network_addresses for network_id in in_use):
-                self.index.short_of_address[id] = None
+            self._guard("node", id, self._address_node)
         nodes.clear()
+
+    def _address_node(self, id: str) -> None:
+        node = self.draft.get(Node, id)
+        if node is None:
+            return
+        in_use = self.index.networks_of_node(id)
+        self.draft.apply(plan_node_addresses(self.draft, self.index.book, node, in_use))
+        after = self.draft.get(Node, id)
+        if after is not None and any(network_id not in after.network_addresses for network_id in in_use):
+            self.index.short_of_address[id] = None

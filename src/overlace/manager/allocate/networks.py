@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from overlace.manager.allocate.book import IPNetwork
+from overlace.manager.allocate.book import IPNetwork, make_pool
 from overlace.model.objects import Cluster, Network, Subnet
 from overlace.store.base import Change, Put, View
 
@@ -42,11 +42,14 @@ def plan_networks(view: View) -> list[Change]:
         ipaddress.ip_network(text) for text in (cluster.default_addr_pool if cluster else ("10.0.0.0/8",))
     ]
     size = cluster.subnet_size if cluster else 24
-    taken = [ipaddress.ip_network(text) for network in networks for text in _subnets_of(network)]
+    taken = [subnet for network in networks for subnet in _subnets_of(network)]
     vnis = {network.vni: network for network in networks if network.vni}
     changes: list[Change] = []
     for network in waiting:
-        result = _allocate(network, pools, size, taken, vnis)
+        try:
+            result = _allocate(network, pools, size, taken, vnis)
+        except ValueError as error:  # control refuses such specs; one from elsewhere must not stop the others
+            result = f"the network's addresses are not usable: {error}"
         if isinstance(result, str):
             if network.error != result:
                 changes.append(Put(msgspec.structs.replace(network, error=result), expect=network.version))
@@ -57,11 +60,18 @@ def plan_networks(view: View) -> list[Change]:
     return changes
 
 
-def _subnets_of(network: Network) -> list[str]:
+def _subnets_of(network: Network) -> list[IPNetwork]:
     """What a network has, or will have because its user said so."""
-    if network.subnets:
-        return [subnet.subnet for subnet in network.subnets]
-    return [config.subnet for config in network.spec.ipam.config if config.subnet]
+    texts = [subnet.subnet for subnet in network.subnets]
+    if not texts:
+        texts = [config.subnet for config in network.spec.ipam.config if config.subnet]
+    found: list[IPNetwork] = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            continue  # it will get none of it: `_allocate` says why
+    return found
 
 
 def _allocate(
@@ -71,14 +81,14 @@ def _allocate(
     taken: Sequence[IPNetwork],
     vnis: dict[int, Network],
 ) -> Network | str:
-    """The network with subnets and VNI, or why not."""
+    """The network with subnets and VNI, or why not. Raises ValueError for addresses that are none."""
     subnets = network.subnets
     if not subnets:
         found: list[Subnet] = []
         for config in network.spec.ipam.config:
             if config.subnet:
-                subnet = ipaddress.ip_network(config.subnet, strict=False)
-                found.append(Subnet(str(subnet), config.gateway or str(subnet[1]), config.range))
+                asked = ipaddress.ip_network(config.subnet, strict=False)
+                found.append(Subnet(str(asked), config.gateway or str(asked[1]), config.range))
         if not found:
             free = free_subnet(pools, size, taken)
             if free is None:
@@ -89,6 +99,11 @@ def _allocate(
                 )
             found.append(Subnet(str(free), str(free[1])))
         subnets = tuple(found)
+    for subnet in subnets:
+        make_pool(subnet, {})  # raises for a gateway or range that is none
+    for config in network.spec.ipam.config:
+        for address in config.auxiliary_addresses.values():
+            ipaddress.ip_address(address)
     vni = network.vni or _choose_vni(network, vnis)
     if isinstance(vni, str):
         return vni

@@ -77,6 +77,19 @@ def test_an_asked_for_vni_is_given_once() -> None:
     assert "does not start with a VNI" in bad["c"].error
 
 
+def test_a_network_with_bad_addresses_says_so_and_holds_up_nobody() -> None:
+    made = plan(
+        network("subnet", subnet="10.300.0.0/24", created=1),
+        network("gateway", subnet="10.7.0.0/24", gateway="front door", created=2),
+        network("good", created=3),
+    )
+    assert made["subnet"].error.startswith("the network's addresses are not usable: '10.300.0.0/24'")
+    assert made["gateway"].error == (
+        "the network's addresses are not usable: 'front door' does not appear to be an IPv4 or IPv6 address"
+    )
+    assert made["good"].vni == 4096 and made["good"].subnets
+
+
 def test_what_is_allocated_stays_and_freed_numbers_come_back() -> None:
     kept = Network(id="k", spec=NetworkSpec(name="k"), vni=4097, subnets=(Subnet("10.0.1.0/24", "10.0.1.1"),))
     made = plan(kept, network("new"))
