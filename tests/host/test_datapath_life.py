@@ -170,6 +170,15 @@ def test_reconcile_repairs_and_collects(world: SimpleNamespace) -> None:
     )
 
 
+def test_a_failed_write_is_made_good_by_the_next(world: SimpleNamespace) -> None:
+    many = [network(5000 + n, f"10.{n // 250}.{n % 250}.0/24") for n in range(250, 250 + 4500)]
+    with pytest.raises(OSError, match="map networks is full: it holds 4096 rows"):
+        world.a.put(*many)
+    new = RemoteEndpoint(4097, "10.0.1.66", mac_of("10.0.1.66"), world.b.address)
+    world.a.call("apply", Delta(put=(new,), remove=tuple(n.key for n in many)))
+    assert world.a.call("reconcile", Tables([*_tables(world), new])) == Delta()
+
+
 @pytest.mark.parametrize("delay", [0.005, 0.02, 0.04, 0.06, 0.09])
 def test_killed_while_attaching(world: SimpleNamespace, delay: float) -> None:
     """kill -9 somewhere in the middle of attaching: the next pass attaches."""

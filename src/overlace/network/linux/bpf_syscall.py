@@ -6,6 +6,7 @@ Owns the system call's encoding. Must not know what the maps mean.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -19,6 +20,7 @@ _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 TCX_INGRESS = 46
 _BATCH = 4096
+_ENOTSUPP = 524  # the kernel's own, not in errno
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,8 +32,8 @@ def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char], what: str) -> 
         raise OSError(f"bpf(2): machine {platform.machine()} is not known here")
     result: int = _libc.syscall(number, command, buffer, len(buffer))
     if result < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{what}: {os.strerror(error)}")
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
     return result
 
 
@@ -79,22 +81,29 @@ class Map:
             pass
 
     def put_many(self, items: Iterable[tuple[bytes, bytes]]) -> None:
-        """Write in batches; raises OSError (E2BIG: the map is full) with the map's name."""
+        """Write in batches. Raises OSError with the map's name; it says so when the map is full."""
         rows = list(items)
-        for at in range(0, len(rows), _BATCH):
-            part = rows[at : at + _BATCH]
-            if len(part) < 4:
-                for key, value in part:
-                    self.update(key, value)
-                continue
-            keys = b"".join(k for k, _ in part)
-            values = b"".join(v for _, v in part)
-            key_buffer = ctypes.create_string_buffer(keys, len(keys))
-            value_buffer = ctypes.create_string_buffer(values, len(values))
-            attr = struct.pack(
-                "QQQQIIQQ", 0, 0, _address(key_buffer), _address(value_buffer), len(part), self.fd, 0, 0
-            )
-            _bpf(_UPDATE_BATCH, attr, f"map {self.name}, {len(part)} updates")
+        try:
+            for at in range(0, len(rows), _BATCH):
+                self._put_batch(rows[at : at + _BATCH])
+        except OSError as e:
+            if e.errno in (errno.E2BIG, errno.ENOSPC):
+                raise OSError(e.errno, f"map {self.name} is full: it holds {self.max_entries} rows") from e
+            raise
+
+    def _put_batch(self, part: list[tuple[bytes, bytes]]) -> None:
+        if len(part) < 4:
+            for key, value in part:
+                self.update(key, value)
+            return
+        keys = b"".join(k for k, _ in part)
+        values = b"".join(v for _, v in part)
+        key_buffer = ctypes.create_string_buffer(keys, len(keys))
+        value_buffer = ctypes.create_string_buffer(values, len(values))
+        attr = struct.pack(
+            "QQQQIIQQ", 0, 0, _address(key_buffer), _address(value_buffer), len(part), self.fd, 0, 0
+        )
+        _bpf(_UPDATE_BATCH, attr, f"map {self.name}, {len(part)} updates")
 
     def delete_many(self, keys: Iterable[bytes]) -> None:
         for key in keys:

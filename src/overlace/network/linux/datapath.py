@@ -70,6 +70,7 @@ class DataPath:
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
         self._tables = Tables()
         self._rows = Rows()
+        self._doubtful = False  # a write failed halfway
         self._attached: dict[str, Attachment] = {}
         self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
 
@@ -202,13 +203,21 @@ class DataPath:
                 self._local[entry.endpoint_id] = entry.key
         return self._rows.replace(old_rows, new_rows)
 
+    def _dump(self) -> dict[str, dict[bytes, bytes]]:
+        return {name: dict(self._map(name).items()) for name in TABLE_MAPS}
+
     def _write(self, changes: Changes) -> None:
+        """Write rows. After a failed write the maps are compared as a whole, whatever `changes` says."""
+        if self._doubtful:
+            changes = self._rows.difference(self._dump())
+        self._doubtful = True
         for name in TABLE_MAPS:
             if changes.put.get(name):
                 self._map(name).put_many(changes.put[name].items())
         for name in reversed(TABLE_MAPS):
             if changes.remove.get(name):
                 self._map(name).delete_many(changes.remove[name])
+        self._doubtful = False
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
         """Routes of the host to endpoints with outbound NAT: the way of the answers."""
@@ -238,8 +247,9 @@ class DataPath:
             self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
         self._tables, self._rows, self._local = Tables(), Rows(), {}
         self._change(tuple(desired), ())
-        actual = {name: dict(self._map(name).items()) for name in TABLE_MAPS}
+        actual = self._dump()
         changes = self._rows.difference(actual)
+        self._doubtful = False
         self._write(changes)
         self._route(e for e in desired if isinstance(e, LocalEndpoint))
         put = tuple(e for e in desired if any(r.key in changes.put[r.map] for r in encode(e, self._attached)))

@@ -11,6 +11,9 @@ import subprocess
 import msgspec
 
 PORT_PREFIX = "ov"  # host-side veths: this and eight hexadecimal digits
+# Translated source ports stay clear of published ones (30000-32767 are the swarm's own choice): an answer to a
+# published UDP port would be taken for a new client.
+OUTBOUND_PORTS = "32768-60999"
 
 
 class NftError(RuntimeError):
@@ -49,6 +52,8 @@ add chain ip {name} postrouting {{ type nat hook postrouting priority srcnat; po
 add chain ip {name} forward {{ type filter hook forward priority filter; policy accept; }}
 flush chain ip {name} postrouting
 flush chain ip {name} forward
+add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" \
+  meta l4proto {{ tcp, udp }} masquerade to :{OUTBOUND_PORTS}
 add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" masquerade
 add rule ip {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
 add rule ip {name} forward oifname "{PORT_PREFIX}*" drop

@@ -201,8 +201,11 @@ int from_container(struct __sk_buff *ctx)
 		return leave_overlay(ctx, &p, port, 0);
 	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
 		return forward(ctx, &p, vni, p.daddr, 0);
-	if (p.proto == PROTO_ICMP && p.icmp_type == 8 && !p.later)
-		return answer_echo(ctx, &p);
+	if (p.proto == PROTO_ICMP && !p.error) {
+		if (p.icmp_type == 8 && !p.fragment)
+			return answer_echo(ctx, &p);
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	}
 	if (e->kind == K_VIP) {
 		p.complain = p.daddr;
 		struct question q = { .scope = vni, .client_vni = vni, .front = p.daddr, .source = p.saddr };

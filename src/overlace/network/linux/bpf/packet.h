@@ -108,6 +108,7 @@ NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
 	frag = bpf_ntohs(ip.frag);
 	p->df = (frag & 0x4000) != 0;
 	p->later = (frag & 0x1fff) != 0;
+	p->fragment = (frag & 0x3fff) != 0;
 	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP)
 		return 0;
 	if (!p->later && p->proto == PROTO_ICMP) {

@@ -208,7 +208,7 @@ struct pkt {
 	__u16 l3, l4;
 	__u16 length; /* of the IP packet, bytes */
 	__u8 proto, tcp_flags;
-	__u8 df, later, ihl, tos; /* later: a fragment that is not the first; ihl in bytes */
+	__u8 df, fragment, later, ihl, tos; /* later: a fragment that is not the first; ihl in bytes */
 	__u8 l4_len, icmp_type;
 	__u8 origin; /* enum origin: which way answers go */
 	/* An ICMP error speaks of a packet this connection sent: sport, dport and the fields below then name the
