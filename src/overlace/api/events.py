@@ -275,8 +275,11 @@ class EventHub:
         try:
             while self._backend.manager is manager:
                 batch = await watch.next(_ROLE_POLL)
+                if batch is None:  # at once when the store was closed: do not spin until the manager goes
+                    await asyncio.sleep(0.05)
+                    continue
                 now = time.time_ns()
-                for event in batch.events if batch else ():
+                for event in batch.events:
                     shown = swarm_event(event, now)
                     if shown is not None:
                         self.put(shown)

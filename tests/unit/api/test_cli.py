@@ -223,7 +223,8 @@ async def test_this_host(docker: Docker, backend: FakeBackend, api: Api) -> None
     assert "manifest unknown" in bad(await docker("pull", "registry:5000/nope"))
     assert "registry:5000/shop/web" in good(await docker("images"))
     assert json.loads(good(await docker("image", "inspect", "registry:5000/shop/web:1")))[0]["Os"] == "linux"
-    good(await docker("system", "df"))
+    assert "not supported yet" in bad(await docker("system", "df"))
+    assert "not measured" in bad(await docker("ps", "--size"))
     assert "Untagged" in good(await docker("rmi", "registry:5000/shop/web:1"))
     assert "not supported yet" in bad(await docker("exec", "web.1.task", "true"))
 

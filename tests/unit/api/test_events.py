@@ -161,3 +161,15 @@ async def test_a_reader_that_does_not_read_is_let_go() -> None:
     async for _ in stream:
         count += 1
     assert count < 10_000 and hub.listeners == 0
+
+
+async def test_a_closed_store_does_not_stop_the_daemon() -> None:
+    backend = FakeBackend()
+    hub = EventHub(backend)
+    store = MemoryStore()
+    backend.manager = type("Manager", (), {"store": store})()  # type: ignore[assignment]
+    hub.start()
+    await asyncio.sleep(0.01)
+    await store.close()
+    await asyncio.wait_for(asyncio.sleep(0.1), 2)  # the loop goes on turning
+    await hub.close()

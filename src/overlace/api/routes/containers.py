@@ -58,6 +58,7 @@ async def find(call: Call, ref: str) -> Container:
 
 
 async def list_containers(call: Call) -> web.StreamResponse:
+    _refuse_size(call)
     filters = call.filters(FILTERS)
     for value in filters.get("status", ()):
         if value not in _STATUS:
@@ -125,7 +126,15 @@ def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
     return True
 
 
+def _refuse_size(call: Call) -> None:
+    if call.flag("size"):
+        raise Unimplemented(
+            "size=1 is not supported yet: the size of a container's own layer is not measured"
+        )
+
+
 async def inspect(call: Call) -> web.StreamResponse:
+    _refuse_size(call)
     found = await find(call, call.args["id"])
     try:
         image: dict[str, Any] = dict((await call.backend.runtime.image(found.image_id)).config)
