@@ -124,11 +124,7 @@ class Map:
         try:
             yield from self._batched()
         except OSError as e:
-            if e.errno not in (
-                22,
-                524,
-                95,
-            ):  # EINVAL, ENOTSUPP, EOPNOTSUPP: this type or kernel has no batches
+            if e.errno not in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP):  # type without batches
                 raise
             key = self._next(None)
             while key is not None:
