@@ -55,7 +55,7 @@ from overlace.security.tls import client_context, peer_of, server_context, unver
 from overlace.security.tokens import InvalidToken, generate_token
 from overlace.store.base import Delete, Put
 from overlace.store.memory import MemoryStore
-from overlace.wire.messages import Assignments, LogChunk, LogSubscribe, Refused, Welcome
+from overlace.wire.messages import Assignments, Hello, LogChunk, LogSubscribe, Refused, Welcome
 from overlace.wire.transport_client import open_session
 from overlace.wire.transport_server import TransportServer
 
@@ -411,11 +411,13 @@ async def test_a_worker_cannot_pose_as_a_manager(stage: Stage) -> None:
         await join_swarm(stage.folder(), [f"127.0.0.1:{server.port}"], swarm.cluster.worker_token)
 
 
-async def test_a_removed_node_is_refused_at_once_and_for_good(stage: Stage) -> None:
+@pytest.mark.parametrize("tombstone", [False, True])
+async def test_a_removed_node_is_refused_at_once_and_for_good(stage: Stage, tombstone: bool) -> None:
     swarm = await stage.swarm()
     root, identity = await stage.join(swarm)
     agent, session = await stage.agent(swarm, root)
-    await swarm.store.commit([Delete("node", identity.node_id)])
+    gone = Put(replace(swarm.node(identity.node_id), removed=True))
+    await swarm.store.commit([gone if tombstone else Delete("node", identity.node_id)])
     await until(lambda: agent.refusals)
     assert agent.refusals[0].final and "removed from the swarm" in agent.refusals[0].reason
     await until(lambda: not session.connected)
@@ -615,6 +617,31 @@ async def test_a_slow_reader_costs_bounded_memory_and_ends_up_right(
     agent.hold.set()
     await until(lambda: {t.slot for t in agent.tasks.values()} == set(range(1450, 1500)), 30)
     assert session.connected and len(agent.assignments) < 1000
+
+
+async def test_a_peer_that_stops_reading_cannot_hold_the_manager(stage: Stage) -> None:
+    """Its socket is full, its heartbeats have ended: the session is over in bounded time, the port can close."""
+    swarm = await stage.swarm(heartbeat=0.3)
+    _, identity = await stage.join(swarm)
+    me = identity.node_id
+    async with contextlib.AsyncExitStack() as stack:
+        channel = await stack.enter_async_context(
+            open_session(swarm.address, client_context(identity.ca_pem, identity))
+        )
+        await channel.send(Hello(description()))
+        assert isinstance(await channel.receive(), Welcome)
+        transport = channel._socket._response.connection.transport  # type: ignore[attr-defined]
+        transport.pause_reading()
+        pad = TaskSpec(container_spec=ContainerSpec(image="i", env=["X=" + "x" * 200_000]))
+        await swarm.store.commit([Put(task(f"t{i}", me, spec=pad)) for i in range(100)])
+        await until(lambda: me in swarm.dispatcher.connected())
+        await until(lambda: swarm.node(me).status.state == NodeState.DOWN, 5)
+        await until(lambda: me not in swarm.dispatcher.connected(), 5)
+        await until(lambda: not swarm.server._sockets, 5)
+        started = time.monotonic()
+        await swarm.stop()
+        assert time.monotonic() - started < 4
+        transport.abort()
 
 
 # -- connections come and go -------------------------------------------------------------------------------------
