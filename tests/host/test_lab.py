@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from overlace.lab import Lab, clean, processes
+from overlace.lab.cluster import Cluster
 from overlace.lab.layout import LabPlan
+from overlace.lab.shop import image_name, push_images
 from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")]
@@ -187,6 +189,48 @@ def test_two_labs_side_by_side_and_one_goes_down_with_daemons_dead(lab: Lab) -> 
     other.down()  # may be repeated
     assert not left_behind(other.plan)
     assert lab.answers("linux-1") and lab.answers("windows-1"), "the other lab goes on"
+
+
+def test_down_takes_containers_whose_daemons_are_dead() -> None:
+    with Lab.up("tdead", linux=1, windows=1) as dying:
+        push_images(dying.registry)
+        for service in ("web", "order"):
+            dying.docker(
+                "linux-1", "service", "create", "-d", "--name", service, image_name(dying.registry, service)
+            )
+        cluster = Cluster(dying)
+        deadline = time.monotonic() + 60
+        while [task.state for task in cluster.tasks()] != ["running", "running"]:
+            assert time.monotonic() < deadline, cluster.tasks(running=False)
+            time.sleep(0.1)
+        for name in ("linux-1", "windows-1"):
+            dying.stop_daemon(name, signal.SIGKILL)
+        hosts = [host for host in dying.hosts if host.data_root]
+        alive = {host.name: processes.find([host.netns], [host.exec_root, host.data_root]) for host in hosts}
+        assert all(alive.values()), "containers outlive their daemon"
+        assert not set(alive["linux-1"]) & set(alive["windows-1"]), "each process belongs to one host"
+        subprocess.run([*OVERLACE, "lab", "down", "tdead"], check=True, capture_output=True)
+        assert not [pid for pids in alive.values() for pid in pids if processes.alive(pid)]
+        assert not left_behind(dying.plan)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_up_killed_half_way_leaves_what_down_can_take(sig: signal.Signals) -> None:
+    starting = subprocess.Popen(
+        [*OVERLACE, "lab", "up", "thalf", "--linux", "2"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert starting.stderr is not None
+    for line in starting.stderr:
+        if b"daemon at" in line:
+            break
+    plan = Lab.open("thalf").plan
+    starting.send_signal(sig)
+    starting.stderr.close()
+    assert starting.wait(30) != 0
+    if sig == signal.SIGKILL:
+        assert left_behind(plan)
+        subprocess.run([*OVERLACE, "lab", "down", "thalf"], check=True, capture_output=True)
+    assert not left_behind(plan)
 
 
 def test_a_lab_that_cannot_start_says_why_and_leaves_nothing() -> None:

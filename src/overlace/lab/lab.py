@@ -49,7 +49,9 @@ def _quiet(line: str) -> None:
 
 
 def say_on_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Print a line of progress; nobody listening any more is no reason to leave a lab half built."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class Lab:
