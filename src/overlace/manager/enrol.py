@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from overlace.model.errors import OutOfSequence, PermissionDenied, Unavailable
+from overlace.model.errors import OutOfSequence, PermissionDenied, Unavailable, Unimplemented
 from overlace.model.ids import new_id
 from overlace.model.objects import Cluster, Node, NodeStatus
 from overlace.model.specs import NodeSpec
@@ -45,11 +45,19 @@ def the_cluster(view: View) -> Cluster:
 
 
 class Enrolment:
-    """`node_id` is this manager's own."""
+    """`node_id` is this manager's own. `several_managers`: whether the store can be shared with another manager."""
 
-    def __init__(self, store: Store, node_id: str, *, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        store: Store,
+        node_id: str,
+        *,
+        several_managers: bool = False,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._store = store
         self._node_id = node_id
+        self._several_managers = several_managers
         self._clock = clock
         self._authority: CertificateAuthority | None = None
 
@@ -63,7 +71,8 @@ class Enrolment:
     async def join(self, request: JoinRequest, address: str) -> Certificate:
         """A node id, a certificate and a node object for whoever holds a token; the token decides the role.
 
-        Raises PermissionDenied (`invalid join token`), InvalidArgument for a bad request, Unavailable.
+        Raises PermissionDenied (`invalid join token`), Unimplemented (a second manager where the store serves one),
+        InvalidArgument for a bad request, Unavailable.
         """
         cluster = the_cluster(self._store.view())
         # both are compared, always: how long it takes says nothing about either
@@ -72,6 +81,11 @@ class Enrolment:
         if not (manager or worker):
             log.warning("join refused: wrong token", address=address)
             raise PermissionDenied(InvalidToken().message)
+        if manager and not self._several_managers:
+            raise Unimplemented(
+                "joining as a manager is not supported: the SQLite store serves one manager; "
+                "join as a worker (docker swarm join-token worker)"
+            )
         role = "manager" if manager else "worker"
         availability = request.availability if request.availability in _AVAILABILITY else "active"
         now = self._clock()

@@ -20,7 +20,13 @@ from overlace.agent.enrol import join_swarm, renew_identity
 from overlace.agent.session import AgentSession
 from overlace.manager.dispatch import Dispatcher
 from overlace.manager.enrol import Enrolment
-from overlace.model.errors import FailedPrecondition, PermissionDenied, Unauthenticated, Unavailable
+from overlace.model.errors import (
+    FailedPrecondition,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
 from overlace.model.ids import new_id
 from overlace.model.netview import NetDelta, NetView
 from overlace.model.objects import (
@@ -276,6 +282,9 @@ async def test_a_host_joins_with_a_token_and_is_what_the_token_says(stage: Stage
     assert node.spec.role == "worker" and node.spec.availability == "pause"
     assert node.description is not None and node.description.hostname == "w"
     assert node.certificate_serial == identity.facts.serial
+    with pytest.raises(Unimplemented, match="join as a worker"):
+        await stage.join(swarm, swarm.cluster.manager_token)
+    swarm.server._enrolment = Enrolment(swarm.store, swarm.node_id, several_managers=True)
     _, second = await stage.join(swarm, swarm.cluster.manager_token)
     assert second.role == "manager" and swarm.node(second.node_id).spec.role == "manager"
 
