@@ -66,7 +66,7 @@ class EndpointEntry(msgspec.Struct, frozen=True, tag="endpoint"):
 
 
 class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
-    """A service on a network; `vip` empty with dnsrr. `ports`: ingress-mode ports, only on the ingress network's entry."""
+    """A service on a network; `vip` empty with dnsrr. `ports`: ingress-mode ports, on the ingress network only."""
 
     service_id: str
     network_id: str

@@ -164,7 +164,9 @@ class Task(Base, frozen=True, kw_only=True):
     ports: tuple[PortConfig, ...] = ()  # host-mode ports of the endpoint spec
     not_before: int = 0  # restart delay: stays desired READY until then
     job_iteration: int = 0
-    started_at: int = 0  # when a rolling update first saw it RUNNING; its delay and monitor periods count from here
+    started_at: int = (
+        0  # when a rolling update first saw it RUNNING; its delay and monitor periods count from here
+    )
 
 
 # -- network, secret, config, cluster ----------------------------------------------------------------------------

@@ -353,7 +353,7 @@ class TaskDefaults(Doc, frozen=True):
 
 
 class RaftConfig(Doc, frozen=True):
-    """Accepted and reported as clients expect it; there is no raft here (ADR: SQLite on one manager, etcd for several)."""
+    """Accepted and reported as clients expect it; there is no raft here (docs/adr/0002)."""
 
     snapshot_interval: int = 10000
     keep_old_snapshots: int = 0

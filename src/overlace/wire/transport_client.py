@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import AsyncIterator
 
@@ -172,7 +173,11 @@ def _explain(address: str, error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"cannot reach the manager at {address}: no answer within {TIMEOUT:.0f} s"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot reach the manager at {address}: {error.os_error.strerror or error.os_error}"
+        inner_error = error.os_error
+        # asyncio puts its own words into strerror; the number has the system's
+        return f"cannot reach the manager at {address}: " + (
+            os.strerror(inner_error.errno) if inner_error.errno else str(inner_error)
+        )
     if isinstance(error, ssl.SSLError):
         return f"cannot reach the manager at {address}: TLS failed: {error.reason or error}"
     return f"cannot reach the manager at {address}: {error or type(error).__name__}"

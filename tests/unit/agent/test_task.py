@@ -39,7 +39,9 @@ def test_a_created_container_starts_only_when_the_manager_says_run():
     ("unhealthy", TaskState.STARTING, Action.KILL_UNHEALTHY),
 ])  # fmt: skip
 def test_running_is_what_the_health_check_says(health, state, action):
-    step = plan_step(a_task(), TaskStatus(TaskState.STARTING), a_container("running", health=health, pid=7), 5)
+    step = plan_step(
+        a_task(), TaskStatus(TaskState.STARTING), a_container("running", health=health, pid=7), 5
+    )
     assert (step.action, step.status.state) == (action, state)
 
 
@@ -58,7 +60,9 @@ def test_an_exit_is_told_with_its_code(code, oom, state, err):
 def test_shutdown_stops_a_running_container_then_tells():
     step = plan_step(a_task(TaskState.SHUTDOWN), TaskStatus(TaskState.RUNNING), a_container("running"), 5)
     assert (step.action, step.status.state) == (Action.STOP, TaskState.RUNNING)
-    step = plan_step(a_task(TaskState.SHUTDOWN), TaskStatus(TaskState.RUNNING), a_container("exited", exit_code=143), 6)
+    step = plan_step(
+        a_task(TaskState.SHUTDOWN), TaskStatus(TaskState.RUNNING), a_container("exited", exit_code=143), 6
+    )
     assert (step.action, step.status.state) == (Action.RELEASE, TaskState.SHUTDOWN)
 
 
@@ -79,11 +83,17 @@ containers = st.one_of(
 states = st.sampled_from([s for s in TaskState if s >= TaskState.ASSIGNED])
 
 
-@given(states, st.sampled_from([TaskState.READY, TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE]), containers)
+@given(
+    states,
+    st.sampled_from([TaskState.READY, TaskState.RUNNING, TaskState.SHUTDOWN, TaskState.REMOVE]),
+    containers,
+)
 def test_states_only_grow_and_a_step_repeated_changes_nothing(state, desired, container):
     task, status = a_task(desired), TaskStatus(state, 1, "m")
     step = plan_step(task, status, container, 5)
     assert step.status.state >= state
     again = plan_step(task, step.status, container, 9)
     settled = plan_step(task, again.status, container, 11)
-    assert msgspec.structs.replace(settled.status, timestamp=0) == msgspec.structs.replace(again.status, timestamp=0)
+    assert msgspec.structs.replace(settled.status, timestamp=0) == msgspec.structs.replace(
+        again.status, timestamp=0
+    )
