@@ -220,12 +220,10 @@ class AgentSession:
                 if not self._leaving:
                     await self._tell(self._handler.on_refused(e.refused), "a refusal")
                 if e.refused.final:
-                    log.error("the swarm refuses this node", reason=reason)
                     return
             except (PermissionDenied, Unauthenticated) as e:
                 # only a manager of our own swarm can say this: TLS has checked who it is
                 await self._tell(self._handler.on_refused(Refused(e.message, final=True)), "a refusal")
-                log.error("the swarm refuses this node", reason=e.message)
                 return
             except OverlaceError as e:
                 reason = e.message

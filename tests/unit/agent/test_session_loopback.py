@@ -328,7 +328,9 @@ async def test_a_man_in_the_middle_with_the_right_ca_certificate_is_no_manager(s
 async def test_no_contact_names_address_and_reason(stage: Stage) -> None:
     swarm = await stage.swarm()
     await swarm.server.close()
-    with pytest.raises(Unavailable, match=rf"cannot reach the manager at {swarm.address}: Connection refused"):
+    with pytest.raises(
+        Unavailable, match=rf"cannot reach the manager at {swarm.address}: Connection refused"
+    ):
         await join_swarm(stage.folder(), [swarm.address], swarm.cluster.worker_token)
     await swarm.server.start("127.0.0.1", swarm.port)
     # the second of two addresses answers
