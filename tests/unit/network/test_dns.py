@@ -201,6 +201,7 @@ async def test_what_does_not_fit_is_cut_and_whole_over_tcp(make: Make) -> None:
         b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\x0c\x00\x01\x00\x01",
         b"\x12\x34\x01\x00\x00\x02\x00\x00\x00\x00\x00\x00\x01a\x00\x00\x01\x00\x01\x01b\x00\x00\x01\x00\x01",
     ],
+    ids=["empty", "zeros", "ones", "cut short", "trailing", "an answer", "loop", "two questions"],
 )
 async def test_malformed_packets_are_ignored(make: Make, data: bytes) -> None:
     b = await make()
