@@ -82,8 +82,8 @@ def _end(lab: Lab, keep: bool, seconds: float, failed: bool) -> None:
     if not keep:
         print(f"The lab {lab.name} is gone again; `make demo KEEP=1` leaves it up.", flush=True)
         return
-    worker = next(host for host in lab.hosts if host.role == "worker")
-    docker = docker_program()
+    overlace = os.path.join(os.path.dirname(sys.executable), "overlace")
+    docker, address = docker_program(), lab.host("windows-1").address
     print(f"""
 The lab {lab.name} stays up. Try:
 
@@ -91,13 +91,11 @@ The lab {lab.name} stays up. Try:
     {docker} node ls
     {docker} service ps {STACK}_web
     {docker} service logs {STACK}_web
-    curl {worker.address}:{PORT}
-    overlace lab status {lab.name}
-    overlace lab exec {lab.name} client -- curl -s {worker.address}:{PORT}
-    overlace lab kill {lab.name} {worker.name}; overlace lab start {lab.name} {worker.name}
-    overlace lab down {lab.name}
-
-(overlace is {os.path.dirname(sys.executable)}/overlace)""")
+    curl {address}:{PORT}
+    {overlace} lab status {lab.name}
+    {overlace} lab start {lab.name} linux-2    # its power was cut
+    {overlace} lab exec {lab.name} client -- curl -s {address}:{PORT}
+    {overlace} lab down {lab.name}""")
 
 
 class Demo:
