@@ -205,6 +205,9 @@ class Runtime(Protocol):
 
     async def wait(self, container_id: str) -> Container:
         """Return when the container is not running (at once if so)."""
+    async def layer_size(self, container_id: str) -> int:
+        """Bytes in the files of its own writable layer."""
+
 
     def changes(self) -> AsyncIterator[str]:
         """Yield ids of containers whose status or health changed, from the moment of the call, until closed."""

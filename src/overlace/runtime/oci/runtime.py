@@ -28,6 +28,7 @@ from overlace.runtime.base import (
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
+from overlace.runtime.oci.files import tree_size
 from overlace.runtime.oci.images import ImageStore
 from overlace.runtime.oci.images import User as ImageUser
 from overlace.runtime.oci.locks import KeyedLocks
@@ -309,6 +310,10 @@ class OciRuntime:
 
     async def list(self) -> list[Container]:
         return [slot.container for slot in self._slots.values()]
+
+    async def layer_size(self, container_id: str) -> int:
+        """See `Runtime.layer_size`; reads the whole layer's folders."""
+        return await asyncio.to_thread(tree_size, self._slot(container_id).places.upper)
 
     async def wait(self, container_id: str) -> Container:
         """Return when the container is not running (at once if so)."""
