@@ -44,7 +44,7 @@ from overlace.runtime.oci.watch import FolderWatch
 
 log = structlog.get_logger(__name__)
 PARALLEL_STARTS = 4  # containers being made at once: more only queue for the same cores and disk
-_ROTATE_SECONDS = 10.0
+_ROTATE_SECONDS = 2.0
 
 
 class OciRuntime:
@@ -337,7 +337,8 @@ class OciRuntime:
             await asyncio.sleep(_ROTATE_SECONDS)
             for slot in list(self._slots.values()):
                 if slot.container.status == "running":
-                    rotate_if_large(slot.places.log, slot.places.bundle / "ctl")
+                    config, control = slot.container.config, slot.places.bundle / "ctl"
+                    rotate_if_large(slot.places.log, control, config.log_max_size, config.log_max_files)
 
     def _places(self, container_id: str) -> Places:
         return Places(self._data_root, self._exec_root, container_id)
