@@ -139,6 +139,10 @@ class Worker:
         slot = self._slots.get(self._by_container.get(container, ""))
         return (slot.task, slot.attached) if slot is not None and slot.attached is not None else None
 
+    def all_attached(self) -> list[tuple[Task, Attached]]:
+        """Every task with interfaces on this host."""
+        return [(s.task, s.attached) for s in self._slots.values() if s.attached is not None]
+
     # -- assignments ---------------------------------------------------------------------------------------------
 
     async def assign(self, message: Assignments) -> None:

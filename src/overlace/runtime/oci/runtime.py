@@ -228,7 +228,7 @@ class OciRuntime:
         prepare.make_folders(places, image_root)
         taken = frozenset(container_path(mount.target, self._windows) for mount in config.mounts)
         binds = prepare.etc_binds(places, config, resolved, taken)
-        own, made = await prepare.mount_binds(
+        own, volumes, made = await prepare.mount_binds(
             config, resolved, self._volumes, image_root, windows=self._windows
         )
         anonymous += made
@@ -236,7 +236,12 @@ class OciRuntime:
         if config.init:
             files.append(prepare.init_bind())
         container = Container(
-            config=bare, status="created", image_id=image.id, created_at=time.time_ns(), argv=resolved.argv
+            config=bare,
+            status="created",
+            image_id=image.id,
+            created_at=time.time_ns(),
+            argv=resolved.argv,
+            volumes=tuple(volumes),
         )
         return Record(container, resolved, user, (*binds, *own, *files), tuple(anonymous), has_secrets)
 
