@@ -374,3 +374,17 @@ async def test_missing_tools_are_named(bed: Bed, mixed: str, monkeypatch: pytest
     assert len(await bed.runtime.images()) == 1  # the host can still manage
     monkeypatch.undo()
     await bed.reopen()
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "layout"])
+async def test_image_whose_files_were_lost_is_fetched_again(bed: Bed, damage: str) -> None:
+    await bed.runtime.pull(bed.image, LINUX)
+    pinned = (await bed.runtime.image(bed.image)).digests[0]
+    images = bed.data_root / "images"
+    subprocess.run(["rm", "-r", *map(str, (images / "rootfs").iterdir())], check=True)
+    for blob in (images / "blobs/sha256").iterdir():
+        blob.unlink() if damage == "removed" else blob.write_bytes(blob.read_bytes()[:-1])
+    if damage == "layout":
+        subprocess.run(["rm", "-r", *map(str, (images / "layouts").iterdir())], check=True)
+    image = await bed.runtime.pull(pinned, LINUX)
+    assert (bed.runtime._images.rootfs(image.id) / "bin").is_dir()
