@@ -84,11 +84,15 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
 
 
 def _everything(call: Call) -> tuple[list[Network], list[LocalNetwork]]:
-    """The swarm's networks as the manager keeps them, and this node's that the manager has not named."""
+    """The swarm's networks as the manager keeps them, and this host's own.
+
+    A worker knows the swarm's from its node's view; on a manager that view may still hold what was just removed.
+    """
     manager = call.backend.manager
-    swarm = list(manager.store.view().all(Network)) if manager else []
-    there = {n.id for n in swarm}
-    return swarm, [n for n in call.backend.local_networks() if n.id not in there]
+    local = list(call.backend.local_networks())
+    if manager is None:
+        return [], local
+    return list(manager.store.view().all(Network)), [n for n in local if n.scope != "swarm"]
 
 
 def _name(found: Found) -> str:
