@@ -19,6 +19,7 @@ import structlog
 from overlace.agent.container import container_id, plan_container
 from overlace.agent.state import AgentState
 from overlace.agent.task import Action, failed, plan_step, rejected
+from overlace.model import labels
 from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
@@ -97,7 +98,7 @@ class Worker:
         await self._network.keep_only({t.id for t in tasks if not t.status.state.terminal})
         ours = {container_id(t.id) for t in tasks}
         for c in await self._runtime.list():
-            if c.config.labels.get("com.docker.swarm.task.id") and c.config.id not in ours:
+            if c.config.labels.get(labels.TASK_ID) and c.config.id not in ours:
                 await self._quietly(
                     self._runtime.remove(c.config.id, force=True), "remove a leftover container"
                 )

@@ -13,10 +13,9 @@ import msgspec
 
 from overlace.lab import engine
 from overlace.lab.lab import Lab
+from overlace.model.architecture import fold_architecture
+from overlace.model.labels import EMULATED
 from overlace.model.specs import VNI_OPTION
-
-EMULATED_LABEL = "com.overlace.emulated"
-_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}  # as images name architectures, as kernels do
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -72,7 +71,7 @@ class Cluster:
                     state=node["Status"]["State"],
                     availability=node["Spec"]["Availability"],
                     role=node["Spec"]["Role"],
-                    emulated=EMULATED_LABEL in labels,
+                    emulated=EMULATED in labels,
                 )
             )
         return sorted(found, key=lambda node: node.hostname)
@@ -134,7 +133,7 @@ class Cluster:
 def _platform_fits(platform: dict[str, Any], node: NodeInfo) -> bool:
     system, machine = platform.get("OS") or "", platform.get("Architecture") or ""
     return (not system or system == node.os) and (
-        not machine or _NAMES.get(machine, machine) == _NAMES.get(node.architecture, node.architecture)
+        not machine or fold_architecture(machine) == fold_architecture(node.architecture)
     )
 
 
