@@ -89,22 +89,26 @@ class Worker:
         self._configs: dict[str, Config] = {}
         self._auth: dict[str, str] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self._swept = False
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Go on with the tasks an earlier process left."""
-        tasks = self._state.tasks()
-        await self._network.keep_only({t.id for t in tasks if not t.status.state.terminal})
-        ours = {container_id(t.id) for t in tasks}
+        """Go on with the tasks an earlier process left. What belongs to none of them is left alone until the manager
+        has said which tasks this node has: our own list may be the thing that was lost."""
+        self._watcher = asyncio.create_task(self._watch())
+        for task in self._state.tasks():
+            self._start(task)
+
+    async def _sweep(self) -> None:
+        """Collect containers, sandboxes and endpoints of tasks this node no longer has."""
+        live = {i for i, s in self._slots.items() if not s.status.state.terminal}
+        await self._network.keep_only(live)
         for c in await self._runtime.list():
-            if c.config.labels.get(labels.TASK_ID) and c.config.id not in ours:
+            if c.config.labels.get(labels.TASK_ID) and c.config.id not in self._by_container:
                 await self._quietly(
                     self._runtime.remove(c.config.id, force=True), "remove a leftover container"
                 )
-        self._watcher = asyncio.create_task(self._watch())
-        for task in tasks:
-            self._start(task)
 
     async def close(self) -> None:
         """Stop driving; containers go on."""
@@ -179,6 +183,9 @@ class Worker:
             self._secrets.pop(i, None)
         for i in message.remove_configs:
             self._configs.pop(i, None)
+        if message.complete and not self._swept:
+            await self._sweep()
+            self._swept = True
 
     def _merged(self, task: Task) -> Task:
         """The manager's task with our status, which is the truth about it, unless the manager's says more."""
