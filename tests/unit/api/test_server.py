@@ -587,6 +587,8 @@ async def test_images_have_names_with_slashes(api: Api, backend: FakeBackend) ->
     ):
         _, listed, _ = await api("GET", "/images/json", params={"filters": filters})
         assert len(listed) == count, filters
+    status, body, _ = await api("POST", "/images/create?fromImage=registry:5000/nosuch&tag=1")
+    assert status == 404 and "manifest unknown" in body["message"], "nothing was streamed yet: the status says it"
     _, removed, _ = await api("DELETE", "/images/registry:5000/shop/web:1")
     assert removed == [{"Untagged": "registry:5000/shop/web:1"}, {"Deleted": "sha256:" + "11" * 32}]
 
