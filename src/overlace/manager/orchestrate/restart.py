@@ -40,7 +40,11 @@ def may_restart(task: Task, slot: Slot) -> bool:
     if not policy.max_attempts or not ended_itself(task):
         return True
     earlier = [
-        t for t in slot.tasks if t.id != task.id and t.spec_version == task.spec_version and ended_itself(t)
+        t
+        for t in slot.tasks
+        if t.id != task.id
+        and (t.spec_version, t.job_iteration) == (task.spec_version, task.job_iteration)
+        and ended_itself(t)
     ]
     if policy.window:
         since = task.status.timestamp - policy.window
@@ -90,7 +94,7 @@ def replace_task(work: Work, slot: Slot, delay: int = 0) -> Task:
 
 def stopping(work: Work, slot: Slot) -> bool:
     """Whether a task of the slot was told to stop and has not yet."""
-    return any(t.desired_state == TaskState.SHUTDOWN and not work.stopped(t) for t in slot.tasks)
+    return any(not t.desired_state.wanted and not work.stopped(t) for t in slot.tasks)
 
 
 def start_waiting(work: Work, slot: Slot) -> None:
@@ -105,7 +109,7 @@ def start_waiting(work: Work, slot: Slot) -> None:
         if work.now < deadline and stopping(work, slot):
             work.wake_at(deadline)
             continue
-        work.desire(slot, task, TaskState.RUNNING)
+        work.desire(slot, task, work.goal)
 
 
 def _drop_doubles(work: Work, slot: Slot) -> None:
