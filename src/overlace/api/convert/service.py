@@ -99,7 +99,8 @@ def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[
     """Counts for `docker service ls` (swarmkit controlapi ListServiceStatuses).
 
     Running: observed and desired running, on a node that is not down. Desired: replicas, or for a global
-    service the tasks that should run. Jobs count what is complete in this iteration.
+    service the tasks that should run. Jobs count this iteration: what is complete, and
+    as desired what may run beside it (global: what is not complete yet).
     """
     running = desired = completed = 0
     iteration = found.job_status.iteration if found.job_status else 0
@@ -109,7 +110,7 @@ def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[
             done = task.status.state == TaskState.COMPLETE
             if task.job_iteration != iteration or not (done or task.desired_state.wanted):
                 continue
-            desired += 1
+            desired += not done
             completed += done
             running += task.status.state == TaskState.RUNNING and alive
             continue
