@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from overlace.model.errors import InvalidArgument, Unavailable
+from overlace.model.logoptions import parse_log_options
 from overlace.model.objects import Config, Secret, Task
 from overlace.model.specs import ContainerSpec, Mount
 from overlace.model.template import Context, expand
@@ -45,6 +46,8 @@ def plan_container(
     resources = task.spec.resources
     limits = resources.limits if resources else None
     health = spec.healthcheck
+    driver = task.spec.log_driver
+    log_size, log_files = parse_log_options(driver.options) if driver else (0, 0)
     return base.ContainerConfig(
         id=container_id(task.id),
         name=task.name,
@@ -78,6 +81,8 @@ def plan_container(
         ulimits=tuple(base.Ulimit(u.name, u.soft, u.hard) for u in spec.ulimits),
         oom_score_adj=spec.oom_score_adj,
         no_new_privileges=bool((spec.privileges or {}).get("NoNewPrivileges")),
+        log_max_size=log_size,
+        log_max_files=log_files,
     )
 
 

@@ -11,6 +11,7 @@ import signal
 import click
 import msgspec
 
+from overlace.lab import netns
 from overlace.lab.lab import Lab, say_on_stderr
 from overlace.lab.layout import DEFAULT_NAME, UNDERLAY_MTU
 from overlace.model.errors import Conflict, InvalidArgument
@@ -40,7 +41,7 @@ def _print_table(lab: Lab) -> None:
         if host.docker_host is None:
             state = "-"
         elif host.pid is None:
-            state = "not running"
+            state = "not running" if netns.exists(host.netns) else "switched off"
         else:
             state = f"pid {host.pid}" + ("" if lab.answers(host.name) else ", does not answer")
         system = f"{host.os} (emulated)" if host.emulated else host.os

@@ -22,6 +22,7 @@ import structlog
 
 from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unavailable
 from overlace.model.netview import NetView, NodeEntry
+from overlace.model.specs import MIN_MTU, MTU_OPTION
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.dns import Resolver, container_resolv_conf, parse_resolv_conf
 from overlace.network.hns.documents import Guid, HostComputeNetwork
@@ -45,8 +46,6 @@ from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
 
 log = structlog.get_logger(__name__)
 
-MTU_OPTION = "com.docker.network.driver.mtu"
-MIN_MTU = 576
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 

@@ -108,6 +108,8 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     ulimits: tuple[Ulimit, ...] = ()
     oom_score_adj: int = 0
     no_new_privileges: bool = False
+    log_max_size: int = 0  # bytes of one log file, 0 = the runtime's default
+    log_max_files: int = 0  # files of that size, the one being written included; 0 = the runtime's default
 
 
 class HealthLog(msgspec.Struct, frozen=True):
@@ -202,6 +204,9 @@ class Runtime(Protocol):
     async def inspect(self, container_id: str) -> Container: ...
 
     async def list(self) -> list[Container]: ...
+
+    async def layer_size(self, container_id: str) -> int:
+        """Bytes in the files of its own writable layer."""
 
     async def wait(self, container_id: str) -> Container:
         """Return when the container is not running (at once if so)."""

@@ -132,6 +132,9 @@ class FakeRuntime:
     async def list(self) -> list[Container]:
         return list(self.containers.values())
 
+    async def layer_size(self, container_id: str) -> int:
+        return 4096
+
     async def changes(self) -> AsyncIterator[str]:
         queue: asyncio.Queue[str] = asyncio.Queue()
         self._listeners.add(queue)

@@ -9,6 +9,7 @@ from typing import Any
 from overlace.api.backend import ContainerAddress
 from overlace.api.codec import ZERO_TIME, rfc3339
 from overlace.api.convert.common import Json
+from overlace.model.logoptions import size_text
 from overlace.runtime.base import Container, ContainerConfig
 
 _SECOND = 1_000_000_000
@@ -255,11 +256,16 @@ def merge_env(image: Sequence[str], own: Sequence[str]) -> list[str]:
     return [*own, *(e for e in image if e.partition("=")[0] not in names)]
 
 
+def _log_options(config: ContainerConfig) -> Json:
+    shown = {"max-size": size_text(config.log_max_size), "max-file": str(config.log_max_files)}
+    return {key: value for key, value in shown.items() if value != "0"}
+
+
 def _host_config(config: ContainerConfig, addresses: Sequence[ContainerAddress]) -> Json:
     return {
         "Binds": None,
         "ContainerIDFile": "",
-        "LogConfig": {"Type": "json-file", "Config": {}},
+        "LogConfig": {"Type": "json-file", "Config": _log_options(config)},
         "NetworkMode": addresses[0].network if addresses else "none",
         "PortBindings": {},
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},

@@ -58,7 +58,6 @@ async def find(call: Call, ref: str) -> Container:
 
 
 async def list_containers(call: Call) -> web.StreamResponse:
-    _refuse_size(call)
     filters = call.filters(FILTERS)
     for value in filters.get("status", ()):
         if value not in _STATUS:
@@ -97,7 +96,10 @@ async def list_containers(call: Call) -> web.StreamResponse:
             v in (a.network, a.network_id) for a in addresses for v in filters["network"]
         ):
             continue
-        shown.append(show.summary(container, addresses, now))
+        line = show.summary(container, addresses, now)
+        if call.flag("size"):
+            line |= await _sizes(call, container)
+        shown.append(line)
         if 0 < int(limit or 0) <= len(shown):
             break
     return answer(shown)
@@ -126,15 +128,20 @@ def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
     return True
 
 
-def _refuse_size(call: Call) -> None:
-    if call.flag("size"):
-        raise Unimplemented(
-            "size=1 is not supported yet: the size of a container's own layer is not measured"
-        )
+async def _sizes(call: Call, found: Container) -> dict[str, int]:
+    """What `--size` shows: the container's own layer, and that on top of its image."""
+    try:
+        own = await call.backend.runtime.layer_size(found.config.id)
+    except NotFound:
+        own = 0  # gone since
+    try:
+        image = (await call.backend.runtime.image(found.image_id)).size
+    except NotFound:
+        image = 0  # removed by force since
+    return {"SizeRw": own, "SizeRootFs": own + image}
 
 
 async def inspect(call: Call) -> web.StreamResponse:
-    _refuse_size(call)
     found = await find(call, call.args["id"])
     try:
         image: dict[str, Any] = dict((await call.backend.runtime.image(found.image_id)).config)
@@ -143,9 +150,7 @@ async def inspect(call: Call) -> web.StreamResponse:
     addresses = await _addresses(call, found)
     shown = show.inspect(found, addresses, call.backend.options.os, image)
     if call.flag("size"):
-        raise Unimplemented(
-            "size=1 is not supported yet: the size of a container's own layer is not measured"
-        )
+        shown |= await _sizes(call, found)
     return answer(shown)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from overlace.manager.control.base import swarm
-from overlace.model.errors import InvalidArgument, Unimplemented
+from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
+from overlace.model.logoptions import parse_log_options
 from overlace.model.reference import parse_reference
 from overlace.model.specs import (
     ConfigReference,
@@ -352,10 +353,12 @@ def _check_file(kind: str, name: str, file: FileTarget, taken: dict[str, str]) -
 
 
 def check_log_driver(driver: Driver | None, where: str) -> None:
-    """Logs are kept on the host in Docker's json-file form; nothing else can be asked for yet."""
+    """Logs are kept on the host, by the driver json-file; only their size can be asked for yet."""
     if driver is None:
         return
     if driver.name not in ("", "json-file"):
         raise unsupported(f"{where}: log driver {driver.name}", "hosts keep logs with json-file")
-    if driver.options:
-        raise unsupported(f"{where}: log option {next(iter(driver.options))}", "leave the log options out")
+    try:
+        parse_log_options(driver.options)
+    except OverlaceError as error:
+        raise type(error)(f"{where}: {error.message}") from None

@@ -360,10 +360,16 @@ class ImageStore:
             )
             tags = tuple(tag for tag in image.tags if tag != gone)
             digests = tuple(digest for digest in image.digests if digest != gone)
-            if tags or (reference.digest and digests):
+            lines = [f"Untagged: {gone}"]
+            others = any(tag.rpartition(":")[0] == reference.familiar for tag in tags)
+            if not others and not reference.digest:
+                # the repository's last tag takes its digests along, as in Docker
+                lines += [f"Untagged: {d}" for d in digests if d.split("@")[0] == reference.familiar]
+                digests = tuple(d for d in digests if d.split("@")[0] != reference.familiar)
+            if tags or digests:
                 self._replace(stored, tags=tags, digests=digests)
                 self._save()
-                return [f"Untagged: {gone}"]
+                return lines
             if users and not force:
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{name}" (must force) - container '
