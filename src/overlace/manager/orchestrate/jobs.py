@@ -10,13 +10,7 @@ try, and a global job also runs on nodes that join or become eligible later. His
 from __future__ import annotations
 
 from overlace.manager.orchestrate.reap import reap_slot, remove_slot
-from overlace.manager.orchestrate.restart import (
-    DEFAULT_DELAY,
-    may_restart,
-    policy_of,
-    replace_task,
-    start_waiting,
-)
+from overlace.manager.orchestrate.restart import may_restart, replace_task, restart_delay, start_waiting
 from overlace.manager.orchestrate.work import Slot, Work, node_gone, slots_of
 from overlace.manager.schedule.filters import fits_by_nature
 from overlace.model.objects import Node, Task
@@ -135,10 +129,12 @@ def _tend(work: Work, slot: Slot) -> None:
         again = may_restart(task, slot)
         if not ended and not (again and work.lost(task)):
             continue  # it runs; one that gets no second try may end even on a drained or silent node
+        if ended and work.now < task.not_before:
+            work.wake_at(task.not_before)  # it ended before its own delay was over: the delay holds all the same
+            continue
         work.desire(slot, task, TaskState.SHUTDOWN)
         if again and slot.may_start and not slot.live():
-            delay = policy_of(task).delay
-            replace_task(work, slot, (DEFAULT_DELAY if delay is None else delay) if ended else 0)
+            replace_task(work, slot, restart_delay(task) if ended else 0)
 
 
 def _start(work: Work, slot: Slot) -> None:

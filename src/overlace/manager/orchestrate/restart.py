@@ -84,15 +84,15 @@ def _replace(work: Work, slot: Slot, task: Task, ended: bool) -> None:
         return
     if any(not work.is_dirty(other) for other in slot.live()):
         return  # an update has put its successor there already
-    delay = 0
-    if ended:
+    replace_task(work, slot, restart_delay(task) if ended else 0)
+
+
+def restart_delay(task: Task) -> int:
+    """How long the successor of a task that ended waits, ns."""
+    delay = policy_of(task).delay
+    if delay is None:
         delay = DEFAULT_DELAY
-        policy = policy_of(task)
-        if policy.delay is not None:
-            delay = policy.delay
-        if task.status.state == TaskState.REJECTED:
-            delay = max(delay, REJECTED_DELAY)
-    replace_task(work, slot, delay)
+    return max(delay, REJECTED_DELAY) if task.status.state == TaskState.REJECTED else delay
 
 
 def replace_task(work: Work, slot: Slot, delay: int = 0) -> Task:
