@@ -249,7 +249,9 @@ def assert_job_done(swarm: VirtualSwarm, service: Service, usable: list[Node]) -
     assert not others, f"{service.spec.name}: neither over nor saying why: {others}"
     if service.spec.mode.global_job is not None:
         needed = {n.id for n in usable if _eligible(service, n)}
-        assert needed <= {t.node_id for t in done} | {t.node_id for t in stuck}, f"{service.spec.name}: {done}"
+        assert needed <= {t.node_id for t in done} | {t.node_id for t in stuck}, (
+            f"{service.spec.name}: {done}"
+        )
         return
     assert service.spec.mode.replicated_job is not None
     at_once, total = job_size(service.spec.mode.replicated_job)

@@ -67,7 +67,9 @@ def random_spec(chance: random.Random, name: str, networks: list[str]) -> Servic
     if chance.random() < 0.2:
         at_once = chance.randint(1, 3)
         job = ReplicatedJob(at_once, chance.randint(at_once, 6))
-        mode = ServiceMode(global_job=GlobalJob()) if chance.random() < 0.4 else ServiceMode(replicated_job=job)
+        mode = (
+            ServiceMode(global_job=GlobalJob()) if chance.random() < 0.4 else ServiceMode(replicated_job=job)
+        )
         return ServiceSpec(
             name=name, task_template=template, mode=mode, endpoint_spec=EndpointSpec(mode="vip", ports=ports)
         )

@@ -303,7 +303,10 @@ class VirtualSwarm:
             if task.id not in agent.end:
                 end = self.fate(task, self.chance)
                 if end is None and task.job_iteration is not None:
-                    end = TaskState.COMPLETE, self.chance.randint(1, 10 * SECOND)  # a job's task comes to its end
+                    end = (
+                        TaskState.COMPLETE,
+                        self.chance.randint(1, 10 * SECOND),
+                    )  # a job's task comes to its end
                 agent.end[task.id] = end
             end = agent.end[task.id]
             return (end[0], True) if end is not None else None

@@ -130,7 +130,9 @@ def _tend(work: Work, slot: Slot) -> None:
         if not ended and not (again and work.lost(task)):
             continue  # it runs; one that gets no second try may end even on a drained or silent node
         if ended and work.now < task.not_before:
-            work.wake_at(task.not_before)  # it ended before its own delay was over: the delay holds all the same
+            work.wake_at(
+                task.not_before
+            )  # it ended before its own delay was over: the delay holds all the same
             continue
         work.desire(slot, task, TaskState.SHUTDOWN)
         if again and slot.may_start and not slot.live():

@@ -85,14 +85,14 @@ def _place_group(
             continue
         failures = occupancy.recent_failures(node.id, first.service_id, first.spec_version, now)
         candidates.append(Candidate(node, _copy(use), needs, failures))
-    preferences = _spread_keys(first.spec.placement.preferences if first.spec.placement else ())
+    preferences = spread_keys(first.spec.placement.preferences if first.spec.placement else ())
     tree = Branch()
     if preferences:
         for node in nodes:
             if not node.removed:
-                tree.count(_path(node, preferences), occupancy.node(node.id).by_service[first.service_id])
+                tree.count(path_of(node, preferences), occupancy.node(node.id).by_service[first.service_id])
     for candidate in candidates:
-        tree.add(candidate, _path(candidate.node, preferences))
+        tree.add(candidate, path_of(candidate.node, preferences))
     changes: list[Change] = []
     left = list(tasks)
     while left:
@@ -152,7 +152,7 @@ class Candidate:
         return self.failures, self.use.by_service[self.needs.service_id], self.use.tasks, self.node.id
 
 
-def _spread_keys(preferences: Sequence[PlacementPreference]) -> list[tuple[bool, str]]:
+def spread_keys(preferences: Sequence[PlacementPreference]) -> list[tuple[bool, str]]:
     """(is engine label, label name) per level; only labels can be spread over."""
     keys: list[tuple[bool, str]] = []
     for preference in preferences:
@@ -165,7 +165,7 @@ def _spread_keys(preferences: Sequence[PlacementPreference]) -> list[tuple[bool,
     return keys
 
 
-def _path(node: Node, keys: Sequence[tuple[bool, str]]) -> list[str]:
+def path_of(node: Node, keys: Sequence[tuple[bool, str]]) -> list[str]:
     """The node's label values per level; a missing label is a branch of its own, ""."""
     path = []
     for of_engine, name in keys:

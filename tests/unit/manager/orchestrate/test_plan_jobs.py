@@ -102,7 +102,9 @@ def test_a_task_that_gets_no_second_try_is_left_to_end_on_its_node(lost: Any) ->
 
 
 def test_work_done_on_a_node_given_up_counts_and_its_double_stops() -> None:
-    decision = decide(job(), task(0, DONE, desired=TaskState.SHUTDOWN, id="first"), task(0, id="second"), *NODES)
+    decision = decide(
+        job(), task(0, DONE, desired=TaskState.SHUTDOWN, id="first"), task(0, id="second"), *NODES
+    )
     assert desired(decision) == {"second": TaskState.SHUTDOWN} and not created(decision)
 
 
