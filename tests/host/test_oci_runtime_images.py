@@ -51,6 +51,24 @@ async def test_linux_host_takes_the_linux_manifest(bed: Bed, mixed: str) -> None
     assert text == "linux amd64\n"
 
 
+async def test_a_pull_tells_what_becomes_of_its_layers(bed: Bed, mixed: str) -> None:
+    said: list[tuple[str, str]] = []
+
+    def tell(layer: str, status: str) -> None:
+        said.append((layer, status))
+
+    await bed.runtime.pull(mixed, LINUX, None, tell)
+    ((layer, word),) = said
+    assert (len(layer), word) == (12, "Already exists"), "another image here has the same layer"
+    said.clear()
+    await bed.runtime.pull(mixed, LINUX, None, tell)
+    assert said == [], "nothing to fetch, nothing to tell"
+    for image in await bed.runtime.images():
+        await bed.runtime.remove_image(image.id)
+    await bed.runtime.pull(mixed, LINUX, None, tell)
+    assert said == [(layer, word) for word in ("Pulling fs layer", "Download complete", "Pull complete")]
+
+
 @pytest.mark.parametrize(
     ("build", "chosen"),
     [
@@ -374,3 +392,17 @@ async def test_missing_tools_are_named(bed: Bed, mixed: str, monkeypatch: pytest
     assert len(await bed.runtime.images()) == 1  # the host can still manage
     monkeypatch.undo()
     await bed.reopen()
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "layout"])
+async def test_image_whose_files_were_lost_is_fetched_again(bed: Bed, damage: str) -> None:
+    await bed.runtime.pull(bed.image, LINUX)
+    pinned = (await bed.runtime.image(bed.image)).digests[0]
+    images = bed.data_root / "images"
+    subprocess.run(["rm", "-r", *map(str, (images / "rootfs").iterdir())], check=True)
+    for blob in (images / "blobs/sha256").iterdir():
+        blob.unlink() if damage == "removed" else blob.write_bytes(blob.read_bytes()[:-1])
+    if damage == "layout":
+        subprocess.run(["rm", "-r", *map(str, (images / "layouts").iterdir())], check=True)
+    image = await bed.runtime.pull(pinned, LINUX)
+    assert (bed.runtime._images.rootfs(image.id) / "bin").is_dir()

@@ -103,7 +103,7 @@ def _mount(m: Mount, context: Context) -> base.Mount:
         raise InvalidArgument(
             f"mount {m.target}: type {m.type!r} cannot be mounted here; use bind, volume or tmpfs"
         )
-    bind, tmpfs = m.bind_options, m.tmpfs_options
+    bind, volume, tmpfs = m.bind_options, m.volume_options, m.tmpfs_options
     return base.Mount(
         type=m.type,  # type: ignore[arg-type]  # checked above
         target=expand(m.target, context),
@@ -112,6 +112,8 @@ def _mount(m: Mount, context: Context) -> base.Mount:
         propagation=(bind.propagation if bind and bind.propagation else "rprivate"),
         tmpfs_size=tmpfs.size_bytes if tmpfs else 0,
         tmpfs_mode=(tmpfs.mode if tmpfs and tmpfs.mode else 0o1777),
+        no_copy=bool(volume and volume.no_copy),
+        create_source=bool(bind and bind.create_mountpoint),
     )
 
 

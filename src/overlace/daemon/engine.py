@@ -7,6 +7,7 @@ the rooms together; must not decide anything about services or packets itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform as machine
 import secrets
 import time
@@ -17,7 +18,6 @@ import msgspec
 import structlog
 
 from overlace.agent.agent import Agent
-from overlace.agent.container import container_id
 from overlace.agent.enrol import join_swarm
 from overlace.agent.session import AgentSession
 from overlace.api.backend import (
@@ -25,30 +25,28 @@ from overlace.api.backend import (
     EngineOptions,
     InitRequest,
     JoinRequest,
-    LocalEndpoint,
     LocalNetwork,
     LocalSwarm,
     Peer,
 )
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
-from overlace.daemon import facts
-from overlace.daemon.host import NodeHost, instance_id, platform_of
+from overlace.daemon import facts, networks
+from overlace.daemon.host import NodeHost, has_leftovers, instance_id, platform_of, sweep
 from overlace.daemon.manager import ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
-from overlace.model.errors import Internal, OverlaceError, Unavailable
+from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable
 from overlace.model.ids import new_id
-from overlace.model.netview import NetworkEntry, NodeEntry
-from overlace.model.objects import Subnet
-from overlace.network.overlay import guid_of
+from overlace.model.specs import PortConfig
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
+from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity, load_identity
 from overlace.wire.messages import Manager, Refused, Welcome
 
 log = structlog.get_logger(__name__)
-VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
+REVIVE_SECONDS = (1.0, 30.0)  # first and longest pause before trying again what failed at the start
 
 
 class Engine:
@@ -66,6 +64,7 @@ class Engine:
         self._error = ""
         self._state: str = "inactive"
         self._changing = asyncio.Lock()
+        self._reviver: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
         self._options = EngineOptions(
             id=_engine_id(self._data_root),
@@ -98,24 +97,52 @@ class Engine:
     async def open(self) -> None:
         """Find the containers again, then the swarm this host was in."""
         await self._runtime.open()
-        membership = self._files.load()
-        if membership is None:
-            return
-        identity = load_identity(self._data_root)
-        if identity is None:
-            raise Internal(
-                f"{self._files.folder} has no certificate: leave the swarm (--force) and join again"
-            )
+        await self._take_part()
+        if self._state == "error":
+            self._reviver = asyncio.create_task(self._revive(), name="try the swarm again")
+
+    async def _take_part(self) -> None:
+        """Be the member the disk says. What fails is told, not raised: the API must answer, so that the person can see
+        why and leave."""
+        told = self._error
         try:
+            self._membership = membership = self._files.load()
+            if membership is None:
+                if has_leftovers(self._data_root):  # a crash in the middle of init, join or leave
+                    await self._sweep()
+                return
+            identity = load_identity(self._data_root)
+            if identity is None:
+                raise Internal(
+                    f"{self._files.folder} has no certificate: leave the swarm (--force) and join again"
+                )
             await self._start(membership, identity)
-        except OverlaceError as e:
-            # the API must answer, so that the person can see why and leave
-            log.error("cannot take part in the swarm", error=e.message)
+        except Exception as e:
+            message = e.message if isinstance(e, OverlaceError) else f"{type(e).__name__}: {e}"
+            if message != told:
+                log.error(
+                    "cannot take part in the swarm",
+                    error=message,
+                    exc_info=None if isinstance(e, OverlaceError) else e,
+                )
             await self._stop()
-            self._membership, self._state, self._error = membership, "error", e.message
+            self._state, self._error = "error", message
+
+    async def _revive(self) -> None:
+        """A port still held, a full disk, a late interface: try again until it works or the node leaves."""
+        pause = REVIVE_SECONDS[0]
+        while self._state == "error":
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, REVIVE_SECONDS[1])
+            async with self._changing:
+                if self._state == "error" and self._host is None:
+                    await self._take_part()
 
     async def close(self) -> None:
         """Let go: containers and traffic go on."""
+        if self._reviver is not None:
+            self._reviver.cancel()
+            await asyncio.gather(self._reviver, return_exceptions=True)
         async with self._changing:
             await self._stop()
             await self._runtime.close()
@@ -196,7 +223,7 @@ class Engine:
     def swarm(self) -> LocalSwarm:
         m = self._membership
         if m is None:
-            return LocalSwarm()
+            return LocalSwarm(state="error", error=self._error) if self._state == "error" else LocalSwarm()
         return LocalSwarm(
             state=self._state,  # type: ignore[arg-type]  # only this class sets it
             node_id=m.node_id,
@@ -273,7 +300,7 @@ class Engine:
             await self._leave()
 
     def _check_free(self) -> None:
-        if self._membership is not None:
+        if self._membership is not None or self._state == "error":
             raise Unavailable(
                 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
             )
@@ -307,70 +334,42 @@ class Engine:
             await host.leave()
         if manager is not None:
             await manager.close()
+        if has_leftovers(self._data_root):  # it never started, or could not end all of it
+            await self._sweep()
         self._files.forget()
         self._membership, self._identity, self._state, self._error = None, None, "inactive", ""
+
+    async def _sweep(self) -> None:
+        """Take away what an earlier membership left on this host: containers, network, the agent's state."""
+        try:
+            address = facts.default_address(self._daemon.underlay_address)
+        except InvalidArgument:
+            address = self._membership.underlay_address if self._membership is not None else ""
+        await sweep(self._data_root, self._exec_root, self._runtime, address)
 
     # -- facts for network and container inspect -----------------------------------------------------------------
 
     def local_networks(self) -> Sequence[LocalNetwork]:
         if self._host is None or self._membership is None:
             return ()
-        view, node_id = self._host.agent.view, self._membership.node_id
-        return [
-            LocalNetwork(
-                id=n.id,
-                name=n.name,
-                internal=n.internal,
-                ingress=n.ingress,
-                subnets=tuple(Subnet(s, g) for s, g in zip(n.subnets, n.gateways, strict=True)),
-                options={VNI_OPTION: str(n.vni), **n.driver_opts},
-                endpoints=tuple(
-                    LocalEndpoint(
-                        container_id=container_id(e.task_id),
-                        name=e.task_name,
-                        endpoint_id=guid_of("endpoint", n.id, e.task_id),
-                        mac=e.mac,
-                        address=f"{e.address}/{n.subnets[0].rpartition('/')[2]}",
-                    )
-                    for e in view.endpoints(n.id)
-                    if e.node_id == node_id
-                ),
-                peers=tuple(
-                    (p.hostname, p.provider_address) for p in view.of(NodeEntry) if n.id in p.addresses
-                ),
-            )
-            for n in view.of(NetworkEntry)
-        ]
+        return networks.local_networks(self._host, self._membership.node_id, self._options)
 
     async def container_addresses(self, container: str) -> Sequence[ContainerAddress]:
-        found = self._host.agent.worker.attached(container) if self._host is not None else None
-        if self._host is None or found is None:
+        if self._host is None:
             return ()
-        task, attached = found
-        view = self._host.agent.view
-        ids = {n.name: n.id for a in task.networks if (n := view.network(a.network_id)) is not None}
-        aliases = {a.network_id: a.aliases for a in task.networks}
-        return [
-            ContainerAddress(
-                network=name,
-                network_id=ids.get(name, ""),
-                endpoint_id=guid_of("endpoint", ids[name], task.id) if name in ids else "",
-                address=address,
-                gateway=attached.gateways.get(name, ""),
-                mac=attached.macs.get(name, ""),
-                aliases=tuple(aliases.get(ids.get(name, ""), ())),
-            )
-            for name, address in attached.addresses.items()
-        ]
+        return networks.container_addresses(self._host, container, self._options.id)
+
+    async def container_ports(self, container: str) -> Sequence[PortConfig]:
+        found = self._host.agent.worker.attached(container) if self._host is not None else None
+        return found[1].host_ports if found is not None else ()
 
 
 def _engine_id(data_root: Path) -> str:
     """The engine's own id, made once."""
     path = data_root / "engine-id"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        data_root.mkdir(parents=True, exist_ok=True)
-        new = secrets.token_hex(16)
-        path.write_text(new + "\n")
-        return new
+    with contextlib.suppress(OSError):
+        if kept := path.read_text(errors="replace").strip():
+            return kept
+    new = secrets.token_hex(16)
+    write_atomically(path, f"{new}\n".encode())
+    return new

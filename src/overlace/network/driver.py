@@ -132,6 +132,11 @@ class OverlayDriver:
 
     # -- life ------------------------------------------------------------------------------------------------
 
+    @property
+    def local_subnet(self) -> IPv4Network:
+        """Of the node's own NAT network; its gateway is the first address."""
+        return self._local.subnet
+
     async def open(self, node_id: str) -> None:
         await self._datapath.open()
         host = self._datapath.underlay().address

@@ -6,7 +6,7 @@ Must not know swarm objects, networks or HTTP: the agent resolves those before i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -34,7 +34,10 @@ class RegistryAuth(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """One mount; `source` is a host path (bind) or a volume name (volume), absent for tmpfs."""
+    """One mount; `source` is a host path (bind) or a volume name (volume), absent for tmpfs.
+
+    A volume without a name is the container's own and goes with it.
+    """
 
     type: Literal["bind", "volume", "tmpfs"]
     target: str
@@ -43,6 +46,17 @@ class Mount(msgspec.Struct, frozen=True):
     propagation: str = "rprivate"
     tmpfs_size: int = 0  # bytes, 0 = kernel default
     tmpfs_mode: int = 0o1777
+    no_copy: bool = False  # volume: a fresh one stays empty, whatever the image has at `target`
+    create_source: bool = False  # bind: make the source as a folder when it is not there
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A volume as mounted: `path` is its folder on the host."""
+
+    name: str
+    target: str
+    path: str
+    read_only: bool = False
 
 
 class FileMount(msgspec.Struct, frozen=True):
@@ -136,6 +150,7 @@ class Container(msgspec.Struct, frozen=True):
     failing_streak: int = 0
     health_log: tuple[HealthLog, ...] = ()
     argv: tuple[str, ...] = ()  # the resolved command line
+    volumes: tuple[Volume, ...] = ()  # those of its mounts and those its image declares
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -166,6 +181,11 @@ class LogOptions(msgspec.Struct, frozen=True):
     tail: int = -1  # lines, -1 = all
 
 
+PullProgress = Callable[[str, str], None]
+"""Called with a layer's short id and Docker's word for how far it is: `Pulling fs layer`, `Download complete`,
+`Pull complete`, `Already exists`."""
+
+
 class Runtime(Protocol):
     """Verbs of a runtime. Errors are those of `overlace.model.errors`: NotFound, Conflict, InvalidArgument, Unavailable
     (a pull that failed, with the registry's own words), Internal (the runtime's stderr). All verbs are idempotent where
@@ -179,8 +199,17 @@ class Runtime(Protocol):
 
     async def version(self) -> dict[str, str]: ...
 
-    async def pull(self, reference: str, platform: Platform, auth: RegistryAuth | None = None) -> Image:
-        """Fetch for `platform` (index resolved by os/arch and, for windows, os.version); no-op when a digest is there."""
+    async def pull(
+        self,
+        reference: str,
+        platform: Platform,
+        auth: RegistryAuth | None = None,
+        progress: PullProgress | None = None,
+    ) -> Image:
+        """Fetch for `platform` (index resolved by os/arch and, for windows, os.version); no-op when a digest is there.
+
+        `progress` is called on the loop as the layers get on; it must not block.
+        """
 
     async def images(self) -> list[Image]: ...
 

@@ -44,7 +44,7 @@ from overlace.model.objects import (
     TaskStatus,
     VirtualIP,
 )
-from overlace.model.specs import EndpointSpec, NetworkSpec, NodeSpec
+from overlace.model.specs import EndpointSpec, NetworkSpec, NodeSpec, PortConfig
 from overlace.model.states import NodeState, TaskState
 from overlace.runtime.base import (
     Container,
@@ -53,6 +53,7 @@ from overlace.runtime.base import (
     LogLine,
     LogOptions,
     Platform,
+    PullProgress,
     RegistryAuth,
 )
 from overlace.store.base import Change, Delete, Put
@@ -95,11 +96,20 @@ class FakeRuntime:
     async def version(self) -> dict[str, str]:
         return {"runc": "1.1.5", "conmon": "2.1.6"}
 
-    async def pull(self, reference: str, platform: Platform, auth: RegistryAuth | None = None) -> Image:
+    async def pull(
+        self,
+        reference: str,
+        platform: Platform,
+        auth: RegistryAuth | None = None,
+        progress: PullProgress | None = None,
+    ) -> Image:
         self.pulled.append((reference, platform, auth))
         found = self.registry.get(reference)
         if found is None:
             raise NotFound(f"manifest for {reference} not found: manifest unknown")
+        for status in ("Pulling fs layer", "Pull complete"):
+            if progress is not None and found.id not in self.stored:
+                progress("22" * 6, status)
         self.stored[found.id] = found
         return found
 
@@ -241,6 +251,7 @@ class FakeBackend:
             )
         ]
         self.addresses: dict[str, list[ContainerAddress]] = {}
+        self.ports: dict[str, list[PortConfig]] = {}
 
     def swarm(self) -> LocalSwarm:
         return self.state
@@ -267,6 +278,9 @@ class FakeBackend:
 
     async def container_addresses(self, container_id: str) -> Sequence[ContainerAddress]:
         return self.addresses.get(container_id, [])
+
+    async def container_ports(self, container_id: str) -> Sequence[PortConfig]:
+        return self.ports.get(container_id, [])
 
 
 def node(id: str = NODE, hostname: str = "one", os: str = "linux", manager: bool = True) -> Node:

@@ -402,6 +402,13 @@ async def test_a_full_valid_spec_is_taken() -> None:
                     "Target": "C:\\data",
                     "VolumeOptions": {"Labels": {"a": "b"}},
                 },
+                {"Type": "volume", "Target": "/own", "VolumeOptions": {"NoCopy": True}},
+                {
+                    "Type": "bind",
+                    "Source": "/made",
+                    "Target": "/made",
+                    "BindOptions": {"CreateMountpoint": True},
+                },
                 {"Type": "tmpfs", "Target": "/tmp", "TmpfsOptions": {"SizeBytes": 1 << 20, "Mode": 0o700}},
             ],
             "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 1_000_000, "Retries": 2},

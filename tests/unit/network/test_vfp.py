@@ -138,8 +138,7 @@ def test_layers_explain_themselves() -> None:
     assert "balance over" in "\n".join(explain_port("host", w.hns.state, HOST))
 
 
-# -- properties
-# ----------------------------------------------------------------------------------------------------
+# -- properties ----------------------------------------------------------------------------------------
 
 nets = st.sampled_from(["ingress", "back", "hidden"])
 services = st.sampled_from(["web", "db"])

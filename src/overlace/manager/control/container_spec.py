@@ -180,7 +180,6 @@ def _check_bind(mount: Mount, final: Mount, where: str) -> None:
         raise InvalidArgument(f'invalid MountPropagation: "{options.propagation}"')
     for field, given in (
         ("NonRecursive", options.non_recursive),
-        ("CreateMountpoint", options.create_mountpoint),
         ("ReadOnlyNonRecursive", options.read_only_non_recursive),
         ("ReadOnlyForceRecursive", options.read_only_force_recursive),
     ):
@@ -189,9 +188,7 @@ def _check_bind(mount: Mount, final: Mount, where: str) -> None:
 
 
 def _check_volume(mount: Mount, final: Mount, where: str) -> None:
-    if not final.source:
-        raise unsupported(f"{where}: a volume without a name", "give the volume a name (Source)")
-    if not _VOLUME_NAME.fullmatch(final.source):
+    if final.source and not _VOLUME_NAME.fullmatch(final.source):
         raise InvalidArgument(
             f'"{final.source}" includes invalid characters for a local volume name, only'
             ' "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed.'
@@ -202,8 +199,6 @@ def _check_volume(mount: Mount, final: Mount, where: str) -> None:
         return
     if options.subpath:
         raise unsupported(f"{where}: VolumeOptions.Subpath", "mount the whole volume")
-    if options.no_copy:
-        raise unsupported(f"{where}: VolumeOptions.NoCopy", "leave it out")
     driver = options.driver_config
     if driver is not None and driver.name not in ("", "local"):
         raise unsupported(f"{where}: volume driver {driver.name}", "hosts have the driver local")

@@ -24,13 +24,13 @@ from overlace.runtime.base import (
     LogLine,
     LogOptions,
     Platform,
+    PullProgress,
     RegistryAuth,
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.files import tree_size
 from overlace.runtime.oci.images import ImageStore
-from overlace.runtime.oci.images import User as ImageUser
 from overlace.runtime.oci.locks import KeyedLocks
 from overlace.runtime.oci.logs import read_log, rotate_if_large
 from overlace.runtime.oci.platforms import normal
@@ -39,6 +39,7 @@ from overlace.runtime.oci.runs import Runs
 from overlace.runtime.oci.shim import Shim, choose_runtime
 from overlace.runtime.oci.slots import Slot
 from overlace.runtime.oci.spec import container_path, resolve, signal_number
+from overlace.runtime.oci.untag import User as ImageUser
 from overlace.runtime.oci.volumes import VolumeStore
 from overlace.runtime.oci.watch import FolderWatch
 
@@ -146,10 +147,14 @@ class OciRuntime:
     # ---- images ----
 
     async def pull(
-        self, reference: str, platform: Platform | None = None, auth: RegistryAuth | None = None
+        self,
+        reference: str,
+        platform: Platform | None = None,
+        auth: RegistryAuth | None = None,
+        progress: PullProgress | None = None,
     ) -> Image:
         """See `Runtime.pull`; `platform` None means this host's."""
-        return await self._images.pull(reference, platform or self._platform, auth)
+        return await self._images.pull(reference, platform or self._platform, auth, progress)
 
     async def images(self) -> list[Image]:
         return self._images.all()
@@ -228,7 +233,7 @@ class OciRuntime:
         prepare.make_folders(places, image_root)
         taken = frozenset(container_path(mount.target, self._windows) for mount in config.mounts)
         binds = prepare.etc_binds(places, config, resolved, taken)
-        own, made = await prepare.mount_binds(
+        own, volumes, made = await prepare.mount_binds(
             config, resolved, self._volumes, image_root, windows=self._windows
         )
         anonymous += made
@@ -236,7 +241,12 @@ class OciRuntime:
         if config.init:
             files.append(prepare.init_bind())
         container = Container(
-            config=bare, status="created", image_id=image.id, created_at=time.time_ns(), argv=resolved.argv
+            config=bare,
+            status="created",
+            image_id=image.id,
+            created_at=time.time_ns(),
+            argv=resolved.argv,
+            volumes=tuple(volumes),
         )
         return Record(container, resolved, user, (*binds, *own, *files), tuple(anonymous), has_secrets)
 
