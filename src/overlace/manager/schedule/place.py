@@ -17,19 +17,20 @@ import msgspec
 from overlace.manager.schedule.filters import Needs, first_failure, needs_of, summary
 from overlace.manager.schedule.occupancy import MAX_FAILURES, NodeUse, Occupancy
 from overlace.model.objects import Node, Task, TaskStatus
-from overlace.model.specs import PlacementPreference
+from overlace.model.specs import PlacementPreference, PortConfig
 from overlace.model.states import TaskState
 from overlace.store.base import Change, Put
 
 ASSIGNED = "scheduler assigned task to node"
 CONFIRMED = "scheduler confirmed task can run on preassigned node"
 
-GroupKey = tuple[str, int]
+GroupKey = tuple[str, int, tuple[PortConfig, ...]]
 
 
 def group_key(task: Task) -> GroupKey:
-    """Tasks of one version of one service need the same of a node."""
-    return task.service_id, task.spec_version
+    """Tasks of one version of one service need the same of a node, but for host ports: they are given when a task
+    is allocated, and the service may have changed in between."""
+    return task.service_id, task.spec_version, task.ports
 
 
 def plan_placement(
