@@ -136,7 +136,7 @@ def _tend(work: Work, slot: Slot) -> None:
             continue
         work.desire(slot, task, TaskState.SHUTDOWN)
         if again and slot.may_start and not slot.live():
-            replace_task(work, slot, restart_delay(task) if ended else 0)
+            replace_task(work, slot, restart_delay(work, task))
 
 
 def _start(work: Work, slot: Slot) -> None:

@@ -71,24 +71,27 @@ def fill_slot(work: Work, slot: Slot) -> None:
         if ended and work.now < task.not_before:
             work.wake_at(task.not_before)
         elif ended or lost:
-            _replace(work, slot, task, ended)
+            _replace(work, slot, task)
     _drop_doubles(work, slot)
     if not slot.live() and slot.may_start and not is_finished(slot):
         work.create(slot)
 
 
-def _replace(work: Work, slot: Slot, task: Task, ended: bool) -> None:
+def _replace(work: Work, slot: Slot, task: Task) -> None:
     allowed = slot.may_start and may_restart(task, slot)
     work.desire(slot, task, TaskState.SHUTDOWN)
     if not allowed:
         return
     if any(not work.is_dirty(other) for other in slot.live()):
         return  # an update has put its successor there already
-    replace_task(work, slot, restart_delay(task) if ended else 0)
+    replace_task(work, slot, restart_delay(work, task))
 
 
-def restart_delay(task: Task) -> int:
-    """How long the successor of a task that ended waits, ns."""
+def restart_delay(work: Work, task: Task) -> int:
+    """How long the successor of a task waits, ns: its policy's delay when it ended; when it lost its node, what was
+    left of its own."""
+    if not task.status.state.terminal:
+        return task.not_before - work.now
     delay = policy_of(task).delay
     if delay is None:
         delay = DEFAULT_DELAY
