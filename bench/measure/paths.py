@@ -166,10 +166,8 @@ def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]
             )
             host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, OVERLAY_MTU)
             sandboxes[address] = str(sandbox)
-            run(
-                ["nsenter", f"--net={sandbox}", "--", "sh", "-c"]
-                + ["echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"]
-            )
+            port_range = "echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"
+            run(["nsenter", f"--net={sandbox}", "--", "sh", "-c", port_range])
     return hosts, sandboxes
 
 

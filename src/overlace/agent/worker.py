@@ -8,7 +8,6 @@ manager (session does) nor know how a container or an interface is made.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -20,12 +19,14 @@ import structlog
 from overlace.agent.container import container_id, plan_container
 from overlace.agent.state import AgentState
 from overlace.agent.task import Action, failed, plan_step, rejected
+from overlace.model import labels
 from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.model.template import Context
 from overlace.network.base import Attached, NetworkDriver, TaskNetwork
-from overlace.runtime.base import Container, Platform, RegistryAuth, Runtime
+from overlace.runtime.auth import decode_auth
+from overlace.runtime.base import Container, Platform, Runtime
 from overlace.wire.messages import Assignments
 
 log = structlog.get_logger(__name__)
@@ -97,7 +98,7 @@ class Worker:
         await self._network.keep_only({t.id for t in tasks if not t.status.state.terminal})
         ours = {container_id(t.id) for t in tasks}
         for c in await self._runtime.list():
-            if c.config.labels.get("com.docker.swarm.task.id") and c.config.id not in ours:
+            if c.config.labels.get(labels.TASK_ID) and c.config.id not in ours:
                 await self._quietly(
                     self._runtime.remove(c.config.id, force=True), "remove a leftover container"
                 )
@@ -438,22 +439,3 @@ def _own_names(task: Task, addresses: Mapping[str, str]) -> list[tuple[str, str]
     spec = task.spec.container_spec
     name = (spec.hostname if spec else "") or container_id(task.id)[:12]
     return [(name, a) for a in addresses.values()] if "{{" not in name else []
-
-
-def decode_auth(header: str) -> RegistryAuth | None:
-    """X-Registry-Auth (base64url JSON, Engine API "Authentication") -> credentials; unreadable or empty: None."""
-    if not header:
-        return None
-    try:
-        doc = msgspec.json.decode(
-            base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)), type=dict[str, Any]
-        )
-    except (ValueError, msgspec.DecodeError):
-        return None
-    auth = RegistryAuth(
-        str(doc.get("username") or ""),
-        str(doc.get("password") or ""),
-        str(doc.get("identitytoken") or ""),
-        str(doc.get("serveraddress") or ""),
-    )
-    return auth if auth.username or auth.identity_token else None

@@ -12,9 +12,8 @@ import msgspec
 
 from overlace.lab import engine
 from overlace.lab.lab import Lab
+from overlace.model.labels import EMULATED
 from overlace.model.specs import VNI_OPTION
-
-EMULATED_LABEL = "com.overlace.emulated"
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -70,7 +69,7 @@ class Cluster:
                     state=node["Status"]["State"],
                     availability=node["Spec"]["Availability"],
                     role=node["Spec"]["Role"],
-                    emulated=EMULATED_LABEL in labels,
+                    emulated=EMULATED in labels,
                 )
             )
         return sorted(found, key=lambda node: node.hostname)

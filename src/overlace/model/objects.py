@@ -24,6 +24,9 @@ from overlace.model.specs import (
 )
 from overlace.model.states import NodeState, TaskState
 
+SWARM_PORT = 2377  # TCP, where managers are reached
+VXLAN_PORT = 4789  # UDP (RFC 7348, IANA)
+
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str]
@@ -212,7 +215,7 @@ class Cluster(Base, frozen=True, kw_only=True):
     manager_token: str = ""
     default_addr_pool: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 24
-    data_path_port: int = 4789
+    data_path_port: int = VXLAN_PORT
 
 
 Object = Union[Node, Service, Task, Network, Secret, Config, Cluster]

@@ -392,6 +392,10 @@ async def test_networks(swarm: Api, backend: FakeBackend) -> None:
     assert found["Containers"]["c" * 64]["IPv4Address"] == "10.0.9.11/24"
     assert (await swarm("GET", "/networks/shop?scope=local"))[0] == 404
     assert (await swarm("POST", "/networks/prune"))[1] == {"NetworksDeleted": ["shop"]}
+    # the node's own view learns of it a moment later: a removed network is gone for people at once
+    _, listed, _ = await swarm("GET", "/networks")
+    assert {n["Name"] for n in listed} == {"bridge", "ingress"}
+    assert (await swarm("GET", "/networks/shop"))[0] == 404
 
 
 async def test_a_worker_sees_its_own_networks(api: Api, backend: FakeBackend) -> None:

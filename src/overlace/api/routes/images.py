@@ -13,8 +13,8 @@ from overlace.api.call import Call, Handler, Route, answer
 from overlace.api.convert import image as show
 from overlace.api.routes.networks import label_matches
 from overlace.api.routes.system import architecture
-from overlace.manager.registry import decode_auth
 from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
+from overlace.runtime.auth import decode_auth
 from overlace.runtime.base import Image, Platform, RegistryAuth
 
 FILTERS = frozenset(("before", "dangling", "label", "label!", "reference", "since", "until"))
