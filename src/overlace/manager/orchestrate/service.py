@@ -22,7 +22,8 @@ def plan_service(view: View, service_id: str, now: int, new_id: NewId) -> Decisi
     """
     service = view.get(Service, service_id)
     if service is None:
-        return Decision(tuple(plan_removal(view, view.tasks_of_service(service_id))))
+        changes, wake = plan_removal(view, view.tasks_of_service(service_id), now)
+        return Decision(tuple(changes), wake)
     mode = service.spec.mode
     work = Work(view, service, now, new_id)
     if mode.replicated_job is not None or mode.global_job is not None:
