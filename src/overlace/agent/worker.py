@@ -437,7 +437,7 @@ class Worker:
             node_architecture=f.architecture,
             task_id=task.id,
             task_name=task.name,
-            task_slot=task.slot,
+            task_slot=task.slot_word,
         )
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "daemon": "overlace.cli.daemon:daemon",
     "lab": "overlace.lab.commands:lab",
     "version": "overlace.cli.version:version",
+    "why": "overlace.cli.why:why",
 }
 
 

@@ -154,7 +154,7 @@ class NetworkAttachment(msgspec.Struct, frozen=True):
 class Task(Base, frozen=True, kw_only=True):
     kind = "task"
     service_id: str
-    slot: int = 0  # replicated: from 1; global: 0
+    slot: int = 0  # replicated: from 1; replicated job: from 0; one per node: 0
     node_id: str = ""
     spec: TaskSpec
     spec_version: int = 0
@@ -166,10 +166,15 @@ class Task(Base, frozen=True, kw_only=True):
     networks: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortConfig, ...] = ()  # host-mode ports of the endpoint spec
     not_before: int = 0  # restart delay: stays desired READY until then
-    job_iteration: int = 0
+    job_iteration: int | None = None  # of a job: the run it belongs to
     started_at: int = (
         0  # when a rolling update first saw it RUNNING; its delay and monitor periods count from here
     )
+
+    @property
+    def slot_word(self) -> str:
+        """What tells it from its service's other tasks: the slot's number, the node's id when each node has one."""
+        return self.name.rpartition(".")[0].rpartition(".")[2]
 
 
 # -- network, secret, config, cluster ----------------------------------------------------------------------------

@@ -58,6 +58,23 @@ async def test_ping(api: Api, backend: FakeBackend, path: str) -> None:
     assert (status, body, headers["Content-Length"], headers["Swarm"]) == (200, b"", "0", "active/worker")
 
 
+async def test_why_answers_for_services_and_tasks_and_only_on_a_manager(
+    swarm: Api, backend: FakeBackend
+) -> None:
+    await swarm("POST", "/services/create", SERVICE)
+    await tasks_of(swarm, "web", 2)
+    for ref, kind in (("web", "service"), ("web.2", "task")):
+        status, body, _ = await swarm("GET", "/overlace/v1/why", params={"of": ref})
+        assert (status, body["kind"], body["name"]) == (200, kind, ref)
+    status, body, _ = await swarm("GET", "/overlace/v1/why", params={"of": "nosuch"})
+    assert (status, body["message"].split(";")[0]) == (404, "no service or task nosuch")
+    status, body, _ = await swarm("GET", "/overlace/v1/why")
+    assert status == 400
+    backend.manager, backend.state = None, WORKER
+    status, body, _ = await swarm("GET", "/overlace/v1/why", params={"of": "web"})
+    assert status == 503 and "not a swarm manager" in body["message"]
+
+
 async def test_versions_out_of_range(api: Api) -> None:
     assert (await api("GET", "/v9.99/info"))[:2] == (
         400,

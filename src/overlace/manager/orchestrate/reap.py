@@ -6,7 +6,7 @@ is ORPHANED (which frees its addresses) after a minute, not after 24 hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -59,8 +59,9 @@ def remove_slot(work: Work, slot: Slot) -> None:
             work.desire(slot, task, TaskState.REMOVE)
 
 
-def reap_slot(work: Work, slot: Slot) -> None:
-    """Orphan what a dead node holds, delete what is removed and what exceeds the history limit."""
+def reap_slot(work: Work, slot: Slot, keep: Collection[str] = ()) -> None:
+    """Orphan what a dead node holds, delete what is removed and what exceeds the history limit (never the tasks
+    whose ids are in `keep`)."""
     for task in list(slot.tasks):
         if is_live(task):
             continue
@@ -75,7 +76,7 @@ def reap_slot(work: Work, slot: Slot) -> None:
     attempts = policy_of(slot.tasks[-1]).max_attempts or 0
     if attempts:
         limit = max(limit, attempts + 1)  # they are what attempts are counted by
-    spare = [t for t in slot.tasks if not is_live(t) and t.status.state.terminal]
+    spare = [t for t in slot.tasks if not is_live(t) and t.status.state.terminal and t.id not in keep]
     if not any(is_live(t) for t in slot.tasks):
         spare = spare[:-1]  # the last one says whether the slot is finished
     excess = len(slot.tasks) - max(limit, 1)
