@@ -13,6 +13,7 @@ from overlace.api.routes import (
     swarm,
     system,
     tasks,
+    volumes,
     why,
 )
 
@@ -26,6 +27,7 @@ ALL = [
     *networks.ROUTES,
     *containers.ROUTES,
     *images.ROUTES,
+    *volumes.ROUTES,
     *why.ROUTES,
     *absent.ROUTES,
 ]
