@@ -161,6 +161,8 @@ def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
         case "endpoint", net, slot, svc, serving, where:
             if where == OTHER and f"t{slot}" in w.tasks:
                 return  # a task runs on one node
+            if f"t{slot}" in w.tasks:
+                svc = w.tasks[f"t{slot}"].task.service_name  # and is of one service
             w.change(
                 put=(
                     endpoint(f"t{slot}", net, where, f"10.0.{THIRD[net]}.{slot + 10}", svc, serving=serving),
@@ -175,8 +177,9 @@ def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
         case "no service", net, svc:
             w.change(remove=(f"service/{net}/{svc}",))
         case "run", slot, svc, where, published:
-            gone = tuple(f"endpoint/{n}/t{slot}" for n in THIRD)
-            w.change(remove=tuple(k for k in gone if getattr(w.view.get(k), "node_id", "") == OTHER))
+            known = [e for e in (w.view.get(f"endpoint/{n}/t{slot}") for n in THIRD) if e is not None]
+            other = [e.key for e in known if e.node_id == OTHER or e.service_name != svc]  # type: ignore[union-attr]
+            w.change(remove=tuple(other))
             if (
                 any(t.task.task_id != f"t{slot}" and not t.task.attachments for t in w.tasks.values())
                 and not where
