@@ -39,8 +39,8 @@ def ensure_docker(say: Callable[[str], None], *, fetch: bool = False) -> Docker:
     if not fetch and not _missing(base["PATH"]):
         return Docker(_which("dockerd", base["PATH"]), base)
     environment = _extracted(base)
-    if _missing(environment["PATH"]):
-        say("docker: no daemon here; taking one out of Debian's packages")
+    if _missing(environment["PATH"]) or not (CACHE / "usr/sbin/dockerd").exists():
+        say("docker: taking its daemon out of Debian's packages")
         try:
             _extract()
         except OverlaceError as error:
