@@ -12,6 +12,8 @@ import msgspec
 
 from overlace.model.objects import Subnet, Task
 from overlace.model.specs import ConfigSpec, Doc, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec, SwarmSpec
+from overlace.network.vfp.reasons import Counter
+from overlace.network.vfp.show import PortShown
 from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
 from overlace.store.base import Store
 
@@ -239,6 +241,20 @@ class ManagerHandle(Protocol):
     def resolver(self) -> ImageResolver: ...
 
 
+# -- this host's network ---------------------------------------------------------------------------------
+
+
+class Switch(Protocol):
+    """`network.switch.Switch`: what is programmed on this host."""
+
+    def ports(self) -> list[PortShown]: ...
+
+    def layers(self, port: str = "") -> list[PortShown]:
+        """Raises NotFound."""
+
+    async def counters(self) -> list[Counter]: ...
+
+
 # -- the daemon ----------------------------------------------------------------------------------------------
 
 
@@ -255,6 +271,10 @@ class Backend(Protocol):
     @property
     def manager(self) -> ManagerHandle | None:
         """None on workers and outside a swarm."""
+
+    @property
+    def switch(self) -> Switch | None:
+        """None outside a swarm: nothing is programmed then."""
 
     def swarm(self) -> LocalSwarm: ...
 

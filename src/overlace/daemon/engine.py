@@ -41,6 +41,7 @@ from overlace.model.ids import new_id
 from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
 from overlace.network.overlay import guid_of
+from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
 from overlace.security.identity import Identity, load_identity
@@ -192,6 +193,10 @@ class Engine:
     @property
     def manager(self) -> ManagerSide | None:
         return self._manager
+
+    @property
+    def switch(self) -> Switch | None:
+        return self._host.driver.switch if self._host is not None else None
 
     def swarm(self) -> LocalSwarm:
         m = self._membership

@@ -6,47 +6,17 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from overlace.network.linux.maps import REASONS
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.forward import forward_from_container, forward_from_wire
 from overlace.network.vfp.model import HOST_PORT, Packet
-from overlace.network.vfp.simulate import explain_port, simulate
+from overlace.network.vfp.reasons import explain_counters
+from overlace.network.vfp.show import find_ports, local_ports, show_port
+from overlace.network.vfp.simulate import simulate
 from overlace.network.vfp.tables import Backend, Frontend, LocalEndpoint, Network, Tables
 
-from .world import HOST, ME, OTHER, World, endpoint, network, node, port, service, task
-
-PA = "172.28.1.12"
-NETS = (
-    network("ingress", 4096, 0, ingress=True),
-    network("back", 4097, 1),
-    network("hidden", 4098, 2, internal=True),
-)
-THIRD = {"ingress": 0, "back": 1, "hidden": 2}
-
-
-def shop() -> World:
-    return World(
-        node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
-        node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
-        *NETS,
-    )
-
-
-def running() -> World:
-    w = shop()
-    w.change(
-        put=(
-            service("web", "back", "10.0.1.5"),
-            service("web", "ingress", "10.0.0.5", port(80, 8080)),
-            service("empty", "back", "10.0.1.6"),
-            endpoint("t1", "back", ME, "10.0.1.9"),
-            endpoint("t1", "ingress", ME, "10.0.0.9"),
-            endpoint("t2", "back", OTHER, "10.0.1.10"),
-            endpoint("t2", "ingress", OTHER, "10.0.0.10"),
-        )
-    )
-    w.run(task("t1", ("back", "10.0.1.9/24"), ("ingress", "10.0.0.9/24"), ports=(port(80, 9090, "host"),)))
-    return w
+from .world import HOST, ME, NETS, OTHER, PA, THIRD, World, endpoint, node, port, running, service, shop, task
 
 
 def walk(w: World, net: str, dst: str, dport: int = 80, src: str = "10.0.1.9") -> object:
@@ -133,9 +103,40 @@ def _by_guid(*members: tuple[str, str, str], vni: int, port: int = 0) -> tuple[B
 
 def test_layers_explain_themselves() -> None:
     w = running()
-    text = "\n".join(explain_port(guid_of("endpoint", "back", "t1"), w.hns.state, HOST))
-    assert "layer SLB_LB_LAYER" in text and "LB_web_10.0.1.5" in text and f"VXLAN 4097 to {PA}" in text
-    assert "balance over" in "\n".join(explain_port("host", w.hns.state, HOST))
+    guid = guid_of("endpoint", "back", "t1")
+    shown = show_port(guid, w.hns.state, HOST, layers=True)
+    assert (shown.friendly_name, shown.network, shown.vni) == ("web.1.t1", "back", 4097)
+    rules = {r.name: r for layer in shown.layers or () for g in layer.groups for r in g.rules}
+    assert rules["LB_web_10.0.1.5"].type == "lb" and "10.0.1.10" in rules["LB_web_10.0.1.5"].action
+    assert f"VXLAN 4097 to {PA}" in rules["MAP_web.1.t2"].action
+    assert rules["OUTBOUND_NAT"].conditions["Destination IP not"].startswith("10.0.1.0/24")
+    (published,) = (
+        r
+        for layer in show_port(HOST_PORT, w.hns.state, HOST, layers=True).layers or ()
+        for g in layer.groups
+        for r in g.rules
+        if r.conditions.get("Destination ports") == "8080"
+    )
+    assert published.conditions["Destination IP"] == f"{HOST}/32" and published.type == "lb"
+
+
+def test_people_name_ports_in_many_ways() -> None:
+    w = running()
+    back, ingress = guid_of("endpoint", "back", "t1"), guid_of("endpoint", "ingress", "t1")
+    assert local_ports(w.hns.state)[0] == HOST_PORT and {back, ingress} <= set(local_ports(w.hns.state))
+    assert guid_of("endpoint", "back", "t2") not in local_ports(w.hns.state)  # a port of another host
+    for name in (back.lower(), back[:6], "10.0.1.9", "10.0.1.9/24"):
+        assert find_ports(name, w.hns.state) == [back]
+    assert set(find_ports("web.1", w.hns.state)) == {back, ingress}
+    assert find_ports("web.1.t1", w.hns.state) == find_ports("web.1", w.hns.state)
+    assert find_ports("host", w.hns.state) == [HOST_PORT]
+    assert find_ports("nothing", w.hns.state) == [] and find_ports("", w.hns.state) == []
+
+
+def test_every_counter_has_a_meaning() -> None:
+    shown = explain_counters(dict.fromkeys(REASONS, 7))
+    assert [c.name for c in shown] == list(REASONS) and all(c.meaning and c.packets == 7 for c in shown)
+    assert {c.name for c in shown if c.drop} == {n for n in REASONS if n.startswith("drop_")}
 
 
 # -- properties

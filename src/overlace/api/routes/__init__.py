@@ -13,6 +13,7 @@ from overlace.api.routes import (
     swarm,
     system,
     tasks,
+    vfp,
 )
 
 ALL = [
@@ -25,5 +26,6 @@ ALL = [
     *networks.ROUTES,
     *containers.ROUTES,
     *images.ROUTES,
+    *vfp.ROUTES,
     *absent.ROUTES,
 ]

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.network.hns.documents import Guid
 from overlace.network.hns.state import State
 from overlace.network.vfp.layers import endpoint_port, host_port, mapping_group, network_by_vni
 from overlace.network.vfp.model import (
@@ -180,8 +179,3 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
     verdict = _finish(walk, state, host, rule.action)
     assert verdict is not None
     return verdict
-
-
-def explain_port(guid: Guid, state: State, host: str) -> list[str]:
-    """The layers of a port ("host" or an endpoint's GUID), one line per rule."""
-    return (host_port(state, host) if guid == HOST_PORT else endpoint_port(guid, state, host)).explain()
