@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from overlace.network.vfp.model import Packet, within
-from overlace.network.vfp.simulate import choose
+from overlace.network.vfp.simulate import ICMP, choose
 from overlace.network.vfp.tables import Frontend, LocalEndpoint, Network, RemoteEndpoint, Tables
 
 SAME_PORT = 0
@@ -61,6 +61,8 @@ def forward_from_container(tables: Tables, vni: int, source: LocalEndpoint, host
         balanced = _balanced(frontend, packet)
         if balanced is None:
             return Way("drop", packet, vni=vni)
+        if packet.protocol == ICMP:
+            return Way("answer", packet, vni=vni)
         vni, packet = balanced
     if packet.dst == network.gateway:
         return Way("answer", packet, vni=vni)
