@@ -13,6 +13,7 @@ from overlace.api.routes import (
     swarm,
     system,
     tasks,
+    trace,
     vfp,
 )
 
@@ -26,6 +27,7 @@ ALL = [
     *networks.ROUTES,
     *containers.ROUTES,
     *images.ROUTES,
+    *trace.ROUTES,
     *vfp.ROUTES,
     *absent.ROUTES,
 ]

@@ -32,7 +32,6 @@ from overlace.network.vfp.model import (
 )
 from overlace.network.vfp.tables import Backend
 
-
 ICMP = 1
 
 
