@@ -173,6 +173,26 @@ async def test_volumes_keep_data_and_start_with_the_images_content(bed: Bed) -> 
     assert not (bed.data_root / "volumes/data/_data/z").exists()
 
 
+async def test_a_volume_may_start_empty_and_a_bind_source_may_be_made(bed: Bed) -> None:
+    empty = (Mount("volume", "/seed", source="bare", no_copy=True),)
+    assert await bed.sh("ls /seed | wc -l", mounts=empty) == "0\n"
+    source = bed.data_root / "made" / "here"
+    assert (
+        await bed.sh("touch /b/x", mounts=(Mount("bind", "/b", source=str(source), create_source=True),))
+        == ""
+    )
+    assert (source / "x").exists()
+    with pytest.raises(InvalidArgument) as caught:
+        await bed.runtime.create(bed.config(mounts=(Mount("bind", "/b", source="/no/such"),)))
+    assert caught.value.message == (
+        'invalid mount config for type "bind": bind source path does not exist: /no/such'
+    )
+    (bed.data_root / "file").touch()
+    below = Mount("bind", "/b", source=str(bed.data_root / "file" / "x"), create_source=True)
+    with pytest.raises(InvalidArgument, match="error while creating mount source path"):
+        await bed.runtime.create(bed.config(mounts=(below,)))
+
+
 async def test_anonymous_volumes_go_with_their_container(bed: Bed) -> None:
     config = bed.config("sh", "-c", "ls /seed", mounts=(Mount("volume", "/seed"),))
     await bed.runtime.create(config)

@@ -272,6 +272,24 @@ async def test_removing_images_as_docker_does(bed: Bed, mixed: str) -> None:
     assert (await bed.run(image=mixed))[1] == "linux amd64\n"
 
 
+async def test_the_last_tag_of_a_repository_takes_its_digests_along(
+    bed: Bed, registry: Registry, tmp_path: Path
+) -> None:
+    rootfs = busybox_rootfs(tmp_path / "rootfs", applets=["sh"])
+    write_layout(tmp_path / "layout", [Variant(LINUX, rootfs, {"Cmd": ["sh"]})], "t")
+    one, two = f"{registry.address}/tags-one", f"{registry.address}/tags-two"
+    for name in (f"{one}:1", f"{one}:2", f"{two}:1"):
+        await push(tmp_path / "layout", "t", name)
+        image = await bed.runtime.pull(name, LINUX)
+    assert {d.split("@")[0] for d in image.digests} == {one, two}
+    assert await bed.runtime.remove_image(f"{one}:1") == [f"Untagged: {one}:1"]
+    lines = await bed.runtime.remove_image(f"{one}:2")
+    assert [line.split("@")[0] for line in lines] == [f"Untagged: {one}:2", f"Untagged: {one}"]
+    left = await bed.runtime.image(f"{two}:1")
+    assert left.tags == (f"{two}:1",) and [d.split("@")[0] for d in left.digests] == [two]
+    assert (await bed.runtime.remove_image(f"{two}:1"))[-1] == f"Deleted: {image.id}"
+
+
 async def test_a_damaged_root_is_unpacked_again_and_a_damaged_layer_told(bed: Bed) -> None:
     image = await bed.runtime.image(bed.image)
     rootfs = bed.data_root / "images/rootfs" / image.id[7:]
@@ -356,3 +374,17 @@ async def test_missing_tools_are_named(bed: Bed, mixed: str, monkeypatch: pytest
     assert len(await bed.runtime.images()) == 1  # the host can still manage
     monkeypatch.undo()
     await bed.reopen()
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut", "layout"])
+async def test_image_whose_files_were_lost_is_fetched_again(bed: Bed, damage: str) -> None:
+    await bed.runtime.pull(bed.image, LINUX)
+    pinned = (await bed.runtime.image(bed.image)).digests[0]
+    images = bed.data_root / "images"
+    subprocess.run(["rm", "-r", *map(str, (images / "rootfs").iterdir())], check=True)
+    for blob in (images / "blobs/sha256").iterdir():
+        blob.unlink() if damage == "removed" else blob.write_bytes(blob.read_bytes()[:-1])
+    if damage == "layout":
+        subprocess.run(["rm", "-r", *map(str, (images / "layouts").iterdir())], check=True)
+    image = await bed.runtime.pull(pinned, LINUX)
+    assert (bed.runtime._images.rootfs(image.id) / "bin").is_dir()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter
 
+import msgspec
 from virtual_swarm import VirtualSwarm
 
 from overlace.manager.index import Index
+from overlace.manager.plan import Dirty, plan_tick
 from overlace.manager.schedule.filters import first_failure, fits_by_nature, is_ready, needs_of
 from overlace.manager.schedule.occupancy import Occupancy, host_ports, reserved
+from overlace.model.ids import new_id
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.states import NodeState, TaskState
+from overlace.store.base import Change, Put
 
 
 class Invariants:
@@ -30,6 +34,26 @@ class Invariants:
         self._addresses(tasks)
         self._nodes(tasks)
         self._index()
+
+    def at_rest(self) -> None:
+        """A manager that has just started finds nothing to do that the running one left: no retry, no timer is lost."""
+        swarm, view, dirty = self.swarm, self.swarm.store.view(), Dirty()
+        dirty.everything(view)
+        tick = plan_tick(view, Index.of(view), dirty, swarm.now, new_id)
+        assert not tick.errors
+        left = [c for c in tick.draft.changes() if not self._says_why_anew(c)]
+        assert not left, f"left undone: {left}"
+        due = min(tick.wakes.values(), default=None)
+        waits = swarm.loop.next_wake
+        assert due is None or (waits is not None and waits <= due), f"no timer for {tick.wakes}"
+
+    def _says_why_anew(self, change: Change) -> bool:
+        """A waiting task's reason counts nodes; it is told anew only when there is a chance for the task."""
+        if not isinstance(change, Put) or not isinstance(change.object, Task):
+            return False
+        old = self.swarm.store.view().get(Task, change.object.id)
+        same = old is not None and bool(old.status.err and change.object.status.err)
+        return same and old == msgspec.structs.replace(change.object, status=old.status)
 
     def _index(self) -> None:
         """What the loop keeps from events is what a fresh look at the store gives."""
@@ -59,9 +83,20 @@ class Invariants:
                     assert new.status.state >= old.status.state, f"state fell: {old} -> {new}"
                     assert new.desired_state >= old.desired_state, f"desired state fell: {old} -> {new}"
                     assert old.node_id in ("", new.node_id), f"a task moved: {old} -> {new}"
+                elif new.not_before > new.created_at:
+                    self._delay(new)
                 was = old.status.state if isinstance(old, Task) else TaskState.NEW
                 if was < TaskState.ASSIGNED <= new.status.state <= TaskState.RUNNING:
                     self._fit(new)
+
+    def _delay(self, task: Task) -> None:
+        """A restart is decided only once the delay of the one before, in the same slot, is over."""
+        for other in self.swarm.store.view().tasks_of_service(task.service_id):
+            same = (other.slot, other.spec_version) == (task.slot, task.spec_version)
+            if not same or other.id == task.id or (not task.slot and other.node_id != task.node_id):
+                continue
+            over = other.status.state.terminal and other.desired_state == TaskState.SHUTDOWN
+            assert not over or other.not_before <= task.created_at, f"restarted too soon: {other} -> {task}"
 
     def _fit(self, task: Task) -> None:
         view = self.swarm.store.view()

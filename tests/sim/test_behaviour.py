@@ -204,6 +204,32 @@ async def test_a_lone_dead_task_stays_as_evidence_with_history_zero() -> None:
     assert history(swarm, id) == ["complete"]
 
 
+@pytest.mark.parametrize(("delay", "most"), [(None, 7), (0, 31)])
+async def test_a_task_every_node_refuses_is_tried_again_once_per_delay(delay: int | None, most: int) -> None:
+    """No such image: the replacement is prepared, and refused, long before its delay (5 s, at least 1) is over."""
+    swarm = await swarm_of(2)
+    net = await swarm.add_network("app")
+    swarm.refuses = lambda task, chance: True
+    id = await swarm.add_service(service(1, networks=[net], restart=RestartPolicy(delay=delay)))
+    made: set[str] = set()
+    swarm.observers.append(lambda: made.update(t.id for t in swarm.tasks(id)))
+    await swarm.run(30)
+    assert most - 2 <= len(made) <= most
+    swarm.refuses = lambda task, chance: False
+    await swarm.run(15)
+    assert len(swarm.running(id)) == 1
+
+
+async def test_an_update_to_an_image_that_is_there_does_not_wait_for_the_delay() -> None:
+    swarm = await swarm_of(2)
+    swarm.refuses = lambda task, chance: not task.spec.force_update
+    id = await swarm.add_service(service(1, restart=RestartPolicy(delay=1000 * SECOND)))
+    await swarm.run(10)
+    await swarm.update_service(id, forced(service(1, restart=RestartPolicy(delay=1000 * SECOND))))
+    await swarm.run(5)
+    assert len(swarm.running(id)) == 1
+
+
 # -- nodes ---------------------------------------------------------------------------------------------------
 
 

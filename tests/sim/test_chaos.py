@@ -101,6 +101,7 @@ class Chaos:
         self.networks.append(await swarm.add_network("wide"))
         self.networks.append(await swarm.add_network("auto"))
         swarm.fate = self.fate
+        swarm.refuses = self.refuses
         for _ in range(chance.randint(0, 4)):
             await self.create()
 
@@ -115,6 +116,10 @@ class Chaos:
             state = chance.choice([TaskState.FAILED, TaskState.FAILED, TaskState.COMPLETE])
             return state, chance.randint(1, 20 * SECOND)
         return None
+
+    @staticmethod
+    def refuses(task: Task, chance: random.Random) -> bool:
+        return chance.random() < 0.1
 
     async def deed(self) -> None:
         deeds = [
@@ -190,8 +195,10 @@ class Chaos:
         """Faults stop: everyone is back, nothing fails any more."""
         swarm = self.swarm
         swarm.fate = lambda task, chance: None
+        swarm.refuses = lambda task, chance: False
         for agent in swarm.agents.values():
             agent.end.clear()
+            agent.refused.clear()
         for name in sorted(swarm.agents):
             await swarm.come_back(name)
             node = swarm.store.view().get(Node, name)
@@ -206,6 +213,7 @@ async def test_a_troubled_swarm_keeps_its_promises_and_converges(seed: int) -> N
     for _ in range(30):
         await chaos.deed()
         await chaos.swarm.run(chaos.chance.choice([0.3, 2, 10, 40]))
+        chaos.invariants.at_rest()
     await chaos.peace()
     # An update that meets tasks no node takes waits a minute for each before it goes on.
     await chaos.swarm.run(1200)

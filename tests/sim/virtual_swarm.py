@@ -43,6 +43,13 @@ _PATH = (TaskState.ACCEPTED, TaskState.PREPARING, TaskState.READY, TaskState.STA
 Fate = Callable[[Task, random.Random], tuple[TaskState, int] | None]
 """What becomes of a task that runs: (state it ends in, ns until then), None: it runs for ever."""
 
+Refusal = Callable[[Task, random.Random], bool]
+"""Whether a task's node cannot prepare it (no image, no mount): asked once per task."""
+
+
+def prepares_all(task: Task, chance: random.Random) -> bool:
+    return False
+
 
 def runs_for_ever(task: Task, chance: random.Random) -> None:
     return None
@@ -57,6 +64,7 @@ class Agent:
         self.died_at = 0
         self.due: dict[str, int] = {}
         self.end: dict[str, tuple[TaskState, int] | None] = {}
+        self.refused: dict[str, bool] = {}
 
 
 class Jostled(MemoryStore):
@@ -100,6 +108,7 @@ class VirtualSwarm:
         self.loop = self._new_loop()
         self.agents: dict[str, Agent] = {}
         self.fate: Fate = runs_for_ever
+        self.refuses: Refusal = prepares_all
         self.observers: list[Callable[[], None]] = []
         self.passes = 0
 
@@ -285,6 +294,11 @@ class VirtualSwarm:
                 agent.end[task.id] = self.fate(task, self.chance)
             end = agent.end[task.id]
             return (end[0], True) if end is not None else None
+        if following == TaskState.READY:
+            if task.id not in agent.refused:
+                agent.refused[task.id] = self.refuses(task, self.chance)
+            if agent.refused[task.id]:
+                return TaskState.REJECTED, False
         if following == TaskState.STARTING and task.desired_state < TaskState.RUNNING:
             return None
         return following, False

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from overlace.model.errors import InvalidArgument, Unavailable
+from overlace.model.logoptions import parse_log_options
 from overlace.model.objects import Config, Secret, Task
 from overlace.model.specs import ContainerSpec, Mount
 from overlace.model.template import Context, expand
@@ -45,6 +46,8 @@ def plan_container(
     resources = task.spec.resources
     limits = resources.limits if resources else None
     health = spec.healthcheck
+    driver = task.spec.log_driver
+    log_size, log_files = parse_log_options(driver.options) if driver else (0, 0)
     return base.ContainerConfig(
         id=container_id(task.id),
         name=task.name,
@@ -78,6 +81,8 @@ def plan_container(
         ulimits=tuple(base.Ulimit(u.name, u.soft, u.hard) for u in spec.ulimits),
         oom_score_adj=spec.oom_score_adj,
         no_new_privileges=bool((spec.privileges or {}).get("NoNewPrivileges")),
+        log_max_size=log_size,
+        log_max_files=log_files,
     )
 
 
@@ -98,7 +103,7 @@ def _mount(m: Mount, context: Context) -> base.Mount:
         raise InvalidArgument(
             f"mount {m.target}: type {m.type!r} cannot be mounted here; use bind, volume or tmpfs"
         )
-    bind, tmpfs = m.bind_options, m.tmpfs_options
+    bind, volume, tmpfs = m.bind_options, m.volume_options, m.tmpfs_options
     return base.Mount(
         type=m.type,  # type: ignore[arg-type]  # checked above
         target=expand(m.target, context),
@@ -107,6 +112,8 @@ def _mount(m: Mount, context: Context) -> base.Mount:
         propagation=(bind.propagation if bind and bind.propagation else "rprivate"),
         tmpfs_size=tmpfs.size_bytes if tmpfs else 0,
         tmpfs_mode=(tmpfs.mode if tmpfs and tmpfs.mode else 0o1777),
+        no_copy=bool(volume and volume.no_copy),
+        create_source=bool(bind and bind.create_mountpoint),
     )
 
 

@@ -20,7 +20,7 @@ import structlog
 from overlace.agent.container import container_id, plan_container
 from overlace.agent.state import AgentState
 from overlace.agent.task import Action, failed, plan_step, rejected
-from overlace.model.errors import NotFound, OverlaceError, Unavailable
+from overlace.model.errors import FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.model.template import Context
@@ -35,6 +35,7 @@ T = TypeVar("T")
 # dispatcher batches changes for a tenth of a second (swarm's own VIP goes on sending there: moby#38841).
 DRAIN_SECONDS = 0.6
 RETRY_SECONDS = 1.0
+RETRY_MOST_SECONDS = 30.0
 
 
 class NodeFacts(msgspec.Struct, frozen=True):
@@ -59,6 +60,8 @@ class _Slot:
         self.released = False
         self.removing = False
         self.drained = False
+        self.failures = 0  # steps failed in a row
+        self.stumbled = ""  # over what, said once
 
 
 class Worker:
@@ -136,6 +139,10 @@ class Worker:
         slot = self._slots.get(self._by_container.get(container, ""))
         return (slot.task, slot.attached) if slot is not None and slot.attached is not None else None
 
+    def all_attached(self) -> list[tuple[Task, Attached]]:
+        """Every task with interfaces on this host."""
+        return [(s.task, s.attached) for s in self._slots.values() if s.attached is not None]
+
     # -- assignments ---------------------------------------------------------------------------------------------
 
     async def assign(self, message: Assignments) -> None:
@@ -197,12 +204,24 @@ class Worker:
                 await self._step(slot)
             except asyncio.CancelledError:
                 raise
-            except OverlaceError as e:
-                log.warning("task step failed, will retry", task=slot.task.id, error=e.message)
-                await self._nap(slot, RETRY_SECONDS)
-            except Exception:
-                log.exception("task step failed, will retry", task=slot.task.id)
-                await self._nap(slot, RETRY_SECONDS)
+            except Exception as e:
+                await self._stumble(slot, e)
+            else:
+                slot.failures = 0
+
+    async def _stumble(self, slot: _Slot, error: Exception) -> None:
+        """An effect failed: say so once, and try again later and later."""
+        reason = error.message if isinstance(error, OverlaceError) else f"{type(error).__name__}: {error}"
+        if reason != slot.stumbled:
+            slot.stumbled = reason
+            expected = isinstance(error, OverlaceError)
+            log.warning(
+                "task step failed, will retry", task=slot.task.id, error=reason, exc_info=not expected
+            )
+            if not slot.status.state.terminal:
+                self._report(slot, msgspec.structs.replace(slot.status, timestamp=self._clock(), err=reason))
+        slot.failures = min(slot.failures + 1, 6)
+        await self._nap(slot, min(RETRY_SECONDS * 2 ** (slot.failures - 1), RETRY_MOST_SECONDS))
 
     async def _step(self, slot: _Slot) -> None:
         container = await self._container(slot)
@@ -232,7 +251,10 @@ class Worker:
         try:
             await self._interruptible(slot, self._prepare_all(slot))
         except Unavailable as e:
-            log.info("task waits", task=task.id, reason=e.message)
+            if slot.status.err != e.message:  # seen in `docker service ps` for as long as it lasts
+                log.info("task waits", task=task.id, reason=e.message)
+                waits = msgspec.structs.replace(slot.status, timestamp=self._clock(), err=e.message)
+                self._report(slot, waits)
             await self._nap(slot, RETRY_SECONDS)
         except OverlaceError as e:
             self._report(slot, rejected(slot.status, self._clock(), e.message))
@@ -256,7 +278,10 @@ class Worker:
         await self._runtime.create(config)
 
     async def _image(self, task: Task, image: str) -> None:
-        """Pull; a registry that does not answer is no reason to fail when the image is here."""
+        """Pull; a registry that does not answer is no reason to fail when the image is here.
+
+        What fails otherwise rejects the task, in the registry's words: another host may have better luck.
+        """
         try:
             await self._runtime.pull(
                 image, self._facts.platform, decode_auth(self._auth.get(task.service_id, ""))
@@ -266,7 +291,9 @@ class Worker:
                 await self._runtime.image(image)
                 log.info("registry did not give the image; using the local one", image=image, error=e.message)
                 return
-            raise NotFound(f"No such image: {image}: {e.message}") from e
+            if isinstance(e, Unavailable):
+                raise FailedPrecondition(e.message) from e
+            raise
 
     async def _start_container(self, slot: _Slot) -> None:
         try:

@@ -11,7 +11,16 @@ from typing import Literal, Protocol
 import msgspec
 
 from overlace.model.objects import Subnet, Task
-from overlace.model.specs import ConfigSpec, Doc, NetworkSpec, NodeSpec, SecretSpec, ServiceSpec, SwarmSpec
+from overlace.model.specs import (
+    ConfigSpec,
+    Doc,
+    NetworkSpec,
+    NodeSpec,
+    PortConfig,
+    SecretSpec,
+    ServiceSpec,
+    SwarmSpec,
+)
 from overlace.network.vfp.reasons import Counter
 from overlace.network.vfp.show import PortShown
 from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
@@ -294,3 +303,6 @@ class Backend(Protocol):
 
     async def container_addresses(self, container_id: str) -> Sequence[ContainerAddress]:
         """The networks of one container on this host; empty when it has none (any more)."""
+
+    async def container_ports(self, container_id: str) -> Sequence[PortConfig]:
+        """The host's ports that lead to one container (publish mode host), numbers filled in."""

@@ -7,6 +7,7 @@ the rooms together; must not decide anything about services or packets itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform as machine
 import secrets
 import time
@@ -33,10 +34,10 @@ from overlace.api.backend import (
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts
-from overlace.daemon.host import NodeHost, instance_id, platform_of
+from overlace.daemon.host import NodeHost, has_leftovers, instance_id, platform_of, sweep
 from overlace.daemon.manager import ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
-from overlace.model.errors import Internal, OverlaceError, Unavailable
+from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable
 from overlace.model.ids import new_id
 from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
@@ -44,12 +45,14 @@ from overlace.network.overlay import guid_of
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
+from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity, load_identity
 from overlace.wire.messages import Manager, Refused, Welcome
 
 log = structlog.get_logger(__name__)
 VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
+REVIVE_SECONDS = (1.0, 30.0)  # first and longest pause before trying again what failed at the start
 
 
 class Engine:
@@ -67,6 +70,7 @@ class Engine:
         self._error = ""
         self._state: str = "inactive"
         self._changing = asyncio.Lock()
+        self._reviver: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
         self._options = EngineOptions(
             id=_engine_id(self._data_root),
@@ -99,24 +103,52 @@ class Engine:
     async def open(self) -> None:
         """Find the containers again, then the swarm this host was in."""
         await self._runtime.open()
-        membership = self._files.load()
-        if membership is None:
-            return
-        identity = load_identity(self._data_root)
-        if identity is None:
-            raise Internal(
-                f"{self._files.folder} has no certificate: leave the swarm (--force) and join again"
-            )
+        await self._take_part()
+        if self._state == "error":
+            self._reviver = asyncio.create_task(self._revive(), name="try the swarm again")
+
+    async def _take_part(self) -> None:
+        """Be the member the disk says. What fails is told, not raised: the API must answer, so that the person can see
+        why and leave."""
+        told = self._error
         try:
+            self._membership = membership = self._files.load()
+            if membership is None:
+                if has_leftovers(self._data_root):  # a crash in the middle of init, join or leave
+                    await self._sweep()
+                return
+            identity = load_identity(self._data_root)
+            if identity is None:
+                raise Internal(
+                    f"{self._files.folder} has no certificate: leave the swarm (--force) and join again"
+                )
             await self._start(membership, identity)
-        except OverlaceError as e:
-            # the API must answer, so that the person can see why and leave
-            log.error("cannot take part in the swarm", error=e.message)
+        except Exception as e:
+            message = e.message if isinstance(e, OverlaceError) else f"{type(e).__name__}: {e}"
+            if message != told:
+                log.error(
+                    "cannot take part in the swarm",
+                    error=message,
+                    exc_info=None if isinstance(e, OverlaceError) else e,
+                )
             await self._stop()
-            self._membership, self._state, self._error = membership, "error", e.message
+            self._state, self._error = "error", message
+
+    async def _revive(self) -> None:
+        """A port still held, a full disk, a late interface: try again until it works or the node leaves."""
+        pause = REVIVE_SECONDS[0]
+        while self._state == "error":
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, REVIVE_SECONDS[1])
+            async with self._changing:
+                if self._state == "error" and self._host is None:
+                    await self._take_part()
 
     async def close(self) -> None:
         """Let go: containers and traffic go on."""
+        if self._reviver is not None:
+            self._reviver.cancel()
+            await asyncio.gather(self._reviver, return_exceptions=True)
         async with self._changing:
             await self._stop()
             await self._runtime.close()
@@ -201,7 +233,7 @@ class Engine:
     def swarm(self) -> LocalSwarm:
         m = self._membership
         if m is None:
-            return LocalSwarm()
+            return LocalSwarm(state="error", error=self._error) if self._state == "error" else LocalSwarm()
         return LocalSwarm(
             state=self._state,  # type: ignore[arg-type]  # only this class sets it
             node_id=m.node_id,
@@ -278,7 +310,7 @@ class Engine:
             await self._leave()
 
     def _check_free(self) -> None:
-        if self._membership is not None:
+        if self._membership is not None or self._state == "error":
             raise Unavailable(
                 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
             )
@@ -312,8 +344,18 @@ class Engine:
             await host.leave()
         if manager is not None:
             await manager.close()
+        if has_leftovers(self._data_root):  # it never started, or could not end all of it
+            await self._sweep()
         self._files.forget()
         self._membership, self._identity, self._state, self._error = None, None, "inactive", ""
+
+    async def _sweep(self) -> None:
+        """Take away what an earlier membership left on this host: containers, network, the agent's state."""
+        try:
+            address = facts.default_address(self._daemon.underlay_address)
+        except InvalidArgument:
+            address = self._membership.underlay_address if self._membership is not None else ""
+        await sweep(self._data_root, self._exec_root, self._runtime, address)
 
     # -- facts for network and container inspect -----------------------------------------------------------------
 
@@ -372,10 +414,9 @@ class Engine:
 def _engine_id(data_root: Path) -> str:
     """The engine's own id, made once."""
     path = data_root / "engine-id"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
-        data_root.mkdir(parents=True, exist_ok=True)
-        new = secrets.token_hex(16)
-        path.write_text(new + "\n")
-        return new
+    with contextlib.suppress(OSError):
+        if kept := path.read_text(errors="replace").strip():
+            return kept
+    new = secrets.token_hex(16)
+    write_atomically(path, f"{new}\n".encode())
+    return new

@@ -5,22 +5,30 @@ Owns building them in the right order and taking them down again. Must not know 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+
+import structlog
 
 from overlace.agent.agent import Agent
 from overlace.agent.session import AgentSession
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts
 from overlace.daemon.facts import describe
+from overlace.model.errors import OverlaceError
 from overlace.model.objects import NodeDescription
 from overlace.network.driver import OverlayDriver
 from overlace.network.linux.datapath import DataPath
 from overlace.runtime.base import Platform, Runtime
 from overlace.wire.messages import Refused, Welcome
 
+log = structlog.get_logger(__name__)
+TASK_LABEL = "com.docker.swarm.task.id"
+LEAVE_SECONDS = 60.0  # for tasks to stop in order; Docker's default grace period is 10 s
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -75,7 +83,8 @@ class NodeHost:
             architecture=os.uname().machine,
             platform=platform,
         )
-        self.state = AgentState(data_root / "agent" / "agent.db")
+        self._agent_folder = data_root / "agent"
+        self.state = AgentState(self._agent_folder / "agent.db")
         self.agent = Agent(
             facts, runtime, self.driver, self.state, self.description, connect, on_refused, on_welcome
         )
@@ -99,5 +108,51 @@ class NodeHost:
         self.state.close()
 
     async def leave(self) -> None:
-        await self.agent.leave()
+        """Stop and take away everything; what does not end in time (`LEAVE_SECONDS`) is left to `sweep`."""
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self.agent.leave()
+        except Exception as e:
+            log.warning(
+                "could not end all of it in order: removing by force", error=str(e) or type(e).__name__
+            )
+            await self.agent.close()
+            self.state.close()
+            return
         self.state.close()
+        await asyncio.to_thread(shutil.rmtree, self._agent_folder, True)
+
+
+def has_leftovers(data_root: Path) -> bool:
+    """Whether a membership of this host was not taken away completely."""
+    return (data_root / "agent").exists()
+
+
+async def sweep(data_root: Path, exec_root: Path, runtime: Runtime, underlay_address: str) -> None:
+    """Remove all that a membership makes on a host, without any of its state: it may be damaged. Containers go by force.
+
+    Never raises: what cannot be removed is logged and stays marked (`has_leftovers`) for the next start.
+    """
+    whole = True
+    for container in await runtime.list():
+        if not container.config.labels.get(TASK_LABEL):
+            continue
+        try:
+            await runtime.remove(container.config.id, force=True)
+        except OverlaceError as e:
+            whole = False
+            log.warning("could not remove a container", id=container.config.id, error=e.message)
+    datapath = DataPath(
+        instance_id(data_root),
+        data_root / "network" / "datapath",
+        underlay_address,
+        exec_dir=exec_root / "network",
+    )
+    try:
+        await datapath.destroy()
+    except Exception:
+        whole = False
+        log.exception("could not take the network away")
+    await asyncio.to_thread(shutil.rmtree, data_root / "network", True)
+    if whole:
+        await asyncio.to_thread(shutil.rmtree, data_root / "agent", True)

@@ -13,9 +13,9 @@ import msgspec
 
 from overlace.lab import engine
 from overlace.lab.lab import Lab
+from overlace.model.specs import VNI_OPTION
 
 EMULATED_LABEL = "com.overlace.emulated"
-VXLAN_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 _NAMES = {"amd64": "x86_64", "arm64": "aarch64"}  # as images name architectures, as kernels do
 
 
@@ -117,7 +117,7 @@ class Cluster:
     def networks_by_vni(self) -> dict[int, str]:
         found = {}
         for network in self._get("/networks"):
-            for vni in ((network.get("Options") or {}).get(VXLAN_OPTION) or "").split(","):
+            for vni in ((network.get("Options") or {}).get(VNI_OPTION) or "").split(","):
                 if vni.isdigit():
                     found[int(vni)] = network["Name"]
         return found

@@ -396,6 +396,8 @@ class Demo:
         started = time.monotonic()
         self.lab.kill_host(victim.name)
         show.command("here", ["overlace", "lab", "kill", self.lab.name, victim.name])
+        show.say("Nothing tells the manager; it notices when the heartbeats stay away …")
+        print()
 
         def moved() -> list[TaskInfo] | None:
             return self.running(dict(wanted), without=victim.name)
@@ -405,9 +407,8 @@ class Demo:
         entry = self.lab.host("windows-1").address
         self.wait("the shop answering without it", lambda: self.get(entry), 30)
         show.say(
-            f"All {len(before)} run elsewhere {took:.1f} s after the power cut (a node is down when its"
-            " heartbeats stay away), and the shop answered again after"
-            f" {time.monotonic() - started:.1f} s."
+            f"All {len(before)} run elsewhere {took:.1f} s after the power cut, and the shop answered"
+            f" again after {time.monotonic() - started:.1f} s."
         )
         print()
         self.docker(self.manager.name, "node", "ls")

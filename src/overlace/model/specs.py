@@ -313,6 +313,12 @@ class Ipam(Doc, frozen=True):
     config: list[IpamConfig] = []
 
 
+VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
+MTU_OPTION = "com.docker.network.driver.mtu"
+# RFC 791: what every host must take whole; an overlay adds 50 bytes of headers to an IP packet of at most 65535.
+MIN_MTU, MAX_MTU = 576, 65485
+
+
 class NetworkSpec(Doc, frozen=True):
     """POST /networks/create as far as swarm networks go."""
 

@@ -22,6 +22,7 @@ import structlog
 
 from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unavailable
 from overlace.model.netview import NetView, NodeEntry
+from overlace.model.specs import MIN_MTU, MTU_OPTION
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.dns import Resolver, container_resolv_conf, parse_resolv_conf
 from overlace.network.hns.documents import Guid, HostComputeNetwork
@@ -45,8 +46,6 @@ from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
 
 log = structlog.get_logger(__name__)
 
-MTU_OPTION = "com.docker.network.driver.mtu"
-MIN_MTU = 576
 RESOLV_CONF = Path("/etc/resolv.conf")
 
 
@@ -133,6 +132,11 @@ class OverlayDriver:
         self._next: asyncio.Future[None] | None = None
 
     # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def local_subnet(self) -> IPv4Network:
+        """Of the node's own NAT network; its gateway is the first address."""
+        return self._local.subnet
 
     async def open(self, node_id: str) -> None:
         await self._datapath.open()

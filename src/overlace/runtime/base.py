@@ -34,7 +34,10 @@ class RegistryAuth(msgspec.Struct, frozen=True):
 
 
 class Mount(msgspec.Struct, frozen=True):
-    """One mount; `source` is a host path (bind) or a volume name (volume), absent for tmpfs."""
+    """One mount; `source` is a host path (bind) or a volume name (volume), absent for tmpfs.
+
+    A volume without a name is the container's own and goes with it.
+    """
 
     type: Literal["bind", "volume", "tmpfs"]
     target: str
@@ -43,6 +46,17 @@ class Mount(msgspec.Struct, frozen=True):
     propagation: str = "rprivate"
     tmpfs_size: int = 0  # bytes, 0 = kernel default
     tmpfs_mode: int = 0o1777
+    no_copy: bool = False  # volume: a fresh one stays empty, whatever the image has at `target`
+    create_source: bool = False  # bind: make the source as a folder when it is not there
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """A volume as mounted: `path` is its folder on the host."""
+
+    name: str
+    target: str
+    path: str
+    read_only: bool = False
 
 
 class FileMount(msgspec.Struct, frozen=True):
@@ -108,6 +122,8 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     ulimits: tuple[Ulimit, ...] = ()
     oom_score_adj: int = 0
     no_new_privileges: bool = False
+    log_max_size: int = 0  # bytes of one log file, 0 = the runtime's default
+    log_max_files: int = 0  # files of that size, the one being written included; 0 = the runtime's default
 
 
 class HealthLog(msgspec.Struct, frozen=True):
@@ -134,6 +150,7 @@ class Container(msgspec.Struct, frozen=True):
     failing_streak: int = 0
     health_log: tuple[HealthLog, ...] = ()
     argv: tuple[str, ...] = ()  # the resolved command line
+    volumes: tuple[Volume, ...] = ()  # those of its mounts and those its image declares
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -202,6 +219,9 @@ class Runtime(Protocol):
     async def inspect(self, container_id: str) -> Container: ...
 
     async def list(self) -> list[Container]: ...
+
+    async def layer_size(self, container_id: str) -> int:
+        """Bytes in the files of its own writable layer."""
 
     async def wait(self, container_id: str) -> Container:
         """Return when the container is not running (at once if so)."""

@@ -44,7 +44,7 @@ from overlace.model.objects import (
     TaskStatus,
     VirtualIP,
 )
-from overlace.model.specs import EndpointSpec, NetworkSpec, NodeSpec
+from overlace.model.specs import EndpointSpec, NetworkSpec, NodeSpec, PortConfig
 from overlace.model.states import NodeState, TaskState
 from overlace.network.switch import Switch
 from overlace.runtime.base import (
@@ -132,6 +132,9 @@ class FakeRuntime:
 
     async def list(self) -> list[Container]:
         return list(self.containers.values())
+
+    async def layer_size(self, container_id: str) -> int:
+        return 4096
 
     async def changes(self) -> AsyncIterator[str]:
         queue: asyncio.Queue[str] = asyncio.Queue()
@@ -240,6 +243,7 @@ class FakeBackend:
             )
         ]
         self.addresses: dict[str, list[ContainerAddress]] = {}
+        self.ports: dict[str, list[PortConfig]] = {}
 
     def swarm(self) -> LocalSwarm:
         return self.state
@@ -266,6 +270,9 @@ class FakeBackend:
 
     async def container_addresses(self, container_id: str) -> Sequence[ContainerAddress]:
         return self.addresses.get(container_id, [])
+
+    async def container_ports(self, container_id: str) -> Sequence[PortConfig]:
+        return self.ports.get(container_id, [])
 
 
 def node(id: str = NODE, hostname: str = "one", os: str = "linux", manager: bool = True) -> Node:

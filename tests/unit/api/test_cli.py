@@ -224,7 +224,11 @@ async def test_this_host(docker: Docker, backend: FakeBackend, api: Api) -> None
     assert "registry:5000/shop/web" in good(await docker("images"))
     assert json.loads(good(await docker("image", "inspect", "registry:5000/shop/web:1")))[0]["Os"] == "linux"
     assert "not supported yet" in bad(await docker("system", "df"))
-    assert "not measured" in bad(await docker("ps", "--size"))
+    assert "4.1kB (virtual 5MB)" in good(await docker("ps", "--size"))
+    shown = json.loads(good(await docker("ps", "--format", "{{json .}}")))
+    assert shown["Size"].startswith("4.1kB"), "json asks for the size, too"
+    shown = json.loads(good(await docker("inspect", "--size", "web.1.task")))[0]
+    assert (shown["SizeRw"], shown["SizeRootFs"]) == (4096, 5_004_096)
     assert "Untagged" in good(await docker("rmi", "registry:5000/shop/web:1"))
     assert "not supported yet" in bad(await docker("exec", "web.1.task", "true"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from overlace.api.backend import LocalSwarm
@@ -18,8 +19,8 @@ from overlace.api.server import ApiServer
 from overlace.manager.logs import LogRecord
 from overlace.model.errors import Conflict, InvalidArgument
 from overlace.model.objects import Network, Task
-from overlace.model.specs import NetworkSpec
-from overlace.runtime.base import LogLine
+from overlace.model.specs import NetworkSpec, PortConfig
+from overlace.runtime.base import LogLine, Mount, Volume
 
 from .conftest import Api
 from .doubles import DIGEST, NODE, FakeBackend, FakeRuntime, ResolvedImage, container, image, overlay_here
@@ -454,6 +455,70 @@ async def test_container_logs(api: Api, backend: FakeBackend) -> None:
 
 
 # -- this host ---------------------------------------------------------------------------------------------------
+
+
+async def test_ports_of_containers(api: Api, backend: FakeBackend) -> None:
+    """As Docker shows a swarm's tasks: what the host publishes, and what the image exposes."""
+    exposing = msgspec.structs.replace(
+        image(), config={"ExposedPorts": {"80/tcp": {}, "9000": {}, "53/udp": {}}}
+    )
+    backend.runtime.stored[exposing.id] = exposing
+    backend.runtime.put(container())
+    backend.runtime.put(container("old.1.x", "d" * 64, status="exited"))
+    backend.ports["c" * 64] = [
+        PortConfig(target_port=80, published_port=p, publish_mode="host") for p in (8081, 8080)
+    ]
+    _, listed, _ = await api("GET", "/containers/json", params={"all": "1"})
+    ports = {c["Names"][0]: c["Ports"] for c in listed}
+    assert ports["/web.1.task"] == [
+        {"PrivatePort": 53, "Type": "udp"},
+        {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8080, "Type": "tcp"},
+        {"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 8081, "Type": "tcp"},
+        {"PrivatePort": 9000, "Type": "tcp"},
+    ]
+    assert ports["/old.1.x"] == []
+    _, shown, _ = await api("GET", "/containers/cccc/json")
+    assert shown["NetworkSettings"]["Ports"] == {
+        "53/udp": None,
+        "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "0.0.0.0", "HostPort": "8081"}],
+        "9000/tcp": None,
+    }
+    assert set(shown["Config"]["ExposedPorts"]) == {"53/udp", "80/tcp", "9000/tcp"}
+    assert [b["HostPort"] for b in shown["HostConfig"]["PortBindings"]["80/tcp"]] == ["8081", "8080"]
+    for filters, count in (
+        ('{"publish":["8080"]}', 1),
+        ('{"publish":["8000-8090/tcp"]}', 1),
+        ('{"publish":["8080/udp"]}', 0),
+        ('{"expose":["53/udp"]}', 1),
+        ('{"expose":["80","81"]}', 1),
+        ('{"expose":["81"]}', 0),
+    ):
+        _, listed, _ = await api("GET", "/containers/json", params={"filters": filters})
+        assert len(listed) == count, filters
+    assert (await api("GET", "/containers/json", params={"filters": '{"expose":["x"]}'}))[0] == 400
+
+
+async def test_mounts_and_log_options_of_a_container(api: Api, backend: FakeBackend) -> None:
+    config = msgspec.structs.replace(
+        container().config,
+        mounts=(Mount("bind", "/b", source="/srv"), Mount("volume", "/v")),
+        log_max_size=10_000_000,
+        log_max_files=3,
+    )
+    made = Volume("0" * 64, "/v", "/var/lib/x/volumes/0/_data")
+    backend.runtime.put(container(config=config, volumes=(made,)))
+    _, shown, _ = await api("GET", "/containers/cccc/json")
+    assert [(m["Type"], m["Source"], m["Destination"]) for m in shown["Mounts"]] == [
+        ("bind", "/srv", "/b"),
+        ("volume", made.path, "/v"),
+    ]
+    assert shown["Mounts"][1]["Name"] == made.name, "Docker names anonymous volumes too"
+    assert shown["HostConfig"]["LogConfig"] == {
+        "Type": "json-file",
+        "Config": {"max-size": "10m", "max-file": "3"},
+    }
+    _, listed, _ = await api("GET", "/containers/json", params={"filters": f'{{"volume":["{made.name}"]}}'})
+    assert len(listed) == 1
 
 
 async def test_containers(api: Api, backend: FakeBackend) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from control_kit import Kit, ports, spec, words
 
+from overlace.manager.control import Control
 from overlace.model.errors import (
     Conflict,
     FailedPrecondition,
@@ -27,13 +28,21 @@ from overlace.model.objects import (
     Task,
     TaskStatus,
 )
-from overlace.model.specs import ConfigSpec, NetworkSpec, NodeSpec, SecretSpec, SwarmSpec, TaskSpec
+from overlace.model.specs import (
+    MTU_OPTION,
+    ConfigSpec,
+    NetworkSpec,
+    NodeSpec,
+    SecretSpec,
+    SwarmSpec,
+    TaskSpec,
+)
+from overlace.model.specs import VNI_OPTION as VXLAN
 from overlace.model.states import NodeState, TaskState
 from overlace.security.ca import CertificateAuthority
 from overlace.store.base import Put
 
 RPC = "rpc error: code = "
-VXLAN = "com.docker.network.driver.overlay.vxlanid_list"
 
 
 def network(**members: Any) -> NetworkSpec:
@@ -59,7 +68,8 @@ def ipam(**config: Any) -> dict[str, Any]:
             RPC + "InvalidArgument desc = ingress network cannot be attachable",
         ),
         ({"Options": {"encrypted": ""}}, 501, "would cross the underlay in clear"),
-        ({"Options": {"com.docker.network.driver.mtu": "1400"}}, 501, "the MTU follows from the underlay's"),
+        ({"Options": {MTU_OPTION: "575"}}, 400, "'575' is not an MTU; give a number between 576 and 65485"),
+        ({"Options": {MTU_OPTION: "jumbo"}}, 400, "'jumbo' is not an MTU"),
         ({"Options": {"foo": "1"}}, 400, "unknown option foo"),
         ({"Options": {VXLAN: "256"}}, 400, "VNI 256 cannot be used: Windows hosts need 4096 or more"),
         ({"Options": {VXLAN: "abc"}}, 400, "'abc' is not a VNI"),
@@ -122,6 +132,13 @@ async def test_overlapping_subnets_are_refused_with_both_names() -> None:
     await kit.control.create_network(
         network(Name="three", IPAM=ipam(Subnet="10.78.0.0/24"), Options={VXLAN: "5000"})
     )
+
+
+@pytest.mark.parametrize("mtu", ["576", "1400", "65485"])
+async def test_an_mtu_a_network_asks_for_is_kept(mtu: str) -> None:
+    kit = Kit()
+    id, _ = await kit.control.create_network(network(Options={MTU_OPTION: mtu}))
+    assert Control.find(kit.store.view(), Network, id).spec.options == {MTU_OPTION: mtu}
 
 
 async def test_one_ingress_network() -> None:

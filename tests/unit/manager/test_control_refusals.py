@@ -258,9 +258,27 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("log driver", {"template": {"LogDriver": {"Name": "syslog"}}}, 501, "log driver syslog"),
     (
         "log option",
-        {"template": {"LogDriver": {"Name": "json-file", "Options": {"max-size": "1m"}}}},
+        {"template": {"LogDriver": {"Name": "json-file", "Options": {"tag": "x"}}}},
         501,
-        "log option max-size",
+        "log option tag is not supported yet",
+    ),
+    (
+        "log size",
+        {"template": {"LogDriver": {"Options": {"max-size": "10 apples"}}}},
+        400,
+        "TaskTemplate.LogDriver: log option max-size: '10 apples' is not a size above 0; use a number with k, m or g",
+    ),
+    (
+        "log files",
+        {"template": {"LogDriver": {"Options": {"max-file": "0"}}}},
+        400,
+        "max-file: '0' is not a number",
+    ),
+    (
+        "no such log option",
+        {"template": {"LogDriver": {"Options": {"max-sice": "1m"}}}},
+        400,
+        "unknown log opt 'max-sice' for json-file log driver",
     ),
     (
         "npipe",
@@ -344,7 +362,7 @@ async def test_a_full_valid_spec_is_taken() -> None:
                 "Preferences": [{"Spread": {"SpreadDescriptor": "node.labels.zone"}}],
                 "MaxReplicas": 2,
             },
-            "LogDriver": {"Name": "json-file"},
+            "LogDriver": {"Name": "json-file", "Options": {"max-size": "10m", "max-file": "3"}},
         },
         container={
             "Env": [
@@ -361,6 +379,13 @@ async def test_a_full_valid_spec_is_taken() -> None:
                     "Source": "data",
                     "Target": "C:\\data",
                     "VolumeOptions": {"Labels": {"a": "b"}},
+                },
+                {"Type": "volume", "Target": "/own", "VolumeOptions": {"NoCopy": True}},
+                {
+                    "Type": "bind",
+                    "Source": "/made",
+                    "Target": "/made",
+                    "BindOptions": {"CreateMountpoint": True},
                 },
                 {"Type": "tmpfs", "Target": "/tmp", "TmpfsOptions": {"SizeBytes": 1 << 20, "Mode": 0o700}},
             ],

@@ -12,7 +12,7 @@ import pytest
 
 from overlace.model.errors import Conflict, InvalidArgument, Unavailable
 from overlace.model.netview import NetView
-from overlace.model.specs import PortConfig
+from overlace.model.specs import MTU_OPTION, PortConfig
 from overlace.network import driver as driver_module
 from overlace.network.base import TaskNetwork
 from overlace.network.driver import OverlayDriver
@@ -191,9 +191,7 @@ async def test_the_mtu_fits_every_host_and_the_networks_wish(host: Host) -> None
     await d.attach(task("t1", ("back", "10.0.1.9/24")))
     assert host.kernel.interfaces[guid_of("endpoint", "back", "t1")][4] == 1350
     for asked, mtu in (("1200", 1200), ("9000", 1350), ("none", 1350)):
-        v.put(
-            msgspec.structs.replace(network("back", 4097, 1), driver_opts={driver_module.MTU_OPTION: asked})
-        )
+        v.put(msgspec.structs.replace(network("back", 4097, 1), driver_opts={MTU_OPTION: asked}))
         await d.apply_view(v, {"network/back"})
         await d.attach(task(f"m{asked}", ("back", f"10.0.1.{100 + ord(asked[0])}/24")))
         assert host.kernel.interfaces[guid_of("endpoint", "back", f"m{asked}")][4] == mtu

@@ -12,7 +12,7 @@ import pytest
 from overlace.model.errors import Internal, InvalidArgument, NotFound, Unavailable
 from overlace.runtime.base import ContainerConfig, Platform, RegistryAuth
 from overlace.runtime.oci.changes import ChangeFeed
-from overlace.runtime.oci.files import read_scoped, scoped_path, write_atomically
+from overlace.runtime.oci.files import read_scoped, scoped_path, tree_size, write_atomically
 from overlace.runtime.oci.mkimage import Variant, write_layout
 from overlace.runtime.oci.prepare import hosts_text, local_addresses
 from overlace.runtime.oci.shim import StartRefused, start_error
@@ -155,3 +155,15 @@ async def test_a_slow_listener_hears_of_each_container_once() -> None:
     feed.close()
     assert [item async for item in slow] == ["a"]
     assert [item async for item in gone] == []
+
+
+def test_a_tree_weighs_each_file_once_and_follows_no_link(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (tmp_path / "outside").write_bytes(b"x" * 1000)
+    (root / "a").write_bytes(b"x" * 10)
+    (root / "sub/b").write_bytes(b"x" * 5)
+    os.link(root / "a", root / "sub/again")
+    (root / "out").symlink_to(tmp_path / "outside")
+    assert tree_size(root) == 15
+    assert tree_size(tmp_path / "nothing") == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 
 from overlace.runtime.base import Container, ContainerConfig, Healthcheck, HealthLog, LogLine, LogOptions
 from overlace.runtime.oci.health import next_delay, probe_argv, record_probe
-from overlace.runtime.oci.logs import parse_line, tail_offset, wanted
+from overlace.runtime.oci.logs import parse_line, read_log, rotate_if_large, rotated, tail_offset, wanted
+from overlace.runtime.oci.watch import FolderWatch
 
 SECOND = 1_000_000_000
 STAMP = b"2026-11-23T12:32:30.439091492+00:00"
@@ -70,6 +74,70 @@ def test_tail_is_the_last_lines_of_the_whole(
         if line and wanted(line, options)
     ]
     assert got == whole
+
+
+class _Shim:
+    """What conmon does with a log: append, and open a new file when told so through the control pipe."""
+
+    def __init__(self, folder: Path, size: int, files: int) -> None:
+        self.log, self._control = folder / "log", folder / "ctl"
+        self._size, self._files, self._count = size, files, 0
+        os.mkfifo(self._control)
+        self._reader = os.open(self._control, os.O_RDONLY | os.O_NONBLOCK)
+
+    def write(self, lines: int) -> None:
+        with self.log.open("ab") as file:
+            for _ in range(lines):
+                self._count += 1
+                file.write(STAMP + b" stdout F %d\n" % self._count)
+
+    def rotate(self) -> bool:
+        done = rotate_if_large(self.log, self._control, self._size, self._files)
+        assert not done or os.read(self._reader, 100) == b"2 0 0\n"
+        return done
+
+    def close(self) -> None:
+        os.close(self._reader)
+
+
+async def _read(log: Path, options: LogOptions, ended: asyncio.Event) -> list[int]:
+    watch = FolderWatch()
+    try:
+        return [int(line.data) async for line in read_log(log, options, watch, ended.is_set, ended)]
+    finally:
+        watch.close()
+
+
+@pytest.mark.parametrize(("files", "kept"), [(1, [21]), (2, [*range(11, 22)]), (3, [*range(1, 22)])])
+async def test_a_log_keeps_the_files_it_is_told_to(tmp_path: Path, files: int, kept: list[int]) -> None:
+    shim = _Shim(tmp_path, 100, files)
+    for _ in range(2):
+        shim.write(1)
+        assert not shim.rotate()
+        shim.write(9)
+        assert shim.rotate()
+    shim.write(1)
+    ended = asyncio.Event()
+    ended.set()
+    assert await _read(shim.log, LogOptions(), ended) == kept
+    assert await _read(shim.log, LogOptions(tail=3), ended) == kept[-3:]
+    shim.close()
+
+
+async def test_a_follower_loses_nothing_while_files_rotate_under_it(tmp_path: Path) -> None:
+    shim, ended = _Shim(tmp_path, 100, 4), asyncio.Event()
+    shim.write(5)
+    reading = asyncio.create_task(_read(shim.log, LogOptions(follow=True), ended))
+    for _ in range(4):
+        await asyncio.sleep(0.03)
+        for _ in range(2):  # twice before the follower looks again
+            shim.write(9)
+            shim.rotate()
+            shim.write(3)
+    ended.set()
+    assert await reading == [*range(1, 102)]
+    assert not rotated(shim.log, 4).exists()
+    shim.close()
 
 
 def _container(**fields: Any) -> Container:

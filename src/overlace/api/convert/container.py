@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Any
 
 from overlace.api.backend import ContainerAddress
 from overlace.api.codec import ZERO_TIME, rfc3339
 from overlace.api.convert.common import Json
+from overlace.model.logoptions import size_text
+from overlace.model.specs import PortConfig
 from overlace.runtime.base import Container, ContainerConfig
 
 _SECOND = 1_000_000_000
+ANYWHERE = "0.0.0.0"  # a published port answers on every address of the host
 
 
 def human_duration(ns: int) -> str:
@@ -56,7 +58,46 @@ def status_text(found: Container, now: int) -> str:
     return f"Exited ({found.exit_code}) {human_duration(now - found.finished_at)} ago"
 
 
-def summary(found: Container, addresses: Sequence[ContainerAddress], now: int = 0) -> Json:
+def exposed_ports(image_config: Json, ports: Sequence[PortConfig]) -> list[str]:
+    """`80/tcp` of what the image exposes and of what the host publishes, by number."""
+    exposed = image_config.get("ExposedPorts")
+    names = {p if "/" in p else f"{p}/tcp" for p in exposed} if isinstance(exposed, dict) else set()
+    names |= {f"{p.target_port}/{p.protocol}" for p in ports}
+    return sorted(names, key=lambda name: (len(name.partition("/")[0]), name))
+
+
+def _port_list(found: Container, ports: Sequence[PortConfig], image_config: Json) -> list[Json]:
+    """The PORTS column: nothing for what does not run, as in Docker."""
+    if found.status != "running":
+        return []
+    shown: list[Json] = []
+    for name in exposed_ports(image_config, ports):
+        number, _, protocol = name.partition("/")
+        private: Json = {"PrivatePort": int(number), "Type": protocol}
+        public = [p.published_port for p in ports if name == f"{p.target_port}/{p.protocol}"]
+        shown += [{"IP": ANYWHERE, **private, "PublicPort": port} for port in sorted(public)] or [private]
+    return shown
+
+
+def _port_map(found: Container, ports: Sequence[PortConfig], image_config: Json) -> Json:
+    """The same for `docker inspect`: bindings by port, None for one that is only exposed."""
+    shown: Json = {}
+    for port in _port_list(found, ports, image_config):
+        bindings = shown.setdefault(f"{port['PrivatePort']}/{port['Type']}", None)
+        if "PublicPort" in port:
+            binding = {"HostIp": port["IP"], "HostPort": str(port["PublicPort"])}
+            shown[f"{port['PrivatePort']}/{port['Type']}"] = [*(bindings or ()), binding]
+    return shown
+
+
+def summary(
+    found: Container,
+    addresses: Sequence[ContainerAddress],
+    now: int = 0,
+    ports: Sequence[PortConfig] = (),
+    image_config: Json | None = None,
+) -> Json:
+    """One line of `docker ps`; `image_config` says which ports the image exposes."""
     config = found.config
     return {
         "Id": config.id,
@@ -65,13 +106,13 @@ def summary(found: Container, addresses: Sequence[ContainerAddress], now: int = 
         "ImageID": found.image_id,
         "Command": " ".join(_quote(word) for word in found.argv),
         "Created": found.created_at // _SECOND,
-        "Ports": [],
+        "Ports": _port_list(found, ports, image_config or {}),
         "Labels": dict(config.labels),
         "State": found.status,
         "Status": status_text(found, now),
         "HostConfig": {"NetworkMode": addresses[0].network if addresses else "none"},
         "NetworkSettings": {"Networks": networks(addresses)},
-        "Mounts": [_mount_point(m) for m in config.mounts],
+        "Mounts": _mount_points(found),
     }
 
 
@@ -110,21 +151,42 @@ def networks(addresses: Sequence[ContainerAddress]) -> Json:
     return shown
 
 
-def _mount_point(mount: Any) -> Json:
-    found = {
-        "Type": mount.type,
-        "Source": mount.source if mount.type == "bind" else "",
-        "Destination": mount.target,
-        "Mode": "",
-        "RW": not mount.read_only,
-        "Propagation": mount.propagation if mount.type == "bind" else "",
-    }
-    if mount.type == "volume":
-        found |= {"Name": mount.source, "Driver": "local", "Mode": "z"}
-    return found
+def _mount_points(found: Container) -> list[Json]:
+    """What is mounted: binds and tmpfs as asked for, volumes as they were made (those the image declares too)."""
+    shown = [
+        {
+            "Type": mount.type,
+            "Source": mount.source,
+            "Destination": mount.target,
+            "Mode": "",
+            "RW": not mount.read_only,
+            "Propagation": mount.propagation if mount.type == "bind" else "",
+        }
+        for mount in found.config.mounts
+        if mount.type != "volume"
+    ]
+    return shown + [
+        {
+            "Type": "volume",
+            "Name": volume.name,
+            "Source": volume.path,
+            "Destination": volume.target,
+            "Driver": "local",
+            "Mode": "z",
+            "RW": not volume.read_only,
+            "Propagation": "",
+        }
+        for volume in found.volumes
+    ]
 
 
-def inspect(found: Container, addresses: Sequence[ContainerAddress], os: str, image_config: Json) -> Json:
+def inspect(
+    found: Container,
+    addresses: Sequence[ContainerAddress],
+    os: str,
+    image_config: Json,
+    ports: Sequence[PortConfig] = (),
+) -> Json:
     """`image_config` fills what the container's own config leaves to the image."""
     config = found.config
     argv = found.argv
@@ -147,15 +209,15 @@ def inspect(found: Container, addresses: Sequence[ContainerAddress], os: str, im
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": None,
-        "HostConfig": _host_config(config, addresses),
+        "HostConfig": _host_config(config, addresses, ports),
         "GraphDriver": {"Name": "overlayfs", "Data": None},
-        "Mounts": [_mount_point(m) for m in config.mounts],
-        "Config": _config(config, image_config),
+        "Mounts": _mount_points(found),
+        "Config": _config(config, image_config, ports),
         "NetworkSettings": {
             "Bridge": "",
             "SandboxID": "",
             "SandboxKey": config.netns,
-            "Ports": {},
+            "Ports": _port_map(found, ports, image_config),
             "HairpinMode": False,
             "LinkLocalIPv6Address": "",
             "LinkLocalIPv6PrefixLen": 0,
@@ -206,7 +268,7 @@ def _state(found: Container) -> Json:
     return state
 
 
-def _config(config: ContainerConfig, image: Json) -> Json:
+def _config(config: ContainerConfig, image: Json, ports: Sequence[PortConfig]) -> Json:
     shown: Json = {
         "Hostname": config.hostname,
         "Domainname": "",
@@ -214,7 +276,7 @@ def _config(config: ContainerConfig, image: Json) -> Json:
         "AttachStdin": False,
         "AttachStdout": False,
         "AttachStderr": False,
-        "ExposedPorts": image.get("ExposedPorts"),
+        "ExposedPorts": {name: {} for name in exposed_ports(image, ports)},
         "Tty": config.tty,
         "OpenStdin": config.open_stdin,
         "StdinOnce": False,
@@ -231,7 +293,7 @@ def _config(config: ContainerConfig, image: Json) -> Json:
         "OnBuild": None,
         "Labels": {**(image.get("Labels") or {}), **config.labels},
     }
-    if shown["ExposedPorts"] is None:
+    if not shown["ExposedPorts"]:
         del shown["ExposedPorts"]
     signal = config.stop_signal or image.get("StopSignal")
     if signal:
@@ -255,13 +317,28 @@ def merge_env(image: Sequence[str], own: Sequence[str]) -> list[str]:
     return [*own, *(e for e in image if e.partition("=")[0] not in names)]
 
 
-def _host_config(config: ContainerConfig, addresses: Sequence[ContainerAddress]) -> Json:
+def _log_options(config: ContainerConfig) -> Json:
+    shown = {"max-size": size_text(config.log_max_size), "max-file": str(config.log_max_files)}
+    return {key: value for key, value in shown.items() if value != "0"}
+
+
+def _bindings(ports: Sequence[PortConfig]) -> Json:
+    shown: Json = {}
+    for p in ports:
+        binding = {"HostIp": "", "HostPort": str(p.published_port)}
+        shown.setdefault(f"{p.target_port}/{p.protocol}", []).append(binding)
+    return shown
+
+
+def _host_config(
+    config: ContainerConfig, addresses: Sequence[ContainerAddress], ports: Sequence[PortConfig]
+) -> Json:
     return {
         "Binds": None,
         "ContainerIDFile": "",
-        "LogConfig": {"Type": "json-file", "Config": {}},
+        "LogConfig": {"Type": "json-file", "Config": _log_options(config)},
         "NetworkMode": addresses[0].network if addresses else "none",
-        "PortBindings": {},
+        "PortBindings": _bindings(ports),
         "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
         "AutoRemove": False,
         "VolumeDriver": "",

@@ -10,15 +10,14 @@ from overlace.api.backend import LocalEndpoint, LocalNetwork
 from overlace.api.codec import rfc3339
 from overlace.api.convert.common import Json, document, header
 from overlace.model.objects import Network, Node, Service, Subnet, Task
+from overlace.model.specs import VNI_OPTION
 from overlace.model.states import TaskState
-
-VXLAN_LIST = "com.docker.network.driver.overlay.vxlanid_list"
 
 
 def _options(network: Network) -> dict[str, str]:
     options = dict(network.spec.options)
     if network.vni:
-        options[VXLAN_LIST] = str(network.vni)
+        options[VNI_OPTION] = str(network.vni)
     return options
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +15,7 @@ from overlace.api.convert import container as show
 from overlace.api.logs import Line, closing, details, parameters, stream_lines
 from overlace.api.routes.networks import label_matches
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError, Unimplemented
+from overlace.model.specs import PortConfig
 from overlace.runtime.base import Container
 
 FILTERS = frozenset(
@@ -58,7 +59,6 @@ async def find(call: Call, ref: str) -> Container:
 
 
 async def list_containers(call: Call) -> web.StreamResponse:
-    _refuse_size(call)
     filters = call.filters(FILTERS)
     for value in filters.get("status", ()):
         if value not in _STATUS:
@@ -92,12 +92,19 @@ async def list_containers(call: Call) -> web.StreamResponse:
             continue
         if not _kept(container, filters):
             continue
+        ports = await call.backend.container_ports(container.config.id)
+        image = await _image_config(call, container)
+        if not _ports_kept(show.exposed_ports(image, ports), ports, filters):
+            continue
         addresses = await call.backend.container_addresses(container.config.id)
         if "network" in filters and not any(
             v in (a.network, a.network_id) for a in addresses for v in filters["network"]
         ):
             continue
-        shown.append(show.summary(container, addresses, now))
+        line = show.summary(container, addresses, now, ports, image)
+        if call.flag("size"):
+            line |= await _sizes(call, container)
+        shown.append(line)
         if 0 < int(limit or 0) <= len(shown):
             break
     return answer(shown)
@@ -112,9 +119,10 @@ def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
         "is-task": lambda v: ("com.docker.swarm.task" in config.labels) == flag(v),
         "name": lambda v: v.removeprefix("/") in config.name,
         "status": lambda v: container.status == v,
-        "volume": lambda v: any(v in (m.source, m.target) for m in config.mounts),
-        "expose": lambda v: False,  # single containers have no ports of their own here
-        "publish": lambda v: False,
+        "volume": lambda v: (
+            any(v in (m.source, m.target) for m in config.mounts)
+            or any(v in (m.name, m.target) for m in container.volumes)
+        ),
         "isolation": lambda v: v in ("", "default", "process"),
     }
     for key, values in filters.items():
@@ -126,26 +134,55 @@ def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
     return True
 
 
-def _refuse_size(call: Call) -> None:
-    if call.flag("size"):
-        raise Unimplemented(
-            "size=1 is not supported yet: the size of a container's own layer is not measured"
+def _ports_kept(exposed: list[str], ports: Sequence[PortConfig], filters: dict[str, list[str]]) -> bool:
+    """The filters `expose` and `publish`: `80`, `80/tcp`, `8000-8080/tcp` (moby daemon/list.go)."""
+    published = [f"{p.published_port}/{p.protocol}" for p in ports]
+    for key, there in (("expose", exposed), ("publish", published)):
+        wanted = [_port_range(key, value) for value in filters.get(key, ())]
+        numbers = [(int(number), protocol) for number, _, protocol in (t.partition("/") for t in there)]
+        if wanted and not any(n in among and p == protocol for among, protocol in wanted for n, p in numbers):
+            return False
+    return True
+
+
+def _port_range(key: str, value: str) -> tuple[range, str]:
+    numbers, _, protocol = value.partition("/")
+    first, _, last = numbers.partition("-")
+    if not first.isdecimal() or not (last or first).isdecimal() or protocol not in ("", "tcp", "udp", "sctp"):
+        raise InvalidArgument(
+            f"invalid filter '{key}={value}': use PORT, PORT/PROTOCOL or FIRST-LAST/PROTOCOL"
         )
+    return range(int(first), int(last or first) + 1), protocol or "tcp"
+
+
+async def _image_config(call: Call, found: Container) -> dict[str, Any]:
+    """The config of a container's image; empty when it was removed by force since."""
+    try:
+        return dict((await call.backend.runtime.image(found.image_id)).config)
+    except OverlaceError:
+        return {}
+
+
+async def _sizes(call: Call, found: Container) -> dict[str, int]:
+    """What `--size` shows: the container's own layer, and that on top of its image."""
+    try:
+        own = await call.backend.runtime.layer_size(found.config.id)
+    except NotFound:
+        own = 0  # gone since
+    try:
+        image = (await call.backend.runtime.image(found.image_id)).size
+    except NotFound:
+        image = 0  # removed by force since
+    return {"SizeRw": own, "SizeRootFs": own + image}
 
 
 async def inspect(call: Call) -> web.StreamResponse:
-    _refuse_size(call)
     found = await find(call, call.args["id"])
-    try:
-        image: dict[str, Any] = dict((await call.backend.runtime.image(found.image_id)).config)
-    except OverlaceError:
-        image = {}  # removed by force since
-    addresses = await _addresses(call, found)
-    shown = show.inspect(found, addresses, call.backend.options.os, image)
+    image = await _image_config(call, found)
+    ports = await call.backend.container_ports(found.config.id)
+    shown = show.inspect(found, await _addresses(call, found), call.backend.options.os, image, ports)
     if call.flag("size"):
-        raise Unimplemented(
-            "size=1 is not supported yet: the size of a container's own layer is not measured"
-        )
+        shown |= await _sizes(call, found)
     return answer(shown)
 
 

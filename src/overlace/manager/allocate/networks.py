@@ -14,11 +14,11 @@ import msgspec
 
 from overlace.manager.allocate.book import IPNetwork, make_pool
 from overlace.model.objects import Cluster, Network, Subnet
+from overlace.model.specs import VNI_OPTION
 from overlace.store.base import Change, Put, View
 
 FIRST_VNI = 4096  # below is left to others: Windows takes no VSID under 4096
 LAST_VNI = (1 << 24) - 1
-VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 
 
 def is_overlay(network: Network) -> bool:

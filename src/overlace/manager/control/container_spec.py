@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 
 from overlace.manager.control.base import swarm
-from overlace.model.errors import InvalidArgument, Unimplemented
+from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
+from overlace.model.logoptions import parse_log_options
 from overlace.model.reference import parse_reference
 from overlace.model.specs import (
     ConfigReference,
@@ -179,7 +180,6 @@ def _check_bind(mount: Mount, final: Mount, where: str) -> None:
         raise InvalidArgument(f'invalid MountPropagation: "{options.propagation}"')
     for field, given in (
         ("NonRecursive", options.non_recursive),
-        ("CreateMountpoint", options.create_mountpoint),
         ("ReadOnlyNonRecursive", options.read_only_non_recursive),
         ("ReadOnlyForceRecursive", options.read_only_force_recursive),
     ):
@@ -188,9 +188,7 @@ def _check_bind(mount: Mount, final: Mount, where: str) -> None:
 
 
 def _check_volume(mount: Mount, final: Mount, where: str) -> None:
-    if not final.source:
-        raise unsupported(f"{where}: a volume without a name", "give the volume a name (Source)")
-    if not _VOLUME_NAME.fullmatch(final.source):
+    if final.source and not _VOLUME_NAME.fullmatch(final.source):
         raise InvalidArgument(
             f'"{final.source}" includes invalid characters for a local volume name, only'
             ' "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed.'
@@ -201,8 +199,6 @@ def _check_volume(mount: Mount, final: Mount, where: str) -> None:
         return
     if options.subpath:
         raise unsupported(f"{where}: VolumeOptions.Subpath", "mount the whole volume")
-    if options.no_copy:
-        raise unsupported(f"{where}: VolumeOptions.NoCopy", "leave it out")
     driver = options.driver_config
     if driver is not None and driver.name not in ("", "local"):
         raise unsupported(f"{where}: volume driver {driver.name}", "hosts have the driver local")
@@ -352,10 +348,12 @@ def _check_file(kind: str, name: str, file: FileTarget, taken: dict[str, str]) -
 
 
 def check_log_driver(driver: Driver | None, where: str) -> None:
-    """Logs are kept on the host in Docker's json-file form; nothing else can be asked for yet."""
+    """Logs are kept on the host, by the driver json-file; only their size can be asked for yet."""
     if driver is None:
         return
     if driver.name not in ("", "json-file"):
         raise unsupported(f"{where}: log driver {driver.name}", "hosts keep logs with json-file")
-    if driver.options:
-        raise unsupported(f"{where}: log option {next(iter(driver.options))}", "leave the log options out")
+    try:
+        parse_log_options(driver.options)
+    except OverlaceError as error:
+        raise type(error)(f"{where}: {error.message}") from None

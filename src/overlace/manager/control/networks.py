@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import ipaddress
 
-from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI, VNI_OPTION
+from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI
 from overlace.manager.control.base import Core, swarm
 from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_dns_name
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument
 from overlace.model.objects import Network, Service
-from overlace.model.specs import IpamConfig, NetworkSpec
+from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamConfig, NetworkSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
-_MTU_OPTION = "com.docker.network.driver.mtu"
 _SMALLEST_PREFIX, _LARGEST_PREFIX = 29, 8
 
 
@@ -152,12 +151,19 @@ def _check_options(options: dict[str, str]) -> None:
                 )
         elif key == VNI_OPTION:
             _check_vni(value)
-        elif key == _MTU_OPTION:
-            raise unsupported(f"option {key}", "the MTU follows from the underlay's; leave it out")
+        elif key == MTU_OPTION:
+            _check_mtu(value)
         else:
             raise InvalidArgument(
-                f"unknown option {key} for an overlay network; known are {VNI_OPTION} and encrypted=false"
+                f"unknown option {key} for an overlay network; known are {VNI_OPTION}, {MTU_OPTION} and encrypted=false"
             )
+
+
+def _check_mtu(value: str) -> None:
+    if not value.isdecimal() or not MIN_MTU <= int(value) <= MAX_MTU:
+        raise InvalidArgument(
+            f"option {MTU_OPTION}: '{value}' is not an MTU; give a number between {MIN_MTU} and {MAX_MTU}"
+        )
 
 
 def _check_vni(value: str) -> int:

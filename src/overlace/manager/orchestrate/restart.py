@@ -13,6 +13,9 @@ from overlace.model.states import TaskState
 
 DEFAULT_DELAY = 5 * SECOND
 OLD_TASK_TIMEOUT = 60 * SECOND  # how long a replacement waits for its predecessor to stop
+REJECTED_DELAY = (
+    SECOND  # at least, whatever the policy says: a task its node refuses costs no time of its own
+)
 
 _ENDED_ITSELF = (TaskState.COMPLETE, TaskState.FAILED, TaskState.REJECTED)
 
@@ -55,10 +58,15 @@ def is_finished(slot: Slot) -> bool:
 
 
 def fill_slot(work: Work, slot: Slot) -> None:
-    """Bring one wanted slot in order: replace what ended or lost its node, fill it when empty, drop doubles."""
+    """Bring one wanted slot in order: replace what ended or lost its node, fill it when empty, drop doubles.
+
+    A task may end before its own restart delay is over (its image cannot be pulled): the delay holds all the same.
+    """
     for task in slot.live():
         ended, lost = task.status.state.terminal, work.lost(task)
-        if ended or lost:
+        if ended and work.now < task.not_before:
+            work.wake_at(task.not_before)
+        elif ended or lost:
             _replace(work, slot, task, ended)
     _drop_doubles(work, slot)
     if not slot.live() and slot.may_start and not is_finished(slot):
@@ -78,6 +86,8 @@ def _replace(work: Work, slot: Slot, task: Task, ended: bool) -> None:
         policy = policy_of(task)
         if policy.delay is not None:
             delay = policy.delay
+        if task.status.state == TaskState.REJECTED:
+            delay = max(delay, REJECTED_DELAY)
     replace_task(work, slot, delay)
 
 

@@ -81,6 +81,26 @@ def read_scoped(root: Path, inside: str) -> str:
         return file.read(4 << 20).decode("utf-8", "replace")
 
 
+def tree_size(path: Path) -> int:
+    """Bytes in the regular files below `path`, each file once however many links it has; what vanishes meanwhile
+    does not count.
+    """
+    total = 0
+    counted: set[tuple[int, int]] = set()
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(folder, name))
+            except OSError:
+                continue
+            if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) in counted:
+                continue
+            if found.st_nlink > 1:
+                counted.add((found.st_dev, found.st_ino))
+            total += found.st_size
+    return total
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder of ours whatever is in it; absent is fine. Raises Internal with the system's words."""
     try:

@@ -173,7 +173,7 @@ class ImageStore:
     ) -> Image:
         with self._filling():
             known = self._by_manifest(reference.digest, platform) if reference.digest else None
-            if known is not None:
+            if known is not None and self._usable(known):
                 await self.ensure_rootfs(known.image.id)
                 return self._name(known, reference, reference.digest)
             async with self._slots:
@@ -189,7 +189,7 @@ class ImageStore:
             chosen = str(choose_manifest(manifest, platform, name)["digest"])
         async with self._locks.hold(chosen):
             known = self._by_manifest(chosen)
-            if known is None:
+            if known is None or not self._usable(known):
                 if chosen != top:
                     manifest = _document(await self._skopeo.manifest(reference, chosen, name, auth), name)
                 known = await self._store(reference, name, platform, auth, chosen, manifest)
@@ -227,6 +227,10 @@ class ImageStore:
             layout.mkdir(exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 (layout / "blobs").symlink_to("../../blobs")
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # skopeo says what is wrong with it
+                for blob, size, wanted in _parts(manifest, self._root / "blobs/sha256"):
+                    if size not in (-1, wanted):  # cut short by a crash: skopeo would take it for the whole
+                        blob.unlink()
             await self._skopeo.copy(reference, digest, name, layout, auth)
             size = await self._unpack(image_id, name)
         except OSError as error:
@@ -249,6 +253,17 @@ class ImageStore:
         self._images[image_id] = stored
         self._save()
         return stored
+
+    def _usable(self, stored: Stored) -> bool:
+        """Whether its root is unpacked or can be. An image whose blobs somebody removed or cut is forgotten, so that
+        it is fetched again; a root containers use stays."""
+        if self.rootfs(stored.image.id).is_dir():
+            return True
+        if _is_whole(self._root / "layouts" / stored.hex):
+            return True
+        log.warning("an image lacks some of its blobs, fetching it again", id=stored.image.id)
+        self._images.pop(stored.image.id, None)
+        return False
 
     async def ensure_rootfs(self, image_id: str) -> Path:
         """The unpacked root, unpacked again if somebody removed it. Raises Internal when the image is
@@ -360,10 +375,16 @@ class ImageStore:
             )
             tags = tuple(tag for tag in image.tags if tag != gone)
             digests = tuple(digest for digest in image.digests if digest != gone)
-            if tags or (reference.digest and digests):
+            lines = [f"Untagged: {gone}"]
+            others = any(tag.rpartition(":")[0] == reference.familiar for tag in tags)
+            if not others and not reference.digest:
+                # the repository's last tag takes its digests along, as in Docker
+                lines += [f"Untagged: {d}" for d in digests if d.split("@")[0] == reference.familiar]
+                digests = tuple(d for d in digests if d.split("@")[0] != reference.familiar)
+            if tags or digests:
                 self._replace(stored, tags=tags, digests=digests)
                 self._save()
-                return [f"Untagged: {gone}"]
+                return lines
             if users and not force:
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{name}" (must force) - container '
@@ -442,6 +463,26 @@ class ImageStore:
         write_atomically(
             self._root / "index.json", msgspec.json.encode(list(self._images.values())), sync=True
         )
+
+
+def _is_whole(layout: Path) -> bool:
+    """Whether an OCI layout has all its blobs, in full length."""
+    blobs = layout / "blobs/sha256"
+    try:
+        for entry in msgspec.json.decode((layout / "index.json").read_bytes())["manifests"]:
+            manifest = msgspec.json.decode((blobs / str(entry["digest"])[7:]).read_bytes())
+            if any(size != wanted for _, size, wanted in _parts(manifest, blobs)):
+                return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _parts(manifest: dict[str, Any], blobs: Path) -> Iterator[tuple[Path, int, int]]:
+    """(path, octets there, octets it should have) of a manifest's blobs; -1 for one that is not there."""
+    for part in (manifest["config"], *manifest.get("layers", ())):
+        blob = blobs / str(part["digest"]).removeprefix("sha256:")
+        yield blob, blob.stat().st_size if blob.is_file() else -1, int(part["size"])
 
 
 def digest_of(data: bytes) -> str:

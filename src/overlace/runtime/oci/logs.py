@@ -1,7 +1,8 @@
-"""Reading container logs: conmon's k8s-file format, from the end, with follow and across one rotation.
+"""Reading container logs: conmon's k8s-file format, from the end, with follow and across rotations.
 
-A log is `log` and, once rotated, `log.1` before it. Owns the format and the rotation; must not know
-containers. Format (CRI): `<RFC 3339 with ns> <stdout|stderr> <F|P>[:tags] <content>`; P is a part of a line,
+A log is `log` and, once rotated, `log.1` before it, `log.2` before that, and so on. Owns the format and the
+rotation; must not know containers. Format (CRI):
+`<RFC 3339 with ns> <stdout|stderr> <F|P>[:tags] <content>`; P is a part of a line,
 F its end.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import datetime
 import functools
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,10 +22,8 @@ from typing import BinaryIO, Literal
 from overlace.runtime.base import LogLine, LogOptions
 from overlace.runtime.oci.watch import FolderWatch
 
-ROTATE_AT = 10 << 20  # bytes; with the one rotated file a container keeps at most twice this
-SHIM_MAX = (
-    3 * ROTATE_AT
-)  # the shim drops everything and starts afresh here; only reached while no daemon runs
+ROTATE_AT = 10 << 20  # bytes of one file, unless the container says otherwise
+KEEP_FILES = 2  # the one being written included
 _BLOCK = 1 << 16
 _GATHER_SECONDS = 0.02  # after a change, let a burst of lines come together
 
@@ -116,11 +116,13 @@ class _Feed:
     def replaced(self, path: Path) -> bool:
         """Whether `path` is another file by now (rotated)."""
         try:
-            now = path.stat()
+            return not self.reads(path.stat())
         except OSError:
             return False
+
+    def reads(self, found: os.stat_result) -> bool:
         ours = os.fstat(self.file.fileno())
-        return (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
+        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 async def read_log(
@@ -143,12 +145,14 @@ async def read_log(
                         if line is not None and wanted(line, options):
                             yield line
                     await asyncio.sleep(0)
-            successor = None
-            if (feeds and feeds[-1].replaced(path)) or not feeds:
-                successor = _open_feed(path, stack)
-            if successor is not None:
+            fresh = []
+            if not feeds or feeds[-1].replaced(path):
+                fresh = _open_newer(path, feeds[-1] if feeds else None, stack)
+            if fresh:
                 # Lines may have been appended to the old file before it was put aside: read on there first.
-                feeds = [*feeds[-1:], successor]
+                for done in feeds[:-1]:
+                    done.file.close()
+                feeds = [*feeds[-1:], *fresh]
                 continue
             if not options.follow or last or (options.until and _now() > options.until):
                 return
@@ -162,7 +166,7 @@ def _open(path: Path, options: LogOptions, stack: contextlib.ExitStack) -> list[
     """The files to read, oldest first, placed where the tail begins."""
     feeds: list[_Feed] = []
     lacking = options.tail
-    for candidate in (path, path.with_name(path.name + ".1")):
+    for candidate in _newest_first(path):
         if lacking == 0 and feeds:
             break
         feed = _open_feed(candidate, stack)
@@ -175,6 +179,33 @@ def _open(path: Path, options: LogOptions, stack: contextlib.ExitStack) -> list[
             feed.file.seek(offset)
         feeds.insert(0, feed)
     return feeds
+
+
+def rotated(path: Path, number: int) -> Path:
+    """Where the `number`th file before the one being written is."""
+    return path.with_name(f"{path.name}.{number}")
+
+
+def _newest_first(path: Path) -> Iterator[Path]:
+    yield path
+    for number in itertools.count(1):
+        older = rotated(path, number)
+        if not older.exists():
+            return
+        yield older
+
+
+def _open_newer(path: Path, than: _Feed | None, stack: contextlib.ExitStack) -> list[_Feed]:
+    """Files that came after the one being read, oldest first; empty while the next is not there yet."""
+    found: list[_Feed] = []
+    for candidate in _newest_first(path):
+        feed = _open_feed(candidate, stack)
+        if feed is None:
+            break
+        if than is not None and than.reads(os.fstat(feed.file.fileno())):
+            break
+        found.insert(0, feed)
+    return found
 
 
 def _open_feed(path: Path, stack: contextlib.ExitStack) -> _Feed | None:
@@ -197,18 +228,30 @@ async def _either(first: asyncio.Event, second: asyncio.Event, timeout: float | 
             task.cancel()
 
 
-def rotate_if_large(path: Path, control: Path) -> bool:
-    """Put a log of `ROTATE_AT` bytes aside as `.1` and have the shim open a new one (conmon's control pipe,
-    "2 0 0").
+def shim_max(size: int) -> int:
+    """Where the shim drops everything and starts afresh, bytes; only reached while no daemon rotates."""
+    return 3 * max(size, ROTATE_AT)
+
+
+def rotate_if_large(path: Path, control: Path, size: int = 0, files: int = 0) -> bool:
+    """Put a log of `size` bytes aside, keep `files` with the new one, which the shim opens (conmon's control pipe,
+    "2 0 0"). 0: the defaults.
     """
+    files = files or KEEP_FILES
     try:
-        if path.stat().st_size < ROTATE_AT:
+        if path.stat().st_size < (size or ROTATE_AT):
             return False
         descriptor = os.open(control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:
-        os.replace(path, path.with_name(path.name + ".1"))
+        for number in range(files - 1, 1, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(rotated(path, number - 1), rotated(path, number))
+        if files > 1:
+            os.replace(path, rotated(path, 1))
+        else:
+            path.unlink()
         os.write(descriptor, b"2 0 0\n")
         return True
     finally:

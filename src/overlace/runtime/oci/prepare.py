@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from overlace.model.errors import Internal, InvalidArgument
-from overlace.runtime.base import ContainerConfig, FileMount
+from overlace.runtime.base import ContainerConfig, FileMount, Mount, Volume
 from overlace.runtime.oci.files import read_scoped, remove_tree
 from overlace.runtime.oci.mounts import mount_overlay, mount_tmpfs, mounted_below, unmount
 from overlace.runtime.oci.records import Places
@@ -188,41 +188,51 @@ def _write(path: Path, data: bytes, mode: int, uid: int = 0, gid: int = 0) -> No
 
 
 async def mount_binds(
-    config: ContainerConfig, resolved: Resolved, volumes: VolumeStore, image_root: Path, *, windows: bool
-) -> tuple[list[HostMount], list[str]]:
-    """Binds for the bind and volume mounts, and the names of the anonymous volumes made for them.
+    config: ContainerConfig, resolved: Resolved, store: VolumeStore, image_root: Path, *, windows: bool
+) -> tuple[list[HostMount], list[Volume], list[str]]:
+    """Binds for the bind and volume mounts, the volumes among them, and the names of those that are anonymous.
 
     Raises InvalidArgument for a bind source that is not there (Docker's words), Internal.
     """
     binds: list[HostMount] = []
+    volumes: list[Volume] = []
     anonymous: list[str] = []
-    wanted = [(m, container_path(m.target, windows)) for m in config.mounts if m.type != "tmpfs"]
+    wanted = [*config.mounts, *(Mount("volume", target) for target in resolved.volumes)]
     try:
-        for mount, target in wanted:
+        for mount in wanted:
+            target = container_path(mount.target, windows)
             options = ("rbind", mount.propagation or "rprivate")
             if mount.type == "bind":
-                if not os.path.exists(mount.source):
-                    raise InvalidArgument(
-                        'invalid mount config for type "bind": bind source path does not exist: '
-                        f"{mount.source}"
-                    )
-                source = mount.source
-            else:
+                _check_source(mount)
+                binds.append(HostMount(mount.source, target, mount.read_only, options))
+            elif mount.type == "volume":
                 name = mount.source
                 if not name:
                     name = secrets.token_hex(32)
                     anonymous.append(name)
-                source = str(await volumes.ensure(name, image_root, target))
-            binds.append(HostMount(source, target, mount.read_only, options))
-        for target in resolved.volumes:
-            name = secrets.token_hex(32)
-            anonymous.append(name)
-            binds.append(HostMount(str(await volumes.ensure(name, image_root, target)), target))
+                path = str(await store.ensure(name, image_root, target, fill=not mount.no_copy))
+                volumes.append(Volume(name, mount.target, path, mount.read_only))
+                binds.append(HostMount(path, target, mount.read_only, options))
     except BaseException:
         for name in anonymous:
-            await volumes.remove(name)
+            await store.remove(name)
         raise
-    return binds, anonymous
+    return binds, volumes, anonymous
+
+
+def _check_source(mount: Mount) -> None:
+    if os.path.exists(mount.source):
+        return
+    if not mount.create_source:
+        raise InvalidArgument(
+            f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
+        )
+    try:
+        os.makedirs(mount.source, 0o755, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(
+            f"error while creating mount source path '{mount.source}': {error.strerror}: {error.filename}"
+        ) from error
 
 
 def init_bind() -> HostMount:

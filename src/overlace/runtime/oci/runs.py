@@ -22,7 +22,7 @@ from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.files import write_atomically
 from overlace.runtime.oci.images import ImageStore
 from overlace.runtime.oci.locks import KeyedLocks
-from overlace.runtime.oci.logs import SHIM_MAX
+from overlace.runtime.oci.logs import shim_max
 from overlace.runtime.oci.mounts import unmount
 from overlace.runtime.oci.records import Record, save
 from overlace.runtime.oci.shim import (
@@ -119,7 +119,12 @@ class Runs:
         try:
             prepare.mount_root(places, image_root)
             running = await self.shim.create(
-                slot.id, places.bundle, places.log, SHIM_MAX, tty=config.tty, stdin=config.open_stdin
+                slot.id,
+                places.bundle,
+                places.log,
+                shim_max(config.log_max_size),
+                tty=config.tty,
+                stdin=config.open_stdin,
             )
             prepare.write_hosts(places, config, record.resolved, running.pid)
             started_at = time.time_ns()  # before: a short-lived program ends before the runtime's answer

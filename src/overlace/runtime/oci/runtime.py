@@ -28,6 +28,7 @@ from overlace.runtime.base import (
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
+from overlace.runtime.oci.files import tree_size
 from overlace.runtime.oci.images import ImageStore
 from overlace.runtime.oci.images import User as ImageUser
 from overlace.runtime.oci.locks import KeyedLocks
@@ -43,7 +44,7 @@ from overlace.runtime.oci.watch import FolderWatch
 
 log = structlog.get_logger(__name__)
 PARALLEL_STARTS = 4  # containers being made at once: more only queue for the same cores and disk
-_ROTATE_SECONDS = 10.0
+_ROTATE_SECONDS = 2.0
 
 
 class OciRuntime:
@@ -227,7 +228,7 @@ class OciRuntime:
         prepare.make_folders(places, image_root)
         taken = frozenset(container_path(mount.target, self._windows) for mount in config.mounts)
         binds = prepare.etc_binds(places, config, resolved, taken)
-        own, made = await prepare.mount_binds(
+        own, volumes, made = await prepare.mount_binds(
             config, resolved, self._volumes, image_root, windows=self._windows
         )
         anonymous += made
@@ -235,7 +236,12 @@ class OciRuntime:
         if config.init:
             files.append(prepare.init_bind())
         container = Container(
-            config=bare, status="created", image_id=image.id, created_at=time.time_ns(), argv=resolved.argv
+            config=bare,
+            status="created",
+            image_id=image.id,
+            created_at=time.time_ns(),
+            argv=resolved.argv,
+            volumes=tuple(volumes),
         )
         return Record(container, resolved, user, (*binds, *own, *files), tuple(anonymous), has_secrets)
 
@@ -310,6 +316,10 @@ class OciRuntime:
     async def list(self) -> list[Container]:
         return [slot.container for slot in self._slots.values()]
 
+    async def layer_size(self, container_id: str) -> int:
+        """See `Runtime.layer_size`; reads the whole layer's folders."""
+        return await asyncio.to_thread(tree_size, self._slot(container_id).places.upper)
+
     async def wait(self, container_id: str) -> Container:
         """Return when the container is not running (at once if so)."""
         slot = self._slot(container_id)
@@ -332,7 +342,8 @@ class OciRuntime:
             await asyncio.sleep(_ROTATE_SECONDS)
             for slot in list(self._slots.values()):
                 if slot.container.status == "running":
-                    rotate_if_large(slot.places.log, slot.places.bundle / "ctl")
+                    config, control = slot.container.config, slot.places.bundle / "ctl"
+                    rotate_if_large(slot.places.log, control, config.log_max_size, config.log_max_files)
 
     def _places(self, container_id: str) -> Places:
         return Places(self._data_root, self._exec_root, container_id)

@@ -22,16 +22,16 @@ class VolumeStore:
         self._root = root
         self._locks = KeyedLocks()
 
-    async def ensure(self, name: str, image_root: Path, target: str) -> Path:
-        """The volume's folder. A new or empty one first gets what the image has at `target`, owner and mode
-        included.
+    async def ensure(self, name: str, image_root: Path, target: str, *, fill: bool = True) -> Path:
+        """The volume's folder. With `fill` a new or empty one first gets what the image has at `target`, owner and
+        mode included.
         """
         data = self._root / name / "_data"
         async with self._locks.hold(name):
             try:
                 data.mkdir(parents=True, exist_ok=True)
                 source = scoped_path(image_root, target)
-                if source.is_dir() and not any(data.iterdir()):
+                if fill and source.is_dir() and not any(data.iterdir()):
                     await self._fill(source, data, name)
             except OSError as error:
                 raise Internal(f"volume {name}: {error.strerror}: {error.filename}") from error

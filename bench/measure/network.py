@@ -1,0 +1,116 @@
+"""The network figures: throughput, packets, request-response and connections over every path, round by round.
+
+Owns which figures there are, their targets, and the order of measuring. In each round every path is measured once,
+one right after the other, so that the round's ratio says something on a machine that is never quiet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from measure import places, programs
+from measure.figures import Figure, Peer, Target
+from measure.paths import Paths, Way, build, set_segmentation
+from overlace.model.errors import OverlaceError
+
+Say = Callable[[str], None]
+DOCKER, BARE, VETH, DIRECT = "docker's design", "bare underlay", "veth pair", "own address"
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One way of measuring, and what the ratio to each peer should be.
+
+    Targets: reached by prototypes of these designs, measured like this on a machine with two processors.
+    """
+
+    name: str
+    unit: str
+    how: str  # tcp, or what `traffic` is asked for
+    targets: dict[str, float | None]
+    streams: int = 1
+
+
+ACROSS = (
+    Kind("TCP, 1 stream", "Gb/s", "tcp", {DOCKER: 1.1, BARE: 0.70}),
+    Kind("TCP, 4 streams", "Gb/s", "tcp", {DOCKER: 1.1, BARE: 0.70}, 4),
+    Kind("UDP, 64 bytes", "packets/s", "udp", {DOCKER: 1.8, BARE: 0.70}),
+    Kind("request-response", "/s", "rr", {DOCKER: 1.3, BARE: 0.75}),
+    Kind("connect-request-close", "/s", "crr", {DOCKER: 1.4, BARE: 0.80}),
+)
+WITHOUT_TSO = (Kind("TCP, 1 stream, underlay without TSO", "Gb/s", "tcp", {DOCKER: 1.05, BARE: 0.65}),)
+SAME_HOST = (
+    Kind("TCP, 1 stream", "Gb/s", "tcp", {DOCKER: 0.95, VETH: 0.85}),
+    Kind("UDP, 64 bytes", "packets/s", "udp", {DOCKER: 1.2, VETH: 0.85}),
+    Kind("request-response", "/s", "rr", {DOCKER: None, VETH: None}),
+    Kind("connect-request-close", "/s", "crr", {DOCKER: None, VETH: None}),
+)
+# A load balancer's price, from the CPU per connection (1.09) and per request (1.04) of the same prototypes.
+SERVICES = (
+    Kind("TCP, 1 stream", "Gb/s", "tcp", {DIRECT: None}),
+    Kind("request-response", "/s", "rr", {DIRECT: 0.95}),
+    Kind("connect-request-close", "/s", "crr", {DIRECT: 0.90}),
+)
+
+
+def measure(programs_dir: Path, rounds: int, seconds: float, say: Say) -> Iterator[Figure]:
+    """Build the paths, measure all figures and yield each when it is done. What cannot be measured stays None in
+    its samples and is said; a path that cannot be built raises."""
+    say("network: building the paths")
+    ways = build()
+    servers: list[programs.Server] = []
+    try:
+        served = set()
+        for way in (*ways.across.values(), *ways.same_host.values(), *ways.services.values()):
+            if (way.server, way.port) not in served:
+                served.add((way.server, way.port))
+                servers.append(programs.Server(programs_dir, way.server, way.port))
+        yield from _measure_all(programs_dir, ways, rounds, seconds, say)
+    finally:
+        for server in servers:
+            server.stop()
+        ways.stop()
+
+
+def _measure_all(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: Say) -> Iterator[Figure]:
+    groups = (
+        ("network: between two hosts", ways.across, ACROSS, True),
+        ("network: between two hosts", ways.across, WITHOUT_TSO, False),
+        ("network: on one host", ways.same_host, SAME_HOST, True),
+        ("network: a service's virtual address, its backend on another host", ways.services, SERVICES, True),
+    )
+    for group, between, kinds, segmentation in groups:
+        set_segmentation(segmentation)
+        for kind in kinds:
+            say(f"{group}: {kind.name}")
+            figure = Figure(
+                kind.name,
+                kind.unit,
+                [Peer(name, Target(at_least=t) if t else None) for name, t in kind.targets.items()],
+                group=group,
+            )
+            for _ in range(rounds):
+                for name, way in between.items():
+                    value = _measure_once(programs_dir, kind, way, seconds, say)
+                    samples = figure.samples if name == "overlace" else figure.peer(name).samples
+                    samples.append(value)
+            yield figure
+
+
+def _measure_once(programs_dir: Path, kind: Kind, way: Way, seconds: float, say: Say) -> float | None:
+    try:
+        if kind.how == "tcp":
+            return programs.ask_throughput(way.client, way.address, way.port, seconds, kind.streams)
+        return programs.ask_rate(programs_dir, kind.how, way.client, way.address, way.port, seconds)
+    except (OverlaceError, ValueError, KeyError) as error:
+        say(f"  {way.name}: {kind.name} could not be measured: {error}")
+        return None
+
+
+def programs_folder() -> Path:
+    """The compiled programs, built now."""
+    folder = places.scratch("programs")
+    programs.compile_programs(folder)
+    return folder

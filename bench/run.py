@@ -1,0 +1,93 @@
+"""`make bench`: figures of overlace beside its peers, as ratios in one run.
+
+Prints a table and writes everything that was measured to bench/results/ as JSON. Figures are never asserted: it
+exits non-zero only when something could not be measured. All load stays on this machine, in namespaces of its own,
+which are gone at the end, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from measure import machine, network, places
+from measure.figures import Figure, as_document, is_measured, render
+from overlace.model.errors import OverlaceError
+
+RESULTS = Path(__file__).parent / "results"
+PARTS = ("network",)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def options(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench/run.py", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)} (default: all)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds: to see that it works, not to compare"
+    )
+    chosen = parser.parse_args(argv)
+    if unknown := set(chosen.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
+    chosen.parts = chosen.parts or list(PARTS)
+    return chosen
+
+
+def figures(chosen: argparse.Namespace) -> Iterator[Figure]:
+    quick = chosen.quick
+    programs = network.programs_folder()
+    if "network" in chosen.parts:
+        yield from network.measure(programs, rounds=2 if quick else 7, seconds=1, say=say)
+
+
+def main() -> int:
+    chosen = options()
+    if os.geteuid() != 0:
+        say("bench: it makes network namespaces and starts daemons: run it as root")
+        return 2
+    # A terminated bench takes its things away like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    began = time.monotonic()
+    facts = machine.facts()
+    done: list[Figure] = []
+    failure: str | None = None
+    try:
+        with places.alone():
+            for figure in figures(chosen):
+                done.append(figure)
+    except OverlaceError as error:
+        failure = error.message
+    except KeyboardInterrupt:
+        failure = "interrupted"
+    missing = [f"{figure.group}: {figure.name}" for figure in done if not is_measured(figure)]
+    if done:
+        print(render(done))
+        RESULTS.mkdir(exist_ok=True)
+        file = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+        document = {
+            "machine": facts,
+            "quick": chosen.quick,
+            "seconds": round(time.monotonic() - began, 1),
+            "figures": [as_document(figure) for figure in done],
+            "not_measured": missing,
+            "failure": failure,
+        }
+        file.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"\nratio: overlace / peer, median of paired rounds. {time.monotonic() - began:.0f} s; {file}")
+    for line in missing:
+        say(f"bench: could not measure {line}")
+    if failure:
+        say(f"bench: {failure}")
+    return 1 if failure or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""This node's networks and its containers' place on them, for `docker network` and `docker inspect`.
+
+Owns how the agent's knowledge is put into the API's words. Pure reading; must not change anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from overlace.agent.container import container_id
+from overlace.api.backend import ContainerAddress, EngineOptions, LocalEndpoint, LocalNetwork
+from overlace.daemon.host import NodeHost
+from overlace.model.netview import NetworkEntry, NodeEntry
+from overlace.model.objects import Subnet
+from overlace.model.specs import VNI_OPTION
+from overlace.network.overlay import LOCAL_NETWORK, guid_of
+
+
+def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Sequence[LocalNetwork]:
+    """The host's own `bridge` and every swarm network this node takes part in."""
+    view = host.agent.view
+    return [
+        _bridge(host, engine),
+        *(
+            LocalNetwork(
+                id=n.id,
+                name=n.name,
+                internal=n.internal,
+                ingress=n.ingress,
+                subnets=tuple(Subnet(s, g) for s, g in zip(n.subnets, n.gateways, strict=True)),
+                options={VNI_OPTION: str(n.vni), **n.driver_opts},
+                endpoints=tuple(
+                    LocalEndpoint(
+                        container_id=container_id(e.task_id),
+                        name=e.task_name,
+                        endpoint_id=guid_of("endpoint", n.id, e.task_id),
+                        mac=e.mac,
+                        address=f"{e.address}/{n.subnets[0].rpartition('/')[2]}",
+                    )
+                    for e in view.endpoints(n.id)
+                    if e.node_id == node_id
+                ),
+                peers=tuple(
+                    (p.hostname, p.provider_address) for p in view.of(NodeEntry) if n.id in p.addresses
+                ),
+            )
+            for n in view.of(NetworkEntry)
+        ),
+    ]
+
+
+def _bridge(host: NodeHost, engine: EngineOptions) -> LocalNetwork:
+    """The node's NAT network, where tasks without a network are."""
+    subnet = host.driver.local_subnet
+    return LocalNetwork(
+        id=_bridge_id(engine.id),
+        name=LOCAL_NETWORK,
+        driver="bridge",
+        scope="local",
+        created_at=engine.started_at,
+        subnets=(Subnet(str(subnet), str(subnet[1])),),
+        endpoints=tuple(
+            LocalEndpoint(
+                container_id=container_id(task.id),
+                name=task.name,
+                endpoint_id=guid_of("endpoint", LOCAL_NETWORK, task.id),
+                mac=attached.macs.get(LOCAL_NETWORK, ""),
+                address=attached.addresses[LOCAL_NETWORK],
+            )
+            for task, attached in host.agent.worker.all_attached()
+            if not task.networks and LOCAL_NETWORK in attached.addresses
+        ),
+    )
+
+
+def _bridge_id(engine_id: str) -> str:
+    """64 hex digits, as Docker has for networks of one host; the same after a restart."""
+    return hashlib.sha256(f"{engine_id} {LOCAL_NETWORK}".encode()).hexdigest()
+
+
+def container_addresses(host: NodeHost, container: str, engine_id: str) -> Sequence[ContainerAddress]:
+    """The networks of one container on this host; empty when it has none (any more)."""
+    found = host.agent.worker.attached(container)
+    if found is None:
+        return ()
+    task, attached = found
+    view = host.agent.view
+    ids = {n.name: n.id for a in task.networks if (n := view.network(a.network_id)) is not None}
+    keys = dict(ids)  # what endpoints are named by
+    if not task.networks:
+        ids, keys = {LOCAL_NETWORK: _bridge_id(engine_id)}, {LOCAL_NETWORK: LOCAL_NETWORK}
+    aliases = {a.network_id: a.aliases for a in task.networks}
+    return [
+        ContainerAddress(
+            network=name,
+            network_id=ids.get(name, ""),
+            endpoint_id=guid_of("endpoint", keys[name], task.id) if name in keys else "",
+            address=address,
+            gateway=attached.gateways.get(name, ""),
+            mac=attached.macs.get(name, ""),
+            aliases=tuple(aliases.get(ids.get(name, ""), ())),
+        )
+        for name, address in attached.addresses.items()
+    ]

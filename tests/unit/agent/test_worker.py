@@ -1,0 +1,214 @@
+"""The worker against a runtime and a network that are late, broken or slow: what a person sees and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from overlace.agent.container import container_id
+from overlace.agent.state import AgentState
+from overlace.agent.worker import NodeFacts, Worker
+from overlace.model.errors import NotFound, Unavailable
+from overlace.model.objects import Task, TaskStatus
+from overlace.model.specs import ContainerSpec, TaskSpec
+from overlace.model.states import TaskState
+from overlace.network.base import Attached
+from overlace.runtime.base import Container, Platform
+from overlace.wire.messages import Assignments
+
+FACTS = NodeFacts("node1", "host1", "linux", "x86_64", Platform("linux", "amd64"))
+
+
+class FakeRuntime:
+    def __init__(self):
+        self.there: dict[str, Container] = {}
+        self.pull_error = None
+        self.wake = asyncio.Event()
+        self.stopped: list[str] = []
+
+    async def pull(self, reference, platform, auth=None, *more):
+        if self.pull_error:
+            raise self.pull_error
+
+    async def image(self, name):
+        raise NotFound(f"No such image: {name}")
+
+    async def create(self, config):
+        c = Container(msgspec.structs.replace(config, files=()), "created", "sha256:0", 1)
+        return self.there.setdefault(config.id, c)
+
+    async def start(self, id):
+        return self.now(id, status="running", pid=7)
+
+    async def stop(self, id, grace=None):
+        self.stopped.append(id)
+        return self.now(id, status="exited", exit_code=143)
+
+    async def remove(self, id, force=False):
+        self.there.pop(id, None)
+
+    async def inspect(self, id):
+        if id not in self.there:
+            raise NotFound(f"No such container: {id}")
+        return self.there[id]
+
+    async def list(self):
+        return list(self.there.values())
+
+    async def changes(self):
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            for id in list(self.there):
+                yield id
+
+    def now(self, id, **what):
+        self.there[id] = msgspec.structs.replace(self.there[id], **what)
+        self.wake.set()
+        return self.there[id]
+
+
+class FakeNetwork:
+    def __init__(self):
+        self.error: Exception | None = None
+        self.attached: set[str] = set()
+
+    async def keep_only(self, ids):
+        self.attached &= ids
+
+    async def attach(self, wish):
+        if self.error:
+            raise self.error
+        self.attached.add(wish.task_id)
+        return Attached(Path("/ns"), "nameserver 127.0.0.11\n", {}, {}, {})
+
+    async def detach(self, id):
+        self.attached.discard(id)
+
+
+class Bed:
+    def __init__(self, folder: Path):
+        self.runtime, self.network = FakeRuntime(), FakeNetwork()
+        self.reports: list[tuple[str, TaskStatus]] = []
+        self.folder = folder
+
+    async def open(self):
+        self.state = AgentState(self.folder / "agent.db")
+        self.worker = Worker(
+            FACTS, self.runtime, self.network, self.state, lambda i, s: self.reports.append((i, s))
+        )
+        await self.worker.open()
+
+    async def close(self):
+        await self.worker.close()
+        self.state.close()
+
+    async def until(self, check):
+        async with asyncio.timeout(5):
+            while not check():  # noqa: ASYNC110  # the fakes have no event for everything
+                await asyncio.sleep(0.005)
+
+    def last(self):
+        return self.reports[-1][1].state if self.reports else None
+
+    def seen(self):
+        return [s.state for _, s in self.reports]
+
+
+def a_task(desired=TaskState.RUNNING, id="t1"):
+    spec = TaskSpec(container_spec=ContainerSpec(image="web:1"))
+    status = TaskStatus(TaskState.ASSIGNED)
+    return Task(id=id, service_id="s1", spec=spec, name=f"web.1.{id}", desired_state=desired, status=status)
+
+
+@pytest.fixture
+async def bed(tmp_path, monkeypatch):
+    monkeypatch.setattr("overlace.agent.worker.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("overlace.agent.worker.DRAIN_SECONDS", 0.0)
+    b = Bed(tmp_path)
+    await b.open()
+    yield b
+    await b.close()
+
+
+async def test_a_task_goes_from_assigned_to_running_and_away_again(bed):
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: TaskState.RUNNING in bed.seen())
+    assert bed.seen() == [TaskState.PREPARING, TaskState.STARTING, TaskState.RUNNING]
+    await bed.worker.assign(Assignments(2, False, (a_task(TaskState.SHUTDOWN),)))
+    await bed.until(lambda: bed.last() == TaskState.SHUTDOWN)
+    await bed.until(lambda: not bed.network.attached)
+    assert container_id("t1") in bed.runtime.there  # kept for its logs
+    await bed.worker.assign(Assignments(3, False, (), ("t1",)))
+    await bed.until(lambda: not bed.runtime.there and not bed.state.tasks())
+
+
+async def test_what_a_task_waits_for_is_seen_and_goes_away(bed):
+    bed.network.error = Unavailable("network n1 is not known on this node yet")
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.reports and "n1 is not known" in bed.reports[-1][1].err)
+    assert bed.reports[-1][1].state == TaskState.PREPARING
+    bed.network.error = None
+    await bed.until(lambda: bed.last() == TaskState.RUNNING)
+    assert bed.reports[-1][1].err == ""
+    assert len([s for _, s in bed.reports if s.err]) == 1  # said once, not at every try
+
+
+async def test_an_unexpected_failure_is_shown_and_tried_again(bed):
+    bed.network.error = OSError(28, "No space left on device")
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.reports and "No space left" in bed.reports[-1][1].err)
+    bed.network.error = None
+    await bed.until(lambda: bed.last() == TaskState.RUNNING)
+
+
+async def test_an_image_nobody_has_rejects_the_task(bed):
+    bed.runtime.pull_error = NotFound("No such image: web:1")
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.last() == TaskState.REJECTED)
+    assert "web:1" in bed.reports[-1][1].err
+
+
+async def test_a_restarted_agent_goes_on_with_its_running_container(bed):
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.last() == TaskState.RUNNING)
+    await bed.close()
+    bed.network.attached.clear()
+    bed.reports.clear()
+    await bed.open()
+    await bed.until(lambda: bed.network.attached == {"t1"})  # DNS and endpoint found again
+    # the manager never heard that it runs: it is told
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    assert bed.reports[-1][1].state == TaskState.RUNNING
+    assert not bed.runtime.stopped
+
+
+async def test_a_container_of_no_task_is_removed_at_start(bed):
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.last() == TaskState.RUNNING)
+    await bed.close()
+    state = AgentState(bed.folder / "agent.db")
+    state.put_tasks((), remove=("t1",))  # what a crash between the two leaves
+    state.close()
+    await bed.open()
+    await bed.until(lambda: not bed.runtime.there)
+
+
+async def test_shutdown_interrupts_a_wait(bed):
+    bed.network.error = Unavailable("not yet")
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bool(bed.reports))
+    await bed.worker.assign(Assignments(2, False, (a_task(TaskState.SHUTDOWN),)))
+    await bed.until(lambda: bed.last() == TaskState.SHUTDOWN)
+
+
+async def test_an_unhealthy_container_is_stopped_and_fails(bed):
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.last() == TaskState.RUNNING)
+    bed.runtime.now(container_id("t1"), health="unhealthy")
+    await bed.until(lambda: bed.last() == TaskState.FAILED)
+    assert bed.reports[-1][1].err == "task: unhealthy container"
+    assert bed.runtime.stopped == [container_id("t1")]
