@@ -150,6 +150,10 @@ async def test_tasks_are_named_in_many_ways(swarm: Swarm) -> None:
         t = await swarm.trace("db", name)
         assert t.broken is None and t.outcome.startswith("reaches order.1"), name
     assert (await swarm.trace("10.0.1.20", "order")).source == "task web.1.web1task on one"
+    swarm.service("shop_cart", {"back": 11})
+    swarm.task("shop_cart", 1, "two", "back")
+    for name in ("cart", "cart.1"):  # the stack's name may be left out
+        assert (await swarm.trace("web.1", name)).outcome.startswith("reaches shop_cart.1")
     with pytest.raises(NotFound, match="TO 'nobody' is no task, service, node or address"):
         await swarm.trace("web", "nobody")
     with pytest.raises(InvalidArgument, match="ambiguous"):

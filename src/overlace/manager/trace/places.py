@@ -93,6 +93,7 @@ def find_place(view: View, text: str, field: str) -> Place:
     except NotFound:
         pass
     services = view.by_prefix(Service, text) if len(text) >= MIN_PREFIX else []
+    services += [s for s in view.all(Service) if s.spec.name.endswith(f"_{text}")]  # its stack left out
     if len(services) == 1:
         return AtService(services[0])
     raise NotFound(
@@ -117,6 +118,10 @@ def _tasks(view: View, text: str) -> list[Task]:
     exact = view.get(Task, text.rpartition(".")[2])
     if exact is not None and text in (exact.id, exact.name):
         return [exact]
+    names = (t.name.rpartition(".")[0] for t in view.all(Task))
+    long = {name for name in names if name == text or name.endswith(f"_{text}")}
+    if len(long) == 1 or text in long:
+        text = text if text in long else long.pop()
     slot = [t for t in view.all(Task) if t.name.rpartition(".")[0] == text]
     if slot:
         return [max(slot, key=lambda t: (t.status.state == TaskState.RUNNING, takes_part(t), t.created_at))]
