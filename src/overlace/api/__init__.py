@@ -1,1 +1,1 @@
-"""api: see ARCHITECTURE.md."""
+"""The Docker Engine API: routes by noun, types, conversion, streams. Changes the swarm through manager/control only."""

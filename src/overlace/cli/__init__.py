@@ -1,1 +1,1 @@
-"""cli: see ARCHITECTURE.md."""
+"""`overlace ...`: only what the docker CLI has no word for."""

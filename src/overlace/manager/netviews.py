@@ -32,8 +32,7 @@ KINDS = (Network.kind, Node.kind, Service.kind, Task.kind)
 _WANTED = (TaskState.RUNNING, TaskState.COMPLETE)
 
 
-# -- the rule
-# ----------------------------------------------------------------------------------------------------
+# -- the rule ------------------------------------------------------------------------------------------
 
 
 def takes_part(task: Task) -> bool:
@@ -155,8 +154,7 @@ def plan_view(view: View, node_id: str) -> list[Entry]:
     return entries
 
 
-# -- the index
-# ---------------------------------------------------------------------------------------------------
+# -- the index -----------------------------------------------------------------------------------------
 
 
 class _Group:
@@ -270,8 +268,7 @@ class NetViews:
         self._changed_nodes.clear()
         return deltas
 
-    # -- following objects
-    # ---------------------------------------------------------------------------------------
+    # -- following objects -----------------------------------------------------------------------------
 
     def _group(self, network_id: str) -> _Group:
         group = self._groups.get(network_id)
@@ -373,8 +370,7 @@ class NetViews:
             self._dirty.add(network_id)
             self._changed_nodes.add(node_id)
 
-    # -- telling
-    # -------------------------------------------------------------------------------------------------
+    # -- telling ---------------------------------------------------------------------------------------
 
     def _networks(self, node_id: str) -> set[str]:
         """The shown networks this node takes part in."""

@@ -1,1 +1,1 @@
-"""network: see ARCHITECTURE.md."""
+"""The host's network: overlay driver, HNS documents, VFP, DNS; all root work is in linux/."""

@@ -396,8 +396,7 @@ async def _ask_tcp(upstream: Upstream, data: bytes) -> bytes:
         writer.close()
 
 
-# -- resolv.conf
-# -------------------------------------------------------------------------------------------------
+# -- resolv.conf ---------------------------------------------------------------------------------------
 
 
 def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:

@@ -1,1 +1,1 @@
-"""security: see ARCHITECTURE.md."""
+"""CA, join tokens, TLS contexts, a node's identity on disk. Knows neither managers nor agents."""

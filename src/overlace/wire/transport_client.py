@@ -91,8 +91,7 @@ async def open_session(address: str, tls: ssl.SSLContext) -> AsyncIterator[Agent
         yield channel
 
 
-# -- helpers
-# -----------------------------------------------------------------------------------------------------
+# -- helpers -------------------------------------------------------------------------------------------
 
 
 def _url(address: str, path: str) -> str:

@@ -110,8 +110,7 @@ class TransportServer:
     async def _close_sockets(self, _: web.Application) -> None:
         await asyncio.gather(*(s.close(code=1001) for s in list(self._sockets)), return_exceptions=True)
 
-    # -- routes
-    # --------------------------------------------------------------------------------------------------
+    # -- routes ----------------------------------------------------------------------------------------
 
     async def _ca(self, request: web.Request) -> web.Response:
         try:
@@ -157,8 +156,7 @@ class TransportServer:
                 request.transport.abort()  # whatever a peer that stopped reading has not taken
         return socket
 
-    # -- helpers
-    # -------------------------------------------------------------------------------------------------
+    # -- helpers ---------------------------------------------------------------------------------------
 
     def _peer(self, request: web.Request) -> Peer:
         transport = request.transport

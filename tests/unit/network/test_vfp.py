@@ -139,8 +139,7 @@ def test_every_counter_has_a_meaning() -> None:
     assert {c.name for c in shown if c.drop} == {n for n in REASONS if n.startswith("drop_")}
 
 
-# -- properties
-# ----------------------------------------------------------------------------------------------------
+# -- properties ----------------------------------------------------------------------------------------
 
 nets = st.sampled_from(["ingress", "back", "hidden"])
 services = st.sampled_from(["web", "db"])

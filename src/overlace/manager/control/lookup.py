@@ -29,8 +29,7 @@ CONFIG_FILTERS = ("id", "label", "name")
 NETWORK_FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 
 
-# -- one thing
-# ---------------------------------------------------------------------------------------------------
+# -- one thing -----------------------------------------------------------------------------------------
 
 
 def find(view: View, kind: type[T], ref: str) -> T:
@@ -75,8 +74,7 @@ def _hostname(node: Node) -> str:
     return node.description.hostname if node.description else ""
 
 
-# -- lists
-# -------------------------------------------------------------------------------------------------------
+# -- lists ---------------------------------------------------------------------------------------------
 
 
 def check_filters(filters: Filters, known: Collection[str]) -> None:

@@ -1,1 +1,1 @@
-"""hns: see ARCHITECTURE.md."""
+"""The Host Networking Service: HCN documents, their validation, desired minus actual."""

@@ -1,1 +1,0 @@
-"""observe: see ARCHITECTURE.md."""
