@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import machine, network, places
+from measure import control, deploy, machine, network, peer, places, swarms
 from measure.figures import Figure, as_document, is_measured, render
-from overlace.model.errors import OverlaceError
+from overlace.model.errors import OverlaceError, Unavailable
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("network",)
+PARTS = ("network", "deploy", "control")
 
 
 def say(line: str) -> None:
@@ -34,6 +34,11 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="few rounds: to see that it works, not to compare"
     )
+    parser.add_argument(
+        "--fetch-docker",
+        action="store_true",
+        help="take dockerd out of Debian's packages even if it is installed",
+    )
     chosen = parser.parse_args(argv)
     if unknown := set(chosen.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(PARTS)}")
@@ -41,11 +46,23 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     return chosen
 
 
-def figures(chosen: argparse.Namespace) -> Iterator[Figure]:
-    quick = chosen.quick
+def figures(chosen: argparse.Namespace, docker: peer.Docker | None) -> Iterator[Figure]:
+    """Measure the chosen parts, one figure after the other."""
+    quick, parts = chosen.quick, set(chosen.parts)
     programs = network.programs_folder()
-    if "network" in chosen.parts:
-        yield from network.measure(programs, rounds=2 if quick else 7, seconds=1, say=say)
+    if parts & {"network", "control"}:
+        with network.serving(programs, say) as ways:
+            if "network" in parts:
+                yield from network.measure(programs, ways, rounds=2 if quick else 7, seconds=1, say=say)
+            if "control" in parts:
+                yield from control.measure_programming(ways.hosts[0], 10_000, rounds=3, say=say)
+    if docker is not None:
+        with swarms.both(programs, docker, say) as pair:
+            if "deploy" in parts:
+                counts, rounds = ((1, 10), 1) if quick else ((1, 10, 25, 50), 3)
+                yield from deploy.measure(programs, pair, counts, rounds, budget=330, say=say)
+            if "control" in parts:
+                yield from control.measure(programs, pair, rounds=2 if quick else 5, seconds=1, say=say)
 
 
 def main() -> int:
@@ -56,18 +73,25 @@ def main() -> int:
     # A terminated bench takes its things away like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
-    facts = machine.facts()
     done: list[Figure] = []
     failure: str | None = None
+    docker = None
     try:
+        if {"deploy", "control"} & set(chosen.parts):
+            try:
+                docker = peer.ensure_docker(say, fetch=chosen.fetch_docker)
+            except Unavailable as error:  # the network figures need none
+                failure = error.message
+        facts = machine.facts(docker)
         with places.alone():
-            for figure in figures(chosen):
+            for figure in figures(chosen, docker):
                 done.append(figure)
     except OverlaceError as error:
         failure = error.message
     except KeyboardInterrupt:
         failure = "interrupted"
     missing = [f"{figure.group}: {figure.name}" for figure in done if not is_measured(figure)]
+    done.sort(key=lambda figure: figure.group == control.GROUP)  # small things last
     if done:
         print(render(done))
         RESULTS.mkdir(exist_ok=True)

@@ -11,6 +11,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from measure.peer import Docker
+
 
 def _first(path: str, key: str) -> str:
     try:
@@ -21,16 +23,18 @@ def _first(path: str, key: str) -> str:
     return next(found, "").strip().strip('"')
 
 
-def said(*argv: str) -> str:
+def said(*argv: str, environment: dict[str, str] | None = None) -> str:
     """The first line a program prints, '' when it cannot be had."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return (done.stdout or done.stderr).strip().partition("\n")[0]
 
 
-def facts(dockerd: str | None = None) -> dict[str, object]:
+def facts(docker: Docker | None = None) -> dict[str, object]:
     """Kernel, processors, memory, versions, revision and load, as they are now."""
     here = Path(__file__).parents[2]
     return {
@@ -44,7 +48,7 @@ def facts(dockerd: str | None = None) -> dict[str, object]:
         "python": platform.python_version(),
         "iperf3": said("iperf3", "--version"),
         "runc": said("runc", "--version"),
-        "dockerd": said(dockerd, "--version") if dockerd else "",
+        "dockerd": said(docker.dockerd, "--version", environment=docker.environment) if docker else "",
         "revision": said("git", "-C", str(here), "rev-parse", "HEAD"),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -6,6 +6,7 @@ one right after the other, so that the round's ratio says something on a machine
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -55,26 +56,27 @@ SERVICES = (
 )
 
 
-def measure(programs_dir: Path, rounds: int, seconds: float, say: Say) -> Iterator[Figure]:
-    """Build the paths, measure all figures and yield each when it is done. What cannot be measured stays None in
-    its samples and is said; a path that cannot be built raises."""
+@contextlib.contextmanager
+def serving(programs_dir: Path, say: Say) -> Iterator[Paths]:
+    """All paths, built, with servers at their ends. A path that cannot be built raises; places.remove_all() takes
+    away what was made."""
     say("network: building the paths")
     ways = build()
-    servers: list[programs.Server] = []
+    servers: dict[tuple[str, int], programs.Server] = {}
     try:
-        served = set()
         for way in (*ways.across.values(), *ways.same_host.values(), *ways.services.values()):
-            if (way.server, way.port) not in served:
-                served.add((way.server, way.port))
-                servers.append(programs.Server(programs_dir, way.server, way.port))
-        yield from _measure_all(programs_dir, ways, rounds, seconds, say)
+            if (way.server, way.port) not in servers:
+                servers[way.server, way.port] = programs.Server(programs_dir, way.server, way.port)
+        yield ways
     finally:
-        for server in servers:
+        for server in servers.values():
             server.stop()
         ways.stop()
 
 
-def _measure_all(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: Say) -> Iterator[Figure]:
+def measure(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: Say) -> Iterator[Figure]:
+    """Measure all figures and yield each when it is done. What cannot be measured stays None in its samples and is
+    said."""
     groups = (
         ("network: between two hosts", ways.across, ACROSS, True),
         ("network: between two hosts", ways.across, WITHOUT_TSO, False),

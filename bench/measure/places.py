@@ -14,7 +14,7 @@ from pathlib import Path
 
 from overlace.lab import clean, netns, processes
 from overlace.lab.lab import Lab
-from overlace.lab.layout import Host
+from overlace.lab.layout import Host, Role
 from overlace.lab.shell import run
 from overlace.model.errors import Conflict, NotFound, OverlaceError
 
@@ -24,11 +24,11 @@ DATA = Path("/var/lib/overlace/bench")
 _LOCK = Path("/run/overlace/bench.lock")
 
 
-def _host(name: str, address: str) -> Host:
+def _host(name: str, address: str, role: Role = "worker") -> Host:
     return Host(
         name=name,
         os="linux",
-        role="worker",
+        role=role,
         address=address,
         netns=f"ovbench-{name}",
         uts=str(RUN / "uts" / name),
@@ -53,7 +53,7 @@ CONTAINERS = {name: f"ovbench-{name}" for name in ("bridge-a1", "bridge-a2", "br
 
 def docker_hosts(addresses: tuple[str, str]) -> tuple[Host, Host]:
     """The two hosts of the docker swarm, on the lab's underlay."""
-    return _host("docker-1", addresses[0]), _host("docker-2", addresses[1])
+    return _host("docker-1", addresses[0], "manager"), _host("docker-2", addresses[1])
 
 
 @contextlib.contextmanager
@@ -86,8 +86,7 @@ def remove_all() -> None:
         except (OverlaceError, OSError) as error:
             failures.append(error)
 
-    for host in docker_hosts(("", "")):
-        attempt(clean.cut_power, host)
+    attempt(remove_swarms)
     for name in (*CONTAINERS.values(), *SEGMENTS.values()):
         if netns.exists(name):
             attempt(processes.kill_all, [name], [])
@@ -95,18 +94,22 @@ def remove_all() -> None:
     for pair in PAIRS.values():
         for host in pair:
             attempt(clean.cut_power, host)
-    attempt(_remove_lab)
     for root in (RUN, DATA):
         attempt(clean.remove_mounts, [str(root)])
         attempt(clean.remove_tree, root)
-    for depth in ("", "*/"):
-        for folder in Path("/sys/fs/cgroup").glob(f"{depth}ovbench-docker-*"):
-            attempt(_remove_cgroups, folder)
     if failures:
         raise failures[0]
 
 
-def _remove_lab() -> None:
+def remove_swarms() -> None:
+    """Take both swarms of the deploy figures away: hosts, containers, data, cgroups."""
+    for host in docker_hosts(("", "")):
+        clean.cut_power(host)
+        clean.remove_tree(host.data_root)
+    # v1 has a folder per controller, v2 one.
+    for pattern in ("ovbench-docker-*", "*/ovbench-docker-*"):
+        for folder in Path("/sys/fs/cgroup").glob(pattern):
+            _remove_cgroups(folder)
     with contextlib.suppress(NotFound):
         Lab.remove(LAB)
 

@@ -51,6 +51,24 @@ async def test_linux_host_takes_the_linux_manifest(bed: Bed, mixed: str) -> None
     assert text == "linux amd64\n"
 
 
+async def test_a_pull_tells_what_becomes_of_its_layers(bed: Bed, mixed: str) -> None:
+    said: list[tuple[str, str]] = []
+
+    def tell(layer: str, status: str) -> None:
+        said.append((layer, status))
+
+    await bed.runtime.pull(mixed, LINUX, None, tell)
+    ((layer, word),) = said
+    assert (len(layer), word) == (12, "Already exists"), "another image here has the same layer"
+    said.clear()
+    await bed.runtime.pull(mixed, LINUX, None, tell)
+    assert said == [], "nothing to fetch, nothing to tell"
+    for image in await bed.runtime.images():
+        await bed.runtime.remove_image(image.id)
+    await bed.runtime.pull(mixed, LINUX, None, tell)
+    assert said == [(layer, word) for word in ("Pulling fs layer", "Download complete", "Pull complete")]
+
+
 @pytest.mark.parametrize(
     ("build", "chosen"),
     [

@@ -20,7 +20,7 @@ import structlog
 from overlace.agent.container import container_id, plan_container
 from overlace.agent.state import AgentState
 from overlace.agent.task import Action, failed, plan_step, rejected
-from overlace.model.errors import FailedPrecondition, NotFound, OverlaceError, Unavailable
+from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.model.template import Context
@@ -257,7 +257,24 @@ class Worker:
                 self._report(slot, waits)
             await self._nap(slot, RETRY_SECONDS)
         except OverlaceError as e:
+            if isinstance(e, Conflict) and self._giving_back(slot):
+                # most likely its predecessor's port, which this host is about to take back
+                await self._nap(slot, RETRY_SECONDS)
+                return
             self._report(slot, rejected(slot.status, self._clock(), e.message))
+
+    def _giving_back(self, slot: _Slot) -> bool:
+        """Whether another task with host ports is over, or told to stop, and has not given its network back yet."""
+        return any(
+            other.task.ports and not other.released
+            for other in self._slots.values()
+            if other is not slot
+            and (
+                other.removing
+                or other.status.state.terminal
+                or other.task.desired_state >= TaskState.SHUTDOWN
+            )
+        )
 
     async def _prepare_all(self, slot: _Slot) -> None:
         task = slot.task

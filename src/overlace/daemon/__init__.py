@@ -10,17 +10,20 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
+from aiohttp.http_exceptions import HttpProcessingError
 
 from overlace.cli.daemon import DaemonOptions
 from overlace.model.errors import Conflict
 
 log = structlog.get_logger(__name__)
+DESCRIPTORS = 65536
 
 
 def run(options: DaemonOptions) -> None:
@@ -29,6 +32,7 @@ def run(options: DaemonOptions) -> None:
     Raises OverlaceError when it cannot start: the caller prints it and exits with 1.
     """
     _log_to_stderr(options.log_level)
+    _take_descriptors()
     for folder in (options.data_root, options.exec_root):
         Path(folder).mkdir(parents=True, exist_ok=True, mode=0o711)
     with _only_one(Path(options.data_root)), _pidfile(options.pidfile):
@@ -69,6 +73,23 @@ def _log_to_stderr(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_our_own_fault)
+
+
+def _our_own_fault(record: logging.LogRecord) -> bool:
+    """Whether an error of the HTTP server is worth a line: what a client sent (it was told: 400) is not."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def _take_descriptors() -> None:
+    """Each container costs two descriptors; the usual soft limit, 1024, is for programs that use select(2).
+
+    No more than needed: containers inherit it, and some programs close every descriptor they might have.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

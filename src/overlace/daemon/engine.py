@@ -18,7 +18,6 @@ import msgspec
 import structlog
 
 from overlace.agent.agent import Agent
-from overlace.agent.container import container_id
 from overlace.agent.enrol import join_swarm
 from overlace.agent.session import AgentSession
 from overlace.api.backend import (
@@ -26,22 +25,19 @@ from overlace.api.backend import (
     EngineOptions,
     InitRequest,
     JoinRequest,
-    LocalEndpoint,
     LocalNetwork,
     LocalSwarm,
     Peer,
 )
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
-from overlace.daemon import facts
+from overlace.daemon import facts, networks
 from overlace.daemon.host import NodeHost, has_leftovers, instance_id, platform_of, sweep
 from overlace.daemon.manager import ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable
 from overlace.model.ids import new_id
-from overlace.model.netview import NetworkEntry, NodeEntry
-from overlace.model.objects import Subnet
-from overlace.network.overlay import guid_of
+from overlace.model.specs import PortConfig
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
@@ -50,7 +46,6 @@ from overlace.security.identity import Identity, load_identity
 from overlace.wire.messages import Manager, Refused, Welcome
 
 log = structlog.get_logger(__name__)
-VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
 REVIVE_SECONDS = (1.0, 30.0)  # first and longest pause before trying again what failed at the start
 
@@ -362,53 +357,16 @@ class Engine:
     def local_networks(self) -> Sequence[LocalNetwork]:
         if self._host is None or self._membership is None:
             return ()
-        view, node_id = self._host.agent.view, self._membership.node_id
-        return [
-            LocalNetwork(
-                id=n.id,
-                name=n.name,
-                internal=n.internal,
-                ingress=n.ingress,
-                subnets=tuple(Subnet(s, g) for s, g in zip(n.subnets, n.gateways, strict=True)),
-                options={VNI_OPTION: str(n.vni), **n.driver_opts},
-                endpoints=tuple(
-                    LocalEndpoint(
-                        container_id=container_id(e.task_id),
-                        name=e.task_name,
-                        endpoint_id=guid_of("endpoint", n.id, e.task_id),
-                        mac=e.mac,
-                        address=f"{e.address}/{n.subnets[0].rpartition('/')[2]}",
-                    )
-                    for e in view.endpoints(n.id)
-                    if e.node_id == node_id
-                ),
-                peers=tuple(
-                    (p.hostname, p.provider_address) for p in view.of(NodeEntry) if n.id in p.addresses
-                ),
-            )
-            for n in view.of(NetworkEntry)
-        ]
+        return networks.local_networks(self._host, self._membership.node_id, self._options)
 
     async def container_addresses(self, container: str) -> Sequence[ContainerAddress]:
-        found = self._host.agent.worker.attached(container) if self._host is not None else None
-        if self._host is None or found is None:
+        if self._host is None:
             return ()
-        task, attached = found
-        view = self._host.agent.view
-        ids = {n.name: n.id for a in task.networks if (n := view.network(a.network_id)) is not None}
-        aliases = {a.network_id: a.aliases for a in task.networks}
-        return [
-            ContainerAddress(
-                network=name,
-                network_id=ids.get(name, ""),
-                endpoint_id=guid_of("endpoint", ids[name], task.id) if name in ids else "",
-                address=address,
-                gateway=attached.gateways.get(name, ""),
-                mac=attached.macs.get(name, ""),
-                aliases=tuple(aliases.get(ids.get(name, ""), ())),
-            )
-            for name, address in attached.addresses.items()
-        ]
+        return networks.container_addresses(self._host, container, self._options.id)
+
+    async def container_ports(self, container: str) -> Sequence[PortConfig]:
+        found = self._host.agent.worker.attached(container) if self._host is not None else None
+        return found[1].host_ports if found is not None else ()
 
 
 def _engine_id(data_root: Path) -> str:

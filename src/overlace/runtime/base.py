@@ -6,7 +6,7 @@ Must not know swarm objects, networks or HTTP: the agent resolves those before i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -181,6 +181,11 @@ class LogOptions(msgspec.Struct, frozen=True):
     tail: int = -1  # lines, -1 = all
 
 
+PullProgress = Callable[[str, str], None]
+"""Called with a layer's short id and Docker's word for how far it is: `Pulling fs layer`, `Download complete`,
+`Pull complete`, `Already exists`."""
+
+
 class Runtime(Protocol):
     """Verbs of a runtime. Errors are those of `overlace.model.errors`: NotFound, Conflict, InvalidArgument, Unavailable
     (a pull that failed, with the registry's own words), Internal (the runtime's stderr). All verbs are idempotent where
@@ -194,8 +199,17 @@ class Runtime(Protocol):
 
     async def version(self) -> dict[str, str]: ...
 
-    async def pull(self, reference: str, platform: Platform, auth: RegistryAuth | None = None) -> Image:
-        """Fetch for `platform` (index resolved by os/arch and, for windows, os.version); no-op when a digest is there."""
+    async def pull(
+        self,
+        reference: str,
+        platform: Platform,
+        auth: RegistryAuth | None = None,
+        progress: PullProgress | None = None,
+    ) -> Image:
+        """Fetch for `platform` (index resolved by os/arch and, for windows, os.version); no-op when a digest is there.
+
+        `progress` is called on the loop as the layers get on; it must not block.
+        """
 
     async def images(self) -> list[Image]: ...
 

@@ -31,6 +31,10 @@ from overlace.wire.transport import (
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+# What a stranger may hold a connection (some 300 KB of TLS buffers) for, in seconds: each step has its own time.
+HANDSHAKE_SECONDS = 5.0
+REQUEST_SECONDS = 10.0  # to the first request's end of headers; likewise for a body
+IDLE_SECONDS = 15.0  # between requests
 
 
 class Peer(Protocol):
@@ -79,31 +83,77 @@ class TransportServer:
         self._tls = tls
         self._peer_of = peer_of
         self._sockets: set[web.WebSocketResponse] = set()
+        self._silent: dict[
+            asyncio.BaseProtocol, asyncio.TimerHandle
+        ] = {}  # connections without a request yet
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self.port = 0
 
     async def start(self, host: str, port: int) -> None:
         """Listen (port 0: any free one, see `port`). Raises Unavailable when the address cannot be had."""
-        app = web.Application(client_max_size=1 << 20)
+        app = web.Application(client_max_size=1 << 20, middlewares=[self._heard])
         app.router.add_get("/v1/ca", self._ca)
         app.router.add_post("/v1/join", self._join)
         app.router.add_post("/v1/renew", self._renew)
         app.router.add_get("/v1/session", self._session)
         app.on_shutdown.append(self._close_sockets)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, handle_signals=False)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            shutdown_timeout=2.0,
+            handle_signals=False,
+            keepalive_timeout=IDLE_SECONDS,
+            lingering_time=1.0,
+        )
         await runner.setup()
-        site = web.TCPSite(runner, host, port, ssl_context=self._tls, reuse_address=True)
+        assert runner.server is not None
+        accept = runner.server
         try:
-            await site.start()
+            self._listener = await asyncio.get_running_loop().create_server(
+                lambda: self._watched(accept()),
+                host,
+                port,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                backlog=128,
+                reuse_address=True,
+            )
         except OSError as e:
             await runner.cleanup()
             raise Unavailable(f"cannot listen on {host}:{port}: {e.strerror or e}") from e
         self._runner = runner
-        self.port = runner.addresses[0][1]
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    def _watched(self, connection: web.RequestHandler) -> web.RequestHandler:
+        """A new connection; it ends when no request comes over it in time."""
+
+        def end() -> None:
+            self._silent.pop(connection, None)
+            if connection.transport is not None:
+                connection.transport.abort()
+
+        self._silent[connection] = asyncio.get_running_loop().call_later(REQUEST_SECONDS, end)
+        return connection
+
+    @web.middleware
+    async def _heard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        timer = self._silent.pop(request.protocol, None)
+        if timer is not None:
+            timer.cancel()
+        return await handler(request)
 
     async def close(self) -> None:
         """End all sessions and stop listening."""
         runner, self._runner = self._runner, None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        for timer in self._silent.values():
+            timer.cancel()
+        self._silent.clear()
         if runner is not None:
             await runner.cleanup()
 
@@ -181,7 +231,11 @@ class TransportServer:
 
 async def _document(request: web.Request, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(await request.read(), type=kind)
+        async with asyncio.timeout(REQUEST_SECONDS):
+            body = await request.read()
+        return msgspec.json.decode(body, type=kind)
+    except TimeoutError:
+        raise InvalidArgument(f"{request.path}: the request's body did not come in time") from None
     except msgspec.DecodeError as e:
         raise InvalidArgument(f"{request.path}: {e}") from e
 

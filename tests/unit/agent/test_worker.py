@@ -11,9 +11,9 @@ import pytest
 from overlace.agent.container import container_id
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts, Worker
-from overlace.model.errors import NotFound, Unavailable
+from overlace.model.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from overlace.model.objects import Task, TaskStatus
-from overlace.model.specs import ContainerSpec, TaskSpec
+from overlace.model.specs import ContainerSpec, PortConfig, TaskSpec
 from overlace.model.states import TaskState
 from overlace.network.base import Attached
 from overlace.runtime.base import Container, Platform
@@ -170,6 +170,53 @@ async def test_an_image_nobody_has_rejects_the_task(bed):
     await bed.worker.assign(Assignments(1, True, (a_task(),)))
     await bed.until(lambda: bed.last() == TaskState.REJECTED)
     assert "web:1" in bed.reports[-1][1].err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotFound("No such image: web:1 (manifest unknown)"),
+        Unavailable("pull of web:1: dial tcp: connection refused"),
+        InvalidArgument("invalid reference format"),
+    ],
+)
+async def test_a_failed_pull_is_told_in_the_registrys_words_alone(bed, error):
+    """Also when the registry is only away: the manager may find another host, and people see why."""
+    bed.runtime.pull_error = error
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.last() == TaskState.REJECTED)
+    assert bed.reports[-1][1].err == error.message
+
+
+async def test_a_port_its_predecessor_still_holds_is_waited_for(bed):
+    """A task that failed gives its host port back only after it said so; its replacement may be here before."""
+    port = PortConfig(target_port=80, published_port=8080, publish_mode="host")
+    old, new = (msgspec.structs.replace(a_task(id=i), ports=(port,)) for i in ("old", "new"))
+    await bed.worker.assign(Assignments(1, True, (old,)))
+    await bed.until(lambda: bed.last() == TaskState.RUNNING)
+    held = asyncio.Event()
+    give_back = bed.network.detach
+
+    async def slow(id):
+        await held.wait()
+        await give_back(id)
+
+    bed.network.detach = slow
+    bed.runtime.now(container_id("old"), status="exited", exit_code=1)
+    await bed.until(lambda: bed.last() == TaskState.FAILED)
+    bed.network.error = Conflict("Bind for 0.0.0.0:8080 failed: port is already allocated")
+    await bed.worker.assign(Assignments(2, False, (new,)))
+    await asyncio.sleep(0.05)
+    assert ("new", TaskState.REJECTED) not in [(i, s.state) for i, s in bed.reports]
+    held.set()
+    bed.network.error = None
+    await bed.until(lambda: bed.reports[-1][0] == "new" and bed.last() == TaskState.RUNNING)
+
+
+async def test_a_port_somebody_else_holds_rejects_the_task(bed):
+    bed.network.error = Conflict("Bind for 0.0.0.0:8080 failed: port is already allocated")
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: bed.last() == TaskState.REJECTED)
 
 
 async def test_a_restarted_agent_goes_on_with_its_running_container(bed):

@@ -54,6 +54,7 @@ from overlace.runtime.base import (
     LogLine,
     LogOptions,
     Platform,
+    PullProgress,
     RegistryAuth,
 )
 from overlace.store.base import Change, Delete, Put
@@ -96,11 +97,20 @@ class FakeRuntime:
     async def version(self) -> dict[str, str]:
         return {"runc": "1.1.5", "conmon": "2.1.6"}
 
-    async def pull(self, reference: str, platform: Platform, auth: RegistryAuth | None = None) -> Image:
+    async def pull(
+        self,
+        reference: str,
+        platform: Platform,
+        auth: RegistryAuth | None = None,
+        progress: PullProgress | None = None,
+    ) -> Image:
         self.pulled.append((reference, platform, auth))
         found = self.registry.get(reference)
         if found is None:
             raise NotFound(f"manifest for {reference} not found: manifest unknown")
+        for status in ("Pulling fs layer", "Pull complete"):
+            if progress is not None and found.id not in self.stored:
+                progress("22" * 6, status)
         self.stored[found.id] = found
         return found
 

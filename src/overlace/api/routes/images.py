@@ -114,10 +114,16 @@ async def create(call: Call) -> web.StreamResponse:
     async def say(document: dict[str, Any]) -> None:
         await response.write(codec.encode(document))
 
-    pull = asyncio.ensure_future(runtime.pull(wanted, where, auth))
+    told: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
+    pull = asyncio.ensure_future(
+        runtime.pull(wanted, where, auth, lambda layer, status: told.put_nowait((layer, status)))
+    )
+    pull.add_done_callback(lambda _: told.put_nowait(None))
     try:
         tag = call.text("tag") or wanted.rpartition("/")[2].partition(":")[2] or "latest"
         await say({"status": f"Pulling from {name.partition('@')[0]}", "id": tag})
+        while (line := await told.get()) is not None:
+            await say({"status": line[1], "progressDetail": {}, "id": line[0]})
         image = await pull
         for digest in image.digests:
             await say({"status": f"Digest: {digest.partition('@')[2]}"})

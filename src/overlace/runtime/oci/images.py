@@ -11,16 +11,16 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
-from overlace.model.errors import Conflict, Internal, NotFound, OverlaceError, Unavailable
-from overlace.runtime.base import Image, Platform, RegistryAuth
-from overlace.runtime.oci.files import remove_tree, write_atomically
+from overlace.model.errors import Internal, NotFound, OverlaceError, Unavailable
+from overlace.runtime.base import Image, Platform, PullProgress, RegistryAuth
+from overlace.runtime.oci.files import remove_tree, tree_size, write_atomically
 from overlace.runtime.oci.locks import KeyedLocks
 from overlace.runtime.oci.platforms import (
     choose_manifest,
@@ -31,8 +31,10 @@ from overlace.runtime.oci.platforms import (
     runs_on,
 )
 from overlace.runtime.oci.process import require_tool, run_tool
+from overlace.runtime.oci.pulls import Progress, Pulls
 from overlace.runtime.oci.refs import Reference, parse_reference
 from overlace.runtime.oci.skopeo import Skopeo
+from overlace.runtime.oci.untag import User, is_hex, plan_removal
 
 log = structlog.get_logger(__name__)
 PARALLEL_PULLS = 3
@@ -51,13 +53,6 @@ class Stored(msgspec.Struct, frozen=True):
         return self.image.id.removeprefix("sha256:")
 
 
-class User(msgspec.Struct, frozen=True):
-    """A container that uses an image."""
-
-    container_id: str
-    running: bool
-
-
 class ImageStore:
     """All verbs on images; `users(image_id)` answers which containers hold one."""
 
@@ -68,7 +63,7 @@ class ImageStore:
         self._skopeo = Skopeo(frozenset(insecure_registries))
         self._users = users
         self._images: dict[str, Stored] = {}
-        self._pulls: dict[tuple[str, Platform, RegistryAuth | None], asyncio.Task[Image]] = {}
+        self._pulls = Pulls()
         self._locks = KeyedLocks()
         self._slots = asyncio.Semaphore(PARALLEL_PULLS)
         self._sweep_due = False
@@ -100,9 +95,7 @@ class ImageStore:
 
     async def close(self) -> None:
         """Break off pulls under way; their parts are swept at the next open."""
-        tasks: list[asyncio.Task[Any]] = list(self._pulls.values())
-        for task in tasks:
-            task.cancel()
+        tasks: list[asyncio.Task[Any]] = [*self._pulls.cancel()]
         if self._sweeper is not None:
             tasks.append(self._sweeper)
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,7 +117,7 @@ class ImageStore:
 
     def _lookup(self, name: str) -> Stored | None:
         bare = name.removeprefix("sha256:")
-        if name.startswith("sha256:") or _is_hex(bare):
+        if name.startswith("sha256:") or is_hex(bare):
             matches = [entry for entry in self._images.values() if entry.hex.startswith(bare)]
             if len(matches) == 1:
                 return matches[0]
@@ -148,28 +141,25 @@ class ImageStore:
 
     # ---- pulling ----
 
-    async def pull(self, name: str, platform: Platform, auth: RegistryAuth | None) -> Image:
+    async def pull(
+        self, name: str, platform: Platform, auth: RegistryAuth | None, listener: PullProgress | None = None
+    ) -> Image:
         """Fetch and unpack. Pulls of the same name, platform and credentials under way are joined, not
         repeated.
         """
-        reference = parse_reference(name).with_default_tag()
-        key = (f"{reference.repository}:{reference.tag}@{reference.digest}", normal(platform), auth)
-        task = self._pulls.get(key)
-        if task is None:
-            task = asyncio.create_task(
-                self._pull(reference, name, normal(platform), auth), name=f"pull {name}"
-            )
-            self._pulls[key] = task
-            task.add_done_callback(lambda done: self._pull_ended(key, done))
-        return await asyncio.shield(task)
-
-    def _pull_ended(self, key: tuple[str, Platform, RegistryAuth | None], task: asyncio.Task[Image]) -> None:
-        self._pulls.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # told to whoever still waits; nobody has to
+        reference, platform = parse_reference(name).with_default_tag(), normal(platform)
+        key = (f"{reference.repository}:{reference.tag}@{reference.digest}", platform, auth)
+        return await self._pulls.join(
+            key, lambda progress: self._pull(reference, name, platform, auth, progress), listener
+        )
 
     async def _pull(
-        self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None
+        self,
+        reference: Reference,
+        name: str,
+        platform: Platform,
+        auth: RegistryAuth | None,
+        progress: Progress,
     ) -> Image:
         with self._filling():
             known = self._by_manifest(reference.digest, platform) if reference.digest else None
@@ -177,10 +167,15 @@ class ImageStore:
                 await self.ensure_rootfs(known.image.id)
                 return self._name(known, reference, reference.digest)
             async with self._slots:
-                return await self._fetch(reference, name, platform, auth)
+                return await self._fetch(reference, name, platform, auth, progress)
 
     async def _fetch(
-        self, reference: Reference, name: str, platform: Platform, auth: RegistryAuth | None
+        self,
+        reference: Reference,
+        name: str,
+        platform: Platform,
+        auth: RegistryAuth | None,
+        progress: Progress,
     ) -> Image:
         raw = await self._skopeo.manifest(reference, "", name, auth)
         top = chosen = digest_of(raw)
@@ -192,7 +187,7 @@ class ImageStore:
             if known is None or not self._usable(known):
                 if chosen != top:
                     manifest = _document(await self._skopeo.manifest(reference, chosen, name, auth), name)
-                known = await self._store(reference, name, platform, auth, chosen, manifest)
+                known = await self._store(reference, name, platform, auth, chosen, manifest, progress)
         await self.ensure_rootfs(known.image.id)
         return self._name(self._images.get(known.image.id, known), reference, top, chosen)
 
@@ -204,6 +199,7 @@ class ImageStore:
         auth: RegistryAuth | None,
         digest: str,
         manifest: dict[str, Any],
+        progress: Progress,
     ) -> Stored:
         """Copy one manifest's image into the store and unpack it; nothing stays behind on failure."""
         if "config" not in manifest:
@@ -231,8 +227,14 @@ class ImageStore:
                 for blob, size, wanted in _parts(manifest, self._root / "blobs/sha256"):
                     if size not in (-1, wanted):  # cut short by a crash: skopeo would take it for the whole
                         blob.unlink()
-            await self._skopeo.copy(reference, digest, name, layout, auth)
+            layers = self._layers(manifest)
+            progress.say((d for d, blob in layers.items() if blob.exists()), "Already exists")
+            progress.say(layers, "Pulling fs layer")
+            async with _beside(progress.watch(layers)):
+                await self._skopeo.copy(reference, digest, name, layout, auth)
+            progress.say(layers, "Download complete")
             size = await self._unpack(image_id, name)
+            progress.say(layers, "Pull complete")
         except OSError as error:
             self._sweep_due = True
             raise Internal(f"pull of {name}: {error.strerror}: {error.filename}") from error
@@ -265,6 +267,11 @@ class ImageStore:
         self._images.pop(stored.image.id, None)
         return False
 
+    def _layers(self, manifest: dict[str, Any]) -> dict[str, Path]:
+        """A manifest's layers by digest, and where their blobs will be."""
+        digests = [str(layer["digest"]) for layer in manifest.get("layers", ())]
+        return {d: self._root / "blobs" / "sha256" / d.removeprefix("sha256:") for d in digests}
+
     async def ensure_rootfs(self, image_id: str) -> Path:
         """The unpacked root, unpacked again if somebody removed it. Raises Internal when the image is
         corrupted.
@@ -294,7 +301,7 @@ class ImageStore:
                 f"cannot unpack image {name}: {words}: if it is corrupted, remove it and pull it again"
             )
         partial.chmod(0o755)
-        size = await asyncio.to_thread(_tree_size, partial)
+        size = await asyncio.to_thread(tree_size, partial)
         if target.is_dir():
             await asyncio.to_thread(remove_tree, partial)
         else:
@@ -347,60 +354,16 @@ class ImageStore:
         Raises NotFound, Conflict in Docker's words.
         """
         stored = self._find(name)
-        image, users = stored.image, self._users(stored.image.id)
-        short = stored.hex[:12]
-        prefix = f"conflict: unable to delete {short}"
-        untag: tuple[str, ...]
-        if _is_hex(name.removeprefix("sha256:")) and stored.hex.startswith(name.removeprefix("sha256:")):
-            repositories = {tag.rpartition(":")[0] for tag in image.tags} | {
-                d.split("@")[0] for d in image.digests
-            }
-            if len(repositories) > 1 and not force:
-                raise Conflict(f"{prefix} (must be forced) - image is referenced in multiple repositories")
-            for user in users:
-                holder = user.container_id[:12]
-                if user.running:
-                    raise Conflict(
-                        f"{prefix} (cannot be forced) - image is being used by running container {holder}"
-                    )
-                if not force:
-                    raise Conflict(
-                        f"{prefix} (must be forced) - image is being used by stopped container {holder}"
-                    )
-            untag = image.tags
-        else:
-            reference = parse_reference(name).with_default_tag()
-            gone = (
-                reference.familiar_tag if not reference.digest else f"{reference.familiar}@{reference.digest}"
-            )
-            tags = tuple(tag for tag in image.tags if tag != gone)
-            digests = tuple(digest for digest in image.digests if digest != gone)
-            lines = [f"Untagged: {gone}"]
-            others = any(tag.rpartition(":")[0] == reference.familiar for tag in tags)
-            if not others and not reference.digest:
-                # the repository's last tag takes its digests along, as in Docker
-                lines += [f"Untagged: {d}" for d in digests if d.split("@")[0] == reference.familiar]
-                digests = tuple(d for d in digests if d.split("@")[0] != reference.familiar)
-            if tags or digests:
-                self._replace(stored, tags=tags, digests=digests)
-                self._save()
-                return lines
-            if users and not force:
-                raise Conflict(
-                    f'conflict: unable to remove repository reference "{name}" (must force) - container '
-                    f"{users[0].container_id[:12]} is using its referenced image {short}"
-                )
-            untag = image.tags
-        lines = [f"Untagged: {tag}" for tag in (*untag, *image.digests)]
-        if users:
-            self._replace(stored, tags=(), digests=())
+        removal = plan_removal(name, stored.image, self._users(stored.image.id), force)
+        if not removal.gone:
+            self._replace(stored, tags=removal.tags, digests=removal.digests)
             self._save()
-            return lines
-        del self._images[image.id]
+            return list(removal.lines)
+        del self._images[stored.image.id]
         self._save()
         self._sweep_due = True
         await self._sweep()
-        return [*lines, f"Deleted: {image.id}"]
+        return list(removal.lines)
 
     @contextlib.contextmanager
     def _filling(self) -> Iterator[None]:
@@ -485,6 +448,17 @@ def _parts(manifest: dict[str, Any], blobs: Path) -> Iterator[tuple[Path, int, i
         yield blob, blob.stat().st_size if blob.is_file() else -1, int(part["size"])
 
 
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do `work` while the block runs, no longer."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 def digest_of(data: bytes) -> str:
     """`sha256:<hex>` of some bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -497,15 +471,3 @@ def _document(raw: bytes, name: str) -> dict[str, Any]:
         raise Unavailable(
             f"pull of {name}: the registry sent a document that is not JSON ({error})"
         ) from error
-
-
-def _is_hex(text: str) -> bool:
-    return 1 <= len(text) <= 64 and all(c in "0123456789abcdef" for c in text)
-
-
-def _tree_size(root: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            total += os.lstat(os.path.join(folder, name)).st_size
-    return total

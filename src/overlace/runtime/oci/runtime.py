@@ -24,13 +24,13 @@ from overlace.runtime.base import (
     LogLine,
     LogOptions,
     Platform,
+    PullProgress,
     RegistryAuth,
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.files import tree_size
 from overlace.runtime.oci.images import ImageStore
-from overlace.runtime.oci.images import User as ImageUser
 from overlace.runtime.oci.locks import KeyedLocks
 from overlace.runtime.oci.logs import read_log, rotate_if_large
 from overlace.runtime.oci.platforms import normal
@@ -39,6 +39,7 @@ from overlace.runtime.oci.runs import Runs
 from overlace.runtime.oci.shim import Shim, choose_runtime
 from overlace.runtime.oci.slots import Slot
 from overlace.runtime.oci.spec import container_path, resolve, signal_number
+from overlace.runtime.oci.untag import User as ImageUser
 from overlace.runtime.oci.volumes import VolumeStore
 from overlace.runtime.oci.watch import FolderWatch
 
@@ -146,10 +147,14 @@ class OciRuntime:
     # ---- images ----
 
     async def pull(
-        self, reference: str, platform: Platform | None = None, auth: RegistryAuth | None = None
+        self,
+        reference: str,
+        platform: Platform | None = None,
+        auth: RegistryAuth | None = None,
+        progress: PullProgress | None = None,
     ) -> Image:
         """See `Runtime.pull`; `platform` None means this host's."""
-        return await self._images.pull(reference, platform or self._platform, auth)
+        return await self._images.pull(reference, platform or self._platform, auth, progress)
 
     async def images(self) -> list[Image]:
         return self._images.all()
