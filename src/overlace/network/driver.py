@@ -292,7 +292,9 @@ class OverlayDriver:
     async def attach(self, task: TaskNetwork) -> Attached:
         async with self._one_at_a_time(task.task_id):
             record = self._records.get(task.task_id)
-            if record is not None and record.asked != task:
+            if record is not None and record.asked != msgspec.structs.replace(
+                task, allowed=record.asked.allowed
+            ):
                 await self._forget(record)
                 record = None
             if record is not None:

@@ -289,6 +289,19 @@ async def test_overlay_addresses_are_not_reached_from_outside(swarm: Swarm) -> N
     assert "overlay addresses are known only in it" in reason and "--publish-add" in remedy
 
 
+async def test_a_policy_that_does_not_name_the_sender(swarm: Swarm) -> None:
+    found = swarm.objects[("service", "id-order")]
+    assert isinstance(found, Service)
+    labels = {"overlace.policy.allow-from": "db"}
+    swarm.put(replace(found, spec=replace(found.spec, labels=labels)))
+    assert (await swarm.trace("db", "order")).broken is None
+    t = await swarm.trace("web", "order")
+    where, reason, remedy = broken(t)
+    assert where == "win" and "an ACL of priority 65500 blocks it" in reason  # a Windows host's documents
+    assert remedy.startswith("the label overlace.policy.allow-from of order does not let it in")
+    assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID IN FW_IN/ACL_IN")
+
+
 async def test_a_windows_host_without_its_own_address_balances_nothing(swarm: Swarm) -> None:
     """Windows needs a source VIP; until the allocator gave one, its HNS has no load balancer."""
     node = swarm.objects[("node", "win")]

@@ -3,9 +3,11 @@ packet."""
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from overlace.model.policy import parse_allow_from
 from overlace.network.linux.maps import REASONS
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.compile import compile_all
@@ -145,10 +147,20 @@ nets = st.sampled_from(["ingress", "back", "hidden"])
 services = st.sampled_from(["web", "db"])
 slots = st.integers(0, 5)  # task k has address .1k on every network: no two tasks share one
 OWNER = ("web", "db")  # of task k: the service at k modulo 2
+policies = st.sampled_from(
+    [
+        None,
+        (),
+        parse_allow_from("web"),
+        parse_allow_from("db:tcp/80, ingress"),
+        parse_allow_from("10.0.1.0/30:udp, 10.0.0.0/25, ingress:tcp/81-90"),
+        parse_allow_from("web:tcp/8000-9001, db:icmp"),
+    ]
+)
 change = st.one_of(
     st.tuples(st.just("endpoint"), nets, slots, st.booleans(), st.sampled_from([ME, OTHER])),
     st.tuples(st.just("no endpoint"), nets, slots),
-    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans()),
+    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans(), policies),
     st.tuples(st.just("no service"), nets, services),
     st.tuples(st.just("run"), slots, st.lists(nets, max_size=3, unique=True), st.booleans()),
     st.tuples(st.just("stop"), slots),
@@ -171,10 +183,11 @@ def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
             )
         case "no endpoint", net, slot:
             w.change(remove=(f"endpoint/{net}/t{slot}",))
-        case "service", net, svc, vip, published:
+        case "service", net, svc, vip, published, allowed:
             number = {"web": 0, "db": 1}[svc]
             ports = (port(80, 8000 + number),) if published and net == "ingress" else ()
-            w.change(put=(service(svc, net, f"10.0.{THIRD[net]}.{100 + number}" if vip else "", *ports),))
+            entry = service(svc, net, f"10.0.{THIRD[net]}.{100 + number}" if vip else "", *ports)
+            w.change(put=(msgspec.structs.replace(entry, allowed=allowed),))
         case "no service", net, svc:
             w.change(remove=(f"service/{net}/{svc}",))
         case "run", slot, where, published:
@@ -233,7 +246,13 @@ last = st.integers(0, 130)
 @given(
     st.lists(change, min_size=10, max_size=30),
     st.lists(
-        st.tuples(st.sampled_from([0, 1, 2, 9]), last, st.sampled_from([80, 8000, 9001])),
+        st.tuples(
+            st.sampled_from([0, 1, 2, 9]),
+            last,
+            st.sampled_from([80, 8000, 9001]),
+            st.sampled_from([6, 6, 17]),
+            st.sampled_from(["172.28.1.200", "10.0.1.2", "10.0.1.11", "10.0.0.12"]),
+        ),
         min_size=1,
         max_size=30,
     ),
@@ -243,9 +262,9 @@ def test_layers_and_tables_send_every_packet_the_same_way(changes: list, packets
     for c in changes:
         play(w, c)
     state, tables = w.hns.state, w.data_path
-    for third, final, dport in packets:
+    for third, final, dport, protocol, src in packets:
         for e in [e for e in tables if isinstance(e, LocalEndpoint)]:
-            p = Packet(e.address, f"10.0.{third}.{final}", 6, 999, dport)
+            p = Packet(e.address, f"10.0.{third}.{final}", protocol, 999, dport)
             v = simulate(state, HOST, e.endpoint_id, "OUT", p)
             way = forward_from_container(tables, e.vni, e, HOST, p)
             assert (way.action, way.packet, way.to) == (v.action, v.packet, v.port or v.provider_address), (
@@ -256,7 +275,7 @@ def test_layers_and_tables_send_every_packet_the_same_way(changes: list, packets
             (0, HOST),
             *((n.vni, f"10.0.{third}.{final}") for n in tables if isinstance(n, Network)),
         ):
-            p = Packet("172.28.1.200", dst, 6, 999, dport)
+            p = Packet(src, dst, protocol, 999, dport)
             v = simulate(state, HOST, HOST_PORT, "IN", p, vni)
             way = forward_from_wire(tables, p, vni)
             assert (way.action, way.packet, way.to) == (v.action, v.packet, v.port or v.provider_address), (

@@ -10,6 +10,7 @@ import msgspec
 from overlace.manager.netviews import plan_view, takes_part
 from overlace.model.netview import NetView
 from overlace.model.objects import Node, Task
+from overlace.model.policy import allow_from_or_nobody
 from overlace.model.states import NodeState
 from overlace.network.base import TaskNetwork
 from overlace.network.hns.documents import Guid, HostComputeEndpoint
@@ -55,6 +56,7 @@ def task_network(task: Task) -> TaskNetwork:
         service_name=task.service_name,
         attachments=task.networks,
         host_ports=task.status.port_status or task.ports,
+        allowed=allow_from_or_nobody(task.service_labels),
     )
 
 

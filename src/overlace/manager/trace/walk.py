@@ -13,6 +13,7 @@ import msgspec
 from overlace.manager.trace.answer import PROTOCOLS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.model.objects import Task
+from overlace.model.policy import ALLOW_FROM
 from overlace.model.states import NodeState, TaskState
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
@@ -234,8 +235,11 @@ class Walk:
         packet = verdict.packet
         step = verdict.steps[-1] if verdict.steps else None
         if step is not None and step.layer.startswith("FW_"):
+            task = host.tasks.get(step.port)
+            name = task.service_name if task is not None else "the service"
             return (
-                "the rule comes from the receiving service's overlace.policy labels: docker service inspect"
+                f"the label {ALLOW_FROM} of {name} does not let it in: docker service update "
+                f"--label-add {ALLOW_FROM}=... {name} (docker service inspect shows what it holds)"
             )
         if step is not None and step.layer.startswith("SLB_"):
             return "docker service ps --no-trunc says what keeps its tasks from running"

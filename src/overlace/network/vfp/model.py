@@ -48,6 +48,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     dst_not: tuple[str, ...] = ()
     protocol: int = 0
     dport: int = 0
+    protocols: tuple[int, ...] = ()
+    sports: tuple[tuple[int, int], ...] = ()  # ranges, both ends included; of TCP and UDP only
+    dports: tuple[tuple[int, int], ...] = ()
 
     def matches(self, packet: Packet) -> bool:
         return (
@@ -56,6 +59,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
             and not (self.dst_not and within(packet.dst, self.dst_not))
             and self.protocol in (0, packet.protocol)
             and self.dport in (0, packet.dport)
+            and (not self.protocols or packet.protocol in self.protocols)
+            and (not self.sports or any(low <= packet.sport <= high for low, high in self.sports))
+            and (not self.dports or any(low <= packet.dport <= high for low, high in self.dports))
         )
 
 

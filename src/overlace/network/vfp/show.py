@@ -61,10 +61,15 @@ def show_conditions(c: Condition) -> dict[str, str]:
         "Source IP": ",".join(c.src),
         "Destination IP": ",".join(c.dst),
         "Destination IP not": ",".join(c.dst_not),
-        "Protocols": str(c.protocol or ""),
-        "Destination ports": str(c.dport or ""),
+        "Protocols": str(c.protocol or "") or ",".join(map(str, c.protocols)),
+        "Source ports": _ranges(c.sports),
+        "Destination ports": str(c.dport or "") or _ranges(c.dports),
     }
     return {word: value for word, value in found.items() if value}
+
+
+def _ranges(ports: tuple[tuple[int, int], ...]) -> str:
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ports)
 
 
 def _type(action: Action) -> str:
