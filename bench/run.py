@@ -18,6 +18,7 @@ from pathlib import Path
 
 from measure import control, deploy, machine, network, peer, places, swarms
 from measure.figures import Figure, as_document, is_measured, render
+
 from overlace.model.errors import OverlaceError, Unavailable
 
 RESULTS = Path(__file__).parent / "results"

@@ -97,7 +97,7 @@ def show_value(value: float | None, unit: str) -> str:
 
 def rows_of(figure: Figure) -> list[tuple[str, ...]]:
     """(figure, overlace, peer, peer's value, ratio, spread, target, met) for each peer."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for peer in figure.peers:
         ratios = paired_ratios(figure.samples, peer.samples)
         ratio = ratio_of(figure.samples, peer.samples)

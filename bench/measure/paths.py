@@ -166,19 +166,17 @@ def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]
             )
             host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, OVERLAY_MTU)
             sandboxes[address] = str(sandbox)
-            run(
-                ["nsenter", f"--net={sandbox}", "--", "sh", "-c"]
-                + ["echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"]
-            )
+            port_range = "echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"
+            run(["nsenter", f"--net={sandbox}", "--", "sh", "-c", port_range])
     return hosts, sandboxes
 
 
 def set_segmentation(on: bool) -> None:
-    """Let the underlay's devices cut frames (TSO), or make every frame on them one of at most the MTU."""
-    word = "on" if on else "off"
+    """Let the underlay's devices cut frames (TSO), or make every frame on them one of at most the MTU, merged again
+    on receive (GRO) as network cards' drivers do.
+    """
+    tso, gro = ("on", "off") if on else ("off", "on")
+    cutting = ["tso", tso, "tx-udp_tnl-segmentation", tso, "tx-udp_tnl-csum-segmentation", tso]
     for pair in PAIRS.values():
         for host in pair:
-            inside(
-                host.netns, "ethtool", "-K", "eth0",
-                "tso", word, "tx-udp_tnl-segmentation", word, "tx-udp_tnl-csum-segmentation", word,
-            )  # fmt: skip
+            inside(host.netns, "ethtool", "-K", "eth0", *cutting, "gro", gro)

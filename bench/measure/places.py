@@ -139,10 +139,8 @@ def write(name: str, path: str, text: str) -> None:
 
 def join(first: str, second: str, *, ends: tuple[str, str] = ("eth0", "eth0"), mtu: int = 1500) -> None:
     """A veth pair between two namespaces, both ends up."""
-    run(
-        ["ip", "link", "add", ends[0], "netns", first, "mtu", str(mtu), "type", "veth"]
-        + ["peer", "name", ends[1], "mtu", str(mtu), "netns", second]
-    )
+    peer = ["type", "veth", "peer", "name", ends[1], "mtu", str(mtu), "netns", second]
+    run(["ip", "link", "add", ends[0], "netns", first, "mtu", str(mtu), *peer])
     for name, end in zip((first, second), ends, strict=True):
         inside(name, "ip", "link", "set", end, "mtu", str(mtu), "up")
 

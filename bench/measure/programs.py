@@ -26,11 +26,9 @@ def compile_programs(into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     for name in ("traffic", "tasks"):
         source = SOURCES / f"{name}.c"
-        run(
-            ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread"]
-            + ["-o", str(into / name), str(source)],
-            timeout=120,
-        )
+        warnings = ["-Wall", "-Wextra", "-Werror"]
+        argv = ["gcc", "-O2", *warnings, "-static", "-pthread", "-o", str(into / name), str(source)]
+        run(argv, timeout=120)
 
 
 def enter(namespace: str) -> list[str]:

@@ -76,7 +76,10 @@ class Swarm(msgspec.Struct):
     def _pid(self, host: Host) -> int | None:
         """The process of the prober's task on a host, None while there is none."""
         for container in self.containers(PROBER, (host,)):
-            state = engine.call(host.socket, "GET", f"/containers/{container['Id']}/json")["State"]
+            try:
+                state = engine.call(host.socket, "GET", f"/containers/{container['Id']}/json")["State"]
+            except engine.EngineError:  # listed a moment ago, and gone
+                continue
             if state["Running"] and state["Pid"]:
                 return int(state["Pid"])
         return None
@@ -116,6 +119,8 @@ def both(programs: Path, docker: Docker, say: Say) -> Iterator[tuple[Swarm, Swar
     lab = Lab.up(places.LAB, linux=2, windows=0, timeout=UP_TIMEOUT)
     daemons: list[subprocess.Popen[bytes]] = []
     try:
+        # A resolver whose upstream is silent makes its client wait for the time-out on every unknown name.
+        daemons.append(_start_name_server(lab, programs))
         image = _push_image(lab.registry, programs)
         ours = Swarm("overlace", tuple(host for host in lab.hosts if host.role != "client"), image)
         say("deploy: Docker's swarm of two hosts")
@@ -138,6 +143,19 @@ def both(programs: Path, docker: Docker, say: Say) -> Iterator[tuple[Swarm, Swar
                 daemon.wait(10)
 
 
+def _start_name_server(lab: Lab, programs: Path) -> subprocess.Popen[bytes]:
+    server = subprocess.Popen(
+        lab.command("switch", [str(programs / "tasks"), "nxdomain", OUTSIDE_ADDRESS]),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    assert server.stdout
+    with server.stdout:
+        if server.stdout.readline() != b"ready\n":
+            raise Internal("the name server beyond the underlay does not start")
+    return server
+
+
 def _push_image(registry: str, programs: Path) -> str:
     """The task's image into the lab's registry; return its name with digest, as the docker CLI pins it."""
     scratch = places.scratch("image")
@@ -153,7 +171,7 @@ def _push_image(registry: str, programs: Path) -> str:
 
 
 def _start_dockerd(host: Host, registry: str, docker: Docker) -> subprocess.Popen[bytes]:
-    """A daemon as a host of its own. --iptables=false: less work for it, since nothing here needs its NAT."""
+    """A daemon as a host of its own, with Docker's defaults."""
     for folder in (
         host.data_root,
         host.exec_root,
@@ -163,7 +181,7 @@ def _start_dockerd(host: Host, registry: str, docker: Docker) -> subprocess.Pope
         Path(folder).mkdir(parents=True, exist_ok=True)
     argv = [docker.dockerd, "--data-root", host.data_root, "--exec-root", host.exec_root]
     argv += ["--pidfile", host.pidfile, "--host", f"unix://{host.socket}", "--insecure-registry", registry]
-    argv += ["--iptables=false", "--dns", OUTSIDE_ADDRESS, "--config-file", f"{host.exec_root}/daemon.json"]
+    argv += ["--dns", OUTSIDE_ADDRESS, "--config-file", f"{host.exec_root}/daemon.json"]
     argv += ["--cgroup-parent", f"/ovbench-{host.name}", "--exec-opt", "native.cgroupdriver=cgroupfs"]
     Path(host.exec_root, "daemon.json").write_text("{}")  # not this machine's own settings
     environment = {key: value for key, value in docker.environment.items() if not key.startswith("DOCKER_")}

@@ -6,6 +6,7 @@
  *   tasks probe NAME COUNT SECONDS   inside the overlay: ask the resolver for NAME and every address it gives for an
  *                                    HTTP answer, until COUNT different addresses have answered
  *   tasks dns NAME SECONDS           questions for NAME, one after the other
+ *   tasks nxdomain ADDRESS           a name server that knows no name: what both swarms ask beyond their own
  *
  * `probe` prints CLOCK_MONOTONIC in seconds at the first and at the last answer; `dns` prints "COUNT SECONDS".
  */
@@ -21,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
@@ -281,6 +283,58 @@ static int ask_dns(const char *name, double seconds)
     return count ? 0 : 1;
 }
 
+/* RFC 1035 section 4.1.1: the question back as an answer, with RCODE 3. */
+static size_t deny(uint8_t *data, ssize_t length)
+{
+    if (length < 12)
+        return 0;
+    data[2] = 0x80 | (data[2] & 1), data[3] = 0x83;
+    memset(data + 6, 0, 6); /* the records of a question's other sections do not come back */
+    const uint8_t *end = skip_name(data + 12, data + length) + 4;
+    return end <= data + length ? (size_t)(end - data) : 0;
+}
+
+static int deny_all(const char *address)
+{
+    static uint8_t data[65537];
+    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons(53)};
+    struct pollfd waits[2];
+    stop_when_told();
+    inet_pton(AF_INET, address, &here.sin_addr);
+    for (int i = 0; i < 2; i++) {
+        waits[i] = (struct pollfd){.fd = socket(AF_INET, (i ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC, 0), .events = POLLIN};
+        int on = 1;
+        setsockopt(waits[i].fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        if (bind(waits[i].fd, (struct sockaddr *)&here, sizeof here) || (i && listen(waits[i].fd, 64))) {
+            perror("tasks: nxdomain");
+            return 1;
+        }
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    puts("ready");
+    fflush(stdout);
+    for (;;) {
+        struct sockaddr_in from;
+        socklen_t size = sizeof from;
+        poll(waits, 2, -1);
+        if (waits[0].revents) {
+            ssize_t got = recvfrom(waits[0].fd, data, sizeof data, 0, (struct sockaddr *)&from, &size);
+            sendto(waits[0].fd, data, deny(data, got), 0, (struct sockaddr *)&from, size);
+        }
+        if (waits[1].revents) {
+            int fd = accept4(waits[1].fd, NULL, NULL, SOCK_CLOEXEC);
+            struct timeval limit = {.tv_sec = 1};
+            setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+            if (!receive(fd, data, 2) && !receive(fd, data + 2, (size_t)(data[0] << 8 | data[1]))) {
+                size_t length = deny(data + 2, data[0] << 8 | data[1]);
+                data[0] = (uint8_t)(length >> 8), data[1] = (uint8_t)length;
+                send(fd, data, length + 2, MSG_NOSIGNAL);
+            }
+            close(fd);
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc >= 2 && !strcmp(argv[1], "serve"))
@@ -294,6 +348,8 @@ int main(int argc, char **argv)
         return probe(argv[2], atoi(argv[3]), atof(argv[4]));
     if (argc == 4 && !strcmp(argv[1], "dns"))
         return ask_dns(argv[2], atof(argv[3]));
-    fprintf(stderr, "usage: tasks serve [PORT] | sleep | probe NAME COUNT SECONDS | dns NAME SECONDS\n");
+    if (argc == 3 && !strcmp(argv[1], "nxdomain"))
+        return deny_all(argv[2]);
+    fprintf(stderr, "usage: tasks serve [PORT] | sleep | probe NAME COUNT SECONDS | dns NAME SECONDS | nxdomain ADDRESS\n");
     return 2;
 }

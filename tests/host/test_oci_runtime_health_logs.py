@@ -152,16 +152,19 @@ async def test_long_lines_come_in_parts_that_make_the_whole(bed: Bed) -> None:
     assert await bed.output(ended.config.id, tail=2) == text  # a line of many parts is one line
 
 
-async def test_logs_rotate_without_losing_a_line(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "ROTATE_AT", 20_000)
+async def test_logs_rotate_without_losing_a_line(bed: Bed) -> None:
     config = await bed.running(
-        "sh", "-c", "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; sleep 1"
+        "sh",
+        "-c",
+        "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; sleep 1",
+        log_max_size=20_000,
+        log_max_files=20,  # enough for all of it
     )
     following = asyncio.create_task(bed.output(config.id, follow=True))
     places = bed.runtime._slots[config.id].places
 
     async def rotated() -> bool:
-        return log_module.rotate_if_large(places.log, places.bundle / "ctl")
+        return log_module.rotate_if_large(places.log, places.bundle / "ctl", 20_000, 20) > 0
 
     await bed.until(rotated)
     whole = await asyncio.wait_for(following, 20)
@@ -169,6 +172,27 @@ async def test_logs_rotate_without_losing_a_line(bed: Bed, monkeypatch: pytest.M
     assert places.log.with_name("log.1").exists()
     assert await bed.output(config.id) == whole
     assert await bed.output(config.id, tail=2500) == "".join(whole.splitlines(keepends=True)[-2500:])
+
+
+async def test_log_limits_of_its_own_hold_also_in_a_flood(bed: Bed) -> None:
+    config = await bed.running(
+        "sh",
+        "-c",
+        "i=0; while :; do i=$((i+1)); echo $i; done",
+        log_max_size=20_000,
+        log_max_files=3,
+        nano_cpus=10**8,
+    )
+    log = bed.runtime._slots[config.id].places.log
+
+    async def full() -> bool:
+        return log.with_name("log.2").exists()
+
+    await bed.until(full)
+    await asyncio.sleep(3)  # the pauses between looks grow shorter as it goes on
+    files = sorted(log.parent.glob("log*"))
+    assert [f.name for f in files] == ["log", "log.1", "log.2"]
+    assert log.with_name("log.2").stat().st_size < 2_000_000, "a second of flood is several times that"
 
 
 async def test_a_flood_does_not_hold_up_the_rest(bed: Bed) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from virtual_swarm import VirtualSwarm
 
 from overlace.manager.index import Index
+from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.plan import Dirty, plan_tick
 from overlace.manager.schedule.filters import first_failure, fits_by_nature, is_ready, needs_of
 from overlace.manager.schedule.occupancy import Occupancy, host_ports, reserved
@@ -33,6 +34,7 @@ class Invariants:
         tasks = [t for t in view.all(Task) if not t.status.state.terminal]
         self._addresses(tasks)
         self._nodes(tasks)
+        self._jobs(tasks)
         self._index()
 
     def at_rest(self) -> None:
@@ -149,6 +151,23 @@ class Invariants:
         )
         assert all(count == 1 for count in ports.values()), f"published port given twice: {ports}"
 
+    def _jobs(self, tasks: list[Task]) -> None:
+        """Never more at once than asked for, never two of a slot, none of an earlier run that is meant to go on."""
+        view = self.swarm.store.view()
+        wanted: dict[str, list[Task]] = {}
+        for task in tasks:
+            if task.job_iteration is not None and task.desired_state.wanted:
+                wanted.setdefault(task.service_id, []).append(task)
+        for id, live in wanted.items():
+            service = view.get(Service, id)
+            if service is None or service.job_status is None:
+                continue
+            mine = [t for t in live if t.job_iteration == service.job_status.iteration]
+            slots = Counter((t.slot, t.node_id if service.spec.mode.global_job else "") for t in mine)
+            assert all(count == 1 for count in slots.values()), f"two tries at once: {slots}"
+            if service.spec.mode.replicated_job is not None:
+                assert len(mine) <= job_size(service.spec.mode.replicated_job)[0], f"too many at once: {mine}"
+
     def _nodes(self, tasks: list[Task]) -> None:
         view = self.swarm.store.view()
         ports: Counter[tuple[str, tuple[str, int]]] = Counter()
@@ -193,6 +212,9 @@ def assert_converged(swarm: VirtualSwarm) -> None:
     for service in services.values():
         state = service.update_status.state if service.update_status else ""
         assert state not in ("updating", "rollback_started"), f"{service.spec.name} is {state} for ever"
+        if service.job_status is not None:
+            assert_job_done(swarm, service, usable)
+            continue
         running = swarm.running(service.id)
         where = [(t.slot, t.node_id) for t in running]
         if service.spec.mode.global_ is not None:
@@ -217,6 +239,26 @@ def assert_converged(swarm: VirtualSwarm) -> None:
             assert not others, f"{service.spec.name}: neither running nor saying why: {others}"
 
 
+def assert_job_done(swarm: VirtualSwarm, service: Service, usable: list[Node]) -> None:
+    """Every slot, or every node it fits, completed once in the iteration that is on; what waits says why."""
+    assert service.job_status is not None
+    tasks = [t for t in swarm.tasks(service.id) if t.job_iteration == service.job_status.iteration]
+    done = [t for t in tasks if t.status.state == TaskState.COMPLETE]
+    stuck = [t for t in tasks if is_stuck(t)]
+    others = [t for t in swarm.tasks(service.id) if not t.status.state.terminal and t not in stuck]
+    assert not others, f"{service.spec.name}: neither over nor saying why: {others}"
+    if service.spec.mode.global_job is not None:
+        needed = {n.id for n in usable if _eligible(service, n)}
+        assert needed <= {t.node_id for t in done} | {t.node_id for t in stuck}, (
+            f"{service.spec.name}: {done}"
+        )
+        return
+    assert service.spec.mode.replicated_job is not None
+    at_once, total = job_size(service.spec.mode.replicated_job)
+    left = total - len({t.slot for t in done})
+    assert len(stuck) == min(at_once, left), f"{service.spec.name}: {done}"
+
+
 def assert_really_stuck(swarm: VirtualSwarm, task: Task) -> None:
     """A task says it found no node: then there is none now."""
     view = swarm.store.view()
@@ -229,7 +271,7 @@ def assert_really_stuck(swarm: VirtualSwarm, task: Task) -> None:
 
 
 def is_stuck(task: Task) -> bool:
-    live = task.desired_state <= TaskState.RUNNING
+    live = task.desired_state.wanted
     return live and task.status.state < TaskState.ASSIGNED and bool(task.status.err)
 
 

@@ -8,18 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 from invariants import Invariants, assert_converged
-from virtual_swarm import SECOND, VirtualSwarm
+from virtual_swarm import SECOND, VirtualSwarm, is_job
 
 from overlace.model.objects import Node, NodeResources, Task
 from overlace.model.specs import (
     ContainerSpec,
     EndpointSpec,
+    GlobalJob,
     GlobalService,
     NetworkAttachmentConfig,
     Placement,
     PlacementPreference,
     Platform,
     PortConfig,
+    ReplicatedJob,
     ReplicatedService,
     Reservations,
     Resources,
@@ -62,6 +64,15 @@ def random_spec(chance: random.Random, name: str, networks: list[str]) -> Servic
         mode = ServiceMode(global_=GlobalService())
     else:
         mode = ServiceMode(replicated=ReplicatedService(chance.randint(0, 6)))
+    if chance.random() < 0.2:
+        at_once = chance.randint(1, 3)
+        job = ReplicatedJob(at_once, chance.randint(at_once, 6))
+        mode = (
+            ServiceMode(global_job=GlobalJob()) if chance.random() < 0.4 else ServiceMode(replicated_job=job)
+        )
+        return ServiceSpec(
+            name=name, task_template=template, mode=mode, endpoint_spec=EndpointSpec(mode="vip", ports=ports)
+        )
     update = UpdateConfig(
         parallelism=chance.choice([0, 1, 2]),
         delay=chance.choice([0, 2 * SECOND]),
@@ -153,6 +164,8 @@ class Chaos:
         for id in self.some_service():
             old = self.swarm.service(id).spec
             fresh = random_spec(self.chance, old.name, self.networks)
+            while is_job(fresh) != is_job(old):
+                fresh = random_spec(self.chance, old.name, self.networks)
             template = msgspec.structs.replace(fresh.task_template, force_update=self.chance.randint(0, 9))
             spec = msgspec.structs.replace(fresh, mode=old.mode, task_template=template)
             await self.swarm.update_service(id, spec)

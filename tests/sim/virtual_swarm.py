@@ -20,6 +20,7 @@ from overlace.model.objects import (
     KINDS,
     Base,
     Cluster,
+    JobStatus,
     Network,
     Node,
     NodeDescription,
@@ -49,6 +50,10 @@ Refusal = Callable[[Task, random.Random], bool]
 
 def prepares_all(task: Task, chance: random.Random) -> bool:
     return False
+
+
+def is_job(spec: ServiceSpec) -> bool:
+    return spec.mode.replicated_job is not None or spec.mode.global_job is not None
 
 
 def runs_for_ever(task: Task, chance: random.Random) -> None:
@@ -162,12 +167,16 @@ class VirtualSwarm:
     async def add_service(self, spec: ServiceSpec) -> str:
         id = self.new_id()
         version = self.store.view().revision + 1
-        await self.commit(Put(Service(id=id, spec=spec, spec_version=version), 0))
+        job = JobStatus(last_execution=self.now) if is_job(spec) else None
+        await self.commit(Put(Service(id=id, spec=spec, spec_version=version, job_status=job), 0))
         return id
 
     async def update_service(self, id: str, spec: ServiceSpec) -> None:
-        """As control does: the old spec is kept, the status of an earlier update goes."""
+        """As control does: the old spec is kept, the status of an earlier update goes, a job runs anew."""
         service = self.service(id)
+        job = service.job_status
+        if job is not None:
+            job = JobStatus(job.iteration + 1, self.now)
         await self.change(
             Service,
             id,
@@ -175,6 +184,7 @@ class VirtualSwarm:
             previous_spec=service.spec,
             spec_version=self.store.view().revision + 1,
             update_status=None,
+            job_status=job,
         )
 
     async def remove_service(self, id: str) -> None:
@@ -274,7 +284,7 @@ class VirtualSwarm:
                     agent.due[task.id] = self.now + end[1]
                 else:
                     agent.due[task.id] = self.now + self._pause()
-            elif task.desired_state > TaskState.RUNNING:
+            elif not task.desired_state.wanted:
                 agent.due[task.id] = min(agent.due[task.id], self.now + 2 * self.pace)
         for id in [id for id in agent.due if id not in present]:
             del agent.due[id]
@@ -286,12 +296,18 @@ class VirtualSwarm:
         state = task.status.state
         if state < TaskState.ASSIGNED or state.terminal:
             return None
-        if task.desired_state > TaskState.RUNNING:
+        if not task.desired_state.wanted:
             return TaskState.SHUTDOWN, False
         following = next((s for s in _PATH if s > state), None)
         if following is None:
             if task.id not in agent.end:
-                agent.end[task.id] = self.fate(task, self.chance)
+                end = self.fate(task, self.chance)
+                if end is None and task.job_iteration is not None:
+                    end = (
+                        TaskState.COMPLETE,
+                        self.chance.randint(1, 10 * SECOND),
+                    )  # a job's task comes to its end
+                agent.end[task.id] = end
             end = agent.end[task.id]
             return (end[0], True) if end is not None else None
         if following == TaskState.READY:

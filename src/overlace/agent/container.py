@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from overlace.model import labels
 from overlace.model.errors import InvalidArgument, Unavailable
 from overlace.model.logoptions import parse_log_options
 from overlace.model.objects import Config, Secret, Task
@@ -89,12 +90,12 @@ def plan_container(
 def _labels(task: Task, spec: ContainerSpec, node_id: str) -> dict[str, str]:
     return {
         **spec.labels,
-        "com.docker.swarm.task": "",
-        "com.docker.swarm.task.id": task.id,
-        "com.docker.swarm.task.name": task.name,
-        "com.docker.swarm.node.id": node_id,
-        "com.docker.swarm.service.id": task.service_id,
-        "com.docker.swarm.service.name": task.service_name,
+        labels.TASK: "",
+        labels.TASK_ID: task.id,
+        labels.TASK_NAME: task.name,
+        labels.NODE_ID: node_id,
+        labels.SERVICE_ID: task.service_id,
+        labels.SERVICE_NAME: task.service_name,
     }
 
 

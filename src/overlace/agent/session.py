@@ -94,6 +94,13 @@ class _Refusal(Exception):
         self.refused = refused
 
 
+def longer_pause(pause: float, heartbeat: float) -> float:
+    """The wait, in seconds, after one that was not long enough; short enough for a manager that starts again, which
+    gives its nodes twice GRACE heartbeats to be back.
+    """
+    return min(2 * pause, BACKOFF[1], GRACE * heartbeat)
+
+
 class AgentSession:
     """`start`, then `close` (the node goes on without a manager) or `leave` and `close`.
 
@@ -237,7 +244,7 @@ class AgentSession:
                 last = reason
             await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
             if turn % max(1, len(addresses)) == 0:
-                pause = min(2 * pause, BACKOFF[1])
+                pause = longer_pause(pause, self._heartbeat)
 
     def _check_validity(self) -> None:
         facts = self._identity.facts

@@ -8,7 +8,6 @@ manager (session does) nor know how a container or an interface is made.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -20,13 +19,15 @@ import structlog
 from overlace.agent.container import container_id, plan_container
 from overlace.agent.state import AgentState
 from overlace.agent.task import Action, failed, plan_step, rejected
+from overlace.model import labels
 from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.policy import allow_from_or_nobody
 from overlace.model.states import TaskState
 from overlace.model.template import Context
 from overlace.network.base import Attached, NetworkDriver, TaskNetwork
-from overlace.runtime.base import Container, Platform, RegistryAuth, Runtime
+from overlace.runtime.auth import decode_auth
+from overlace.runtime.base import Container, Platform, Runtime
 from overlace.wire.messages import Assignments
 
 log = structlog.get_logger(__name__)
@@ -89,22 +90,26 @@ class Worker:
         self._configs: dict[str, Config] = {}
         self._auth: dict[str, str] = {}
         self._watcher: asyncio.Task[None] | None = None
+        self._swept = False
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Go on with the tasks an earlier process left."""
-        tasks = self._state.tasks()
-        await self._network.keep_only({t.id for t in tasks if not t.status.state.terminal})
-        ours = {container_id(t.id) for t in tasks}
+        """Go on with the tasks an earlier process left. What belongs to none of them is left alone until the manager
+        has said which tasks this node has: our own list may be the thing that was lost."""
+        self._watcher = asyncio.create_task(self._watch())
+        for task in self._state.tasks():
+            self._start(task)
+
+    async def _sweep(self) -> None:
+        """Collect containers, sandboxes and endpoints of tasks this node no longer has."""
+        live = {i for i, s in self._slots.items() if not s.status.state.terminal}
+        await self._network.keep_only(live)
         for c in await self._runtime.list():
-            if c.config.labels.get("com.docker.swarm.task.id") and c.config.id not in ours:
+            if c.config.labels.get(labels.TASK_ID) and c.config.id not in self._by_container:
                 await self._quietly(
                     self._runtime.remove(c.config.id, force=True), "remove a leftover container"
                 )
-        self._watcher = asyncio.create_task(self._watch())
-        for task in tasks:
-            self._start(task)
 
     async def close(self) -> None:
         """Stop driving; containers go on."""
@@ -179,6 +184,9 @@ class Worker:
             self._secrets.pop(i, None)
         for i in message.remove_configs:
             self._configs.pop(i, None)
+        if message.complete and not self._swept:
+            await self._sweep()
+            self._swept = True
 
     def _merged(self, task: Task) -> Task:
         """The manager's task with our status, which is the truth about it, unless the manager's says more."""
@@ -431,7 +439,7 @@ class Worker:
             node_architecture=f.architecture,
             task_id=task.id,
             task_name=task.name,
-            task_slot=task.slot,
+            task_slot=task.slot_word,
         )
 
 
@@ -440,22 +448,3 @@ def _own_names(task: Task, addresses: Mapping[str, str]) -> list[tuple[str, str]
     spec = task.spec.container_spec
     name = (spec.hostname if spec else "") or container_id(task.id)[:12]
     return [(name, a) for a in addresses.values()] if "{{" not in name else []
-
-
-def decode_auth(header: str) -> RegistryAuth | None:
-    """X-Registry-Auth (base64url JSON, Engine API "Authentication") -> credentials; unreadable or empty: None."""
-    if not header:
-        return None
-    try:
-        doc = msgspec.json.decode(
-            base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)), type=dict[str, Any]
-        )
-    except (ValueError, msgspec.DecodeError):
-        return None
-    auth = RegistryAuth(
-        str(doc.get("username") or ""),
-        str(doc.get("password") or ""),
-        str(doc.get("identitytoken") or ""),
-        str(doc.get("serveraddress") or ""),
-    )
-    return auth if auth.username or auth.identity_token else None

@@ -16,9 +16,9 @@ from typing import Any
 from overlace.api.backend import Backend, EngineOptions, LocalSwarm, ManagerHandle
 from overlace.api.codec import rfc3339
 from overlace.api.convert.cluster import cluster_info
-from overlace.api.convert.node import LABEL_EMULATED, LABEL_OS_VERSION
 from overlace.api.version import SERVER_VERSION
 from overlace.model.errors import OverlaceError
+from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import Cluster, Node
 
 _TWO_MANAGERS = (
@@ -109,9 +109,9 @@ def operating_system(options: EngineOptions) -> str:
 def engine_labels(options: EngineOptions) -> list[str]:
     labels = dict(options.labels)
     if options.os == "windows" and options.os_version:
-        labels.setdefault(LABEL_OS_VERSION, options.os_version)
+        labels.setdefault(OS_VERSION, options.os_version)
     if options.emulated:
-        labels[LABEL_EMULATED] = options.os
+        labels[EMULATED] = options.os
     return [f"{k}={v}" for k, v in sorted(labels.items())]
 
 

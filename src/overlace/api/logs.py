@@ -17,6 +17,7 @@ from aiohttp import web
 from overlace.api import codec
 from overlace.api.backend import ManagerHandle
 from overlace.api.call import Call, error_text
+from overlace.model import labels
 from overlace.model.errors import InvalidArgument, OverlaceError
 from overlace.model.objects import Task
 from overlace.runtime.base import LogOptions
@@ -50,9 +51,9 @@ def details(attributes: Mapping[str, str]) -> str:
 def task_details(task: Task) -> str:
     return details(
         {
-            "com.docker.swarm.node.id": task.node_id,
-            "com.docker.swarm.service.id": task.service_id,
-            "com.docker.swarm.task.id": task.id,
+            labels.NODE_ID: task.node_id,
+            labels.SERVICE_ID: task.service_id,
+            labels.TASK_ID: task.id,
         }
     )
 

@@ -18,6 +18,7 @@ import msgspec
 from overlace.api.backend import InitRequest, JoinRequest, LocalSwarm
 from overlace.manager.control import check_swarm
 from overlace.model.errors import InvalidArgument, OverlaceError, Unavailable, Unimplemented
+from overlace.model.objects import SWARM_PORT, VXLAN_PORT
 from overlace.model.specs import (
     CAConfig,
     DispatcherConfig,
@@ -30,8 +31,6 @@ from overlace.model.specs import (
 D = TypeVar("D", bound=Doc)
 Interfaces = Mapping[str, str]  # interface name -> its IPv4 address
 
-SWARM_PORT = 2377
-VXLAN_PORT = 4789
 NOT_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node'
     " to swarm and try again."

@@ -20,6 +20,7 @@ COMMANDS = {
     "trace": "overlace.cli.trace:trace",
     "vfp": "overlace.cli.vfp:vfp",
     "version": "overlace.cli.version:version",
+    "why": "overlace.cli.why:why",
 }
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import click
 
-from overlace.cli.client import ask, host_option
+from overlace.cli.asking import ask, host_option
 
 BASE = "/overlace/v1/trace"
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import click
 
-from overlace.cli.client import ask, host_option
+from overlace.cli.asking import ask, host_option
 
 BASE = "/overlace/v1/vfp"
 _json = click.option("--json", "as_json", is_flag=True, help="Print the documents instead.")

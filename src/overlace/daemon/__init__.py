@@ -20,7 +20,7 @@ import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 
 from overlace.cli.daemon import DaemonOptions
-from overlace.model.errors import Conflict
+from overlace.model.errors import Conflict, InvalidArgument, Unavailable
 
 log = structlog.get_logger(__name__)
 DESCRIPTORS = 65536
@@ -33,8 +33,11 @@ def run(options: DaemonOptions) -> None:
     """
     _log_to_stderr(options.log_level)
     _take_descriptors()
-    for folder in (options.data_root, options.exec_root):
-        Path(folder).mkdir(parents=True, exist_ok=True, mode=0o711)
+    for option, folder in (("--data-root", options.data_root), ("--exec-root", options.exec_root)):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True, mode=0o711)
+        except OSError as e:
+            raise InvalidArgument(f"cannot use {option} {folder}: {e.strerror}; choose another folder") from e
     with _only_one(Path(options.data_root)), _pidfile(options.pidfile):
         asyncio.run(_serve(options))
 
@@ -95,7 +98,11 @@ def _take_descriptors() -> None:
 @contextlib.contextmanager
 def _only_one(data_root: Path) -> Iterator[None]:
     """Two daemons on one data root would undo each other's work."""
-    with (data_root / "daemon.lock").open("w") as lock:
+    try:
+        lock = (data_root / "daemon.lock").open("a")
+    except OSError as e:
+        raise Unavailable(f"cannot write to --data-root {data_root}: {e.strerror}") from e
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -111,8 +118,11 @@ def _pidfile(path: str) -> Iterator[None]:
         yield
         return
     file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{os.getpid()}\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{os.getpid()}\n")
+    except OSError as e:
+        raise InvalidArgument(f"cannot write --pidfile {path}: {e.strerror}; choose another place") from e
     try:
         yield
     finally:

@@ -5,37 +5,23 @@ Owns reading those facts from the machine. Must not change anything.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
-import socket
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 from overlace import __version__
 from overlace.model.errors import InvalidArgument
+from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
+from overlace.network.addresses import interface_addresses
 
-EMULATED_LABEL = "com.overlace.emulated"
-BUILD_LABEL = "com.overlace.os-version"
-_SIOCGIFADDR = 0x8915  # linux/sockios.h
 _PLUGINS = (("Log", "json-file"), ("Network", "bridge"), ("Network", "overlay"), ("Volume", "local"))
 
 
 def interfaces() -> dict[str, str]:
-    """Interface name -> its primary IPv4 address (netdevice(7) SIOCGIFADDR), loopback left out."""
-    found: dict[str, str] = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        for _, name in socket.if_nameindex():
-            try:
-                reply = fcntl.ioctl(s, _SIOCGIFADDR, struct.pack("256s", name.encode()))
-            except OSError:
-                continue  # no IPv4 address
-            address = socket.inet_ntoa(reply[20:24])
-            if not address.startswith("127."):
-                found[name] = address
-    return found
+    """Interface name -> its primary IPv4 address, loopback left out."""
+    return {n: a for n, a in interface_addresses().items() if not a.startswith("127.")}
 
 
 def default_address(wanted: str = "") -> str:
@@ -90,7 +76,7 @@ def describe(
     emulated = bool(windows_build)
     said = dict(labels)
     if emulated:
-        said |= {EMULATED_LABEL: "windows", BUILD_LABEL: windows_build}
+        said |= {EMULATED: "windows", OS_VERSION: windows_build}
     return NodeDescription(
         hostname=hostname,
         os="windows" if emulated else "linux",

@@ -19,7 +19,9 @@ from overlace.agent.session import AgentSession
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts
 from overlace.daemon.facts import describe
+from overlace.model.architecture import fold_architecture
 from overlace.model.errors import OverlaceError
+from overlace.model.labels import TASK_ID
 from overlace.model.objects import NodeDescription
 from overlace.network.driver import OverlayDriver
 from overlace.network.linux.datapath import DataPath
@@ -27,9 +29,7 @@ from overlace.runtime.base import Platform, Runtime
 from overlace.wire.messages import Refused, Welcome
 
 log = structlog.get_logger(__name__)
-TASK_LABEL = "com.docker.swarm.task.id"
 LEAVE_SECONDS = 60.0  # for tasks to stop in order; Docker's default grace period is 10 s
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def instance_id(data_root: Path) -> str:
@@ -39,7 +39,7 @@ def instance_id(data_root: Path) -> str:
 
 def platform_of(windows_build: str) -> Platform:
     """The image platform this host runs."""
-    machine = _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+    machine = fold_architecture(os.uname().machine)
     return Platform("windows", machine, windows_build) if windows_build else Platform("linux", machine)
 
 
@@ -135,7 +135,7 @@ async def sweep(data_root: Path, exec_root: Path, runtime: Runtime, underlay_add
     """
     whole = True
     for container in await runtime.list():
-        if not container.config.labels.get(TASK_LABEL):
+        if not container.config.labels.get(TASK_ID):
             continue
         try:
             await runtime.remove(container.config.id, force=True)

@@ -20,7 +20,7 @@ from overlace.manager.logs import LogBroker
 from overlace.manager.loop import ManagerLoop
 from overlace.manager.registry import Resolver
 from overlace.model.ids import new_id
-from overlace.model.objects import Cluster, ManagerStatus, Network, Node, NodeStatus
+from overlace.model.objects import VXLAN_PORT, Cluster, ManagerStatus, Network, Node, NodeStatus
 from overlace.model.specs import NetworkSpec, NodeSpec
 from overlace.security.ca import CertificateAuthority
 from overlace.security.identity import Identity, found_identity
@@ -54,7 +54,7 @@ async def found_swarm(
         manager_token=generate_token(ca.cert_pem),
         default_addr_pool=tuple(request.default_addr_pool) or ("10.0.0.0/8",),
         subnet_size=request.subnet_size or 24,
-        data_path_port=request.data_path_port or 4789,
+        data_path_port=request.data_path_port or VXLAN_PORT,
     )
     identity = found_identity(
         data_root,

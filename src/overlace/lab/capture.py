@@ -15,6 +15,7 @@ from overlace.lab.netns import BRIDGE
 from overlace.lab.shell import tail
 from overlace.lab.vxlan import Packet, read_packets
 from overlace.model.errors import Internal
+from overlace.model.objects import VXLAN_PORT
 
 
 class Capture:
@@ -30,7 +31,7 @@ class Capture:
         words = ["tcpdump", "-i", BRIDGE, "-n", "-U", "--immediate-mode", "-Z", "root", "-w", str(file)]
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                lab.command("switch", [*words, "udp", "port", "4789"]),
+                lab.command("switch", [*words, "udp", "port", str(VXLAN_PORT)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,22 +1,19 @@
 """The swarm in a lab as the demo and tests look at it, through the Engine API: nodes, services, tasks and
 why.
 
-Owns queries and the sentences that say why a task is where it is. Must not change anything.
+Owns queries. Must not change anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from overlace.lab import engine
 from overlace.lab.lab import Lab
+from overlace.model.labels import EMULATED
 from overlace.model.specs import VNI_OPTION
-
-EMULATED_LABEL = "com.overlace.emulated"
-_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}  # as images name architectures, as kernels do
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
@@ -72,7 +69,7 @@ class Cluster:
                     state=node["Status"]["State"],
                     availability=node["Spec"]["Availability"],
                     role=node["Spec"]["Role"],
-                    emulated=EMULATED_LABEL in labels,
+                    emulated=EMULATED in labels,
                 )
             )
         return sorted(found, key=lambda node: node.hostname)
@@ -114,6 +111,10 @@ class Cluster:
             )
         return sorted(found, key=lambda task: (task.service, task.slot, task.id))
 
+    def why(self, service: str) -> str:
+        """Which nodes can run a service and why the others cannot, in the manager's words (`overlace why`)."""
+        return str(self._get(f"/overlace/v1/why?of={service}")["where"])
+
     def networks_by_vni(self) -> dict[int, str]:
         found = {}
         for network in self._get("/networks"):
@@ -129,39 +130,3 @@ class Cluster:
             for each in (service.get("Endpoint") or {}).get("VirtualIPs") or ():
                 found[each["Addr"].partition("/")[0]] = name
         return found
-
-
-def _platform_fits(platform: dict[str, Any], node: NodeInfo) -> bool:
-    system, machine = platform.get("OS") or "", platform.get("Architecture") or ""
-    return (not system or system == node.os) and (
-        not machine or _NAMES.get(machine, machine) == _NAMES.get(node.architecture, node.architecture)
-    )
-
-
-def explain_placement(service: dict[str, Any], nodes: Sequence[NodeInfo]) -> str:
-    """Say why a service's tasks are where they are: the image's platforms, constraints, and what is left
-    to spread over.
-
-    `service` is a service of the Engine API.
-    """
-    placement = service["Spec"]["TaskTemplate"].get("Placement") or {}
-    platforms = placement.get("Platforms") or []
-    reasons = []
-    fitting = [node for node in nodes if node.state == "ready" and node.availability == "active"]
-    if platforms:
-        words = {
-            f"{each.get('OS', '')}/{each.get('Architecture', '')} {each.get('OSVersion', '')}".strip()
-            for each in platforms
-        }
-        fitting = [node for node in fitting if any(_platform_fits(each, node) for each in platforms)]
-        reasons.append(f"image is for {', '.join(sorted(words))}")
-    if placement.get("Constraints"):
-        reasons.append(f"constraint {', '.join(placement['Constraints'])}")
-    for preference in placement.get("Preferences") or ():
-        reasons.append(f"spread over {preference['Spread']['SpreadDescriptor']}")
-    names = ", ".join(node.hostname for node in fitting) or "no node"
-    if len(fitting) == 1:
-        reasons.append(f"only {names} can run it")
-    else:
-        reasons.append(f"{names} can run it; fewest tasks first")
-    return "; ".join(reasons)

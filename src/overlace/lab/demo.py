@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from overlace.lab import show
 from overlace.lab.capture import Capture
-from overlace.lab.cluster import Cluster, TaskInfo, explain_placement
+from overlace.lab.cluster import Cluster, TaskInfo
 from overlace.lab.lab import Lab, docker_program, say_on_stderr
 from overlace.lab.shell import tail
 from overlace.lab.shop import push_images, source_dir
@@ -258,11 +258,10 @@ class Demo:
 
     def show_placement(self) -> None:
         show.heading(4, "Where each task landed, and why")
-        nodes, services = self.cluster.nodes(), self.cluster.services()
         tasks = self.cluster.tasks()
         self.show_tasks(tasks)
-        for name, service in sorted(services.items()):
-            show.say(f"{name}: {explain_placement(service, nodes)}.")
+        for name in sorted(self.cluster.services()):
+            show.say(f"{name}: {self.cluster.why(name)}.")
         print()
         show.say("The compose file says nothing about operating systems: the images' platforms do.")
 

@@ -1,22 +1,18 @@
-"""A few Engine API calls to a lab host's socket, with time limits.
-
-Owns nothing but the lab's short names for them. Must not decide anything.
-"""
+"""Engine API calls to a lab host's socket. The client is the command line's."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from overlace.cli import client
-from overlace.cli.client import EngineError
+from overlace.cli.engine import Engine, EngineError
 from overlace.model.errors import OverlaceError
 
 __all__ = ["EngineError", "call", "ping"]
 
 
 def call(path: str, method: str, url: str, body: object = None, *, timeout: float = 20) -> Any:
-    """`client.call` to the unix socket `path`."""
-    return client.call(f"unix://{path}", method, url, body, timeout=timeout)
+    """Make one call to the Engine API on the unix socket `path`. See `Engine.call`."""
+    return Engine(f"unix://{path}").call(method, url, body, timeout=timeout)
 
 
 def ping(path: str, timeout: float = 2) -> bool:

@@ -14,8 +14,7 @@ from overlace.lab import engine
 from overlace.lab.layout import Host
 from overlace.lab.shell import tail
 from overlace.model.errors import Internal, OverlaceError
-
-SWARM_PORT = 2377
+from overlace.model.objects import SWARM_PORT
 
 
 def init(manager: Host) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-VXLAN_PORT = 4789
+from overlace.model.objects import VXLAN_PORT
+
 _ETHERNET = 14
 _IPV4 = 0x0800
 _ARP = 0x0806

@@ -49,7 +49,7 @@ class Index:
         if kind == "task":
             self._observe_task(id, new if isinstance(new, Task) else None)
         elif kind == "service":
-            if isinstance(new, Service) and new.spec.mode.global_ is not None:
+            if isinstance(new, Service) and (new.spec.mode.global_ or new.spec.mode.global_job) is not None:
                 self.globals[id] = None
             else:
                 self.globals.pop(id, None)
@@ -65,7 +65,7 @@ class Index:
     def _observe_task(self, id: str, task: Task | None) -> None:
         if self.occupancy.observe(id, task):
             self.freed = True
-        live = task is not None and task.desired_state <= TaskState.RUNNING
+        live = task is not None and task.desired_state.wanted
         state = task.status.state if task is not None and live else TaskState.RUNNING
         self._wait(self.unallocated, id, state == TaskState.NEW)
         self._wait(self.unassigned, id, state == TaskState.PENDING)

@@ -217,7 +217,7 @@ class _Planner:
         if not groups:
             return
         nodes = list(self.draft.all(Node))
-        for (service_id, _), tasks in groups.items():
+        for (service_id, _, _), tasks in groups.items():
             if not retry and all(task.status.err for task in tasks):
                 continue  # tried before, and nothing has changed for them
             tasks.sort(key=lambda t: (t.slot, t.created_at, t.id))

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hashlib
-import ipaddress
 import json
 import re
 import ssl
@@ -32,7 +30,7 @@ from overlace.model.errors import (
     Unauthenticated,
     Unavailable,
 )
-from overlace.model.reference import DEFAULT_DOMAIN, Reference, parse_reference
+from overlace.model.reference import DEFAULT_DOMAIN, Reference, is_insecure, parse_reference
 from overlace.runtime.base import Platform, RegistryAuth
 
 _INDEXES = (
@@ -57,29 +55,6 @@ class Distribution(msgspec.Struct, frozen=True):
     media_type: str
     size: int  # bytes of the manifest
     platforms: tuple[Platform, ...]
-
-
-def decode_auth(header: str) -> RegistryAuth | None:
-    """Docker's X-Registry-Auth: base64url JSON. None when empty. Raises InvalidArgument when it cannot be
-    read."""
-    if not header:
-        return None
-    try:
-        found = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-        if not isinstance(found, dict):
-            raise ValueError("not an object")
-        auth = RegistryAuth(
-            username=str(found.get("username") or ""),
-            password=str(found.get("password") or ""),
-            identity_token=str(found.get("identitytoken") or ""),
-            server=str(found.get("serveraddress") or ""),
-        )
-        if not auth.username and not auth.password and found.get("auth"):
-            name, _, password = base64.b64decode(str(found["auth"])).decode().partition(":")
-            auth = msgspec.structs.replace(auth, username=name, password=password)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidArgument("invalid X-Registry-Auth header: expected base64url-encoded JSON") from error
-    return auth if auth != RegistryAuth(server=auth.server) else None
 
 
 class Resolver:
@@ -209,7 +184,7 @@ class Resolver:
 
     async def _base(self, domain: str) -> _Base:
         host = _HUB if domain == DEFAULT_DOMAIN else domain
-        if not self._is_insecure(domain):
+        if not is_insecure(domain, self._insecure):
             return _Base(f"https://{host}", True)
         if domain not in self._bases:
             base = _Base(f"https://{host}", False)
@@ -224,24 +199,6 @@ class Resolver:
                 base = _Base(f"http://{host}", True)
             self._bases[domain] = base
         return self._bases[domain]
-
-    def _is_insecure(self, domain: str) -> bool:
-        host = domain.rsplit(":", 1)[0] if not domain.endswith("]") else domain
-        if domain in self._insecure or host in self._insecure or host == "localhost":
-            return True
-        try:
-            address = ipaddress.ip_address(host.strip("[]"))
-        except ValueError:
-            return False
-        if address.is_loopback:
-            return True
-        for entry in self._insecure:
-            try:
-                if address in ipaddress.ip_network(entry, strict=False):
-                    return True
-            except ValueError:
-                continue
-        return False
 
 
 class _Silent(Unavailable):

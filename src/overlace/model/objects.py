@@ -24,6 +24,9 @@ from overlace.model.specs import (
 )
 from overlace.model.states import NodeState, TaskState
 
+SWARM_PORT = 2377  # TCP, where managers are reached
+VXLAN_PORT = 4789  # UDP (RFC 7348, IANA)
+
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
     kind: ClassVar[str]
@@ -151,7 +154,7 @@ class NetworkAttachment(msgspec.Struct, frozen=True):
 class Task(Base, frozen=True, kw_only=True):
     kind = "task"
     service_id: str
-    slot: int = 0  # replicated: from 1; global: 0
+    slot: int = 0  # replicated: from 1; replicated job: from 0; one per node: 0
     node_id: str = ""
     spec: TaskSpec
     spec_version: int = 0
@@ -163,10 +166,15 @@ class Task(Base, frozen=True, kw_only=True):
     networks: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortConfig, ...] = ()  # host-mode ports of the endpoint spec
     not_before: int = 0  # restart delay: stays desired READY until then
-    job_iteration: int = 0
+    job_iteration: int | None = None  # of a job: the run it belongs to
     started_at: int = (
         0  # when a rolling update first saw it RUNNING; its delay and monitor periods count from here
     )
+
+    @property
+    def slot_word(self) -> str:
+        """What tells it from its service's other tasks: the slot's number, the node's id when each node has one."""
+        return self.name.rpartition(".")[0].rpartition(".")[2]
 
 
 # -- network, secret, config, cluster ----------------------------------------------------------------------------
@@ -207,7 +215,7 @@ class Cluster(Base, frozen=True, kw_only=True):
     manager_token: str = ""
     default_addr_pool: tuple[str, ...] = ("10.0.0.0/8",)
     subnet_size: int = 24
-    data_path_port: int = 4789
+    data_path_port: int = VXLAN_PORT
 
 
 Object = Union[Node, Service, Task, Network, Secret, Config, Cluster]

@@ -1,11 +1,14 @@
 """Image references: `nginx`, `host:5000/team/app:1`, `app@sha256:…`, and their short and full forms.
 
 Owns the grammar (distribution/reference) and the defaults people leave out: registry docker.io, path
-`library/`, tag `latest`. Pure. Must not know registries' protocol."""
+`library/`, tag `latest`; and which registries may be spoken to without verified TLS. Pure. Must not know
+registries' protocol."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Collection
 
 import msgspec
 
@@ -40,6 +43,11 @@ class Reference(msgspec.Struct, frozen=True):
             return self.name
         short = self.path.removeprefix(OFFICIAL)
         return short if "/" not in short else self.path
+
+    @property
+    def familiar_tag(self) -> str:
+        """Familiar name and tag; empty without a tag."""
+        return f"{self.familiar_name}:{self.tag}" if self.tag else ""
 
     @property
     def familiar(self) -> str:
@@ -94,3 +102,24 @@ def parse_reference(text: str) -> Reference:
     if len(path) > 255:
         raise InvalidArgument("repository name must not be more than 255 characters")
     return Reference(domain, path, tag, digest)
+
+
+def is_insecure(domain: str, insecure: Collection[str]) -> bool:
+    """Whether a registry may go without verified TLS: one on the loopback, or among `insecure` (host, host:port or a
+    network in CIDR form), as Docker's daemon holds.
+    """
+    host = domain.rsplit(":", 1)[0] if not domain.endswith("]") else domain
+    if domain in insecure or host in insecure or host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return address.is_loopback or any(address in network for network in map(_network, insecure) if network)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None

@@ -34,6 +34,11 @@ class TaskState(enum.IntEnum):
         """No longer running and never again."""
         return self > TaskState.RUNNING
 
+    @property
+    def wanted(self) -> bool:
+        """Of a desired state: the task is meant to run (RUNNING), later (READY) or to its end (COMPLETE, a job's)."""
+        return self <= TaskState.COMPLETE
+
 
 def may_advance(observed: TaskState, reported: TaskState) -> bool:
     """Whether a report may replace the observed state: states only grow."""

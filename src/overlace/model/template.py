@@ -18,8 +18,8 @@ from overlace.model.specs import ContainerSpec, Labels, Mount
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What the placeholders stand for. `task_slot` 0 (global services) reads as the node's id, as in
-    SwarmKit."""
+    """What the placeholders stand for. `task_slot` is the node's id where each node has one task,
+    as in SwarmKit."""
 
     service_id: str = ""
     service_name: str = ""
@@ -30,7 +30,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     node_architecture: str = ""
     task_id: str = ""
     task_name: str = ""
-    task_slot: int = 0
+    task_slot: str = ""
 
     def root(self) -> dict[str, Any]:
         return {
@@ -47,7 +47,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
             "Task": {
                 "ID": self.task_id,
                 "Name": self.task_name,
-                "Slot": str(self.task_slot) if self.task_slot else self.node_id,
+                "Slot": self.task_slot or self.node_id,
             },
         }
 

@@ -32,10 +32,9 @@ from overlace.model.errors import (
     Unavailable,
     Unimplemented,
 )
-from overlace.model.objects import NodeDescription
+from overlace.model.objects import SWARM_PORT, NodeDescription
 from overlace.wire.messages import AgentMessage, ManagerMessage, encode
 
-PORT = 2377
 MAX_FRAME = 256 * 1024 * 1024  # a complete network view of a very large swarm fits many times
 CLOSE_SECONDS = 3.0
 REASON_HEADER = "Overlace-Reason"  # a refused websocket upgrade has no body its client could read
@@ -151,7 +150,7 @@ class WebSocketChannel(Generic[S, R]):
                 await self._socket.close()
 
 
-def parse_address(text: str, default_port: int = PORT) -> tuple[str, int]:
+def parse_address(text: str, default_port: int = SWARM_PORT) -> tuple[str, int]:
     """`host`, `host:port`, `[v6]` or `[v6]:port` -> (host, port). Raises InvalidArgument."""
     host, colon, port = text.strip().rpartition(":")
     if not colon or (text.count(":") > 1 and not host.endswith("]")):

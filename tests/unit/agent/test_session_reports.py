@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from overlace.agent.reports import MAX_REPORTS, ReportQueue
+from overlace.agent.session import BACKOFF, GRACE, longer_pause
 from overlace.model.objects import TaskStatus
 from overlace.model.states import TaskState
 
@@ -78,3 +79,14 @@ def test_whatever_happens_the_last_status_of_every_task_arrives() -> None:
         while (m := q.take()) is not None:
             stored |= {r.task_id: max(r.status.timestamp, stored.get(r.task_id, -1)) for r in m.reports}
         assert stored == wanted, seed
+
+
+def test_pauses_between_attempts_fit_the_time_a_restarted_manager_gives() -> None:
+    def pauses(heartbeat: float) -> list[float]:
+        found = [BACKOFF[0]]
+        while len(found) < 10:
+            found.append(longer_pause(found[-1], heartbeat))
+        return found
+
+    assert pauses(5)[:4] == [0.1, 0.2, 0.4, 0.8] and pauses(5)[-1] == BACKOFF[1]
+    assert pauses(1)[-1] < 2 * GRACE * 1, "a node that is well must be back before it counts as down"

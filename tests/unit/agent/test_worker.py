@@ -233,15 +233,30 @@ async def test_a_restarted_agent_goes_on_with_its_running_container(bed):
     assert not bed.runtime.stopped
 
 
-async def test_a_container_of_no_task_is_removed_at_start(bed):
+async def after_losing_its_list(bed):
     await bed.worker.assign(Assignments(1, True, (a_task(),)))
     await bed.until(lambda: bed.last() == TaskState.RUNNING)
     await bed.close()
     state = AgentState(bed.folder / "agent.db")
-    state.put_tasks((), remove=("t1",))  # what a crash between the two leaves
+    state.put_tasks((), remove=("t1",))
     state.close()
     await bed.open()
-    await bed.until(lambda: not bed.runtime.there)
+    assert bed.runtime.there and bed.network.attached  # nothing is judged before the manager has spoken
+
+
+async def test_a_container_of_no_task_goes_once_the_manager_has_spoken(bed):
+    await after_losing_its_list(bed)
+    await bed.worker.assign(Assignments(1, True, ()))
+    assert not bed.runtime.there and not bed.network.attached
+
+
+async def test_an_agent_that_lost_its_list_keeps_its_containers_running(bed):
+    await after_losing_its_list(bed)
+    running = msgspec.structs.replace(a_task(), status=TaskStatus(TaskState.RUNNING, 1, "started"))
+    await bed.worker.assign(Assignments(1, True, (running,)))
+    await asyncio.sleep(0.05)
+    assert bed.runtime.there[container_id("t1")].status == "running"
+    assert not bed.runtime.stopped and bed.network.attached == {"t1"}
 
 
 async def test_shutdown_interrupts_a_wait(bed):

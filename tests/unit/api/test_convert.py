@@ -14,6 +14,7 @@ from overlace.api.convert.service import service as show_service
 from overlace.api.convert.service import service_status
 from overlace.api.convert.task import task as show_task
 from overlace.model.objects import (
+    JobStatus,
     Network,
     NetworkAttachment,
     Secret,
@@ -24,9 +25,11 @@ from overlace.model.objects import (
 )
 from overlace.model.specs import (
     ContainerSpec,
+    GlobalJob,
     GlobalService,
     NetworkSpec,
     PortConfig,
+    ReplicatedJob,
     ReplicatedService,
     RestartPolicy,
     SecretSpec,
@@ -154,6 +157,37 @@ def test_counts_of_service_ls() -> None:
     }
     everywhere = Service(id="s", spec=ServiceSpec(mode=ServiceMode(global_=GlobalService())))
     assert service_status(everywhere, tasks, live)["DesiredTasks"] == 3
+
+
+def test_counts_of_jobs() -> None:
+    live = frozenset({NODE, "two"})
+    job = Service(
+        id="s",
+        spec=ServiceSpec(mode=ServiceMode(replicated_job=ReplicatedJob(2, 3))),
+        job_status=JobStatus(1),
+    )
+
+    def of(state: TaskState, slot: int, iteration: int = 1, node_id: str = NODE) -> Task:
+        made = make(state, TaskState.COMPLETE, node_id, slot)
+        return msgspec.structs.replace(made, job_iteration=iteration)
+
+    tasks = [
+        of(TaskState.COMPLETE, 0),
+        of(TaskState.COMPLETE, 1),
+        of(TaskState.RUNNING, 2),
+        of(TaskState.COMPLETE, 2, iteration=0),  # of an earlier run
+    ]
+    assert service_status(job, tasks, live) == {"RunningTasks": 1, "DesiredTasks": 1, "CompletedTasks": 2}
+    everywhere = msgspec.structs.replace(job, spec=ServiceSpec(mode=ServiceMode(global_job=GlobalJob())))
+    tasks = [of(TaskState.COMPLETE, 0), of(TaskState.RUNNING, 0, node_id="two")]
+    assert service_status(everywhere, tasks, live) == {
+        "RunningTasks": 1,
+        "DesiredTasks": 1,  # the CLI adds what is completed
+        "CompletedTasks": 1,
+    }
+    assert show_task(tasks[0], {})["JobIteration"] == {"Index": 1}
+    assert show_task(of(TaskState.RUNNING, 0, 0), {})["JobIteration"] == {}
+    assert "JobIteration" not in show_task(make(TaskState.RUNNING), {})
 
 
 def test_documents_are_made_once_per_version() -> None:

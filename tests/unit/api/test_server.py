@@ -58,6 +58,23 @@ async def test_ping(api: Api, backend: FakeBackend, path: str) -> None:
     assert (status, body, headers["Content-Length"], headers["Swarm"]) == (200, b"", "0", "active/worker")
 
 
+async def test_why_answers_for_services_and_tasks_and_only_on_a_manager(
+    swarm: Api, backend: FakeBackend
+) -> None:
+    await swarm("POST", "/services/create", SERVICE)
+    await tasks_of(swarm, "web", 2)
+    for ref, kind in (("web", "service"), ("web.2", "task")):
+        status, body, _ = await swarm("GET", "/overlace/v1/why", params={"of": ref})
+        assert (status, body["kind"], body["name"]) == (200, kind, ref)
+    status, body, _ = await swarm("GET", "/overlace/v1/why", params={"of": "nosuch"})
+    assert (status, body["message"].split(";")[0]) == (404, "no service or task nosuch")
+    status, body, _ = await swarm("GET", "/overlace/v1/why")
+    assert status == 400
+    backend.manager, backend.state = None, WORKER
+    status, body, _ = await swarm("GET", "/overlace/v1/why", params={"of": "web"})
+    assert status == 503 and "not a swarm manager" in body["message"]
+
+
 async def test_versions_out_of_range(api: Api) -> None:
     assert (await api("GET", "/v9.99/info"))[:2] == (
         400,
@@ -375,6 +392,10 @@ async def test_networks(swarm: Api, backend: FakeBackend) -> None:
     assert found["Containers"]["c" * 64]["IPv4Address"] == "10.0.9.11/24"
     assert (await swarm("GET", "/networks/shop?scope=local"))[0] == 404
     assert (await swarm("POST", "/networks/prune"))[1] == {"NetworksDeleted": ["shop"]}
+    # the node's own view learns of it a moment later: a removed network is gone for people at once
+    _, listed, _ = await swarm("GET", "/networks")
+    assert {n["Name"] for n in listed} == {"bridge", "ingress"}
+    assert (await swarm("GET", "/networks/shop"))[0] == 404
 
 
 async def test_a_worker_sees_its_own_networks(api: Api, backend: FakeBackend) -> None:
@@ -583,6 +604,8 @@ async def test_images_have_names_with_slashes(api: Api, backend: FakeBackend) ->
     ):
         _, listed, _ = await api("GET", "/images/json", params={"filters": filters})
         assert len(listed) == count, filters
+    status, body, _ = await api("POST", "/images/create?fromImage=registry:5000/nosuch&tag=1")
+    assert status == 404 and "manifest unknown" in body["message"], "nothing was streamed yet: the status says it"
     _, removed, _ = await api("DELETE", "/images/registry:5000/shop/web:1")
     assert removed == [{"Untagged": "registry:5000/shop/web:1"}, {"Deleted": "sha256:" + "11" * 32}]
 

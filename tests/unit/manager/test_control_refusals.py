@@ -241,8 +241,30 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ),
     ("empty spec", {"template": {"ContainerSpec": None}}, 400, "mismatched Runtime and *Spec fields"),
     # -- what is not there yet is said, never ignored
-    ("job", {"Mode": {"ReplicatedJob": {}}}, 501, "Mode.ReplicatedJob is not supported yet"),
-    ("global job", {"Mode": {"GlobalJob": {}}}, 501, "Mode.GlobalJob is not supported yet"),
+    (
+        "job with an update config",
+        {"Mode": {"ReplicatedJob": {}}, "UpdateConfig": {"Parallelism": 1}},
+        400,
+        "rpc error: code = InvalidArgument desc = Jobs may not have an update config",
+    ),
+    (
+        "job with a rollback config",
+        {"Mode": {"GlobalJob": {}}, "RollbackConfig": {"Parallelism": 1}},
+        400,
+        "Jobs may not have a rollback config",
+    ),
+    (
+        "job with less than nothing at once",
+        {"Mode": {"ReplicatedJob": {"MaxConcurrent": -1}}},
+        400,
+        "Maximum concurrent jobs must be non-negative",
+    ),
+    (
+        "job with less than no completions",
+        {"Mode": {"ReplicatedJob": {"TotalCompletions": -1}}},
+        400,
+        "Total completed jobs must be non-negative",
+    ),
     ("plugin", {"template": {"Runtime": "plugin"}}, 501, "Runtime plugin is not supported yet"),
     (
         "generic",

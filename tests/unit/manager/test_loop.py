@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -48,6 +48,12 @@ async def rest(loop: ManagerLoop) -> None:
     raise AssertionError("the loop does not come to rest")
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def test_run_decides_as_things_happen_and_stops_when_cancelled() -> None:
     store = await a_store()
     loop = ManagerLoop(store)
@@ -55,16 +61,18 @@ async def test_run_decides_as_things_happen_and_stops_when_cancelled() -> None:
     try:
         await asyncio.sleep(0.01)
         await store.commit([Put(service("a"), 0)])
-        await asyncio.sleep(0.05)
-        assert assigned(store, "a") == 2
+        await until(lambda: assigned(store, "a") == 2)
         await store.commit([Delete("service", "a")])
-        await asyncio.sleep(0.05)
-        assert {t.desired_state for t in store.view().tasks_of_service("a")} == {TaskState.REMOVE}
+        await until(
+            lambda: {t.desired_state for t in store.view().tasks_of_service("a")} == {TaskState.REMOVE}
+        )
         for one in list(store.view().tasks_of_service("a")):  # as their agents would
             status = msgspec.structs.replace(one.status, state=TaskState.SHUTDOWN)
             await store.commit([Put(msgspec.structs.replace(one, status=status))])
         await asyncio.sleep(0.05)
-        assert list(store.view().all(Task)) == []
+        # `docker stack rm --detach=false` must get to see that they ended
+        assert {t.status.state for t in store.view().all(Task)} == {TaskState.SHUTDOWN}
+        await until(lambda: not list(store.view().all(Task)))
     finally:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from overlace.manager.registry import Resolver, decode_auth
+from overlace.manager.registry import Resolver
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError, Unauthenticated, Unavailable
 from overlace.runtime.base import Platform, RegistryAuth
 
@@ -242,35 +242,3 @@ async def test_a_failing_registry(registry: Registry, resolver: Resolver) -> Non
 async def test_no_reference(resolver: Resolver) -> None:
     with pytest.raises(InvalidArgument):
         await resolver.inspect("No Image")
-
-
-def test_which_registries_may_go_unverified() -> None:
-    resolver = Resolver(["reg.lan:5000", "other", "172.28.0.0/16"])
-    allowed = [
-        "reg.lan:5000",
-        "other",
-        "other:80",
-        "172.28.3.250:5000",
-        "127.0.0.1:5000",
-        "localhost:5000",
-        "localhost",
-    ]
-    refused = ["reg.lan", "reg.lan:5001", "172.29.0.1", "docker.io", "10.0.0.1:5000"]
-    assert all(resolver._is_insecure(name) for name in allowed)
-    assert not any(resolver._is_insecure(name) for name in refused)
-
-
-def test_decode_auth() -> None:
-    def header(document: Any) -> str:
-        return base64.urlsafe_b64encode(json.dumps(document).encode()).decode().rstrip("=")
-
-    assert decode_auth("") is None
-    assert decode_auth(header({})) is None
-    assert decode_auth(header({"username": "u", "password": "p", "serveraddress": "s"})) == RegistryAuth(
-        "u", "p", "", "s"
-    )
-    assert decode_auth(header({"auth": base64.b64encode(b"u:p:q").decode()})) == RegistryAuth("u", "p:q")
-    assert decode_auth(header({"identitytoken": "t"})) == RegistryAuth(identity_token="t")
-    for bad in ("!!!", header([1]), "a"):
-        with pytest.raises(InvalidArgument, match="invalid X-Registry-Auth header"):
-            decode_auth(bad)

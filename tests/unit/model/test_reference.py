@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from overlace.model.errors import InvalidArgument
-from overlace.model.reference import parse_reference
+from overlace.model.reference import is_insecure, parse_reference
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -49,3 +49,21 @@ def test_pinning() -> None:
 def test_what_is_no_reference(text: str) -> None:
     with pytest.raises(InvalidArgument):
         parse_reference(text)
+
+
+def test_which_registries_may_go_without_verified_tls() -> None:
+    listed = ["reg.lan:5000", "other", "172.28.0.0/16"]
+    allowed = [
+        "reg.lan:5000",
+        "other",
+        "other:80",
+        "172.28.3.250:5000",
+        "127.0.0.1:5000",
+        "127.9.9.9",
+        "[::1]:5000",
+        "localhost:5000",
+        "localhost",
+    ]
+    refused = ["reg.lan", "reg.lan:5001", "172.29.0.1", "docker.io", "10.0.0.1:5000", "127.0.0.1.example"]
+    assert all(is_insecure(name, listed) for name in allowed)
+    assert not any(is_insecure(name, listed) for name in refused)

@@ -18,7 +18,7 @@ CONTEXT = Context(
     node_architecture="x86_64",
     task_id="tid",
     task_name="web.3.tid",
-    task_slot=3,
+    task_slot="3",
 )
 
 

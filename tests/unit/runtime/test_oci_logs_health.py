@@ -92,7 +92,7 @@ class _Shim:
                 file.write(STAMP + b" stdout F %d\n" % self._count)
 
     def rotate(self) -> bool:
-        done = rotate_if_large(self.log, self._control, self._size, self._files)
+        done = rotate_if_large(self.log, self._control, self._size, self._files) > 0
         assert not done or os.read(self._reader, 100) == b"2 0 0\n"
         return done
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from overlace.api.convert.cluster import tls_info
 from overlace.api.convert.common import Json, document, header
+from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import Node, NodeDescription
-
-LABEL_OS_VERSION = "com.overlace.os-version"
-LABEL_EMULATED = "com.overlace.emulated"
 
 
 def description(found: NodeDescription, ca_cert_pem: str) -> Json:
@@ -19,9 +17,9 @@ def description(found: NodeDescription, ca_cert_pem: str) -> Json:
     if found.os_version:
         platform["OSVersion"] = found.os_version
         if found.os == "windows":
-            labels.setdefault(LABEL_OS_VERSION, found.os_version)
+            labels.setdefault(OS_VERSION, found.os_version)
     if found.emulated:
-        labels[LABEL_EMULATED] = found.os
+        labels[EMULATED] = found.os
     return {
         "Hostname": found.hostname,
         "Platform": platform,

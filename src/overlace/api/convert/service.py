@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from overlace.api.codec import rfc3339
 from overlace.api.convert.common import Json, document, header
+from overlace.manager.orchestrate.jobs import job_size
 from overlace.model.objects import Service, Task
 from overlace.model.specs import ServiceSpec
 from overlace.model.states import TaskState
@@ -88,7 +89,7 @@ def service(found: Service, defaults: bool = False) -> Json:
             shown["UpdateStatus"]["CompletedAt"] = rfc3339(update.completed_at)
     if found.job_status is not None:
         shown["JobStatus"] = {
-            "JobIteration": {"Index": found.job_status.iteration},
+            "JobIteration": {"Index": found.job_status.iteration} if found.job_status.iteration else {},
             "LastExecution": rfc3339(found.job_status.last_execution),
         }
     return shown
@@ -98,17 +99,19 @@ def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[
     """Counts for `docker service ls` (swarmkit controlapi ListServiceStatuses).
 
     Running: observed and desired running, on a node that is not down. Desired: replicas, or for a global
-    service the tasks that should run. Jobs count what is complete in this iteration.
+    service the tasks that should run. Jobs count this iteration: what is complete, and
+    as desired what may run beside it (global: what is not complete yet).
     """
     running = desired = completed = 0
     iteration = found.job_status.iteration if found.job_status else 0
     for task in tasks:
         alive = not task.node_id or task.node_id in live_nodes
         if found.job_status is not None:
-            if task.job_iteration != iteration or task.desired_state > TaskState.COMPLETE:
+            done = task.status.state == TaskState.COMPLETE
+            if task.job_iteration != iteration or not (done or task.desired_state.wanted):
                 continue
-            desired += 1
-            completed += task.status.state == TaskState.COMPLETE
+            desired += not done
+            completed += done
             running += task.status.state == TaskState.RUNNING and alive
             continue
         if task.desired_state <= TaskState.RUNNING:
@@ -116,10 +119,8 @@ def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[
             running += task.status.state == TaskState.RUNNING and alive
     mode = found.spec.mode
     if mode.replicated_job is not None:
-        job = mode.replicated_job
-        concurrent = job.max_concurrent if job.max_concurrent is not None else 1
-        total = job.total_completions if job.total_completions is not None else concurrent
-        desired = min(concurrent, total - completed)
+        concurrent, total = job_size(mode.replicated_job)
+        desired = max(min(concurrent, total - completed), 0)
     elif mode.global_ is None and mode.global_job is None:
         replicas = mode.replicated.replicas if mode.replicated else None
         desired = 1 if replicas is None else replicas

@@ -49,6 +49,6 @@ def task(found: Task, networks: Mapping[str, Network]) -> Json:
             }
             for a in found.networks
         ]
-    if found.job_iteration:
-        shown["JobIteration"] = {"Index": found.job_iteration}
+    if found.job_iteration is not None:
+        shown["JobIteration"] = {"Index": found.job_iteration} if found.job_iteration else {}
     return shown

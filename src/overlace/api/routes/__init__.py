@@ -15,6 +15,7 @@ from overlace.api.routes import (
     tasks,
     trace,
     vfp,
+    why,
 )
 
 ALL = [
@@ -29,5 +30,6 @@ ALL = [
     *images.ROUTES,
     *trace.ROUTES,
     *vfp.ROUTES,
+    *why.ROUTES,
     *absent.ROUTES,
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -13,7 +13,9 @@ from overlace.api.call import Call, Handler, Route, answer
 from overlace.api.codec import flag
 from overlace.api.convert import container as show
 from overlace.api.logs import Line, closing, details, parameters, stream_lines
+from overlace.api.named import matches
 from overlace.api.routes.networks import label_matches
+from overlace.model import labels
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError, Unimplemented
 from overlace.model.specs import PortConfig
 from overlace.runtime.base import Container
@@ -43,18 +45,11 @@ _STATUS = frozenset(("created", "restarting", "running", "removing", "paused", "
 async def find(call: Call, ref: str) -> Container:
     """By full id, then name, then id prefix. Raises NotFound, InvalidArgument (ambiguous)."""
     there = await call.backend.runtime.list()
-    name = ref.removeprefix("/")
-    tests: tuple[Callable[[Container], bool], ...] = (
-        lambda c: c.config.id == ref,
-        lambda c: c.config.name == name,
-        lambda c: c.config.id.startswith(ref),
-    )
-    for test in tests:
-        matches = [c for c in there if test(c)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise InvalidArgument(f"multiple IDs found with provided prefix: {ref}")
+    found = matches(there, ref.removeprefix("/"), lambda c: c.config.id, lambda c: c.config.name)
+    if len(found) > 1:
+        raise InvalidArgument(f"multiple IDs found with provided prefix: {ref}")
+    if found:
+        return found[0]
     raise NotFound(f"No such container: {ref}")
 
 
@@ -116,7 +111,7 @@ def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
         "exited": lambda v: container.status == "exited" and container.exit_code == int(v),
         "health": lambda v: (container.health or "none") == v,
         "id": lambda v: config.id.startswith(v),
-        "is-task": lambda v: ("com.docker.swarm.task" in config.labels) == flag(v),
+        "is-task": lambda v: (labels.TASK in config.labels) == flag(v),
         "name": lambda v: v.removeprefix("/") in config.name,
         "status": lambda v: container.status == v,
         "volume": lambda v: (

@@ -13,8 +13,8 @@ from overlace.api.call import Call, Handler, Route, answer
 from overlace.api.convert import image as show
 from overlace.api.routes.networks import label_matches
 from overlace.api.routes.system import architecture
-from overlace.manager.registry import decode_auth
 from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
+from overlace.runtime.auth import decode_auth
 from overlace.runtime.base import Image, Platform, RegistryAuth
 
 FILTERS = frozenset(("before", "dangling", "label", "label!", "reference", "since", "until"))
@@ -93,7 +93,10 @@ def reference(image: str, tag: str) -> str:
 
 
 async def create(call: Call) -> web.StreamResponse:
-    """`docker pull`: a stream of JSON lines, the last of which says how it ended."""
+    """`docker pull`: a stream of JSON lines, the last of which says how it ended.
+
+    What fails before anything is fetched is told by the status (moby server/router/image: nothing written yet).
+    """
     name = call.text("fromImage")
     if call.text("fromSrc"):
         raise Unimplemented("docker import is not supported: push the image to a registry")
@@ -107,23 +110,27 @@ async def create(call: Call) -> web.StreamResponse:
         before: str = (await runtime.image(wanted)).id
     except OverlaceError:
         before = ""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    response.enable_chunked_encoding()
-    await response.prepare(call.request)
-
-    async def say(document: dict[str, Any]) -> None:
-        await response.write(codec.encode(document))
-
     told: asyncio.Queue[tuple[str, str] | None] = asyncio.Queue()
     pull = asyncio.ensure_future(
         runtime.pull(wanted, where, auth, lambda layer, status: told.put_nowait((layer, status)))
     )
     pull.add_done_callback(lambda _: told.put_nowait(None))
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.enable_chunked_encoding()
+
+    async def say(document: dict[str, Any]) -> None:
+        await response.write(codec.encode(document))
+
     try:
+        line = await told.get()
+        if line is None:
+            await pull
+        await response.prepare(call.request)
         tag = call.text("tag") or wanted.rpartition("/")[2].partition(":")[2] or "latest"
         await say({"status": f"Pulling from {name.partition('@')[0]}", "id": tag})
-        while (line := await told.get()) is not None:
+        while line is not None:
             await say({"status": line[1], "progressDetail": {}, "id": line[0]})
+            line = await told.get()
         image = await pull
         for digest in image.digests:
             await say({"status": f"Digest: {digest.partition('@')[2]}"})
@@ -132,6 +139,8 @@ async def create(call: Call) -> web.StreamResponse:
             {"status": f"Status: {fresh} {wanted if ':' in wanted.rpartition('/')[2] else f'{wanted}:{tag}'}"}
         )
     except OverlaceError as error:
+        if not response.prepared:
+            raise
         await say({"errorDetail": {"message": error.message}, "error": error.message})
     except ConnectionError:
         return response

@@ -11,6 +11,7 @@ from overlace.api import codec
 from overlace.api.backend import LocalNetwork, ManagerHandle
 from overlace.api.call import Call, Route, answer, empty
 from overlace.api.convert import network as show
+from overlace.api.named import matches
 from overlace.api.swarm_requests import NOT_MANAGER
 from overlace.manager.control import lookup
 from overlace.model.errors import (
@@ -84,11 +85,15 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
 
 
 def _everything(call: Call) -> tuple[list[Network], list[LocalNetwork]]:
-    """The swarm's networks as the manager keeps them, and this node's that the manager has not named."""
+    """The swarm's networks as the manager keeps them, and this host's own.
+
+    A worker knows the swarm's from its node's view; on a manager that view may still hold what was just removed.
+    """
     manager = call.backend.manager
-    swarm = list(manager.store.view().all(Network)) if manager else []
-    there = {n.id for n in swarm}
-    return swarm, [n for n in call.backend.local_networks() if n.id not in there]
+    local = list(call.backend.local_networks())
+    if manager is None:
+        return [], local
+    return list(manager.store.view().all(Network)), [n for n in local if n.scope != "swarm"]
 
 
 def _name(found: Found) -> str:
@@ -102,19 +107,13 @@ def _scope(found: Found) -> str:
 def find(call: Call, ref: str, scope: str = "") -> Found:
     """By full id, then name, then id prefix. Raises NotFound, InvalidArgument (ambiguous)."""
     swarm, local = _everything(call)
-    there: list[Found] = [*swarm, *local]
-    there = [n for n in there if not scope or _scope(n) == scope]
-    tests: tuple[Callable[[Found], bool], ...] = (
-        lambda n: n.id == ref,
-        lambda n: _name(n) == ref,
-        lambda n: n.id.startswith(ref),
-    )
-    for test in tests:
-        matches = [n for n in there if test(n)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise InvalidArgument(f"network {ref} is ambiguous ({len(matches)} matches found)")
+    everything: list[Found] = [*swarm, *local]
+    there = [n for n in everything if not scope or _scope(n) == scope]
+    found = matches(there, ref, lambda n: n.id, _name)
+    if len(found) > 1:
+        raise InvalidArgument(f"network {ref} is ambiguous ({len(found)} matches found)")
+    if found:
+        return found[0]
     raise NotFound(f"network {ref} not found")
 
 

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
-import socket
-import struct
-
 from aiohttp import web
 
 from overlace.api.backend import InitRequest, JoinRequest
@@ -16,27 +11,12 @@ from overlace.api.swarm_requests import check_init, check_join, check_leave, com
 from overlace.model.errors import Conflict, Unavailable, Unimplemented
 from overlace.model.objects import Cluster, Node
 from overlace.model.specs import Doc, SwarmSpec
+from overlace.network.addresses import interface_addresses
 from overlace.store.base import View
-
-_SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 class UnlockRequest(Doc, frozen=True):
     unlock_key: str = ""
-
-
-def interfaces() -> dict[str, str]:
-    """IPv4 address of each interface that has one."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = array.array("B", struct.pack("256s", name.encode()[:15]))
-            try:
-                fcntl.ioctl(probe, _SIOCGIFADDR, request)
-            except OSError:
-                continue  # no address
-            found[name] = socket.inet_ntoa(request[20:24].tobytes())
-    return found
 
 
 def cluster(view: View) -> Cluster:
@@ -54,12 +34,12 @@ async def inspect(call: Call) -> web.StreamResponse:
 
 
 async def init(call: Call) -> web.StreamResponse:
-    request = check_init(await call.body(InitRequest), call.backend.swarm(), interfaces())
+    request = check_init(await call.body(InitRequest), call.backend.swarm(), interface_addresses())
     return answer(await call.backend.swarm_init(request))
 
 
 async def join(call: Call) -> web.StreamResponse:
-    request = check_join(await call.body(JoinRequest), call.backend.swarm(), interfaces())
+    request = check_join(await call.body(JoinRequest), call.backend.swarm(), interface_addresses())
     await call.backend.swarm_join(request)
     return empty()
 

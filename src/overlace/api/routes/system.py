@@ -12,6 +12,7 @@ from overlace.api import codec
 from overlace.api.call import Call, Route, answer
 from overlace.api.info import describe
 from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
+from overlace.model.architecture import fold_architecture
 from overlace.model.errors import Unimplemented
 
 EVENT_FILTERS = frozenset(
@@ -36,8 +37,7 @@ EVENT_FILTERS = frozenset(
 
 def architecture() -> str:
     """Go's name of this machine's architecture."""
-    machine = platform.machine()
-    return {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}.get(machine, machine)
+    return fold_architecture(platform.machine())
 
 
 async def ping(call: Call) -> web.StreamResponse:

@@ -54,7 +54,7 @@ _SIGNAL = re.compile(r"(?:SIG)?[A-Z0-9+-]+")
 # What templates are tried with when a service is checked; the agent expands with the real thing.
 _TRIAL = Context(
     service_id="serviceID", service_name="serviceName", node_id="nodeID", node_hostname="nodeHostname",
-    node_os="os", node_architecture="architecture", task_id="taskID", task_name="taskName", task_slot=1,
+    node_os="os", node_architecture="architecture", task_id="taskID", task_name="taskName", task_slot="1",
 )  # fmt: skip
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import msgspec
 
 from overlace.manager.control.base import Core
-from overlace.manager.registry import decode_auth
 from overlace.model.errors import OverlaceError
 from overlace.model.reference import parse_reference
 from overlace.model.specs import Placement, Platform, ServiceSpec
 from overlace.runtime import base as runtime
+from overlace.runtime.auth import decode_auth
 
 
 class Images(Core):

@@ -14,6 +14,7 @@ import msgspec
 from overlace.manager.control.base import swarm
 from overlace.manager.control.container_spec import check_container, check_log_driver, unsupported
 from overlace.manager.control.names import check_dns_name
+from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.schedule.constraint import parse_constraints
 from overlace.model.errors import InvalidArgument
 from overlace.model.policy import check_policy_labels
@@ -22,6 +23,7 @@ from overlace.model.specs import (
     EndpointSpec,
     Placement,
     PortConfig,
+    ReplicatedJob,
     ReplicatedService,
     Resources,
     RestartPolicy,
@@ -47,6 +49,9 @@ def normalise(spec: ServiceSpec) -> ServiceSpec:
         mode = ServiceMode(replicated=ReplicatedService(replicas=1))
     elif mode.replicated is not None and mode.replicated.replicas is None:
         mode = msgspec.structs.replace(mode, replicated=ReplicatedService(replicas=1))
+    elif mode.replicated_job is not None:
+        at_once, total = job_size(mode.replicated_job)
+        mode = msgspec.structs.replace(mode, replicated_job=ReplicatedJob(at_once, total))
     template = spec.task_template
     if spec.networks:
         template = msgspec.structs.replace(template, networks=template.networks or spec.networks)
@@ -71,6 +76,10 @@ def _check_policy(spec: ServiceSpec) -> None:
     )
 
 
+def is_job(spec: ServiceSpec) -> bool:
+    return spec.mode.replicated_job is not None or spec.mode.global_job is not None
+
+
 def check_service(spec: ServiceSpec) -> None:
     """Raises InvalidArgument or Unimplemented for the first thing wrong."""
     _check_mode(spec.mode)
@@ -90,6 +99,11 @@ def check_service(spec: ServiceSpec) -> None:
     _check_policy(spec)
     _check_networks(template)
     _check_endpoint(spec.endpoint_spec)
+    if is_job(spec):
+        if spec.update_config is not None:
+            raise swarm(InvalidArgument("Jobs may not have an update config"))
+        if spec.rollback_config is not None:
+            raise swarm(InvalidArgument("Jobs may not have a rollback config"))
 
 
 def _check_mode(mode: ServiceMode) -> None:
@@ -100,9 +114,11 @@ def _check_mode(mode: ServiceMode) -> None:
     ]
     if len(given) > 1:
         raise InvalidArgument("must specify only one service mode")
-    if mode.replicated_job is not None or mode.global_job is not None:
-        word = "ReplicatedJob" if mode.replicated_job is not None else "GlobalJob"
-        raise unsupported(f"Mode.{word}", "services run as replicated or global")
+    job = mode.replicated_job
+    if job is not None and (job.max_concurrent or 0) < 0:
+        raise swarm(InvalidArgument("Maximum concurrent jobs must be non-negative"))
+    if job is not None and (job.total_completions or 0) < 0:
+        raise swarm(InvalidArgument("Total completed jobs must be non-negative"))
     if mode.replicated is not None and (mode.replicated.replicas or 0) < 0:
         raise InvalidArgument(f"invalid Mode.Replicated.Replicas: {mode.replicated.replicas} is negative")
 

@@ -13,9 +13,9 @@ from overlace.manager.control.base import check_version, swarm
 from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
-from overlace.manager.control.service_spec import check_service, may_change_tasks, normalise
+from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from overlace.model.objects import Config, Network, Secret, Service, UpdateStatus
+from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
 from overlace.model.specs import NetworkAttachmentConfig, PortConfig, ServiceSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
@@ -42,6 +42,7 @@ class Services(Images):
                 spec_version=1,
                 registry_auth=registry_auth,
                 image_warning=warning,
+                job_status=JobStatus(last_execution=self._clock()) if is_job(spec) else None,
             )
             await self._commit([Put(service, expect=0)])
         return service.id, [warning] if warning else []
@@ -113,7 +114,11 @@ class Services(Images):
         else:
             new = msgspec.structs.replace(new, task_template=current.spec.task_template)
         status = None
-        if back:
+        job = None
+        if is_job(new):  # every update runs the job anew, as in Docker
+            iteration = current.job_status.iteration + 1 if current.job_status is not None else 0
+            job = JobStatus(iteration=iteration, last_execution=self._clock())
+        elif back:
             status = UpdateStatus(
                 state="rollback_started",
                 started_at=self._clock(),
@@ -126,6 +131,7 @@ class Services(Images):
             previous_spec=current.spec,
             spec_version=spec_version,
             update_status=status,
+            job_status=job,
             registry_auth=registry_auth,
             image_warning=warning,
         )

@@ -6,7 +6,7 @@ is ORPHANED (which frees its addresses) after a minute, not after 24 hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -17,6 +17,7 @@ from overlace.model.states import TaskState
 from overlace.store.base import Change, Delete, Put, View
 
 ORPHAN_AFTER = 60 * SECOND
+SEEN_FOR = 2 * SECOND
 NODE_DOWN = "node is down"
 NODE_GONE = "node has left the swarm"
 DEFAULT_HISTORY = 5
@@ -28,17 +29,25 @@ def is_over(view: View, task: Task) -> bool:
     return state.terminal or state < TaskState.ASSIGNED or node_gone(view.get(Node, task.node_id))
 
 
-def plan_removal(view: View, tasks: Iterable[Task]) -> list[Change]:
-    """The tasks of a service that was deleted: stop and remove all, delete those that are over."""
+def plan_removal(view: View, tasks: Iterable[Task], now: int) -> tuple[list[Change], int | None]:
+    """The tasks of a service that was deleted: stop and remove all, delete those that are over; when to look again.
+
+    A task that ended stays to be seen for a moment: `docker stack rm --detach=false` waits until it has seen
+    tasks in a terminal state, and for ever when they vanish first (docker/cli command/stack waitOnTasks).
+    """
     changes: list[Change] = []
+    wake: int | None = None
     for task in tasks:
-        if is_over(view, task):
+        seen_until = task.updated_at + SEEN_FOR
+        if task.status.state.terminal and now < seen_until:
+            wake = seen_until if wake is None else min(wake, seen_until)
+        elif is_over(view, task):
             changes.append(Delete("task", task.id, expect=task.version))
         elif task.desired_state != TaskState.REMOVE:
             changes.append(
                 Put(msgspec.structs.replace(task, desired_state=TaskState.REMOVE), expect=task.version)
             )
-    return changes
+    return changes, wake
 
 
 def remove_slot(work: Work, slot: Slot) -> None:
@@ -50,8 +59,9 @@ def remove_slot(work: Work, slot: Slot) -> None:
             work.desire(slot, task, TaskState.REMOVE)
 
 
-def reap_slot(work: Work, slot: Slot) -> None:
-    """Orphan what a dead node holds, delete what is removed and what exceeds the history limit."""
+def reap_slot(work: Work, slot: Slot, keep: Collection[str] = ()) -> None:
+    """Orphan what a dead node holds, delete what is removed and what exceeds the history limit (never the tasks
+    whose ids are in `keep`)."""
     for task in list(slot.tasks):
         if is_live(task):
             continue
@@ -66,7 +76,7 @@ def reap_slot(work: Work, slot: Slot) -> None:
     attempts = policy_of(slot.tasks[-1]).max_attempts or 0
     if attempts:
         limit = max(limit, attempts + 1)  # they are what attempts are counted by
-    spare = [t for t in slot.tasks if not is_live(t) and t.status.state.terminal]
+    spare = [t for t in slot.tasks if not is_live(t) and t.status.state.terminal and t.id not in keep]
     if not any(is_live(t) for t in slot.tasks):
         spare = spare[:-1]  # the last one says whether the slot is finished
     excess = len(slot.tasks) - max(limit, 1)

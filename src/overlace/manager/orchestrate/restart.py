@@ -43,7 +43,11 @@ def may_restart(task: Task, slot: Slot) -> bool:
     if not policy.max_attempts or not ended_itself(task):
         return True
     earlier = [
-        t for t in slot.tasks if t.id != task.id and t.spec_version == task.spec_version and ended_itself(t)
+        t
+        for t in slot.tasks
+        if t.id != task.id
+        and (t.spec_version, t.job_iteration) == (task.spec_version, task.job_iteration)
+        and ended_itself(t)
     ]
     if policy.window:
         since = task.status.timestamp - policy.window
@@ -67,28 +71,31 @@ def fill_slot(work: Work, slot: Slot) -> None:
         if ended and work.now < task.not_before:
             work.wake_at(task.not_before)
         elif ended or lost:
-            _replace(work, slot, task, ended)
+            _replace(work, slot, task)
     _drop_doubles(work, slot)
     if not slot.live() and slot.may_start and not is_finished(slot):
         work.create(slot)
 
 
-def _replace(work: Work, slot: Slot, task: Task, ended: bool) -> None:
+def _replace(work: Work, slot: Slot, task: Task) -> None:
     allowed = slot.may_start and may_restart(task, slot)
     work.desire(slot, task, TaskState.SHUTDOWN)
     if not allowed:
         return
     if any(not work.is_dirty(other) for other in slot.live()):
         return  # an update has put its successor there already
-    delay = 0
-    if ended:
+    replace_task(work, slot, restart_delay(work, task))
+
+
+def restart_delay(work: Work, task: Task) -> int:
+    """How long the successor of a task waits, ns: its policy's delay when it ended; when it lost its node, what was
+    left of its own."""
+    if not task.status.state.terminal:
+        return task.not_before - work.now
+    delay = policy_of(task).delay
+    if delay is None:
         delay = DEFAULT_DELAY
-        policy = policy_of(task)
-        if policy.delay is not None:
-            delay = policy.delay
-        if task.status.state == TaskState.REJECTED:
-            delay = max(delay, REJECTED_DELAY)
-    replace_task(work, slot, delay)
+    return max(delay, REJECTED_DELAY) if task.status.state == TaskState.REJECTED else delay
 
 
 def replace_task(work: Work, slot: Slot, delay: int = 0) -> Task:
@@ -100,7 +107,7 @@ def replace_task(work: Work, slot: Slot, delay: int = 0) -> Task:
 
 def stopping(work: Work, slot: Slot) -> bool:
     """Whether a task of the slot was told to stop and has not yet."""
-    return any(t.desired_state == TaskState.SHUTDOWN and not work.stopped(t) for t in slot.tasks)
+    return any(not t.desired_state.wanted and not work.stopped(t) for t in slot.tasks)
 
 
 def start_waiting(work: Work, slot: Slot) -> None:
@@ -115,7 +122,7 @@ def start_waiting(work: Work, slot: Slot) -> None:
         if work.now < deadline and stopping(work, slot):
             work.wake_at(deadline)
             continue
-        work.desire(slot, task, TaskState.RUNNING)
+        work.desire(slot, task, work.goal)
 
 
 def _drop_doubles(work: Work, slot: Slot) -> None:

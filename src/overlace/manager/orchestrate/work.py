@@ -20,7 +20,7 @@ SECOND = 1_000_000_000
 CREATED = "created"
 
 NewId = Callable[[], str]
-SlotKey = int | str  # replicated: slot number from 1; global: node id
+SlotKey = int | str  # replicated: slot number from 1 (jobs: 0); one per node: node id
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -53,6 +53,8 @@ class Slot:
 
 
 def is_live(task: Task) -> bool:
+    if task.desired_state == TaskState.COMPLETE:  # a job's
+        return not task.status.state.terminal
     return task.desired_state <= TaskState.RUNNING
 
 
@@ -74,6 +76,11 @@ class Work:
         self.service = service
         self.now = now
         self.wake: int | None = None
+        mode = service.spec.mode
+        job = mode.replicated_job is not None or mode.global_job is not None
+        status = service.job_status
+        self.iteration = (status.iteration if status is not None else 0) if job else None  # of a job
+        self.goal = TaskState.COMPLETE if job else TaskState.RUNNING  # what its tasks are wanted to reach
         self.cluster = next(iter(view.all(Cluster)), None)
         self.spec = effective_spec(service, self.cluster)
         self._new_id = new_id
@@ -89,7 +96,7 @@ class Work:
 
     def desire(self, slot: Slot, task: Task, desired: TaskState) -> Task | None:
         """Move a task's desired state on. One no longer wanted that never reached a node is deleted."""
-        if desired > TaskState.RUNNING and task.status.state < TaskState.ASSIGNED:
+        if not desired.wanted and task.status.state < TaskState.ASSIGNED:
             self.drop(slot, task)
             return None
         return self.set(slot, task, msgspec.structs.replace(task, desired_state=desired))
@@ -101,8 +108,8 @@ class Work:
         else:
             self._changes.pop(task.id, None)
 
-    def create(self, slot: Slot, desired: TaskState = TaskState.RUNNING, not_before: int = 0) -> Task:
-        """A new task of the service's current spec in a slot."""
+    def create(self, slot: Slot, desired: TaskState | None = None, not_before: int = 0) -> Task:
+        """A new task of the service's current spec in a slot; wanted to reach the service's goal unless said."""
         service = self.service
         id = self._new_id()
         task = Task(
@@ -117,7 +124,8 @@ class Work:
             service_name=service.spec.name,
             service_labels=service.spec.labels,
             name=f"{service.spec.name}.{slot.key}.{id}",
-            desired_state=desired,
+            desired_state=self.goal if desired is None else desired,
+            job_iteration=self.iteration,
             status=TaskStatus(state=TaskState.NEW, timestamp=self.now, message=CREATED),
             not_before=not_before,
         )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.manager.schedule.platform import fold_architecture
+from overlace.model.architecture import fold_architecture
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import Node
 

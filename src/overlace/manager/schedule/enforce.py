@@ -23,7 +23,7 @@ def plan_enforcement(view: View, node: Node, now: int) -> list[Change]:
         return []
     changes: list[Change] = []
     for task in view.tasks_of_node(node.id):
-        if task.desired_state > TaskState.RUNNING:
+        if not task.desired_state.wanted:
             continue
         if not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
             continue

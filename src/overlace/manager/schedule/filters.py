@@ -6,7 +6,7 @@ Words and order: swarmkit manager/scheduler/filter.go, pipeline.go.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -107,23 +107,28 @@ def is_ready(node: Node) -> bool:
 
 def first_failure(needs: Needs, node: Node, use: NodeUse) -> str | None:
     """The first filter the node does not pass, None when it takes the task."""
+    return next(failures(needs, node, use), None)
+
+
+def failures(needs: Needs, node: Node, use: NodeUse) -> Iterator[str]:
+    """Every filter the node does not pass, in order."""
     if not is_ready(node):
-        return READY
+        yield READY
     about = node.description
-    assert about is not None
+    if about is None:
+        return
     if (needs.nano_cpus and about.resources.nano_cpus - use.nano_cpus < needs.nano_cpus) or (
         needs.memory_bytes and about.resources.memory_bytes - use.memory_bytes < needs.memory_bytes
     ):
-        return RESOURCES
+        yield RESOURCES
     if needs.constraints is None or first_unmet(needs.constraints, node) is not None:
-        return CONSTRAINTS
+        yield CONSTRAINTS
     if not runs_any(about, needs.platforms, needs.isolation):
-        return PLATFORM
+        yield PLATFORM
     if any(port in use.ports for port in needs.ports):
-        return HOST_PORT
+        yield HOST_PORT
     if needs.max_replicas and use.by_service[needs.service_id] >= needs.max_replicas:
-        return MAX_REPLICAS
-    return None
+        yield MAX_REPLICAS
 
 
 def sentence(name: str, count: int) -> str:

@@ -64,7 +64,7 @@ def share_of(task: Task) -> Share | None:
     return Share(
         task.node_id,
         task.service_id,
-        task.desired_state <= TaskState.RUNNING,
+        task.desired_state.wanted,
         cpus,
         memory,
         host_ports(task),

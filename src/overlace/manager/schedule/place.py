@@ -17,19 +17,20 @@ import msgspec
 from overlace.manager.schedule.filters import Needs, first_failure, needs_of, summary
 from overlace.manager.schedule.occupancy import MAX_FAILURES, NodeUse, Occupancy
 from overlace.model.objects import Node, Task, TaskStatus
-from overlace.model.specs import PlacementPreference
+from overlace.model.specs import PlacementPreference, PortConfig
 from overlace.model.states import TaskState
 from overlace.store.base import Change, Put
 
 ASSIGNED = "scheduler assigned task to node"
 CONFIRMED = "scheduler confirmed task can run on preassigned node"
 
-GroupKey = tuple[str, int]
+GroupKey = tuple[str, int, tuple[PortConfig, ...]]
 
 
 def group_key(task: Task) -> GroupKey:
-    """Tasks of one version of one service need the same of a node."""
-    return task.service_id, task.spec_version
+    """Tasks of one version of one service need the same of a node, but for host ports: they are given when a task
+    is allocated, and the service may have changed in between."""
+    return task.service_id, task.spec_version, task.ports
 
 
 def plan_placement(
@@ -85,14 +86,14 @@ def _place_group(
             continue
         failures = occupancy.recent_failures(node.id, first.service_id, first.spec_version, now)
         candidates.append(Candidate(node, _copy(use), needs, failures))
-    preferences = _spread_keys(first.spec.placement.preferences if first.spec.placement else ())
+    preferences = spread_keys(first.spec.placement.preferences if first.spec.placement else ())
     tree = Branch()
     if preferences:
         for node in nodes:
             if not node.removed:
-                tree.count(_path(node, preferences), occupancy.node(node.id).by_service[first.service_id])
+                tree.count(path_of(node, preferences), occupancy.node(node.id).by_service[first.service_id])
     for candidate in candidates:
-        tree.add(candidate, _path(candidate.node, preferences))
+        tree.add(candidate, path_of(candidate.node, preferences))
     changes: list[Change] = []
     left = list(tasks)
     while left:
@@ -152,7 +153,7 @@ class Candidate:
         return self.failures, self.use.by_service[self.needs.service_id], self.use.tasks, self.node.id
 
 
-def _spread_keys(preferences: Sequence[PlacementPreference]) -> list[tuple[bool, str]]:
+def spread_keys(preferences: Sequence[PlacementPreference]) -> list[tuple[bool, str]]:
     """(is engine label, label name) per level; only labels can be spread over."""
     keys: list[tuple[bool, str]] = []
     for preference in preferences:
@@ -165,7 +166,7 @@ def _spread_keys(preferences: Sequence[PlacementPreference]) -> list[tuple[bool,
     return keys
 
 
-def _path(node: Node, keys: Sequence[tuple[bool, str]]) -> list[str]:
+def path_of(node: Node, keys: Sequence[tuple[bool, str]]) -> list[str]:
     """The node's label values per level; a missing label is a branch of its own, ""."""
     path = []
     for of_engine, name in keys:

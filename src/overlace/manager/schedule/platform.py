@@ -1,6 +1,6 @@
 """Which platforms a node runs: operating system, architecture and, for Windows, the build.
 
-Owns the folding of architecture names and Microsoft's host and image compatibility. Must not know tasks'
+Owns Microsoft's host and image compatibility. Must not know tasks'
 other needs.
 """
 
@@ -8,30 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from overlace.model.architecture import fold_architecture
 from overlace.model.objects import NodeDescription
 from overlace.model.specs import Platform
 
-_FOLD = {
-    "x86_64": "amd64",
-    "x86-64": "amd64",
-    "aarch64": "arm64",
-    "armv8l": "arm64",
-    "armhf": "arm",
-    "armel": "arm",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i386": "386",
-    "i686": "386",
-}
-
 # Windows releases from which on the kernel ABI is stable (Windows Server 2022, 2025), ascending.
 STABLE_BUILDS = (20348, 26100)
-
-
-def fold_architecture(name: str) -> str:
-    """The OCI name of an architecture whatever it is called: `x86_64` -> `amd64`, `aarch64` -> `arm64`."""
-    lower = name.lower()
-    return _FOLD.get(lower, lower)
 
 
 def windows_build(version: str) -> tuple[int, int, int] | None:

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from overlace.model.errors import Internal, NotFound, OverlaceError, Unavailable
+from overlace.model.reference import Reference, parse_reference
 from overlace.runtime.base import Image, Platform, PullProgress, RegistryAuth
 from overlace.runtime.oci.files import remove_tree, tree_size, write_atomically
 from overlace.runtime.oci.locks import KeyedLocks
@@ -32,7 +33,6 @@ from overlace.runtime.oci.platforms import (
 )
 from overlace.runtime.oci.process import require_tool, run_tool
 from overlace.runtime.oci.pulls import Progress, Pulls
-from overlace.runtime.oci.refs import Reference, parse_reference
 from overlace.runtime.oci.skopeo import Skopeo
 from overlace.runtime.oci.untag import User, is_hex, plan_removal
 
@@ -130,7 +130,7 @@ class ImageStore:
         if reference.digest:
             known = self._by_manifest(reference.digest)
             named = known is not None and any(
-                d.split("@")[0] == reference.familiar for d in known.image.digests
+                d.split("@")[0] == reference.familiar_name for d in known.image.digests
             )
             return known if named else None
         return next((e for e in self._images.values() if reference.familiar_tag in e.image.tags), None)
@@ -148,7 +148,7 @@ class ImageStore:
         repeated.
         """
         reference, platform = parse_reference(name).with_default_tag(), normal(platform)
-        key = (f"{reference.repository}:{reference.tag}@{reference.digest}", platform, auth)
+        key = (f"{reference.name}:{reference.tag}@{reference.digest}", platform, auth)
         return await self._pulls.join(
             key, lambda progress: self._pull(reference, name, platform, auth, progress), listener
         )
@@ -297,6 +297,10 @@ class ImageStore:
         if finished.code != 0:
             await asyncio.to_thread(remove_tree, partial)
             words = (finished.stderr.splitlines() or ["no message"])[-1].strip()
+            if "no space left" in words:
+                raise Unavailable(
+                    f"cannot unpack image {name}: no space left on device: free disk space on this host's data root"
+                )
             raise Internal(
                 f"cannot unpack image {name}: {words}: if it is corrupted, remove it and pull it again"
             )
@@ -315,7 +319,7 @@ class ImageStore:
     def _name(self, stored: Stored, reference: Reference, *digests: str) -> Image:
         """Note that `reference` names this image now, and (by tag) no other any more."""
         image, tag = stored.image, reference.familiar_tag if not reference.digest else ""
-        pinned = f"{reference.familiar}@{digests[0]}"
+        pinned = f"{reference.familiar_name}@{digests[0]}"
         if tag:
             for other in list(self._images.values()):
                 if tag in other.image.tags and other.image.id != image.id:

@@ -233,17 +233,18 @@ def shim_max(size: int) -> int:
     return 3 * max(size, ROTATE_AT)
 
 
-def rotate_if_large(path: Path, control: Path, size: int = 0, files: int = 0) -> bool:
+def rotate_if_large(path: Path, control: Path, size: int = 0, files: int = 0) -> float:
     """Put a log of `size` bytes aside, keep `files` with the new one, which the shim opens (conmon's control pipe,
-    "2 0 0"). 0: the defaults.
+    "2 0 0"). 0: the defaults. Returns how many times `size` the log had; 0 for one that stays.
     """
-    files = files or KEEP_FILES
+    size, files = size or ROTATE_AT, files or KEEP_FILES
     try:
-        if path.stat().st_size < (size or ROTATE_AT):
-            return False
+        found = path.stat().st_size
+        if found < size:
+            return 0.0
         descriptor = os.open(control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False
+        return 0.0
     try:
         for number in range(files - 1, 1, -1):
             with contextlib.suppress(FileNotFoundError):
@@ -253,6 +254,6 @@ def rotate_if_large(path: Path, control: Path, size: int = 0, files: int = 0) ->
         else:
             path.unlink()
         os.write(descriptor, b"2 0 0\n")
-        return True
+        return found / size
     finally:
         os.close(descriptor)

@@ -22,8 +22,8 @@ import msgspec
 import yarl
 
 from overlace.model.errors import InvalidArgument, NotFound, Unavailable
+from overlace.model.reference import parse_reference
 from overlace.runtime.base import Platform
-from overlace.runtime.oci.refs import parse_reference
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -225,7 +225,7 @@ async def _push_blob(session: aiohttp.ClientSession, base: str, layout: Path, di
         location = answer.url.join(yarl.URL(answer.headers["Location"], encoded=True))
     async with session.put(
         location.update_query(digest=digest),
-        data=_blob(layout, digest),
+        data=io.BytesIO(_blob(layout, digest)),  # not bytes: aiohttp warns of those past 1 MiB
         headers={"Content-Type": "application/octet-stream"},
     ) as answer:
         if answer.status != 201:

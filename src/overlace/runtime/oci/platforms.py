@@ -9,18 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from overlace.model.architecture import fold_architecture
 from overlace.model.errors import NotFound
 from overlace.runtime.base import Platform
 
-_ARCHITECTURES = {
-    "x86_64": "amd64",
-    "x86-64": "amd64",
-    "aarch64": "arm64",
-    "armhf": "arm",
-    "armv7l": "arm",
-    "i386": "386",
-    "i686": "386",
-}
 INDEX_TYPES = frozenset(
     {
         "application/vnd.oci.image.index.v1+json",
@@ -29,15 +21,10 @@ INDEX_TYPES = frozenset(
 )
 
 
-def normal_architecture(name: str) -> str:
-    """A kernel's name for an architecture as Go and OCI say it (`x86_64` -> `amd64`)."""
-    return _ARCHITECTURES.get(name.lower(), name.lower())
-
-
 def normal(platform: Platform) -> Platform:
     """The platform with its architecture in OCI's words."""
     return Platform(
-        platform.os.lower(), normal_architecture(platform.architecture), platform.os_version, platform.variant
+        platform.os.lower(), fold_architecture(platform.architecture), platform.os_version, platform.variant
     )
 
 
@@ -52,7 +39,7 @@ def platform_of(document: dict[str, Any]) -> Platform:
     """From an index descriptor's `platform` or from an image config (same keys)."""
     return Platform(
         os=str(document.get("os") or "linux"),
-        architecture=normal_architecture(str(document.get("architecture") or "amd64")),
+        architecture=fold_architecture(str(document.get("architecture") or "amd64")),
         os_version=str(document.get("os.version") or ""),
         variant=str(document.get("variant") or ""),
     )

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from overlace.model.errors import Internal, NotFound, OverlaceError, Unavailable
+from overlace.model.reference import Reference, is_insecure
 from overlace.runtime.base import RegistryAuth
 from overlace.runtime.oci.process import Finished, require_tool, run_tool
-from overlace.runtime.oci.refs import Reference, is_insecure
 
 _INSPECT_TIMEOUT = 60.0
 _FATAL = re.compile(r'level=(?:fatal|error) msg=("(?:[^"\\]|\\.)*"|\S+)')
@@ -59,6 +59,16 @@ def pull_error(name: str, stderr: str) -> OverlaceError:
     if "no space left" in lower:
         return Unavailable(f"pull of {name}: {words}: free disk space on this host's data root")
     return Unavailable(f"pull of {name}: {words}")
+
+
+def source_name(reference: Reference, digest: str = "") -> str:
+    """The `docker://` name of an image, which has a tag or a digest but not both: the digest wins. Pure."""
+    pinned = digest or reference.digest
+    return (
+        f"docker://{reference.name}@{pinned}"
+        if pinned
+        else f"docker://{reference.name}:{reference.tag or 'latest'}"
+    )
 
 
 def auth_document(domain: str, auth: RegistryAuth | None) -> bytes:
@@ -118,7 +128,7 @@ class Skopeo:
         options = ["copy", "--quiet", f"--src-tls-verify={_flag(not insecure)}"]
         await self._run(
             options,
-            [reference.docker_source(digest), f"oci:{layout}:image"],
+            [source_name(reference, digest), f"oci:{layout}:image"],
             "--src-authfile",
             reference,
             name,
@@ -132,7 +142,7 @@ class Skopeo:
         insecure = is_insecure(reference.domain, self._insecure)
         options = ["inspect", *options, f"--tls-verify={_flag(not insecure)}"]
         return await self._run(
-            options, [reference.docker_source(digest)], "--authfile", reference, name, auth, _INSPECT_TIMEOUT
+            options, [source_name(reference, digest)], "--authfile", reference, name, auth, _INSPECT_TIMEOUT
         )
 
     async def _run(

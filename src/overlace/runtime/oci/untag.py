@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import msgspec
 
 from overlace.model.errors import Conflict
+from overlace.model.reference import parse_reference
 from overlace.runtime.base import Image
-from overlace.runtime.oci.refs import parse_reference
 
 
 class User(msgspec.Struct, frozen=True):
@@ -78,13 +78,13 @@ def _check_by_id(image: Image, users: Sequence[User], force: bool) -> None:
 def _without(name: str, image: Image) -> Removal:
     """The image without that one name."""
     reference = parse_reference(name).with_default_tag()
-    gone = reference.familiar_tag if not reference.digest else f"{reference.familiar}@{reference.digest}"
+    gone = reference.familiar_tag if not reference.digest else f"{reference.familiar_name}@{reference.digest}"
     tags = tuple(tag for tag in image.tags if tag != gone)
     digests = tuple(digest for digest in image.digests if digest != gone)
     lines = [f"Untagged: {gone}"]
-    others = any(tag.rpartition(":")[0] == reference.familiar for tag in tags)
+    others = any(tag.rpartition(":")[0] == reference.familiar_name for tag in tags)
     if not others and not reference.digest:
         # the repository's last tag takes its digests along, as in Docker
-        lines += [f"Untagged: {d}" for d in digests if d.split("@")[0] == reference.familiar]
-        digests = tuple(d for d in digests if d.split("@")[0] != reference.familiar)
+        lines += [f"Untagged: {d}" for d in digests if d.split("@")[0] == reference.familiar_name]
+        digests = tuple(d for d in digests if d.split("@")[0] != reference.familiar_name)
     return Removal(tags, digests, tuple(lines))

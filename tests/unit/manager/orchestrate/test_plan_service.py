@@ -34,7 +34,6 @@ from overlace.model.specs import (
     NodeSpec,
     Placement,
     PortConfig,
-    ReplicatedJob,
     ReplicatedService,
     ServiceMode,
     ServiceSpec,
@@ -140,9 +139,8 @@ def test_nothing_to_do_is_nothing_done() -> None:
     assert decide(service(2), task(1), task(2, "n2"), *NODES) == Decision()
 
 
-def test_replicas_default_to_one_and_jobs_are_left_alone() -> None:
+def test_replicas_default_to_one() -> None:
     assert len(created(decide(service(mode=ServiceMode(replicated=ReplicatedService())), *NODES))) == 1
-    assert decide(service(mode=ServiceMode(replicated_job=ReplicatedJob())), *NODES) == Decision()
 
 
 def test_gaps_are_filled_lowest_first() -> None:

@@ -1,0 +1,22 @@
+"""/overlace/v1/why: what the docker CLI has no word for. Owns the route; the answer is manager.why's."""
+
+from __future__ import annotations
+
+import time
+
+from aiohttp import web
+
+from overlace.api.call import Call, Route, answer
+from overlace.manager.why import explain
+from overlace.model.errors import InvalidArgument
+
+
+async def why(call: Call) -> web.StreamResponse:
+    manager = call.manager()
+    ref = call.text("of")
+    if not ref:
+        raise InvalidArgument("say what to explain: /overlace/v1/why?of=TASK or ?of=SERVICE")
+    return answer(explain(manager.store.view(), ref, time.time_ns()))
+
+
+ROUTES = [Route("GET", "/overlace/v1/why", why)]

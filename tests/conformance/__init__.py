@@ -1,0 +1,1 @@
+"""Real clients (the docker CLIs of this machine, docker-py) against labs of real daemons."""

@@ -1,0 +1,163 @@
+"""Becoming and ceasing to be a member: `docker swarm` on hosts that start outside of any swarm."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from overlace.lab import Lab
+
+from .bed import Docker, Swarm, eventually
+from .conftest import _up
+
+TOKEN = re.compile(r"SWMTKN-1-[0-9a-z]{50}-[0-9a-z]{25}")
+ONE, TWO = "linux-1", "linux-2"
+
+
+@pytest.fixture(scope="session")
+def apart() -> Iterator[Lab]:
+    """Two hosts and no swarm."""
+    lab = _up("confm", linux=2, windows=0, form_swarm=False)
+    yield lab
+    lab.down()
+
+
+@pytest.fixture
+def hosts(apart: Lab, cli: str, config: str) -> Iterator[Docker]:
+    """Each CLI against hosts that are in no swarm, and are not afterwards."""
+    docker = Docker(cli, apart, config)
+    yield docker
+    for host in (TWO, ONE):
+        docker.run("swarm", "leave", "--force", host=host)
+
+
+def state(docker: Docker, host: str) -> str:
+    return docker("info", "--format", "{{.Swarm.LocalNodeState}}", host=host)
+
+
+def token(docker: Docker, role: str = "worker") -> str:
+    return docker("swarm", "join-token", "-q", role)
+
+
+def join(docker: Docker, secret: str, host: str = TWO) -> subprocess.CompletedProcess[str]:
+    return docker.run("swarm", "join", "--token", secret, docker.lab.manager.address, host=host)
+
+
+def test_outside_a_swarm(hosts: Docker) -> None:
+    assert state(hosts, ONE) == "inactive"
+    for command in (
+        ("node", "ls"),
+        ("service", "ls"),
+        ("stack", "ls"),
+        ("secret", "ls"),
+        ("swarm", "join-token", "worker"),
+    ):
+        words = hosts.refused(*command)
+        assert "not a swarm manager" in words and 'Use "docker swarm init"' in words, command
+    assert "not a swarm manager" in hosts.refused("network", "create", "-d", "overlay", "x")
+    assert "This node is not part of a swarm" in hosts.refused("swarm", "leave")
+
+
+def test_init_join_leave(hosts: Docker) -> None:
+    said = hosts("swarm", "init")
+    assert "Swarm initialized" in said and f"{hosts.lab.manager.address}:2377" in said
+    worker, manager = token(hosts), token(hosts, "manager")
+    assert worker in said, "the command to copy holds the worker's token"
+    assert TOKEN.fullmatch(worker) and TOKEN.fullmatch(manager) and worker != manager
+    assert worker.split("-")[2] == manager.split("-")[2], "both pin the same CA"
+    assert "already part of a swarm" in hosts.refused("swarm", "init")
+
+    done = join(hosts, worker)
+    assert done.returncode == 0 and "This node joined a swarm as a worker." in done.stdout, done
+    assert state(hosts, TWO) == "active"
+    eventually(
+        lambda: (
+            hosts.lines("node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}")
+            == ["linux-1 Ready Leader", "linux-2 Ready"]
+            or (hosts("node", "ls") and None)
+        ),
+        "both nodes are ready",
+    )
+    again = join(hosts, worker)
+    assert again.returncode != 0 and "already part of a swarm" in again.stderr
+
+    for command in (
+        ("node", "ls"),
+        ("service", "ls"),
+        ("service", "create", "x"),
+        ("swarm", "join-token", "worker"),
+    ):
+        words = hosts.refused(*command, host=TWO)
+        assert "Worker nodes can't be used to view or modify cluster state" in words, command
+
+    words = hosts.refused("swarm", "leave")
+    assert "Removing the last manager erases all current state of the swarm." in words and "--force" in words
+    assert state(hosts, ONE) == "active", "a refused leave changes nothing"
+
+    assert "Node left the swarm." in hosts("swarm", "leave", host=TWO)
+    assert state(hosts, TWO) == "inactive"
+    eventually(
+        lambda: hosts("node", "ls", "--filter", "name=linux-2", "--format", "{{.Status}}") == "Down",
+        "the manager sees that the worker left",
+    )
+    hosts("node", "rm", "linux-2")
+    assert hosts.lines("node", "ls", "--format", "{{.Hostname}}") == ["linux-1"]
+    assert join(hosts, worker).returncode == 0, "who left may come back"
+
+    hosts("swarm", "leave", "--force")
+    assert state(hosts, ONE) == "inactive"
+    assert "not a swarm manager" in hosts.refused("node", "ls")
+    hosts("swarm", "leave", "--force", host=TWO)  # its manager is gone for good: it must not wait for it
+    assert state(hosts, TWO) == "inactive"
+
+
+def test_tokens(hosts: Docker, swarm: Swarm) -> None:
+    hosts("swarm", "init")
+    worker, manager = token(hosts), token(hosts, "manager")
+    secret = worker.rpartition("-")[2]
+    wrong = worker.removesuffix(secret) + ("0" * 25 if secret != "0" * 25 else "1" * 25)
+    foreign = swarm.get("/swarm")["JoinTokens"]["Worker"]
+
+    for bad in ("x", "", wrong):
+        done = join(hosts, bad)
+        assert done.returncode != 0 and "invalid join token" in done.stderr, (bad, done)
+    done = join(hosts, foreign)
+    assert done.returncode != 0 and "remote CA does not match fingerprint" in done.stderr
+    assert foreign.split("-")[2] in done.stderr and worker.split("-")[2] in done.stderr
+    done = join(hosts, manager)
+    assert done.returncode != 0 and "join as a worker" in done.stderr, (
+        "one manager: the SQLite store serves no more"
+    )
+    assert state(hosts, TWO) == "inactive"
+    assert hosts.lines("node", "ls", "--format", "{{.Hostname}}") == ["linux-1"], "nothing half-made is left"
+
+    nobody = hosts.run("swarm", "join", "--token", worker, f"{hosts.lab.host(TWO).address}:2377", host=TWO)
+    assert nobody.returncode != 0 and f"{hosts.lab.host(TWO).address}:2377" in nobody.stderr
+    assert state(hosts, TWO) == "inactive"
+
+    said = hosts("swarm", "join-token", "--rotate", "worker")
+    fresh = token(hosts)
+    assert fresh in said and fresh != worker and token(hosts, "manager") == manager
+    done = join(hosts, worker)
+    assert done.returncode != 0 and "invalid join token" in done.stderr, "a rotated token opens nothing"
+    assert join(hosts, fresh).returncode == 0
+
+
+def test_swarm_update_and_bad_addresses(hosts: Docker) -> None:
+    words = hosts.refused("swarm", "init", "--advertise-addr", "nosuch0")
+    assert "advertise address must be a non-zero IP address or network interface" in words
+    assert "listen address must be an IP address or network interface" in hosts.refused(
+        "swarm", "init", "--listen-addr", "nosuch0"
+    )
+    assert state(hosts, ONE) == "inactive"
+    hosts("swarm", "init", "--advertise-addr", hosts.lab.manager.address, "--task-history-limit", "3")
+    assert hosts("info", "--format", "{{.Swarm.Cluster.Spec.Orchestration.TaskHistoryRetentionLimit}}") == "3"
+    hosts("swarm", "update", "--task-history-limit", "7")
+    assert hosts("info", "--format", "{{.Swarm.Cluster.Spec.Orchestration.TaskHistoryRetentionLimit}}") == "7"
+    assert "minimum certificate expiry time is: 1h0m0s" in hosts.refused(
+        "swarm", "update", "--cert-expiry", "10m"
+    )
+    assert "not supported yet" in hosts.refused("swarm", "update", "--autolock")

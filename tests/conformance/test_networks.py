@@ -1,0 +1,194 @@
+"""`docker network`: making overlays, what is refused, and that networks are apart from each other and the world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .bed import Docker, Swarm, eventually, overlay_address
+
+Image = Callable[[str], str]
+VNI = "com.docker.network.driver.overlay.vxlanid_list"
+
+
+def test_create_ls_inspect_rm(docker: Docker, swarm: Swarm, image: Image) -> None:
+    id = docker("network", "create", "-d", "overlay", "plain")
+    assert len(id) == 25
+    plain = docker.one("network", "inspect", "plain")
+    assert (plain["Id"], plain["Scope"], plain["Driver"], plain["Internal"]) == (
+        id,
+        "swarm",
+        "overlay",
+        False,
+    )
+    [ipam] = plain["IPAM"]["Config"]
+    assert ipam["Subnet"].endswith(".0/24") and ipam["Gateway"].startswith(ipam["Subnet"][:-4])
+    assert int(plain["Options"][VNI]) >= 4096, "Windows hosts take no VNI below"
+
+    docker(
+        *("network", "create", "-d", "overlay", "--attachable", "--internal", "--label", "a=b"),
+        *("--subnet", "10.77.0.0/16", "--gateway", "10.77.3.1", "--ip-range", "10.77.8.0/24"),
+        *("--opt", f"{VNI}=7777", "chosen"),
+    )
+    chosen = docker.one("network", "inspect", "chosen")
+    assert chosen["Internal"] and chosen["Attachable"] and chosen["Labels"] == {"a": "b"}
+    assert chosen["Options"][VNI] == "7777"
+    assert chosen["IPAM"]["Config"][0] == {
+        "Subnet": "10.77.0.0/16",
+        "IPRange": "10.77.8.0/24",
+        "Gateway": "10.77.3.1",
+    }
+    docker("service", "create", "-d", "--name", "ranged", "--network", "chosen", image("app:1"))
+    [task] = swarm.running("ranged")
+    assert overlay_address(task, "chosen").startswith("10.77.8."), "addresses come from the range"
+
+    listed = docker.lines("network", "ls", "--filter", "scope=swarm", "--format", "{{.Name}} {{.Driver}}")
+    assert {"ingress overlay", "plain overlay", "chosen overlay"} <= set(listed)
+    assert docker("network", "ls", "-q", "--no-trunc", "-f", "label=a=b") == chosen["Id"]
+    verbose = docker.one("network", "inspect", "-v", "chosen")
+    assert verbose["Services"]["ranged"]["Tasks"][0]["EndpointIP"] == overlay_address(task, "chosen")
+    host = swarm.host_of(task)
+    there = docker.one("network", "inspect", "chosen", host=host)
+    assert [c["Name"] for c in there["Containers"].values()] == [f"ranged.1.{task['ID']}"]
+
+    words = docker.refused("network", "rm", "chosen")
+    assert f"network {chosen['Id']} is in use by service " in words
+    docker("service", "rm", "ranged")
+    docker("network", "rm", "chosen", "plain")
+    docker.refused("network", "inspect", "chosen")
+    docker.refused("network", "rm", "chosen")
+    assert swarm.refusal("GET", "/networks/chosen") == (404, "network chosen not found")
+
+
+def test_refusals(docker: Docker, swarm: Swarm) -> None:
+    docker("network", "create", "-d", "overlay", "--subnet", "10.80.0.0/16", "--opt", f"{VNI}=5000", "first")
+    create = ("network", "create", "-d", "overlay")
+    for options, words in (
+        (("first",), "network with name first already exists"),
+        (
+            ("--subnet", "10.80.7.0/24", "second"),
+            "subnet 10.80.7.0/24 of network second overlaps subnet 10.80.0.0/16",
+        ),
+        (("--subnet", "10.0.0.0/8", "second"), "Pool overlaps with other one on this address space"),
+        (("--subnet", "10.81.0.5/24", "second"), "10.81.0.0/24"),
+        (
+            ("--subnet", "10.81.0.0/24", "--gateway", "10.82.0.1", "second"),
+            "gateway 10.82.0.1",
+        ),
+        (("--opt", f"{VNI}=4095", "second"), "Windows hosts need 4096 or more"),
+        (("--opt", f"{VNI}=100", "second"), "Windows hosts need 4096 or more"),
+        (("--opt", f"{VNI}=16777216", "second"), "16777215 is the largest there is"),
+        (("--opt", f"{VNI}=5000", "second"), "VNI 5000 is network first's"),
+        (("--opt", "nosuch=1", "second"), "nosuch"),
+        (("--ipv6", "second"), "overlays carry IPv4"),
+        (("--ingress", "second"), "is already present"),
+        (("--ingress", "--attachable", "second"), "ingress network cannot be attachable"),
+        (("bad name",), "name must be valid as a DNS name component"),
+    ):
+        said = docker.refused(*create, *options)
+        assert words in said, f"{options}: {said}"
+    assert "not permitted on predefined host network" in docker.refused(*create, "host")
+    assert not swarm.get("/networks", name=["second"]), "nothing half-made is left"
+    assert "ambiguous" not in docker("network", "inspect", "first")
+
+
+def test_ingress_is_there_and_kept(docker: Docker, swarm: Swarm, image: Image) -> None:
+    ingress = docker.one("network", "inspect", "ingress")
+    assert ingress["Ingress"] and ingress["IPAM"]["Config"][0]["Subnet"] == "10.0.0.0/24"
+    docker("service", "create", "-d", "--name", "open", "-p", "8701:80", "--replicas", "0", image("app:1"))
+    words = docker.refused("network", "rm", "ingress", stdin="y\n")
+    assert "ingress network cannot be removed because service " in words
+
+
+def test_networks_are_apart(anydocker: Docker, swarm: Swarm, image: Image) -> None:
+    docker = anydocker
+    for net in ("left", "right"):
+        docker("network", "create", "-d", "overlay", net)
+        docker(
+            "service",
+            "create",
+            "-d",
+            "--name",
+            f"in-{net}",
+            "--network",
+            net,
+            "--mode",
+            "global",
+            image("app:1"),
+        )
+    docker(
+        "service", "create", "-d", "--name", "both", "--network", "left", "--network", "right", image("app:1")
+    )
+    left = swarm.where("in-left", 2)["linux-1"][0]
+    rights = swarm.running("in-right", 2)
+    [both] = swarm.running("both")
+    eventually(lambda: swarm.fetch(both, "http://in-left/cgi-bin/who", 1), "both reaches left by name")
+    eventually(lambda: swarm.fetch(both, "http://in-right/cgi-bin/who", 1), "both reaches right by name")
+    eventually(lambda: swarm.fetch(left, "http://in-left/cgi-bin/who", 1), "left reaches left")
+    assert swarm.resolve(left, "in-right") == set(), "no name of a network it is not on"
+    vip = swarm.resolve(both, "in-right").pop()
+    for address in (
+        vip,
+        *(overlay_address(task, "right") for task in rights),
+        overlay_address(both, "right"),
+    ):
+        assert swarm.fetch(left, f"http://{address}/cgi-bin/who", 1) == "", f"left reached {address} of right"
+    # nor does a stranger who routes the overlay's addresses by way of a host
+    [right] = [task for task in rights if swarm.host_of(task) == "linux-2"]
+    target = f"http://{overlay_address(right, 'right')}/cgi-bin/who"
+    assert swarm.curl(target, host="linux-2"), "a host reaches its own containers: it owns them"
+    route = ("10.0.0.0/8", "via", swarm.lab.host("linux-2").address)
+    swarm.lab.exec("client", "ip", "route", "add", *route)
+    try:
+        assert swarm.curl(target, seconds=1) == "", "a host forwarded a stranger's packet into an overlay"
+    finally:
+        swarm.lab.exec("client", "ip", "route", "del", *route)
+
+
+def test_the_way_out_and_none(anydocker: Docker, swarm: Swarm, image: Image, outside: str) -> None:
+    """Outbound traffic is translated to its host's address; an internal network has no way out."""
+    docker = anydocker
+    docker("network", "create", "-d", "overlay", "outgoing")
+    docker("network", "create", "-d", "overlay", "--internal", "inside")
+    docker(
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "goes",
+        "--network",
+        "outgoing",
+        "--mode",
+        "global",
+        image("multi:1"),
+    )
+    docker(
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "stays",
+        "--network",
+        "inside",
+        "--mode",
+        "global",
+        image("multi:1"),
+    )
+    docker("service", "create", "-d", "--name", "default", image("app:1"))
+    for host, [task] in swarm.where("goes", 3).items():
+        said = eventually(lambda task=task: swarm.fetch(task, outside, 2), f"{host} reaches the world")
+        assert said.strip() == swarm.lab.host(host).address, "the world sees the host's address"
+    [task] = swarm.running("default")
+    said = eventually(
+        lambda: swarm.fetch(task, outside, 2), "a service with no network of its own reaches the world"
+    )
+    assert said.strip() == swarm.lab.host(swarm.host_of(task)).address
+    stays = swarm.where("stays", 3)
+    eventually(
+        lambda: swarm.fetch(stays["linux-1"][0], "http://stays/cgi-bin/who", 1),
+        "inside, they reach each other",
+    )
+    for host, [task] in stays.items():
+        assert swarm.fetch(task, outside, 1) == "", f"{host}: an internal network let a packet out"
+        peer = swarm.lab.host("linux-1" if host == "linux-2" else "linux-2").address
+        said = swarm.inside(task, f"nc -w 1 {peer} 2377 </dev/null && echo open", check=False)
+        assert "open" not in said, "nor to the hosts"
