@@ -163,6 +163,7 @@ def find_ports(text: str, state: State) -> list[Guid]:
         return (
             e.name == text
             or e.name.startswith(f"{text}.")
+            or f"_{text}." in f"{e.name}."  # its stack left out
             or (len(text) >= MIN_PREFIX and e.name.rpartition(".")[2].startswith(text))
             or any(c.ip_address == bare for c in e.ip_configurations)
         )
