@@ -162,6 +162,7 @@ def test_a_crashed_daemon_starts_again(lab: Lab) -> None:
 
 def test_a_power_cut_takes_the_host_and_start_brings_it_back(lab: Lab) -> None:
     host = lab.host("linux-2")
+    card = lab.exec("linux-2", "ip", "-br", "link", "show", "eth0").stdout.split()[2]
     lab.kill_host("linux-2")
     lab.kill_host("linux-2")  # off is off
     assert not os.path.exists(host.exec_root) and os.path.exists(host.data_root)
@@ -175,6 +176,8 @@ def test_a_power_cut_takes_the_host_and_start_brings_it_back(lab: Lab) -> None:
     ):
         assert time.monotonic() < deadline, "linux-2 did not come back to the swarm"
         time.sleep(0.2)
+    now = lab.exec("linux-2", "ip", "-br", "link", "show", "eth0").stdout.split()[2]
+    assert now == card, "its network card is the one it had: neighbours remember it"
 
 
 def test_two_labs_side_by_side_and_one_goes_down_with_daemons_dead(lab: Lab) -> None:

@@ -41,6 +41,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="overlace", message="%(prog)s %(version)s")
 def cli() -> None:
     """A swarm of Linux and Windows container hosts over a native VXLAN overlay, driven by the docker CLI.
 

@@ -38,10 +38,12 @@ def _print_table(lab: Lab) -> None:
     click.echo(f"lab {lab.name}, registry {lab.registry}{silent}")
     rows = [("HOST", "OS", "ROLE", "ADDRESS", "DAEMON", "DOCKER_HOST")]
     for host in lab.view().hosts:
-        if host.docker_host is None:
+        if not netns.exists(host.netns):
+            state = "switched off"
+        elif host.docker_host is None:
             state = "-"
         elif host.pid is None:
-            state = "not running" if netns.exists(host.netns) else "switched off"
+            state = "not running"
         else:
             state = f"pid {host.pid}" + ("" if lab.answers(host.name) else ", does not answer")
         system = f"{host.os} (emulated)" if host.emulated else host.os
@@ -124,6 +126,8 @@ def _find(where: tuple[str, ...]) -> tuple[Lab, str]:
     if len(where) > 2:
         raise InvalidArgument(f"{' '.join(where)}: say [NAME] HOST, no more")
     name, host = where if len(where) == 2 else (DEFAULT_NAME, where[0])
+    if len(where) == 1 and host in Lab.names():
+        raise InvalidArgument(f"{host} is a lab: say which of its hosts, {host} HOST")
     return Lab.open(name), host
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -84,16 +85,19 @@ def _end(lab: Lab, keep: bool, seconds: float, failed: bool) -> None:
         return
     overlace = os.path.join(os.path.dirname(sys.executable), "overlace")
     docker, address = docker_program(), lab.host("windows-1").address
+    if shutil.which("docker") == docker:
+        docker = "docker"
     print(f"""
 The lab {lab.name} stays up. Try:
 
     export DOCKER_HOST={lab.manager.docker_host}
     {docker} node ls
     {docker} service ps {STACK}_web
-    {docker} service logs {STACK}_web
+    {overlace} why {STACK}_order    # why it is where it is
     curl {address}:{PORT}
     {overlace} lab status {lab.name}
     {overlace} lab start {lab.name} linux-2    # its power was cut
+    {docker} service logs {STACK}_web
     {overlace} lab exec {lab.name} client -- curl -s {address}:{PORT}
     {overlace} lab down {lab.name}""")
 

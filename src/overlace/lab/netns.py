@@ -84,6 +84,13 @@ def ensure_switch(plan: LabPlan) -> None:
     run(["ip", "addr", "add", f"{plan.shell_address}/24", "dev", plan.shell_link])
 
 
+def card_address(address: str) -> str:
+    """The MAC of a station's network card: the same whenever it is switched on, as a machine's is, or its neighbours
+    would go on sending to the card it had before.
+    """
+    return "02:1b:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+
+
 def ensure_station(plan: LabPlan, netns: str, address: str, port: str) -> None:
     """One namespace with eth0 on the underlay; `port` is the veth's name on the switch."""
     if exists(netns):
@@ -96,6 +103,8 @@ def ensure_station(plan: LabPlan, netns: str, address: str, port: str) -> None:
             "link",
             "add",
             "eth0",
+            "address",
+            card_address(address),
             "netns",
             netns,
             "type",

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import re
 import ssl
 import time
@@ -370,4 +371,6 @@ def _platform(found: dict[str, Any]) -> Platform | None:
 def _reason(error: BaseException) -> str:
     """Short words for a connection that failed, without the library's wrapping."""
     inner = getattr(error, "os_error", None) or error
+    if isinstance(inner, OSError) and (inner.errno or 0) > 0:
+        return os.strerror(inner.errno or 0)  # asyncio puts its own words around it
     return str(inner) or type(inner).__name__

@@ -218,7 +218,7 @@ async def test_this_host(docker: Docker, backend: FakeBackend, api: Api) -> None
     assert shown["NetworkSettings"]["Networks"]["shop"]["IPAddress"] == "10.0.9.11"
     backend.runtime.registry["registry:5000/shop/web:1"] = image()
     pulled = good(await docker("pull", "registry:5000/shop/web:1"))
-    assert "Pulling from registry:5000/shop/web" in pulled and "Downloaded newer image" in pulled
+    assert "Pulling from shop/web" in pulled and "Downloaded newer image" in pulled
     assert "222222222222: Pulling fs layer\n222222222222: Pull complete\n" in pulled
     assert "up to date" in good(await docker("pull", "registry:5000/shop/web:1"))
     assert "manifest unknown" in bad(await docker("pull", "registry:5000/nope"))

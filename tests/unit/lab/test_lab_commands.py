@@ -72,3 +72,13 @@ def test_a_refusal_is_one_line_on_stderr(
         main(["lab", "up", "x", "--json"])
     out, err = capsys.readouterr()
     assert (stop.value.code, out, err) == (1, "", "overlace: lab x exists already\n")
+
+
+def test_a_lab_where_a_host_belongs_is_told_apart(
+    ran: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands.Lab, "names", lambda: ["mine"])
+    with pytest.raises(SystemExit) as stop:
+        main(["lab", "kill", "mine"])
+    assert stop.value.code == 1
+    assert "mine is a lab: say which of its hosts" in capsys.readouterr().err

@@ -57,6 +57,12 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ),
     ("no network", {"template": {"Networks": [{"Target": "nosuchnet"}]}}, 400, "network nosuchnet not found"),
     (
+        "host's network",
+        {"template": {"Networks": [{"Target": "host"}]}},
+        501,
+        "network host is not supported yet",
+    ),
+    (
         "ingress network",
         {"template": {"Networks": [{"Target": "ingress"}]}},
         400,

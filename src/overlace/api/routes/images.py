@@ -14,6 +14,7 @@ from overlace.api.convert import image as show
 from overlace.api.routes.networks import label_matches
 from overlace.api.routes.system import architecture
 from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
+from overlace.model.reference import parse_reference
 from overlace.runtime.auth import decode_auth
 from overlace.runtime.base import Image, Platform, RegistryAuth
 
@@ -127,7 +128,7 @@ async def create(call: Call) -> web.StreamResponse:
             await pull
         await response.prepare(call.request)
         tag = call.text("tag") or wanted.rpartition("/")[2].partition(":")[2] or "latest"
-        await say({"status": f"Pulling from {name.partition('@')[0]}", "id": tag})
+        await say({"status": f"Pulling from {parse_reference(wanted).path}", "id": tag})
         while line is not None:
             await say({"status": line[1], "progressDetail": {}, "id": line[0]})
             line = await told.get()

@@ -120,8 +120,7 @@ async def events(call: Call) -> web.StreamResponse:
 
 async def disk_usage(call: Call) -> web.StreamResponse:
     raise Unimplemented(
-        "docker system df is not supported yet: the size of containers' own layers is not measured;"
-        " docker image ls shows the images'"
+        "docker system df is not supported yet: docker image ls and docker ps --size show the parts"
     )
 
 

@@ -6,7 +6,7 @@ Owns their limits and the "in use" check. Their data never changes: services wou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,7 +16,7 @@ from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_secret_name
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import Config, Secret, Service
-from overlace.model.specs import ConfigSpec, SecretSpec
+from overlace.model.specs import ConfigSpec, ContainerSpec, SecretSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
@@ -39,37 +39,42 @@ class Secrets(Core):
 
     async def update_secret(self, id: str, version: int, spec: SecretSpec) -> None:
         """Labels only. Raises NotFound, OutOfSequence, InvalidArgument."""
-        async with self._lock:
-            current = find(self.store.view(), Secret, id)
-            check_version(current.version, version)
-            _check_labels_only(current.spec, spec)
-            changed = msgspec.structs.replace(current.spec, labels=spec.labels)
-            await self._commit([Put(msgspec.structs.replace(current, spec=changed), expect=version)])
+        await self._relabel(Secret, id, version, spec)
 
     async def update_config(self, id: str, version: int, spec: ConfigSpec) -> None:
         """Labels only. Raises NotFound, OutOfSequence, InvalidArgument."""
+        await self._relabel(Config, id, version, spec)
+
+    async def remove_secret(self, id: str) -> None:
+        """Raises NotFound, InvalidArgument while a service refers to it."""
+        await self._remove(
+            Secret, id, lambda container, id: any(r.secret_id == id for r in container.secrets)
+        )
+
+    async def remove_config(self, id: str) -> None:
+        """Raises NotFound, InvalidArgument while a service refers to it."""
+        await self._remove(
+            Config, id, lambda container, id: any(r.config_id == id for r in container.configs)
+        )
+
+    async def _relabel(
+        self, kind: type[Secret] | type[Config], id: str, version: int, spec: SecretSpec | ConfigSpec
+    ) -> None:
         async with self._lock:
-            current = find(self.store.view(), Config, id)
+            current: Secret | Config = find(self.store.view(), kind, id)
             check_version(current.version, version)
             _check_labels_only(current.spec, spec)
             changed = msgspec.structs.replace(current.spec, labels=spec.labels)
             await self._commit([Put(msgspec.structs.replace(current, spec=changed), expect=version)])
 
-    async def remove_secret(self, id: str) -> None:
-        """Raises NotFound, InvalidArgument while a service refers to it."""
+    async def _remove(
+        self, kind: type[Secret] | type[Config], id: str, refers: Callable[[ContainerSpec, str], bool]
+    ) -> None:
         async with self._lock:
             view = self.store.view()
-            secret = find(view, Secret, id)
-            _check_unused("secret", secret.spec.name, _users_of_secret(view, secret.id))
-            await self._commit([Delete("secret", secret.id)])
-
-    async def remove_config(self, id: str) -> None:
-        """Raises NotFound, InvalidArgument while a service refers to it."""
-        async with self._lock:
-            view = self.store.view()
-            config = find(view, Config, id)
-            _check_unused("config", config.spec.name, _users_of_config(view, config.id))
-            await self._commit([Delete("config", config.id)])
+            found: Secret | Config = find(view, kind, id)
+            _check_unused(found, _users(view, found.id, refers))
+            await self._commit([Delete(kind.kind, found.id)])
 
     async def _create(self, thing: Secret | Config) -> str:
         async with self._lock:
@@ -99,24 +104,19 @@ def _check_labels_only(current: SecretSpec | ConfigSpec, new: SecretSpec | Confi
         raise swarm(InvalidArgument("only updates to Labels are allowed"))
 
 
-def _users_of_secret(view: View, id: str) -> Iterator[str]:
-    for service in view.all(Service):
-        container = service.spec.task_template.container_spec
-        if container is not None and any(ref.secret_id == id for ref in container.secrets):
-            yield service.spec.name
+def _users(view: View, id: str, refers: Callable[[ContainerSpec, str], bool]) -> list[str]:
+    return sorted(
+        service.spec.name
+        for service in view.all(Service)
+        if (container := service.spec.task_template.container_spec) is not None and refers(container, id)
+    )
 
 
-def _users_of_config(view: View, id: str) -> Iterator[str]:
-    for service in view.all(Service):
-        container = service.spec.task_template.container_spec
-        if container is not None and any(ref.config_id == id for ref in container.configs):
-            yield service.spec.name
-
-
-def _check_unused(kind: str, name: str, users: Iterator[str]) -> None:
-    names = sorted(users)
-    if names:
-        services = "service" if len(names) == 1 else "services"
+def _check_unused(thing: Secret | Config, users: list[str]) -> None:
+    if users:
+        services = "service" if len(users) == 1 else "services"
         raise swarm(
-            InvalidArgument(f"{kind} '{name}' is in use by the following {services}: {', '.join(names)}")
+            InvalidArgument(
+                f"{thing.kind} '{thing.spec.name}' is in use by the following {services}: {', '.join(users)}"
+            )
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from overlace.manager.control.base import check_version, swarm
+from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
@@ -177,6 +178,10 @@ def _with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:
     for attachment in spec.task_template.networks:
         target = attachment.target
         network = view.get(Network, target) or view.by_name(Network, target)
+        if network is None and target in ("bridge", "host", "none"):
+            raise unsupported(
+                f"network {target}", "services attach to overlay networks; leave it out or name one"
+            )
         if network is None:
             raise InvalidArgument(f"network {target} not found")
         if network.spec.ingress:

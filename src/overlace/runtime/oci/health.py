@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from overlace.runtime.base import Container, Healthcheck, HealthLog, HealthStatus
-from overlace.runtime.oci.process import tool_environment
+from overlace.runtime.oci.process import exit_of, let_go, tool_environment
 
 _KEPT = 5
 _OUTPUT_MAX = 4096  # bytes, as Docker's `maxOutputLen`
@@ -78,8 +78,8 @@ async def run_probe(argv: Sequence[str], pid_file: Path, timeout: int) -> Health
     finally:
         if not ended:
             _kill(process, pid_file)
-            await asyncio.shield(process.wait())
-        process._transport.close()  # type: ignore[attr-defined]  # a grandchild may hold the pipe open
+        let_go(process)
+        await asyncio.shield(process.wait())
     text = output.decode("utf-8", "replace")
     if not ended:
         return HealthLog(
@@ -101,7 +101,7 @@ async def _collect(process: asyncio.subprocess.Process, output: bytearray) -> No
 
     reader = asyncio.create_task(drain())
     try:
-        await process.wait()
+        await exit_of(process)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(
                 reader, 0.2

@@ -6,6 +6,7 @@ Owns how a tool is started, awaited and its failure told. Must not know what any
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -93,8 +94,32 @@ async def run_tool(
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         process.kill()
-    except ProcessLookupError:
-        pass
+    let_go(process)
     await process.wait()
+
+
+async def exit_of(process: asyncio.subprocess.Process) -> int:
+    """Wait for a tool's own end and return its code. `process.wait()` waits until its pipes are closed as well, and
+    a child it left behind may hold them for as long as it likes."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        descriptor = -1
+    if descriptor >= 0:
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+    while process.returncode is None:  # noqa: ASYNC110  asyncio hears of it in a moment, and tells nobody
+        await asyncio.sleep(0.001)
+    return process.returncode
+
+
+def let_go(process: asyncio.subprocess.Process) -> None:
+    """Close our ends of a tool's pipes, whoever still holds the others; what still runs is killed."""
+    process._transport.close()  # type: ignore[attr-defined]
