@@ -83,6 +83,14 @@ def anydocker(lab: Lab, config: str) -> Docker:
 
 
 @pytest.fixture(scope="session")
+def apart() -> Iterator[Lab]:
+    """Two hosts in no swarm, to join, leave and break."""
+    lab = _up("confm", linux=2, windows=0, form_swarm=False)
+    yield lab
+    lab.down()
+
+
+@pytest.fixture(scope="session")
 def outside(lab: Lab, swarm: Swarm) -> Iterator[str]:
     """Address of a web server beyond the underlay; it answers with the address it was asked from."""
     program = Path(__file__).with_name("outside.py")

@@ -182,8 +182,8 @@ def test_events(docker: Docker, swarm: Swarm, image: Image) -> None:
 NOT_YET = [
     (("run", "IMAGE"), "docker service create"),
     (("create", "IMAGE"), "docker service create"),
-    (("volume", "create", "v"), "docker volume is not supported yet"),
-    (("volume", "prune", "-f"), "docker volume is not supported yet"),
+    (("volume", "create", "v"), "docker volume create is not supported yet"),
+    (("volume", "prune", "-f"), "docker volume prune is not supported yet"),
     (("network", "create", "plain"), "create an overlay network"),
     (("plugin", "install", "--grant-all-permissions", "x"), "plugins are not supported"),
     (("import", "-"), "push the image to a registry"),

@@ -11,18 +11,9 @@ import pytest
 from overlace.lab import Lab
 
 from .bed import Docker, Swarm, eventually
-from .conftest import _up
 
 TOKEN = re.compile(r"SWMTKN-1-[0-9a-z]{50}-[0-9a-z]{25}")
 ONE, TWO = "linux-1", "linux-2"
-
-
-@pytest.fixture(scope="session")
-def apart() -> Iterator[Lab]:
-    """Two hosts and no swarm."""
-    lab = _up("confm", linux=2, windows=0, form_swarm=False)
-    yield lab
-    lab.down()
 
 
 @pytest.fixture

@@ -171,6 +171,17 @@ async def test_volumes_keep_data_and_start_with_the_images_content(bed: Bed) -> 
         "touch /seed/z || echo refused", mounts=(Mount("volume", "/seed", source="data", read_only=True),)
     )
     assert not (bed.data_root / "volumes/data/_data/z").exists()
+    (kept,) = [v for v in await bed.runtime.volumes() if v.name == "data"]
+    assert kept.path == str(bed.data_root / "volumes/data/_data") and kept.created_at
+    with pytest.raises(Conflict, match=r"^remove data: volume is in use - \["):  # ended containers count
+        await bed.runtime.remove_volume("data")
+    for found in await bed.runtime.list():
+        await bed.runtime.remove(found.config.id)
+    await bed.runtime.remove_volume("data")
+    assert "data" not in {v.name for v in await bed.runtime.volumes()}
+    assert not (bed.data_root / "volumes/data").exists()
+    with pytest.raises(NotFound, match=r"^get data: no such volume$"):
+        await bed.runtime.remove_volume("data")
 
 
 async def test_a_volume_may_start_empty_and_a_bind_source_may_be_made(bed: Bed) -> None:

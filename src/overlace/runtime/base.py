@@ -59,6 +59,14 @@ class Volume(msgspec.Struct, frozen=True):
     read_only: bool = False
 
 
+class StoredVolume(msgspec.Struct, frozen=True):
+    """A volume this host keeps, mounted or not."""
+
+    name: str
+    path: str  # its folder on the host
+    created_at: int  # ns
+
+
 class FileMount(msgspec.Struct, frozen=True):
     """A secret (kept on tmpfs only) or a config, placed as one file in the container."""
 
@@ -217,6 +225,12 @@ class Runtime(Protocol):
         """By id, id prefix, reference (default tag `latest`) or digest."""
 
     async def remove_image(self, name: str, force: bool = False) -> list[str]: ...
+
+    async def volumes(self) -> list[StoredVolume]:
+        """Every volume of this host, by name."""
+
+    async def remove_volume(self, name: str) -> None:
+        """With its content. Raises NotFound; Conflict while a container has it, running or not."""
 
     async def create(self, config: ContainerConfig) -> Container: ...
 

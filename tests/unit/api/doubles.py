@@ -56,6 +56,7 @@ from overlace.runtime.base import (
     Platform,
     PullProgress,
     RegistryAuth,
+    StoredVolume,
 )
 from overlace.store.base import Change, Delete, Put
 from overlace.store.memory import MemoryStore
@@ -90,6 +91,7 @@ class FakeRuntime:
         self.stored: dict[str, Image] = {}
         self.registry: dict[str, Image] = {}
         self.lines: dict[str, list[LogLine]] = {}
+        self.kept: dict[str, StoredVolume] = {}
         self.following = 0
         self.pulled: list[tuple[str, Platform, RegistryAuth | None]] = []
         self._listeners: set[asyncio.Queue[str]] = set()
@@ -142,6 +144,13 @@ class FakeRuntime:
 
     async def list(self) -> list[Container]:
         return list(self.containers.values())
+
+    async def volumes(self) -> list[StoredVolume]:
+        return list(self.kept.values())
+
+    async def remove_volume(self, name: str) -> None:
+        if self.kept.pop(name, None) is None:
+            raise NotFound(f"get {name}: no such volume")
 
     async def layer_size(self, container_id: str) -> int:
         return 4096

@@ -20,7 +20,7 @@ from overlace.manager.logs import LogRecord
 from overlace.model.errors import Conflict, InvalidArgument
 from overlace.model.objects import Network, Task
 from overlace.model.specs import NetworkSpec, PortConfig
-from overlace.runtime.base import LogLine, Mount, Volume
+from overlace.runtime.base import LogLine, Mount, StoredVolume, Volume
 
 from .conftest import Api
 from .doubles import DIGEST, NODE, FakeBackend, FakeRuntime, ResolvedImage, container, image, overlay_here
@@ -542,6 +542,28 @@ async def test_mounts_and_log_options_of_a_container(api: Api, backend: FakeBack
     assert len(listed) == 1
 
 
+async def test_volumes(api: Api, backend: FakeBackend) -> None:
+    runtime = backend.runtime
+    runtime.kept = {name: StoredVolume(name, f"/v/{name}/_data", 1) for name in ("data", "old")}
+    runtime.put(container(volumes=(Volume("data", "/d", "/v/data/_data"),)))
+    for filters, names in (
+        ("{}", {"data", "old"}),
+        ('{"dangling":["true"]}', {"old"}),
+        ('{"dangling":["false"]}', {"data"}),
+        ('{"name":["at"]}', {"data"}),
+        ('{"label":["x"]}', set()),
+        ('{"driver":["nfs"]}', set()),
+    ):
+        _, listed, _ = await api("GET", "/volumes", params={"filters": filters})
+        assert {v["Name"] for v in listed["Volumes"]} == names, filters
+    _, shown, _ = await api("GET", "/volumes/data")
+    assert (shown["Mountpoint"], shown["Driver"], shown["Scope"]) == ("/v/data/_data", "local", "local")
+    assert (await api("DELETE", "/volumes/old"))[0] == 204
+    assert (await api("DELETE", "/volumes/old"))[:2] == (404, {"message": "get old: no such volume"})
+    assert (await api("DELETE", "/volumes/old", params={"force": "1"}))[0] == 204
+    assert (await api("GET", "/volumes/old"))[0] == 404
+
+
 async def test_containers(api: Api, backend: FakeBackend) -> None:
     backend.runtime.put(container())
     backend.runtime.put(container("old.1.x", "d" * 64, status="exited", exit_code=3, finished_at=1))
@@ -605,7 +627,9 @@ async def test_images_have_names_with_slashes(api: Api, backend: FakeBackend) ->
         _, listed, _ = await api("GET", "/images/json", params={"filters": filters})
         assert len(listed) == count, filters
     status, body, _ = await api("POST", "/images/create?fromImage=registry:5000/nosuch&tag=1")
-    assert status == 404 and "manifest unknown" in body["message"], "nothing was streamed yet: the status says it"
+    assert status == 404 and "manifest unknown" in body["message"], (
+        "nothing was streamed yet: the status says it"
+    )
     _, removed, _ = await api("DELETE", "/images/registry:5000/shop/web:1")
     assert removed == [{"Untagged": "registry:5000/shop/web:1"}, {"Deleted": "sha256:" + "11" * 32}]
 

@@ -15,6 +15,7 @@ from overlace.api.routes import (
     tasks,
     trace,
     vfp,
+    volumes,
     why,
 )
 
@@ -30,6 +31,7 @@ ALL = [
     *images.ROUTES,
     *trace.ROUTES,
     *vfp.ROUTES,
+    *volumes.ROUTES,
     *why.ROUTES,
     *absent.ROUTES,
 ]

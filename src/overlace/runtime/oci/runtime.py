@@ -26,6 +26,7 @@ from overlace.runtime.base import (
     Platform,
     PullProgress,
     RegistryAuth,
+    StoredVolume,
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
@@ -281,6 +282,19 @@ class OciRuntime:
         if slot.container.status != "running":
             raise Conflict(f"Cannot kill container: {container_id}: Container {container_id} is not running")
         await self._require_runs().shim.kill(container_id, number)
+
+    async def volumes(self) -> list[StoredVolume]:
+        """Every volume of this host, by name."""
+        return self._volumes.all()
+
+    async def remove_volume(self, name: str) -> None:
+        """With its content. Raises NotFound; Conflict in Docker's words while a container has it."""
+        if name not in {volume.name for volume in self._volumes.all()}:
+            raise NotFound(f"get {name}: no such volume")
+        users = [c.config.id for c in await self.list() if name in {v.name for v in c.volumes}]
+        if users:
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        await self._volumes.remove(name)
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""

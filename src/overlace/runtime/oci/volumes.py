@@ -6,10 +6,12 @@ Owns those folders. Must not know containers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
 from overlace.model.errors import Internal, OverlaceError
+from overlace.runtime.base import StoredVolume
 from overlace.runtime.oci.files import remove_tree, scoped_path
 from overlace.runtime.oci.locks import KeyedLocks
 from overlace.runtime.oci.process import run_tool
@@ -47,6 +49,15 @@ class VolumeStore:
             raise Internal(f"volume {name}: cannot copy the image's content: {finished.stderr}")
         os.rmdir(data)
         os.rename(partial, data)
+
+    def all(self) -> list[StoredVolume]:
+        """Every volume there is, by name."""
+        found = []
+        for data in sorted(self._root.glob("*/_data")):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                made = data.parent.stat().st_mtime_ns
+                found.append(StoredVolume(data.parent.name, str(data), made))
+        return found
 
     async def remove(self, name: str) -> None:
         """Remove a volume with its content; absent is fine."""

@@ -1,0 +1,151 @@
+"""docker-py, a client that negotiates, encodes and retries unlike the CLI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import docker
+import docker.errors
+import docker.types
+import pytest
+
+from overlace.lab import Lab
+
+from .bed import Swarm, eventually
+
+Image = Callable[[str], str]
+
+
+@pytest.fixture
+def client(lab: Lab) -> Iterator[docker.DockerClient]:
+    address = lab.manager.docker_host
+    made = docker.DockerClient(base_url=address, version="auto", timeout=30)
+    yield made
+    made.close()
+
+
+def test_engine(client: docker.DockerClient, lab: Lab, image: Image) -> None:
+    assert client.ping() and client.version()["Platform"]["Name"] == "Overlace"
+    assert client.api.api_version == "1.51"
+    assert client.info()["Swarm"]["ControlAvailable"]
+    old = docker.DockerClient(base_url=lab.manager.docker_host, version="1.24")
+    assert old.info()["Name"] == "linux-1"
+    old.close()
+    pulled = client.images.pull(image("app"), tag="2")
+    assert pulled.tags == [image("app:2")] and pulled.attrs["Os"] == "linux"
+    assert client.images.get(image("app:2")).id == pulled.id
+    assert image("app:2") in [tag for one in client.images.list() for tag in one.tags]
+    client.images.remove(image("app:2"))
+    with pytest.raises(docker.errors.ImageNotFound):
+        client.images.get(image("app:2"))
+    with pytest.raises(docker.errors.NotFound, match="manifest unknown"):
+        client.images.pull(image("nosuch"), tag="1")
+    with pytest.raises(docker.errors.APIError) as caught:
+        client.containers.run(image("app:1"))
+    assert caught.value.response.status_code == 501
+    assert client.volumes.list() == []
+
+
+def test_nodes(client: docker.DockerClient) -> None:
+    nodes = {node.attrs["Description"]["Hostname"]: node for node in client.nodes.list()}
+    assert set(nodes) == {"linux-1", "linux-2", "windows-1"}
+    assert len(client.nodes.list(filters={"role": "worker"})) == 2
+    node = nodes["linux-2"]
+    spec = node.attrs["Spec"]
+    assert node.update(spec | {"Labels": {"made": "by-py"}})
+    node.reload()
+    assert node.attrs["Spec"]["Labels"] == {"made": "by-py"}
+    assert node.update(spec | {"Labels": {}})
+    assert client.swarm.attrs["JoinTokens"]["Worker"].startswith("SWMTKN-1-")
+    with pytest.raises(docker.errors.APIError, match="already part of a swarm"):
+        client.swarm.init()
+
+
+def test_services(client: docker.DockerClient, swarm: Swarm, image: Image) -> None:
+    net = client.networks.create("pynet", driver="overlay", labels={"by": "py"})
+    assert client.networks.list(filters={"label": "by=py"})[0].id == net.id
+    secret = client.secrets.create(name="pysecret", data=b"s3cr3t", labels={})
+    config = client.configs.create(name="pyconfig", data=b"c0nf1g", labels={})
+    assert [one.name for one in client.secrets.list(filters={"names": ["pysecret"]})] == ["pysecret"]
+    service = client.services.create(
+        image("app:1"),
+        name="py",
+        networks=["pynet"],
+        env=["COLOR=py"],
+        secrets=[docker.types.SecretReference(secret.id, "pysecret")],
+        configs=[docker.types.ConfigReference(config.id, "pyconfig", filename="/etc/pyconfig")],
+        endpoint_spec=docker.types.EndpointSpec(ports={8960: 80}),
+        mode=docker.types.ServiceMode("replicated", replicas=2),
+        update_config=docker.types.UpdateConfig(parallelism=2, monitor=300_000_000),
+        resources=docker.types.Resources(mem_limit=64 << 20),
+    )
+    task = swarm.running("py", 2)[0]
+    assert swarm.inside(task, "cat /run/secrets/pysecret /etc/pyconfig") == "s3cr3tc0nf1g"
+    assert swarm.answers(f"http://{swarm.lab.host('linux-2').address}:8960/cgi-bin/who")["color"] == "py"
+    assert client.services.get("py").id == service.id and client.services.list()[0].name == "py"
+    assert {one["Status"]["State"] for one in service.tasks(filters={"desired-state": "running"})} == {
+        "running"
+    }
+    service.reload()
+    assert service.scale(3)
+    swarm.running("py", 3)
+    service.reload()
+    service.update(image=image("app:2"), fetch_current_spec=True)
+    swarm.updated("py")
+    assert {swarm.inside(task, "cat /etc/version") for task in swarm.running("py", 3)} == {"2"}
+    eventually(
+        lambda: b"".join(service.logs(stdout=True)).count(b"app 2 says hello") == 3,
+        "the logs of three new tasks",
+    )
+    service.reload()
+    service.force_update()
+    swarm.updated("py")
+    with pytest.raises(docker.errors.APIError, match="already exists"):
+        client.services.create(image("app:1"), name="py")
+    with pytest.raises(docker.errors.APIError, match="in use"):
+        secret.remove()
+    here = client.containers.list(filters={"label": "com.docker.swarm.service.name=py"})
+    assert len(here) >= 1 and here[0].status == "running"
+    assert b"app 2 says hello" in here[0].logs()
+    with pytest.raises(docker.errors.APIError) as caught:
+        here[0].exec_run("true")
+    assert caught.value.response.status_code == 501
+    assert service.remove()
+    with pytest.raises(docker.errors.NotFound):
+        client.services.get("py")
+    assert secret.remove() and config.remove()
+    net.remove()
+    with pytest.raises(docker.errors.NotFound):
+        client.networks.get("pynet")
+
+
+def test_a_plain_service_keeps_its_version(client: docker.DockerClient, swarm: Swarm, image: Image) -> None:
+    """docker-py's own tests scale what they just created, without looking again."""
+    service = client.services.create(image("app:1"), name="plain")
+    swarm.running("plain")
+    assert service.scale(2)
+    swarm.running("plain", 2)
+
+
+def test_events(client: docker.DockerClient) -> None:
+    stream = client.events(decode=True, filters={"type": "secret"})
+    seen: list[dict[str, Any]] = []
+    arrived = threading.Event()
+
+    def read() -> None:
+        for event in stream:
+            seen.append(event)
+            arrived.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        secret = client.secrets.create(name="loud", data=b"x", labels={})
+        assert arrived.wait(10)
+        assert (seen[0]["Type"], seen[0]["Action"], seen[0]["Actor"]["ID"]) == ("secret", "create", secret.id)
+    finally:
+        stream.close()
+        reader.join(10)
+    assert not reader.is_alive()
