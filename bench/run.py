@@ -54,7 +54,7 @@ def figures(chosen: argparse.Namespace, docker: peer.Docker | None) -> Iterator[
     if parts & {"network", "control"}:
         with network.serving(programs, say) as ways:
             if "network" in parts:
-                yield from network.measure(programs, ways, rounds=2 if quick else 7, seconds=1, say=say)
+                yield from network.measure(programs, ways, rounds=2 if quick else 6, seconds=1, say=say)
             if "control" in parts:
                 yield from control.measure_programming(ways.hosts[0], 10_000, rounds=3, say=say)
     if docker is not None:
@@ -63,7 +63,7 @@ def figures(chosen: argparse.Namespace, docker: peer.Docker | None) -> Iterator[
                 counts, rounds = ((1, 10), 1) if quick else ((1, 10, 25, 50), 3)
                 yield from deploy.measure(programs, pair, counts, rounds, budget=330, say=say)
             if "control" in parts:
-                yield from control.measure(programs, pair, rounds=2 if quick else 5, seconds=1, say=say)
+                yield from control.measure(programs, pair, rounds=2 if quick else 8, seconds=0.5, say=say)
 
 
 def main() -> int:
@@ -71,7 +71,8 @@ def main() -> int:
     if os.geteuid() != 0:
         say("bench: it makes network namespaces and starts daemons: run it as root")
         return 2
-    # A terminated bench takes its things away like an interrupted one.
+    # However it is told to stop, it takes its things away. A shell's background jobs start with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     done: list[Figure] = []

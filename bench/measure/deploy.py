@@ -7,6 +7,7 @@ replicas were asked for. Image and network are on both hosts before. Time runs f
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from measure.figures import Figure, Peer, Target
 from measure.programs import enter
 from measure.swarms import Swarm
+from overlace.lab import engine
 from overlace.lab.shell import run
 from overlace.model.errors import OverlaceError
 
@@ -59,15 +61,16 @@ def measure(
 
 def _deploy(programs: Path, swarm: Swarm, name: str, count: int, say: Say) -> float | None:
     """Seconds until all of a new service's tasks answer; the service is gone again afterwards."""
+    took = None
     try:
         began = time.monotonic()
         swarm.create(name, count)
-        return answered(programs, swarm, name, count) - began
+        took = answered(programs, swarm, name, count) - began
     except OverlaceError as error:
         say(f"  {swarm.name}: {error}")
-        return None
-    finally:
+    with contextlib.suppress(engine.EngineError):  # one that was refused is not there
         swarm.remove(name)
+    return took
 
 
 def answered(programs: Path, swarm: Swarm, name: str, count: int) -> float:

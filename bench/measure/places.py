@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +73,19 @@ def alone() -> Iterator[None]:
         try:
             yield
         finally:
-            remove_all()
+            with uninterrupted():
+                remove_all()
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Taking things away is not stopped half-way by a second Ctrl-C: it takes seconds, and it comes to its end."""
+    old = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def remove_all() -> None:

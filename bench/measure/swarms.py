@@ -136,11 +136,12 @@ def both(programs: Path, docker: Docker, say: Say) -> Iterator[tuple[Swarm, Swar
             each.start_prober()
         yield ours, theirs
     finally:
-        try:
-            places.remove_swarms()
-        finally:
-            for daemon in daemons:
-                daemon.wait(10)
+        with places.uninterrupted():
+            try:
+                places.remove_swarms()
+            finally:
+                for daemon in daemons:
+                    daemon.wait(10)
 
 
 def _start_name_server(lab: Lab, programs: Path) -> subprocess.Popen[bytes]:

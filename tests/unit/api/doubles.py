@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -334,6 +334,13 @@ def first_objects(request: InitRequest) -> list[Change]:
         subnets=(Subnet("10.0.0.0/24", "10.0.0.1"),),
     )
     return [Put(o, 0) for o in (cluster, node(), node(WINDOWS_NODE, "win", "windows", False), ingress)]
+
+
+async def until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    """Give other tasks time until something is so; a busy machine may need a lot of it."""
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110  the tests' subjects have no event for everything
+            await asyncio.sleep(0.005)
 
 
 # -- a swarm that obeys --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from overlace.model.objects import Service, Task
 from overlace.model.specs import ContainerSpec
 
 from .conftest import Api, Docker, Result
-from .doubles import FakeBackend, ResolvedImage, container, image
+from .doubles import FakeBackend, ResolvedImage, container, image, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -194,8 +194,9 @@ async def test_a_stack(docker: Docker, swarm: Api, tmp_path: Path) -> None:
 
 async def test_logs(docker: Docker, swarm: Api, backend: FakeBackend) -> None:
     good(await docker("service", "create", "-d", "--no-resolve-image", "--name", "web", "x"))
-    await asyncio.sleep(0.1)
     assert backend.manager is not None
+    store = backend.manager.store
+    await until(lambda: bool(list(store.view().all(Task))))
     task = next(iter(backend.manager.store.view().all(Task)))
     backend.manager.lines = [
         LogRecord(task, 1_700_000_000_000_000_000, "stdout", b"hello\n"),

@@ -18,8 +18,9 @@ from overlace.model.specs import (
 )
 from overlace.store.base import Event, Put
 from overlace.store.memory import MemoryStore
+from overlace.store.watch import HistoryWatch
 
-from .doubles import NOW, FakeBackend, container, node
+from .doubles import NOW, FakeBackend, container, node, until
 
 
 def service(replicas: int = 1, image: str = "web:1") -> Service:
@@ -131,14 +132,21 @@ async def test_a_stream_has_what_was_kept_and_what_comes() -> None:
             async for event in hub.stream(1, 0, {"type": ["service"]}):
                 seen.append(event.action)
 
-        await asyncio.sleep(0.6)  # the hub finds the manager
+        watching = store.watch
+        found = asyncio.Event()
+
+        def watch(since: int | None = None) -> HistoryWatch:
+            found.set()
+            return watching(since)
+
+        store.watch = watch  # type: ignore[method-assign]
+        await found.wait()  # the hub finds the manager
         await store.commit([Put(service(), 0)])
-        await asyncio.sleep(0.05)
+        await until(lambda: len(hub._kept) == 1)
         reader = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
+        await until(lambda: seen == ["create"])
         await store.commit([Put(service(2))])
-        await asyncio.sleep(0.05)
-        assert seen == ["create", "update"]
+        await until(lambda: seen == ["create", "update"])
         assert hub.listeners == 1
         reader.cancel()
         await asyncio.gather(reader, return_exceptions=True)

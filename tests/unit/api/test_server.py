@@ -23,7 +23,17 @@ from overlace.model.specs import NetworkSpec, PortConfig
 from overlace.runtime.base import LogLine, Mount, StoredVolume, Volume
 
 from .conftest import Api
-from .doubles import DIGEST, NODE, FakeBackend, FakeRuntime, ResolvedImage, container, image, overlay_here
+from .doubles import (
+    DIGEST,
+    NODE,
+    FakeBackend,
+    FakeRuntime,
+    ResolvedImage,
+    container,
+    image,
+    overlay_here,
+    until,
+)
 
 WORKER = LocalSwarm(state="active", node_id=NODE)
 SERVICE = {
@@ -190,12 +200,10 @@ async def test_following_ends_with_its_client(swarm: Api, backend: FakeBackend) 
         tasks = len(asyncio.all_tasks())
         async with swarm.session.get(f"http://docker{path}") as response:
             assert response.status == 200
-            await asyncio.sleep(0.05)
-            assert counter() in (1, None)
+            await until(lambda count=counter: count() in (1, None))
             response.close()
-        await asyncio.sleep(0.1)
-        assert counter() in (0, None)
-        assert len(asyncio.all_tasks()) <= tasks
+        await until(lambda count=counter: count() in (0, None))
+        await until(lambda most=tasks: len(asyncio.all_tasks()) <= most)
 
 
 async def test_closing_ends_streams(backend: FakeBackend, tmp_path: Path) -> None:
@@ -311,6 +319,7 @@ async def test_registry_credentials_are_kept_and_not_shown(swarm: Api, backend: 
         ("GET", "/secrets/x", None, 404, "secret x not found"),
         ("GET", "/configs/x", None, 404, "config x not found"),
         ("GET", "/networks/x", None, 404, "network x not found"),
+        ("GET", "/networks/host?scope=swarm", None, 501, "publish ports with mode=host"),
         ("POST", "/networks/create", {"Name": "ingress", "Driver": "overlay"}, 409, "already exists"),
         ("POST", "/networks/create", {"Name": "x", "Driver": "macvlan"}, 501, "macvlan"),
         (

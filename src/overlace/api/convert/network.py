@@ -105,7 +105,7 @@ def network(found: Network) -> Json:
         scope="swarm",
         driver=spec.driver,
         ipam={
-            "Driver": spec.ipam.driver,
+            "Driver": spec.ipam.driver or "default",
             "Options": spec.ipam.options,
             "Config": _ipam_configs(found.subnets) or [document(c) for c in spec.ipam.config],
         },

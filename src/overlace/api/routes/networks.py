@@ -25,6 +25,7 @@ from overlace.model.errors import (
 from overlace.model.objects import Network, Node, Service
 from overlace.model.specs import Doc, Ipam, NetworkSpec
 
+HOST_NETWORKS = ("bridge", "host", "none")  # Docker's predefined ones
 FILTERS = frozenset(("dangling", "driver", "id", "label", "name", "scope", "type"))
 PRUNE_FILTERS = frozenset(("label", "label!", "until"))
 PREDEFINED = frozenset(("bridge", "host", "none", "default"))
@@ -161,6 +162,12 @@ async def inspect(call: Call) -> web.StreamResponse:
     scope = call.text("scope")
     if scope not in ("", "swarm", "local", "global"):
         raise InvalidArgument(f"invalid scope {scope!r}: use swarm or local")
+    if scope == "swarm" and call.args["id"] in HOST_NETWORKS:
+        # what `docker service create --network host` asks first: 404 would read as a typing error
+        raise Unimplemented(
+            f"network {call.args['id']}: services cannot use a host's own network yet; "
+            "use an overlay network, or publish ports with mode=host"
+        )
     found = find(call, call.args["id"], scope)
     if isinstance(found, LocalNetwork):
         return answer(show.local_network(found))
