@@ -22,6 +22,7 @@ from overlace.agent.task import Action, failed, plan_step, rejected
 from overlace.model import labels
 from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
+from overlace.model.policy import allow_from_or_nobody
 from overlace.model.states import TaskState
 from overlace.model.template import Context
 from overlace.network.base import Attached, NetworkDriver, TaskNetwork
@@ -423,6 +424,7 @@ class Worker:
             service_name=task.service_name,
             attachments=task.networks,
             host_ports=task.ports,
+            allowed=allow_from_or_nobody(task.service_labels),
         )
 
     def _context(self, task: Task) -> Context:

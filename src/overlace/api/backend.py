@@ -21,6 +21,8 @@ from overlace.model.specs import (
     ServiceSpec,
     SwarmSpec,
 )
+from overlace.network.vfp.reasons import Counter
+from overlace.network.vfp.show import PortShown
 from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
 from overlace.store.base import Store
 
@@ -248,6 +250,20 @@ class ManagerHandle(Protocol):
     def resolver(self) -> ImageResolver: ...
 
 
+# -- this host's network ---------------------------------------------------------------------------------
+
+
+class Switch(Protocol):
+    """`network.switch.Switch`: what is programmed on this host."""
+
+    def ports(self) -> list[PortShown]: ...
+
+    def layers(self, port: str = "") -> list[PortShown]:
+        """Raises NotFound."""
+
+    async def counters(self) -> list[Counter]: ...
+
+
 # -- the daemon ----------------------------------------------------------------------------------------------
 
 
@@ -264,6 +280,10 @@ class Backend(Protocol):
     @property
     def manager(self) -> ManagerHandle | None:
         """None on workers and outside a swarm."""
+
+    @property
+    def switch(self) -> Switch | None:
+        """None outside a swarm: nothing is programmed then."""
 
     def swarm(self) -> LocalSwarm: ...
 

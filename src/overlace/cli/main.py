@@ -17,6 +17,8 @@ COMMANDS = {
     "check": "overlace.cli.check:check",
     "daemon": "overlace.cli.daemon:daemon",
     "lab": "overlace.lab.commands:lab",
+    "trace": "overlace.cli.trace:trace",
+    "vfp": "overlace.cli.vfp:vfp",
     "version": "overlace.cli.version:version",
     "why": "overlace.cli.why:why",
 }

@@ -38,6 +38,7 @@ from overlace.daemon.membership import Membership, MembershipFile
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable
 from overlace.model.ids import new_id
 from overlace.model.specs import PortConfig
+from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
 from overlace.runtime.oci.files import write_atomically
@@ -219,6 +220,10 @@ class Engine:
     @property
     def manager(self) -> ManagerSide | None:
         return self._manager
+
+    @property
+    def switch(self) -> Switch | None:
+        return self._host.driver.switch if self._host is not None else None
 
     def swarm(self) -> LocalSwarm:
         m = self._membership

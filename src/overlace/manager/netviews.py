@@ -24,6 +24,7 @@ from overlace.model.netview import (
     entry_hash,
 )
 from overlace.model.objects import Network, Node, Service, Task
+from overlace.model.policy import allow_from_or_nobody
 from overlace.model.states import TaskState
 from overlace.store.base import View
 
@@ -111,6 +112,7 @@ def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
     if not mode and spec.endpoint_spec is not None:
         mode = spec.endpoint_spec.mode
     networks = dict(vips)
+    allowed = allow_from_or_nobody(spec.labels)
     if mode == "dnsrr":
         networks |= {target: "" for target in wanted if target not in vips}
     return [
@@ -121,6 +123,7 @@ def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
             vip=vip,
             aliases=wanted.get(network_id, ()),
             ports=ports if network_id in ingress else (),
+            allowed=allowed,
         )
         for network_id, vip in networks.items()
     ]

@@ -12,6 +12,7 @@ from typing import TypeVar, Union
 
 import msgspec
 
+from overlace.model.policy import Allowed
 from overlace.model.specs import PortConfig
 
 
@@ -66,7 +67,8 @@ class EndpointEntry(msgspec.Struct, frozen=True, tag="endpoint"):
 
 
 class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
-    """A service on a network; `vip` empty with dnsrr. `ports`: ingress-mode ports, on the ingress network only."""
+    """A service on a network; `vip` empty with dnsrr. `ports`: ingress-mode ports, on the ingress network only.
+    `allowed`: who may open connections to its tasks there; None: anyone on the network."""
 
     service_id: str
     network_id: str
@@ -74,6 +76,7 @@ class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
     vip: str = ""
     aliases: tuple[str, ...] = ()
     ports: tuple[PortConfig, ...] = ()
+    allowed: tuple[Allowed, ...] | None = None
 
     @property
     def key(self) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from overlace.model.netview import NetView
 from overlace.model.objects import NetworkAttachment
+from overlace.model.policy import Allowed
 from overlace.model.specs import PortConfig
 
 
@@ -25,6 +26,8 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
     service_name: str
     attachments: tuple[NetworkAttachment, ...] = ()
     host_ports: tuple[PortConfig, ...] = ()  # publish mode host
+    # who may connect as the task was made; what the view says of its service now comes first
+    allowed: tuple[Allowed, ...] | None = None
 
 
 class Attached(msgspec.Struct, frozen=True):

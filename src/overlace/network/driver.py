@@ -40,8 +40,8 @@ from overlace.network.overlay import (
     guid_of,
 )
 from overlace.network.records import LocalAddresses, Record, Records
+from overlace.network.switch import Switch
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
-from overlace.network.vfp.simulate import explain_port
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
 
 log = structlog.get_logger(__name__)
@@ -78,6 +78,7 @@ class DataPath(Protocol):
         mtu: int,
     ) -> None: ...
     async def detach(self, endpoint_id: str) -> None: ...
+    async def counters(self) -> dict[str, int]: ...
     async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
     def underlay(self) -> UnderlayFacts: ...
 
@@ -189,13 +190,11 @@ class OverlayDriver:
             "refused": [str(e) for e in self._refused.values()],
         }
 
-    def explain(self, port: str) -> list[str]:
-        """The layers of a switch port: "host", an endpoint's GUID or a task's id (all its endpoints)."""
+    @property
+    def switch(self) -> Switch:
+        """To look at what is programmed. Raises Unavailable before `open`."""
         _, hns, _ = self._open_parts()
-        host = self._datapath.underlay().address
-        record = self._records.get(port)
-        ports = [guid_of("endpoint", n, port) for n, _ in record.local.placements] if record else [port]
-        return [line for p in ports for line in explain_port(p, hns.state, host)]
+        return Switch(hns.state, self._datapath.underlay().address, self._datapath.counters)
 
     def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:
         if self._planner is None or self._hns is None or self._compiler is None:
@@ -293,7 +292,9 @@ class OverlayDriver:
     async def attach(self, task: TaskNetwork) -> Attached:
         async with self._one_at_a_time(task.task_id):
             record = self._records.get(task.task_id)
-            if record is not None and record.asked != task:
+            if record is not None and record.asked != msgspec.structs.replace(
+                task, allowed=record.asked.allowed
+            ):
                 await self._forget(record)
                 record = None
             if record is not None:

@@ -43,6 +43,7 @@ from overlace.network.hns.documents import (
     Subnet,
     normal_mac,
 )
+from overlace.network.policy import plan_acls
 
 OWNER = "overlace"
 NAMES = uuid.UUID("7d1f6f0a-3c53-5f0e-9d0a-6f7665726c61")
@@ -50,6 +51,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
 ENCAP_OVERHEAD = 50  # outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 octets
 ANYWHERE = "0.0.0.0/0"
+HOSTS = ("", "")  # what a task watches to hear of hosts' addresses
 
 
 @lru_cache(maxsize=65536)
@@ -117,6 +119,9 @@ class OverlayPlanner:
         self._known: dict[str, EndpointEntry] = {}  # endpoint entries as last seen, by key
         self._by_service: dict[tuple[str, str], dict[str, None]] = {}
         self._by_node: dict[str, dict[str, None]] = {}
+        self._by_name: dict[tuple[str, str], dict[str, None]] = {}  # (network, service name) -> endpoints
+        self._watching: dict[tuple[str, str], set[str]] = {}  # ... -> local tasks whose ACLs name it
+        self._watched: dict[str, set[tuple[str, str]]] = {}  # the same by task
         self._provider: dict[str, str] = {}  # provider address as last seen, by node
         self._tasks_of: dict[str, set[str]] = {}  # network id -> local task ids
         self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
@@ -148,8 +153,17 @@ class OverlayPlanner:
                 dirty_endpoints.add(key)
             elif kind == "service":
                 services[("service", *rest.split("/"))] = None
+                network_id, _, service_id = rest.partition("/")
+                task_sources.update(  # its policy is part of its tasks' endpoints
+                    {
+                        ("task", t): None
+                        for t in self._tasks_of.get(network_id, ())
+                        if (network_id, service_id) in self._task_networks[t]
+                    }
+                )
             elif kind == "node":
                 networks[("node", rest)] = None
+                task_sources.update({("task", t): None for t in self._watching.get(HOSTS, ())})
                 node = view.node(rest)
                 address = node.provider_address if node is not None else ""
                 if self._provider.get(rest, "") != address:
@@ -181,6 +195,8 @@ class OverlayPlanner:
             for entry in (self._index(key, view), view.get(key)):
                 if isinstance(entry, EndpointEntry):
                     services[("service", entry.network_id, entry.service_id)] = None
+                    watching = self._watching.get((entry.network_id, entry.service_name), ())
+                    task_sources.update({("task", t): None for t in watching})
         out: set[Guid] = set()
         for source in networks:
             out |= self._make(source, self._network(source, view))
@@ -223,11 +239,15 @@ class OverlayPlanner:
             if not self._by_service.get((old.network_id, old.service_id), True):
                 del self._by_service[(old.network_id, old.service_id)]
             self._by_node.get(old.node_id, {}).pop(key, None)
+            self._by_name.get((old.network_id, old.service_name), {}).pop(key, None)
+            if not self._by_name.get((old.network_id, old.service_name), True):
+                del self._by_name[(old.network_id, old.service_name)]
         new = view.get(key)
         if isinstance(new, EndpointEntry):
             self._known[key] = new
             self._by_service.setdefault((new.network_id, new.service_id), {})[key] = None
             self._by_node.setdefault(new.node_id, {})[key] = None
+            self._by_name.setdefault((new.network_id, new.service_name), {})[key] = None
         return old
 
     # -- documents -------------------------------------------------------------------------------------------
@@ -319,6 +339,7 @@ class OverlayPlanner:
             members.discard(task_id)
             if not members:
                 self._tasks_of.pop(network_id, None)
+        self._watch(task_id, set())
         local = tasks.get(task_id)
         if local is None:
             return []
@@ -345,7 +366,10 @@ class OverlayPlanner:
                     mac_address=normal_mac(container_mac(address)),
                     ip_configurations=(IpConfiguration(address, int(length)),),
                     routes=(Route(gateway, ANYWHERE),) if network_id == via else (),
-                    policies=self._endpoint_policies(local, network_id, network, published=network_id == via),
+                    policies=(
+                        *self._endpoint_policies(local, network_id, network, published=network_id == via),
+                        *self._acls(local, network, gateway, view, published=network_id == via),
+                    ),
                 )
             )
         if out:
@@ -379,6 +403,49 @@ class OverlayPlanner:
                 for x in local.task.host_ports
             ]
         return tuple(out)
+
+    def _acls(
+        self, local: LocalTask, network: NetworkEntry | None, gateway: str, view: NetView, *, published: bool
+    ) -> tuple[p.Acl, ...]:
+        """What the service's policy means for its task's endpoint on `network`; none without a policy."""
+        t = local.task
+        entry = view.get(f"service/{network.id}/{t.service_id}") if network is not None else None
+        allowed = entry.allowed if isinstance(entry, ServiceEntry) else t.allowed
+        if network is None or allowed is None:
+            return ()
+        names = {name for item in allowed for name in item.services}
+        where = {(network.id, name) for name in names} | {HOSTS}
+        self._watch(t.task_id, self._watched.get(t.task_id, set()) | where)
+        ports = [(PROTOCOLS[x.protocol], x.target_port) for x in t.host_ports] if published else []
+        if isinstance(entry, ServiceEntry):
+            ports += [
+                (PROTOCOLS[x.protocol], x.target_port) for x in entry.ports if x.publish_mode == "ingress"
+            ]
+        return plan_acls(
+            allowed,
+            {
+                name: [self._known[key].address for key in self._by_name.get((network.id, name), ())]
+                for name in names
+            },
+            own_name=t.service_name,
+            gateway=gateway,
+            hosts=sorted(
+                n.addresses[network.id].split("/")[0] for n in view.of(NodeEntry) if network.id in n.addresses
+            ),
+            overlays=self._exceptions,
+            published=ports,
+        )
+
+    def _watch(self, task_id: str, names: set[tuple[str, str]]) -> None:
+        """Have changes of these services' endpoints bring up the task's ACLs."""
+        for where in self._watched.pop(task_id, set()) - names:
+            self._watching[where].discard(task_id)
+            if not self._watching[where]:
+                del self._watching[where]
+        for where in names:
+            self._watching.setdefault(where, set()).add(task_id)
+        if names:
+            self._watched[task_id] = names
 
     def _service(self, source: Source, view: NetView) -> list[Document]:
         _, network_id, service_id = source

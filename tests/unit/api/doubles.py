@@ -46,6 +46,7 @@ from overlace.model.objects import (
 )
 from overlace.model.specs import EndpointSpec, NetworkSpec, NodeSpec, PortConfig
 from overlace.model.states import NodeState, TaskState
+from overlace.network.switch import Switch
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
@@ -247,6 +248,7 @@ class FakeBackend:
             **({"id": "0f" * 16, "hostname": "one", "data_root": "/var/lib/x", "started_at": NOW} | options)
         )
         self.manager: FakeManager | None = None
+        self.switch: Switch | None = None
         self.state = LocalSwarm()
         self.asked: list[Any] = []
         self.networks: list[LocalNetwork] = [

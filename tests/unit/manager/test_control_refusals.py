@@ -19,6 +19,13 @@ def secret(id: str, name: str, **file: Any) -> dict[str, Any]:
 
 
 REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
+    (
+        "policy",
+        {"Labels": {"overlace.policy.allow-from": "db:tpc"}, "Networks": [{"Target": "back"}]},
+        400,
+        "label overlace.policy.allow-from: item 1 'db:tpc': 'tpc' is no protocol: write tcp, udp or icmp, "
+        "for example tcp/80",
+    ),
     # -- measured: engine-errors.md
     ("name", {"Name": "a b"}, 400, RPC + "name must be valid as a DNS name component"),
     ("name end", {"Name": "web-"}, 400, RPC + "name must be valid as a DNS name component"),

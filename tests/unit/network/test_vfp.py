@@ -3,50 +3,22 @@ packet."""
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from overlace.model.policy import parse_allow_from
+from overlace.network.linux.maps import REASONS
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.forward import forward_from_container, forward_from_wire
 from overlace.network.vfp.model import HOST_PORT, Packet
-from overlace.network.vfp.simulate import explain_port, simulate
+from overlace.network.vfp.reasons import explain_counters
+from overlace.network.vfp.show import find_ports, local_ports, show_port
+from overlace.network.vfp.simulate import simulate
 from overlace.network.vfp.tables import Backend, Frontend, LocalEndpoint, Network, Tables
 
-from .world import HOST, ME, OTHER, World, endpoint, network, node, port, service, task
-
-PA = "172.28.1.12"
-NETS = (
-    network("ingress", 4096, 0, ingress=True),
-    network("back", 4097, 1),
-    network("hidden", 4098, 2, internal=True),
-)
-THIRD = {"ingress": 0, "back": 1, "hidden": 2}
-
-
-def shop() -> World:
-    return World(
-        node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
-        node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
-        *NETS,
-    )
-
-
-def running() -> World:
-    w = shop()
-    w.change(
-        put=(
-            service("web", "back", "10.0.1.5"),
-            service("web", "ingress", "10.0.0.5", port(80, 8080)),
-            service("empty", "back", "10.0.1.6"),
-            endpoint("t1", "back", ME, "10.0.1.9"),
-            endpoint("t1", "ingress", ME, "10.0.0.9"),
-            endpoint("t2", "back", OTHER, "10.0.1.10"),
-            endpoint("t2", "ingress", OTHER, "10.0.0.10"),
-        )
-    )
-    w.run(task("t1", ("back", "10.0.1.9/24"), ("ingress", "10.0.0.9/24"), ports=(port(80, 9090, "host"),)))
-    return w
+from .world import HOST, ME, NETS, OTHER, PA, THIRD, World, endpoint, node, port, running, service, shop, task
 
 
 def walk(w: World, net: str, dst: str, dport: int = 80, src: str = "10.0.1.9") -> object:
@@ -133,9 +105,40 @@ def _by_guid(*members: tuple[str, str, str], vni: int, port: int = 0) -> tuple[B
 
 def test_layers_explain_themselves() -> None:
     w = running()
-    text = "\n".join(explain_port(guid_of("endpoint", "back", "t1"), w.hns.state, HOST))
-    assert "layer SLB_LB_LAYER" in text and "LB_web_10.0.1.5" in text and f"VXLAN 4097 to {PA}" in text
-    assert "balance over" in "\n".join(explain_port("host", w.hns.state, HOST))
+    guid = guid_of("endpoint", "back", "t1")
+    shown = show_port(guid, w.hns.state, HOST, layers=True)
+    assert (shown.friendly_name, shown.network, shown.vni) == ("web.1.t1", "back", 4097)
+    rules = {r.name: r for layer in shown.layers or () for g in layer.groups for r in g.rules}
+    assert rules["LB_web_10.0.1.5"].type == "lb" and "10.0.1.10" in rules["LB_web_10.0.1.5"].action
+    assert f"VXLAN 4097 to {PA}" in rules["MAP_web.1.t2"].action
+    assert rules["OUTBOUND_NAT"].conditions["Destination IP not"].startswith("10.0.1.0/24")
+    (published,) = (
+        r
+        for layer in show_port(HOST_PORT, w.hns.state, HOST, layers=True).layers or ()
+        for g in layer.groups
+        for r in g.rules
+        if r.conditions.get("Destination ports") == "8080"
+    )
+    assert published.conditions["Destination IP"] == f"{HOST}/32" and published.type == "lb"
+
+
+def test_people_name_ports_in_many_ways() -> None:
+    w = running()
+    back, ingress = guid_of("endpoint", "back", "t1"), guid_of("endpoint", "ingress", "t1")
+    assert local_ports(w.hns.state)[0] == HOST_PORT and {back, ingress} <= set(local_ports(w.hns.state))
+    assert guid_of("endpoint", "back", "t2") not in local_ports(w.hns.state)  # a port of another host
+    for name in (back.lower(), back[:6], "10.0.1.9", "10.0.1.9/24"):
+        assert find_ports(name, w.hns.state) == [back]
+    assert set(find_ports("web.1", w.hns.state)) == {back, ingress}
+    assert find_ports("web.1.t1", w.hns.state) == find_ports("web.1", w.hns.state)
+    assert find_ports("host", w.hns.state) == [HOST_PORT]
+    assert find_ports("nothing", w.hns.state) == [] and find_ports("", w.hns.state) == []
+
+
+def test_every_counter_has_a_meaning() -> None:
+    shown = explain_counters(dict.fromkeys(REASONS, 7))
+    assert [c.name for c in shown] == list(REASONS) and all(c.meaning and c.packets == 7 for c in shown)
+    assert {c.name for c in shown if c.drop} == {n for n in REASONS if n.startswith("drop_")}
 
 
 # -- properties ----------------------------------------------------------------------------------------
@@ -143,12 +146,23 @@ def test_layers_explain_themselves() -> None:
 nets = st.sampled_from(["ingress", "back", "hidden"])
 services = st.sampled_from(["web", "db"])
 slots = st.integers(0, 5)  # task k has address .1k on every network: no two tasks share one
+OWNER = ("web", "db")  # of task k: the service at k modulo 2
+policies = st.sampled_from(
+    [
+        None,
+        (),
+        parse_allow_from("web"),
+        parse_allow_from("db:tcp/80, ingress"),
+        parse_allow_from("10.0.1.0/30:udp, 10.0.0.0/25, ingress:tcp/81-90"),
+        parse_allow_from("web:tcp/8000-9001, db:icmp"),
+    ]
+)
 change = st.one_of(
-    st.tuples(st.just("endpoint"), nets, slots, services, st.booleans(), st.sampled_from([ME, OTHER])),
+    st.tuples(st.just("endpoint"), nets, slots, st.booleans(), st.sampled_from([ME, OTHER])),
     st.tuples(st.just("no endpoint"), nets, slots),
-    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans()),
+    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans(), policies),
     st.tuples(st.just("no service"), nets, services),
-    st.tuples(st.just("run"), slots, services, st.lists(nets, max_size=3, unique=True), st.booleans()),
+    st.tuples(st.just("run"), slots, st.lists(nets, max_size=3, unique=True), st.booleans()),
     st.tuples(st.just("stop"), slots),
     st.tuples(st.just("no network"), nets),
     st.tuples(st.just("network"), nets),
@@ -158,11 +172,10 @@ change = st.one_of(
 
 def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
     match c:
-        case "endpoint", net, slot, svc, serving, where:
+        case "endpoint", net, slot, serving, where:
+            svc = OWNER[slot % 2]
             if where == OTHER and f"t{slot}" in w.tasks:
                 return  # a task runs on one node
-            if f"t{slot}" in w.tasks:
-                svc = w.tasks[f"t{slot}"].task.service_name  # and is of one service
             w.change(
                 put=(
                     endpoint(f"t{slot}", net, where, f"10.0.{THIRD[net]}.{slot + 10}", svc, serving=serving),
@@ -170,16 +183,17 @@ def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
             )
         case "no endpoint", net, slot:
             w.change(remove=(f"endpoint/{net}/t{slot}",))
-        case "service", net, svc, vip, published:
+        case "service", net, svc, vip, published, allowed:
             number = {"web": 0, "db": 1}[svc]
             ports = (port(80, 8000 + number),) if published and net == "ingress" else ()
-            w.change(put=(service(svc, net, f"10.0.{THIRD[net]}.{100 + number}" if vip else "", *ports),))
+            entry = service(svc, net, f"10.0.{THIRD[net]}.{100 + number}" if vip else "", *ports)
+            w.change(put=(msgspec.structs.replace(entry, allowed=allowed),))
         case "no service", net, svc:
             w.change(remove=(f"service/{net}/{svc}",))
-        case "run", slot, svc, where, published:
-            known = [e for e in (w.view.get(f"endpoint/{n}/t{slot}") for n in THIRD) if e is not None]
-            other = [e.key for e in known if e.node_id == OTHER or e.service_name != svc]  # type: ignore[union-attr]
-            w.change(remove=tuple(other))
+        case "run", slot, where, published:
+            svc = OWNER[slot % 2]
+            gone = tuple(f"endpoint/{n}/t{slot}" for n in THIRD)
+            w.change(remove=tuple(k for k in gone if getattr(w.view.get(k), "node_id", "") == OTHER))
             if (
                 any(t.task.task_id != f"t{slot}" and not t.task.attachments for t in w.tasks.values())
                 and not where
@@ -232,7 +246,13 @@ last = st.integers(0, 130)
 @given(
     st.lists(change, min_size=10, max_size=30),
     st.lists(
-        st.tuples(st.sampled_from([0, 1, 2, 9]), last, st.sampled_from([80, 8000, 9001])),
+        st.tuples(
+            st.sampled_from([0, 1, 2, 9]),
+            last,
+            st.sampled_from([80, 8000, 9001]),
+            st.sampled_from([6, 6, 17]),
+            st.sampled_from(["172.28.1.200", "10.0.1.2", "10.0.1.11", "10.0.0.12"]),
+        ),
         min_size=1,
         max_size=30,
     ),
@@ -242,9 +262,9 @@ def test_layers_and_tables_send_every_packet_the_same_way(changes: list, packets
     for c in changes:
         play(w, c)
     state, tables = w.hns.state, w.data_path
-    for third, final, dport in packets:
+    for third, final, dport, protocol, src in packets:
         for e in [e for e in tables if isinstance(e, LocalEndpoint)]:
-            p = Packet(e.address, f"10.0.{third}.{final}", 6, 999, dport)
+            p = Packet(e.address, f"10.0.{third}.{final}", protocol, 999, dport)
             v = simulate(state, HOST, e.endpoint_id, "OUT", p)
             way = forward_from_container(tables, e.vni, e, HOST, p)
             assert (way.action, way.packet, way.to) == (v.action, v.packet, v.port or v.provider_address), (
@@ -255,7 +275,7 @@ def test_layers_and_tables_send_every_packet_the_same_way(changes: list, packets
             (0, HOST),
             *((n.vni, f"10.0.{third}.{final}") for n in tables if isinstance(n, Network)),
         ):
-            p = Packet("172.28.1.200", dst, 6, 999, dport)
+            p = Packet(src, dst, protocol, 999, dport)
             v = simulate(state, HOST, HOST_PORT, "IN", p, vni)
             way = forward_from_wire(tables, p, vni)
             assert (way.action, way.packet, way.to) == (v.action, v.packet, v.port or v.provider_address), (

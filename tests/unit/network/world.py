@@ -119,3 +119,39 @@ class World:
     def stop(self, task_id: str) -> list[object]:
         self.tasks.pop(task_id, None)
         return self.change(touched=(task_id,))
+
+
+# -- a small shop
+
+PA = "172.28.1.12"
+NETS = (
+    network("ingress", 4096, 0, ingress=True),
+    network("back", 4097, 1),
+    network("hidden", 4098, 2, internal=True),
+)
+THIRD = {"ingress": 0, "back": 1, "hidden": 2}
+
+
+def shop() -> World:
+    return World(
+        node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
+        node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
+        *NETS,
+    )
+
+
+def running() -> World:
+    w = shop()
+    w.change(
+        put=(
+            service("web", "back", "10.0.1.5"),
+            service("web", "ingress", "10.0.0.5", port(80, 8080)),
+            service("empty", "back", "10.0.1.6"),
+            endpoint("t1", "back", ME, "10.0.1.9"),
+            endpoint("t1", "ingress", ME, "10.0.0.9"),
+            endpoint("t2", "back", OTHER, "10.0.1.10"),
+            endpoint("t2", "ingress", OTHER, "10.0.0.10"),
+        )
+    )
+    w.run(task("t1", ("back", "10.0.1.9/24"), ("ingress", "10.0.0.9/24"), ports=(port(80, 9090, "host"),)))
+    return w

@@ -13,6 +13,8 @@ from overlace.api.routes import (
     swarm,
     system,
     tasks,
+    trace,
+    vfp,
     volumes,
     why,
 )
@@ -27,6 +29,8 @@ ALL = [
     *networks.ROUTES,
     *containers.ROUTES,
     *images.ROUTES,
+    *trace.ROUTES,
+    *vfp.ROUTES,
     *volumes.ROUTES,
     *why.ROUTES,
     *absent.ROUTES,

@@ -17,6 +17,7 @@ from overlace.manager.control.names import check_dns_name
 from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.schedule.constraint import parse_constraints
 from overlace.model.errors import InvalidArgument
+from overlace.model.policy import check_policy_labels
 from overlace.model.specs import (
     Doc,
     EndpointSpec,
@@ -64,6 +65,17 @@ def normalise(spec: ServiceSpec) -> ServiceSpec:
     )
 
 
+def _check_policy(spec: ServiceSpec) -> None:
+    container = spec.task_template.container_spec
+    ports = spec.endpoint_spec.ports if spec.endpoint_spec is not None else []
+    check_policy_labels(
+        spec.labels,
+        container.labels if container is not None else (),
+        reachable=bool(spec.task_template.networks or spec.networks)
+        or any(p.publish_mode != "host" for p in ports),
+    )
+
+
 def is_job(spec: ServiceSpec) -> bool:
     return spec.mode.replicated_job is not None or spec.mode.global_job is not None
 
@@ -84,6 +96,7 @@ def check_service(spec: ServiceSpec) -> None:
     check_log_driver(template.log_driver, "TaskTemplate.LogDriver")
     assert template.container_spec is not None
     check_container(template.container_spec, spec.labels)
+    _check_policy(spec)
     _check_networks(template)
     _check_endpoint(spec.endpoint_spec)
     if is_job(spec):

@@ -227,7 +227,27 @@ def _policy_names(items: object, order: list[str]) -> list[Any]:
             elif isinstance(kind, str):
                 kind = names.get(kind.lower(), kind)
             item = {**item, "Type": kind}
+            if kind == "ACL" and isinstance(item.get("Settings"), dict):
+                item["Settings"] = _acl_names(item["Settings"])
         out.append(item)
+    return out
+
+
+_ACL_WORDS = {
+    "Action": ("Allow", "Block", "Pass"),
+    "Direction": ("In", "Out"),
+    "RuleType": ("Host", "Switch"),
+}
+
+
+def _acl_names(settings: dict[str, Any]) -> dict[str, Any]:
+    out = dict(settings)
+    for member, words in _ACL_WORDS.items():
+        value = out.get(member)
+        if isinstance(value, int) and 0 <= value < len(words):
+            out[member] = words[value]
+        elif isinstance(value, str):
+            out[member] = {w.lower(): w for w in words}.get(value.lower(), value)
     return out
 
 

@@ -6,7 +6,7 @@ Source: Microsoft's published HCN schema.
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import msgspec
 
@@ -125,11 +125,30 @@ class InterfaceParameters(Policy, frozen=True, tag="InterfaceParameters"):
     settings: InterfaceParametersSettings
 
 
+class AclSettings(Doc, frozen=True, kw_only=True):
+    """Lists are texts, comma separated; an empty one means any. acl.py reads them."""
+
+    action: Literal["Allow", "Block"]
+    direction: Literal["In", "Out"]
+    protocols: str = ""
+    local_addresses: str = ""
+    remote_addresses: str = ""
+    local_ports: str = ""
+    remote_ports: str = ""
+    rule_type: Literal["Host", "Switch"] = "Host"
+    priority: int = 0
+    id: str = ""
+
+
+class Acl(Policy, frozen=True, tag="ACL"):
+    settings: AclSettings
+
+
 SubnetPolicy = Vsid
 NetworkPolicy = Union[
     ProviderAddress, DrMacAddress, NetAdapterName, VxlanPort, AutomaticDns, RemoteSubnetRoute, HostRoute
 ]
-EndpointPolicy = Union[ProviderAddress, OutBoundNat, PortMapping, EncapOverhead, InterfaceParameters]
+EndpointPolicy = Union[ProviderAddress, OutBoundNat, PortMapping, EncapOverhead, InterfaceParameters, Acl]
 
 # Ordinals by declaration order of the schema's enumerations: clients may send `Type` as a number.
 NETWORK_POLICY_ORDER = [

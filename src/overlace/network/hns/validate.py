@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from overlace.network.hns import policies as p
+from overlace.network.hns.acl import check_acls
 from overlace.network.hns.documents import (
     EndpointFlags,
     HostComputeEndpoint,
@@ -164,7 +165,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
                 Code.ADDR_INVALID_OR_RESERVED,
                 f"IpConfigurations.IpAddress {address} belongs to endpoint {holder}: delete that one first",
             )
-    _one_each(d.policies, (p.PortMapping,))
+    _one_each(d.policies, (p.PortMapping, p.Acl))
     if network.type == "Overlay" and p.policy_of(d.policies, p.ProviderAddress) is None:
         raise HcnError(
             Code.INVALID_ENDPOINT, "Policies has no ProviderAddress: endpoints of Overlay networks need one"
@@ -181,6 +182,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
             _protocol(policy.settings.protocol, "PortMapping.Protocol", any_protocol=False)
             _port(policy.settings.internal_port, "PortMapping.InternalPort")
             _port(policy.settings.external_port, "PortMapping.ExternalPort")
+    check_acls(d.policies)
     _check_host_ports(d, state)
     mac = normal_mac(d.mac_address) if d.mac_address else ""
     return msgspec.structs.replace(d, host_compute_network=network_id, mac_address=mac)

@@ -31,6 +31,8 @@ MAPS = (
     "exceptions",
     "frontends",
     "backends",
+    "access_lists",
+    "allowed",
     "turns",
     "flows",
     "fragments",

@@ -13,9 +13,18 @@ from ipaddress import IPv4Address, IPv4Network
 
 import msgspec
 
-from overlace.network.vfp.tables import Backend, Entry, Frontend, Key, LocalEndpoint, Network, RemoteEndpoint
+from overlace.network.vfp.tables import (
+    AccessList,
+    Backend,
+    Entry,
+    Frontend,
+    Key,
+    LocalEndpoint,
+    Network,
+    RemoteEndpoint,
+)
 
-LAYOUT = 2  # as in bpf/types.h
+LAYOUT = 3  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
 # enum reason of bpf/types.h, in its order
 REASONS = (
@@ -40,9 +49,13 @@ REASONS = (
     "drop_unsupported",
     "drop_no_port",
     "drop_error",
+    "drop_policy",
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
-TABLE_MAPS = ("networks", "subnets", "endpoints", "exceptions", "ports", "backends", "frontends")
+TABLE_MAPS = (
+    "access_lists", "networks", "subnets", "exceptions", "ports", "endpoints", "backends", "frontends",
+)  # fmt: skip
+ACCESS_RULES = 512  # as in bpf/types.h
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -73,8 +86,8 @@ def address_key(vni: int, address: str) -> bytes:
     return struct.pack("I4s", vni, _ip(address))
 
 
-def _endpoint(provider: bytes, ifindex: int, sandbox: int, mac: bytes, kind: int) -> bytes:
-    return struct.pack("4sII6sBx", provider, ifindex, sandbox, mac, kind)
+def _endpoint(provider: bytes, ifindex: int, sandbox: int, mac: bytes, kind: int, flags: int = 0) -> bytes:
+    return struct.pack("4sII6sBB", provider, ifindex, sandbox, mac, kind, flags)
 
 
 def list_number(backends: tuple[Backend, ...]) -> int:
@@ -105,7 +118,8 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             at = attachments.get(entry.endpoint_id)
             mac = _mac(entry.mac)
             ifindex, sandbox = (at.ifindex, at.sandbox) if at else (0, 0)
-            value = _endpoint(bytes(4), ifindex, sandbox, mac, KIND_LOCAL)
+            filtered = 1 if entry.inbound else 0
+            value = _endpoint(bytes(4), ifindex, sandbox, mac, KIND_LOCAL, filtered)
             rows = [Row("endpoints", address_key(entry.vni, entry.address), value)]
             if not at:
                 return rows
@@ -115,8 +129,9 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
                 to = IPv4Network(cidr, strict=False)
                 where = struct.pack("II4s", 32 + to.prefixlen, number, to.network_address.packed)
                 rows.append(Row("exceptions", where, struct.pack("I", 1)))
-            flags = 1 if entry.outbound_nat else 0
+            flags = (1 if entry.outbound_nat else 0) | filtered << 1
             port = struct.pack("I4sII6sBx", entry.vni, _ip(entry.address), sandbox, number, mac, flags)
+            port += struct.pack("QQ", entry.inbound, entry.outbound)
             rows.append(Row("ports", struct.pack("I", ifindex), port))
             return rows
         case RemoteEndpoint():
@@ -124,6 +139,20 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             return [Row("endpoints", address_key(entry.vni, entry.address), value)]
         case Frontend():
             return _encode_frontend(entry)
+        case AccessList():
+            return [Row("access_lists", struct.pack("Q", entry.number), _access_list(entry))]
+
+
+def _access_list(entry: AccessList) -> bytes:
+    if len(entry.rules) > ACCESS_RULES:
+        raise ValueError(f"{entry.address}: {len(entry.rules)} access rules; {ACCESS_RULES} are possible")
+    out = [struct.pack("I", len(entry.rules))]
+    for r in entry.rules:
+        local, remote = IPv4Network(r.local), IPv4Network(r.remote)
+        out.append(local.network_address.packed + local.netmask.packed)
+        out.append(remote.network_address.packed + remote.netmask.packed)
+        out.append(struct.pack("HHHHBBH", *r.local_ports, *r.remote_ports, r.protocol, r.allow, 0))
+    return b"".join(out).ljust(4 + ACCESS_RULES * 28, b"\0")
 
 
 def _encode_network(net: Network) -> list[Row]:

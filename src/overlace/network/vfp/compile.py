@@ -8,9 +8,11 @@ own ports leads into it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
 from overlace.model.netview import container_mac
 from overlace.network.hns import policies as p
+from overlace.network.hns.acl import ANYWHERE, acls_of
 from overlace.network.hns.documents import (
     Document,
     Guid,
@@ -22,6 +24,9 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.state import State
 from overlace.network.vfp.tables import (
+    ANY_PORT,
+    AccessList,
+    AccessRule,
     Backend,
     Delta,
     Entry,
@@ -76,6 +81,9 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
         return []
     nat = p.policy_of(d.policies, p.OutBoundNat)
     for c in d.ip_configurations:
+        access = compile_access(d, vni, c.ip_address)
+        out += access
+        inbound, outbound = (a.number for a in access) if access else (0, 0)
         out.append(
             LocalEndpoint(
                 vni,
@@ -85,6 +93,8 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 d.id,
                 outbound_nat=nat is not None or network.type == "NAT",
                 nat_exceptions=nat.settings.exceptions if nat is not None else (),
+                inbound=inbound,
+                outbound=outbound,
             )
         )
     for policy in d.policies:
@@ -93,6 +103,29 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
             backend = Backend(vni, d.address, s.internal_port)
             out.append(Frontend(0, s.vip or host, s.protocol, s.external_port, (backend,)))
     return out
+
+
+def compile_access(d: HostComputeEndpoint, vni: int, address: str) -> list[AccessList]:
+    """The lists IN and OUT; none when the endpoint has no ACL: everything may pass then."""
+    acls = acls_of(d.policies)
+    if not acls:
+        return []
+    rules: dict[str, list[AccessRule]] = {"In": [], "Out": []}
+    for a in acls:
+        rules[a.direction] += [
+            AccessRule(a.allow, protocol, local, remote, local_ports, remote_ports)
+            for protocol, local, remote, local_ports, remote_ports in product(
+                a.protocols or (0,),
+                a.local or (ANYWHERE,),
+                a.remote or (ANYWHERE,),
+                a.local_ports or (ANY_PORT,),
+                a.remote_ports or (ANY_PORT,),
+            )
+        ]
+    return [
+        AccessList(vni, address, "IN", tuple(rules["In"])),
+        AccessList(vni, address, "OUT", tuple(rules["Out"])),
+    ]
 
 
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from overlace.network.vfp.model import Packet, within
-from overlace.network.vfp.simulate import choose
-from overlace.network.vfp.tables import Frontend, LocalEndpoint, Network, RemoteEndpoint, Tables
+from overlace.network.vfp.access import judge
+from overlace.network.vfp.model import Direction, Packet, within
+from overlace.network.vfp.simulate import ICMP, Choose, choose
+from overlace.network.vfp.tables import AccessList, Frontend, LocalEndpoint, Network, RemoteEndpoint, Tables
 
 SAME_PORT = 0
 
@@ -35,32 +36,47 @@ def _frontend(tables: Tables, vni: int, packet: Packet) -> Frontend | None:
     return None
 
 
+def _may(tables: Tables, endpoint: LocalEndpoint, direction: Direction, packet: Packet) -> bool:
+    if not endpoint.inbound:
+        return True
+    found = tables.get(("access", endpoint.vni, endpoint.address, direction))
+    return isinstance(found, AccessList) and judge(found.rules, direction, packet)
+
+
 def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool) -> Way:
     entry = tables.get(("endpoint", vni, packet.dst))
     if isinstance(entry, LocalEndpoint):
+        if not _may(tables, entry, "IN", packet):
+            return Way("drop", packet, vni=vni)
         return Way("deliver", packet, entry.endpoint_id, vni)
     if isinstance(entry, RemoteEndpoint) and may_leave:
         return Way("encap", packet, entry.provider_address, vni)
     return Way("drop", packet, vni=vni)
 
 
-def _balanced(frontend: Frontend, packet: Packet) -> tuple[int, Packet] | None:
+def _balanced(frontend: Frontend, packet: Packet, pick: Choose) -> tuple[int, Packet] | None:
     if not frontend.backends:
         return None
-    b = choose(frontend.backends, packet)
+    b = pick(frontend.backends, packet)
     return b.vni, msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport)
 
 
-def forward_from_container(tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: Packet) -> Way:
+def forward_from_container(
+    tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: Packet, pick: Choose = choose
+) -> Way:
     """A packet leaving the local endpoint `source`."""
     network = tables.get(("network", vni))
     if not isinstance(network, Network):
         return Way("drop", packet, vni=vni)
+    if not _may(tables, source, "OUT", packet):
+        return Way("drop", packet, vni=vni)
     frontend = _frontend(tables, vni, packet)
     if frontend is not None:
-        balanced = _balanced(frontend, packet)
+        balanced = _balanced(frontend, packet, pick)
         if balanced is None:
             return Way("drop", packet, vni=vni)
+        if packet.protocol == ICMP:
+            return Way("answer", packet, vni=vni)
         vni, packet = balanced
     if packet.dst == network.gateway:
         return Way("answer", packet, vni=vni)
@@ -71,14 +87,14 @@ def forward_from_container(tables: Tables, vni: int, source: LocalEndpoint, host
     return Way("drop", packet, vni=vni)
 
 
-def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0) -> Way:
+def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose = choose) -> Way:
     """A packet arriving on the underlay: plain (vni 0) or taken out of VXLAN `vni`."""
     if vni:
         return _deliver(tables, vni, packet, may_leave=False)
     frontend = _frontend(tables, 0, packet)
     if frontend is None:
         return Way("host", packet)
-    balanced = _balanced(frontend, packet)
+    balanced = _balanced(frontend, packet, pick)
     if balanced is None:
         return Way("drop", packet)
     vni, packet = balanced

@@ -7,6 +7,7 @@ come from the same documents and must agree on where a packet goes (property tes
 from __future__ import annotations
 
 from overlace.network.hns import policies as p
+from overlace.network.hns.acl import acls_of
 from overlace.network.hns.documents import (
     Guid,
     HostComputeEndpoint,
@@ -43,8 +44,29 @@ ENCAP = "VNET_ENCAP_LAYER"
 _ANY = Condition()
 
 
-def _allow(name: str, direction: Direction) -> Group:
-    return Group(name, direction, 100, default=Rule("DEFAULT_ALLOW", 65000, _ANY, Allow()))
+def firewall_groups(e: HostComputeEndpoint) -> tuple[Group, Group]:
+    """Without ACLs everything passes; with any, what none of a direction allows is blocked, connections' replies
+    excepted (the layer is stateful)."""
+    acls = acls_of(e.policies)
+    if not acls:
+        default = Rule("DEFAULT_ALLOW", 65535, _ANY, Allow())
+        return Group("FW_OUT", "OUT", 100, default=default), Group("FW_IN", "IN", 100, default=default)
+    found: dict[Direction, list[Rule]] = {"OUT": [], "IN": []}
+    for i, a in enumerate(acls):
+        going: Direction = "OUT" if a.direction == "Out" else "IN"
+        local, remote = (a.local, a.local_ports), (a.remote, a.remote_ports)
+        (src, sports), (dst, dports) = (local, remote) if going == "OUT" else (remote, local)
+        condition = Condition(src=src, dst=dst, protocols=a.protocols, sports=sports, dports=dports)
+        name = f"ACL_{a.direction.upper()}_{i}"
+        action = Allow() if a.allow else Block(f"{e.name}: an ACL of priority {a.priority} blocks it")
+        found[going].append(Rule(name, a.priority, condition, action))
+    last = {
+        d: Rule("DEFAULT_BLOCK", 65535, _ANY, Block(f"{e.name}: no ACL {d} allows it")) for d in ("OUT", "IN")
+    }
+    return (
+        Group("FW_OUT", "OUT", 100, tuple(found["OUT"]), default=last["OUT"]),
+        Group("FW_IN", "IN", 100, tuple(found["IN"]), default=last["IN"]),
+    )
 
 
 def balance_group(network: HostComputeNetwork, state: State) -> Group:
@@ -116,7 +138,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         to_gateway = Condition(dst=(f"{segment.gateway}/32",))
         router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
     layers = (
-        Layer(FIREWALL, (_allow("FW_OUT", "OUT"), _allow("FW_IN", "IN"))),
+        Layer(FIREWALL, firewall_groups(e)),
         Layer(BALANCE, (balance_group(network, state),)),
         Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),

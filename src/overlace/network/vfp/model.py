@@ -48,6 +48,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
     dst_not: tuple[str, ...] = ()
     protocol: int = 0
     dport: int = 0
+    protocols: tuple[int, ...] = ()
+    sports: tuple[tuple[int, int], ...] = ()  # ranges, both ends included; of TCP and UDP only
+    dports: tuple[tuple[int, int], ...] = ()
 
     def matches(self, packet: Packet) -> bool:
         return (
@@ -56,6 +59,9 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True):
             and not (self.dst_not and within(packet.dst, self.dst_not))
             and self.protocol in (0, packet.protocol)
             and self.dport in (0, packet.dport)
+            and (not self.protocols or packet.protocol in self.protocols)
+            and (not self.sports or any(low <= packet.sport <= high for low, high in self.sports))
+            and (not self.dports or any(low <= packet.dport <= high for low, high in self.dports))
         )
 
 
@@ -135,19 +141,6 @@ class Layer(msgspec.Struct, frozen=True):
     name: str
     groups: tuple[Group, ...]
 
-    def explain(self) -> list[str]:
-        """One line per rule, for people."""
-        out = [f"layer {self.name}"]
-        for g in self.groups:
-            out.append(f"  group {g.name} {g.direction} priority {g.priority}")
-            rules = sorted((*g.rules, *g.by_address.values()), key=lambda r: (r.priority, r.name))
-            for r in (*rules, *((g.default,) if g.default is not None else ())):
-                out.append(
-                    f"    {r.priority:>5} {r.name}: {explain_condition(r.condition)}"
-                    f" -> {explain_action(r.action)}"
-                )
-        return out
-
 
 class Port(msgspec.Struct, frozen=True):
     """A switch port. Layers stand in outbound order (from the container to the wire); inbound walks them in
@@ -156,27 +149,6 @@ class Port(msgspec.Struct, frozen=True):
     name: str
     vni: int
     layers: tuple[Layer, ...]
-
-    def explain(self) -> list[str]:
-        return [
-            f"port {self.name} vni {self.vni}",
-            *(line for layer in self.layers for line in layer.explain()),
-        ]
-
-
-def explain_condition(c: Condition) -> str:
-    parts = []
-    if c.src:
-        parts.append("from " + ",".join(c.src))
-    if c.dst:
-        parts.append("to " + ",".join(c.dst))
-    if c.dst_not:
-        parts.append("not to " + ",".join(c.dst_not))
-    if c.protocol:
-        parts.append(f"protocol {c.protocol}")
-    if c.dport:
-        parts.append(f"port {c.dport}")
-    return " ".join(parts) or "any"
 
 
 def explain_action(a: Action) -> str:

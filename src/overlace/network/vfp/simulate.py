@@ -8,13 +8,12 @@ the first packet of one.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from overlace.network.hns.documents import Guid
 from overlace.network.hns.state import State
-from overlace.network.vfp.layers import endpoint_port, host_port, mapping_group, network_by_vni
+from overlace.network.vfp.layers import ENCAP, endpoint_port, host_port, mapping_group, network_by_vni
 from overlace.network.vfp.model import (
     HOST_PORT,
     Allow,
@@ -23,6 +22,7 @@ from overlace.network.vfp.model import (
     Deliver,
     Direction,
     Encap,
+    Group,
     LoadBalance,
     Packet,
     Port,
@@ -32,13 +32,19 @@ from overlace.network.vfp.model import (
 )
 from overlace.network.vfp.tables import Backend
 
+ICMP = 1
+
 
 class Step(msgspec.Struct, frozen=True):
+    """A rule that matched; `packet` is what went on from there."""
+
     port: str
     layer: str
     group: str
+    direction: Direction
     rule: str
     effect: str
+    packet: Packet
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,22 +69,31 @@ def choose(backends: Sequence[Backend], packet: Packet) -> Backend:
     return backends[zlib.crc32(seed) % len(backends)]
 
 
+Choose = Callable[[Sequence[Backend], Packet], Backend]
+
+
 class _Walk:
-    def __init__(self, packet: Packet) -> None:
+    def __init__(self, packet: Packet, pick: Choose) -> None:
         self.packet = packet
+        self.pick = pick
         self.steps: list[Step] = []
         self.candidates: tuple[Backend, ...] = ()
         self.vni = 0
 
-    def note(self, port: str, layer: str, group: str, rule: Rule) -> None:
-        self.steps.append(Step(port, layer, group, rule.name, explain_action(rule.action)))
+    def note(self, port: str, layer: str, group: Group, rule: Rule) -> None:
+        effect = explain_action(rule.action)
+        self.steps.append(Step(port, layer, group.name, group.direction, rule.name, effect, self.packet))
+
+    def change(self, **fields: object) -> None:
+        """Rewrite the packet: the last step did it."""
+        self.packet = msgspec.structs.replace(self.packet, **fields)
+        self.steps[-1] = msgspec.structs.replace(self.steps[-1], packet=self.packet)
 
     def rewrite(self, action: LoadBalance) -> None:
         self.candidates = action.backends
-        backend = choose(action.backends, self.packet)
-        port = backend.port or self.packet.dport
+        backend = self.pick(action.backends, self.packet)
         self.vni = backend.vni
-        self.packet = msgspec.structs.replace(self.packet, dst=backend.address, dport=port)
+        self.change(dst=backend.address, dport=backend.port or self.packet.dport)
 
     def done(self, action: str, **facts: object) -> Verdict:
         known: dict[str, object] = {"vni": self.vni, "candidates": self.candidates, **facts}
@@ -90,14 +105,20 @@ class _Walk:
 
 
 def simulate(
-    state: State, host: str, port: str, direction: Direction, packet: Packet, vni: int = 0
+    state: State,
+    host: str,
+    port: str,
+    direction: Direction,
+    packet: Packet,
+    vni: int = 0,
+    pick: Choose = choose,
 ) -> Verdict:
     """Walk `packet` through `port` ("host" or a local endpoint's GUID).
 
     OUT: it leaves the container. IN at the host port: it arrives on the underlay, inside VXLAN `vni` or
-    plain (0). Raises KeyError for an unknown port.
+    plain (0). `pick` chooses the backend. Raises KeyError for an unknown port.
     """
-    walk = _Walk(packet)
+    walk = _Walk(packet, pick)
     if port == HOST_PORT:
         return _from_wire(walk, state, host, vni)
     p = endpoint_port(port, state, host)
@@ -109,9 +130,11 @@ def simulate(
             rule = group.match(walk.packet)
             if rule is None:
                 continue
-            walk.note(p.name, layer.name, group.name, rule)
+            walk.note(p.name, layer.name, group, rule)
             action = rule.action
             if isinstance(action, LoadBalance):
+                if packet.protocol == ICMP:  # a VIP answers pings itself: it is no machine
+                    return walk.done("answer")
                 walk.rewrite(action)
                 break
             verdict = _finish(walk, state, host, action)
@@ -125,7 +148,7 @@ def _finish(walk: _Walk, state: State, host: str, action: object) -> Verdict | N
     if isinstance(action, Block):
         return walk.done("drop", reason=action.reason)
     if isinstance(action, SourceNat):
-        walk.packet = msgspec.structs.replace(walk.packet, src=action.address)
+        walk.change(src=action.address)
         return walk.done("world")
     if isinstance(action, Answer):
         return walk.done("answer", mac=action.mac)
@@ -145,7 +168,7 @@ def _into(walk: _Walk, p: Port) -> Verdict:
             rule = group.match(walk.packet)
             if rule is None:
                 continue
-            walk.note(p.name, layer.name, group.name, rule)
+            walk.note(p.name, layer.name, group, rule)
             if isinstance(rule.action, Block):
                 return walk.done("drop", reason=rule.action.reason)
             assert isinstance(rule.action, Allow)
@@ -158,7 +181,7 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
         rule = p.layers[0].groups[0].match(walk.packet)
         if rule is None:
             return walk.done("host")
-        walk.note(p.name, p.layers[0].name, p.layers[0].groups[0].name, rule)
+        walk.note(p.name, p.layers[0].name, p.layers[0].groups[0], rule)
         if isinstance(rule.action, Block):
             return walk.done("drop", reason=rule.action.reason)
         assert isinstance(rule.action, LoadBalance)
@@ -174,14 +197,9 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
     group = mapping_group(network, state)
     rule = group.match(walk.packet)
     assert rule is not None
-    walk.note(HOST_PORT, "VNET_ENCAP_LAYER", group.name, rule)
+    walk.note(HOST_PORT, ENCAP, group, rule)
     if isinstance(rule.action, Encap) and not may_leave:
         return walk.done("drop", reason="the endpoint is on another host; VXLAN packets are not passed on")
     verdict = _finish(walk, state, host, rule.action)
     assert verdict is not None
     return verdict
-
-
-def explain_port(guid: Guid, state: State, host: str) -> list[str]:
-    """The layers of a port ("host" or an endpoint's GUID), one line per rule."""
-    return (host_port(state, host) if guid == HOST_PORT else endpoint_port(guid, state, host)).explain()

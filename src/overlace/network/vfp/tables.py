@@ -8,8 +8,9 @@ itself.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Union
+from typing import Literal, Union
 
 import msgspec
 
@@ -41,6 +42,8 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     endpoint_id: str  # HNS endpoint GUID, upper case; the data path knows which interface carries it
     outbound_nat: bool = False  # may reach addresses outside the overlay through the host, source-translated
     nat_exceptions: tuple[str, ...] = ()  # CIDRs never translated
+    inbound: int = 0  # number of the AccessList for connections to it; 0: anyone may
+    outbound: int = 0  # for connections from it; both are 0 or neither is
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -87,7 +90,45 @@ class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
         return ("frontend", self.vni, self.address, self.protocol, self.port)
 
 
-Entry = Union[Network, LocalEndpoint, RemoteEndpoint, Frontend]
+ANY_PORT = (0, 65535)
+
+
+class AccessRule(msgspec.Struct, frozen=True):
+    """One value per field; all must hold. Ports are ranges, both ends included; other ports than any only with
+    protocol 6 or 17."""
+
+    allow: bool
+    protocol: int = 0  # 0: any
+    local: str = "0.0.0.0/0"
+    remote: str = "0.0.0.0/0"
+    local_ports: tuple[int, int] = ANY_PORT
+    remote_ports: tuple[int, int] = ANY_PORT
+
+
+class AccessList(msgspec.Struct, frozen=True, tag="access"):
+    """Which connections a local endpoint may have: the first rule that holds counts, without one it may not.
+    Replies of an allowed connection pass, and ICMP errors about it."""
+
+    vni: int
+    address: str
+    direction: Literal["IN", "OUT"]
+    rules: tuple[AccessRule, ...] = ()
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("access", self.vni, self.address, self.direction)
+
+    @property
+    def number(self) -> int:
+        """The content's name, never 0: equal lists share it."""
+        text = f"{self.direction}|" + "|".join(
+            f"{r.allow}/{r.protocol}/{r.local}/{r.remote}/{r.local_ports}/{r.remote_ports}"
+            for r in self.rules
+        )
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
+
+
+Entry = Union[Network, LocalEndpoint, RemoteEndpoint, Frontend, AccessList]
 Key = tuple[object, ...]
 
 

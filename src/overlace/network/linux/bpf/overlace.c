@@ -5,6 +5,7 @@
  *   from_vxlan      ingress of the kernel's vxlan device (slow path)
  *   from_host       ingress of lo: the host's own connections to published ports
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
+#include "access.h"
 #include "answer.h"
 #include "flow.h"
 
@@ -55,7 +56,7 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to,
 				return drop(ctx, R_DROP_ERROR);
 		}
 	}
-	return deliver(ctx, e);
+	return deliver(ctx, p, e);
 }
 
 /* A backend's answer to a client that is not where the backend answered to: give it the frontend's name. */
@@ -78,7 +79,7 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	e = endpoint_of(f->vni, f->daddr);
 	if (!e || e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
-	return deliver(ctx, e);
+	return deliver(ctx, p, e);
 }
 
 /* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
@@ -141,6 +142,8 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 	}
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
+	if ((port->flags & PORT_FILTERED) && !admitted(p, port, GOES_OUT))
+		return drop(ctx, R_DROP_POLICY);
 	if (is_overlay(p->daddr))
 		return drop(ctx, R_DROP_ISOLATION);
 	if ((p->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || p->daddr == 0xffffffff)
@@ -199,6 +202,8 @@ int from_container(struct __sk_buff *ctx)
 	e = endpoint_of(vni, p.daddr);
 	if (!e)
 		return leave_overlay(ctx, &p, port, 0);
+	if ((port->flags & PORT_FILTERED) && !admitted(&p, port, GOES_OUT))
+		return drop(ctx, R_DROP_POLICY);
 	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
 		return forward(ctx, &p, vni, p.daddr, 0);
 	if (p.proto == PROTO_ICMP && !p.error) {
@@ -281,7 +286,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 		return reply(ctx, &p, &f);
 	if (renamed && translate(ctx, &p, &f))
 		return drop(ctx, R_DROP_ERROR);
-	return deliver(ctx, e);
+	return deliver(ctx, &p, e);
 }
 
 /* VXLAN to this host, header plain: outer IP without options and not a fragment. */

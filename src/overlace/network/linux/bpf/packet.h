@@ -218,6 +218,10 @@ INLINE int translate_error(struct __sk_buff *ctx, struct pkt *p, const struct fl
 		return -1;
 	p->saddr = source;
 	p->daddr = f->daddr;
+	p->error_saddr = f->saddr;
+	p->error_daddr = f->daddr;
+	p->sport = f->sport;
+	p->dport = f->dport;
 	return 0;
 }
 
@@ -249,18 +253,6 @@ INLINE __u32 wire_size(struct __sk_buff *ctx, const struct pkt *p)
 INLINE int too_big(struct __sk_buff *ctx, const struct config *cfg, const struct pkt *p)
 {
 	return wire_size(ctx, p) + VXLAN_PUSH > cfg->underlay_mtu;
-}
-
-INLINE int deliver(struct __sk_buff *ctx, struct endpoint *e)
-{
-	__u32 ifindex = e->ifindex;
-
-	if (!ifindex)
-		return drop(ctx, R_DROP_NO_ENDPOINT);
-	if (bpf_skb_store_bytes(ctx, 0, e->mac, 6, 0))
-		return drop(ctx, R_DROP_ERROR);
-	bpf_skb_change_type(ctx, HOST_PACKET);
-	return end(ctx, R_DELIVERED, bpf_redirect_peer(ifindex, 0));
 }
 
 /* Send the IPv4 frame out of the underlay; the kernel finds the next hop's MAC, asking for it when it must. */

@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 2
+#define LAYOUT 3
 #define INLINE static __always_inline
 #define NOINLINE static __attribute__((noinline))
 
@@ -27,6 +27,7 @@
 #define FAMILY_INET 2
 #define TURNS 4096
 #define SCOPE_SANDBOX 0xffffffff
+#define ACCESS_RULES 512 /* of one list; maps.py refuses more */
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
 
 /* Where a packet ended. datapath.py reads these names from here. */
@@ -52,12 +53,15 @@ enum reason {
 	R_DROP_UNSUPPORTED, /* not IPv4, multicast, broadcast */
 	R_DROP_NO_PORT, /* interface without a registered endpoint */
 	R_DROP_ERROR, /* a kernel helper refused */
+	R_DROP_POLICY, /* no access rule lets it in or out */
 	R_COUNT,
 };
 
 enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4 };
 enum { NET_INGRESS = 1, NET_LOCAL = 2 };
-enum { PORT_OUTBOUND = 1 };
+enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2 };
+enum { ENDPOINT_FILTERED = 1 };
+enum direction { GOES_IN = 0, GOES_OUT = 1 };
 enum { F_FORWARD = 1, F_REPLY = 2, F_VIA = 3 };
 enum { OUT_ENDPOINT = 0, OUT_UNDERLAY = 1, OUT_HOST = 2 };
 enum { STATE_CLOSED = 1 };
@@ -92,7 +96,7 @@ struct endpoint {
 	__u32 sandbox; /* K_LOCAL: number of its network namespace, see netns.py */
 	__u8 mac[6];
 	__u8 kind;
-	__u8 pad;
+	__u8 flags;
 };
 
 struct port { /* by ifindex of the host-side veth */
@@ -103,6 +107,7 @@ struct port { /* by ifindex of the host-side veth */
 	__u8 mac[6];
 	__u8 flags;
 	__u8 pad;
+	__u64 access[2]; /* PORT_FILTERED: lists by enum direction */
 };
 
 struct subnet_key {
@@ -114,6 +119,36 @@ struct exception_key { /* where an endpoint with outbound NAT may not go all the
 	__u32 prefix; /* 32 for the list, and the destination's */
 	__u32 list; /* by content, as in struct frontend: most endpoints share one */
 	__be32 to;
+};
+
+struct access_rule { /* all must hold; a mask of 0 holds always */
+	__be32 local, local_mask;
+	__be32 remote, remote_mask;
+	__u16 local_low, local_high; /* ports, both inclusive, host order */
+	__u16 remote_low, remote_high;
+	__u8 proto; /* 0: any */
+	__u8 allow;
+	__u16 pad;
+};
+
+struct access_list { /* the first rule that holds counts; none: no */
+	__u32 count;
+	struct access_rule rules[ACCESS_RULES];
+};
+
+struct access_key { /* a connection of a filtered endpoint, the same for both directions */
+	__u32 vni;
+	__be32 local, remote;
+	__be16 local_port, remote_port;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct access { /* that it was allowed */
+	__u64 list; /* by which list: another one decides anew */
+	__u32 seen; /* as in struct flow */
+	__u8 direction; /* of its first packet */
+	__u8 pad[3];
 };
 
 struct frontend_key {
@@ -196,6 +231,8 @@ MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PR
 MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, 131072, 0);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, 131072, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 4096, 0);

@@ -1,0 +1,11 @@
+"""`overlace trace`: what one packet experiences between two places of the swarm, hop by hop.
+
+Owns the answer, computed (pure) from what each host is told: the store's view -> that host's network view -> its
+HNS documents -> the VFP simulator. Nothing is asked of the hosts, so a Windows host answers like any other, and a
+host that lags behind what it was told is not seen here.
+"""
+
+from overlace.manager.trace.answer import Broken, Hop, Question, Trace
+from overlace.manager.trace.trace import explain_trace
+
+__all__ = ["Broken", "Hop", "Question", "Trace", "explain_trace"]

@@ -1,0 +1,66 @@
+"""The question of a trace and its answer, as documents.
+
+Owns their shape. Must not know how an answer is found.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
+Kind = Literal["start", "rule", "encap", "underlay", "decap", "end"]
+
+
+class Doc(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """PascalCase members, all of them written."""
+
+
+class Question(Doc, frozen=True):
+    """`source` and `target`: a task, service, container, node, address, `internet` or `client`. `port` 0: the
+    target's own; `via`: the node an outside client talks to, empty: one that runs no task of the target."""
+
+    source: str
+    target: str
+    protocol: str = "tcp"
+    port: int = 0
+    via: str = ""
+
+
+class Hop(Doc, frozen=True):
+    """One place the packet passes. `packet`: what it is when it leaves that place."""
+
+    kind: Kind
+    where: str  # the host's name; "underlay", "outside"
+    what: str
+    effect: str
+    packet: str
+    ok: bool = True
+
+
+class Broken(Doc, frozen=True):
+    where: str
+    reason: str
+    remedy: str
+
+
+class Member(Doc, frozen=True):
+    """One task a load balancer may choose, and what becomes of a packet for it."""
+
+    task: str
+    node: str
+    address: str
+    ok: bool
+    reason: str = ""
+
+
+class Trace(Doc, frozen=True):
+    source: str
+    target: str
+    question: str  # the packet in words
+    outcome: str  # one sentence
+    hops: tuple[Hop, ...] = ()
+    broken: Broken | None = None
+    members: tuple[Member, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,140 @@
+"""What a person means by the two ends of a trace.
+
+Owns the words (pure over a view). Must not follow packets.
+"""
+
+from __future__ import annotations
+
+from ipaddress import AddressValueError, IPv4Address
+
+import msgspec
+
+from overlace.manager.control.lookup import find
+from overlace.manager.netviews import takes_part
+from overlace.model.errors import InvalidArgument, NotFound
+from overlace.model.objects import Node, Service, Task
+from overlace.model.states import TaskState
+from overlace.store.base import View
+
+OUTSIDE = ("internet", "client")
+# RFC 5737: addresses that stand for any other
+SOMEWHERE = "192.0.2.1"
+SOMEBODY = "192.0.2.10"
+MIN_PREFIX = 4
+
+
+class AtTask(msgspec.Struct, frozen=True):
+    """`address`: the one a person wrote, when they did."""
+
+    task: Task
+    address: str = ""
+
+    def __str__(self) -> str:
+        return f"task {self.task.name}"
+
+
+class AtService(msgspec.Struct, frozen=True):
+    service: Service
+
+    def __str__(self) -> str:
+        return f"service {self.service.spec.name}"
+
+
+class AtNode(msgspec.Struct, frozen=True):
+    node: Node
+    address: str
+
+    def __str__(self) -> str:
+        name = self.node.description.hostname if self.node.description is not None else self.node.id
+        return f"node {name} ({self.address})"
+
+
+class AtAddress(msgspec.Struct, frozen=True):
+    """An address of the overlay that is no task's, or one outside the swarm."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+
+class Outside(msgspec.Struct, frozen=True):
+    word: str
+
+    def __str__(self) -> str:
+        return "a client outside the swarm" if self.word == "client" else "the internet"
+
+
+Place = AtTask | AtService | AtNode | AtAddress | Outside
+
+
+def find_place(view: View, text: str, field: str) -> Place:
+    """Raises NotFound and InvalidArgument naming `field` (FROM or TO)."""
+    if text in OUTSIDE:
+        return Outside(text)
+    try:
+        return _at_address(view, str(IPv4Address(text.split("/")[0])))
+    except AddressValueError:
+        pass
+    service = view.by_name(Service, text) or view.get(Service, text)
+    if service is not None:
+        return AtService(service)
+    tasks = _tasks(view, text)
+    if len(tasks) == 1:
+        return AtTask(tasks[0])
+    if tasks:
+        raise InvalidArgument(
+            f"{field} {text!r} is ambiguous: {', '.join(sorted(t.name for t in tasks)[:5])}; name one of them"
+        )
+    try:
+        node = find(view, Node, text)
+        address = node.description.underlay_address if node.description is not None else ""
+        return AtNode(node, address)
+    except NotFound:
+        pass
+    services = view.by_prefix(Service, text) if len(text) >= MIN_PREFIX else []
+    services += [s for s in view.all(Service) if s.spec.name.endswith(f"_{text}")]  # its stack left out
+    if len(services) == 1:
+        return AtService(services[0])
+    raise NotFound(
+        f"{field} {text!r} is no task, service, node or address of this swarm, nor `internet` or `client`: "
+        "docker service ls and docker service ps name them"
+    )
+
+
+def _at_address(view: View, address: str) -> Place:
+    for task in view.all(Task):
+        if takes_part(task) and any(a.split("/")[0] == address for n in task.networks for a in n.addresses):
+            return AtTask(task, address)
+    for node in view.all(Node):
+        if not node.removed and node.description is not None and node.description.underlay_address == address:
+            return AtNode(node, address)
+    return AtAddress(address)
+
+
+def _tasks(view: View, text: str) -> list[Task]:
+    """By full name, service.slot (the newest that is not over, else the newest), id or container id, or the
+    beginning of these two."""
+    exact = view.get(Task, text.rpartition(".")[2])
+    if exact is not None and text in (exact.id, exact.name):
+        return [exact]
+    names = (t.name.rpartition(".")[0] for t in view.all(Task))
+    long = {name for name in names if name == text or name.endswith(f"_{text}")}
+    if len(long) == 1 or text in long:
+        text = text if text in long else long.pop()
+    slot = [t for t in view.all(Task) if t.name.rpartition(".")[0] == text]
+    if slot:
+        return [max(slot, key=lambda t: (t.status.state == TaskState.RUNNING, takes_part(t), t.created_at))]
+    if len(text) < MIN_PREFIX:
+        return []
+    return [t for t in view.all(Task) if t.id.startswith(text) or _container(t).startswith(text)]
+
+
+def _container(task: Task) -> str:
+    return task.status.container.container_id if task.status.container is not None else ""
+
+
+def running_tasks(view: View, service: Service) -> list[Task]:
+    """The service's tasks that hold addresses, those that run first."""
+    tasks = [t for t in view.tasks_of_service(service.id) if takes_part(t)]
+    return sorted(tasks, key=lambda t: (t.status.state != TaskState.RUNNING, t.slot, t.node_id, t.id))

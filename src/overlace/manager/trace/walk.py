@@ -1,0 +1,298 @@
+"""One packet through the hosts, hop by hop.
+
+Owns following the simulator's verdicts from host to host, and where the way ends (pure). Must not know what a
+person asked for: trace.py turns the question into a first packet and the end into a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from overlace.manager.trace.answer import PROTOCOLS, Broken, Hop, Kind
+from overlace.manager.trace.hosts import Host, Hosts
+from overlace.model.objects import Task
+from overlace.model.policy import ALLOW_FROM
+from overlace.model.states import NodeState, TaskState
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
+from overlace.network.overlay import ENCAP_OVERHEAD
+from overlace.network.vfp.compile import compile_network
+from overlace.network.vfp.layers import network_by_vni
+from overlace.network.vfp.model import HOST_PORT, Packet, within
+from overlace.network.vfp.simulate import Step, Verdict, choose, simulate
+from overlace.network.vfp.tables import Backend
+
+VXLAN_PORT = 4789
+UNDERLAY = "underlay"
+_WORDS = {number: word for word, number in PROTOCOLS.items()}
+
+
+def show_packet(packet: Packet) -> str:
+    word = _WORDS.get(packet.protocol, str(packet.protocol))
+    if not packet.dport:
+        return f"{packet.src} > {packet.dst} {word}"
+    return f"{packet.src}:{packet.sport} > {packet.dst}:{packet.dport} {word}"
+
+
+class End(msgspec.Struct, frozen=True, kw_only=True):
+    """`kind`: task (in a container), answered (by the switch itself), outside (left the swarm), host (the
+    host's own stack) or broken."""
+
+    kind: str
+    where: str
+    packet: Packet
+    task: Task | None = None
+    broken: Broken | None = None
+
+
+class Walk:
+    """Follows one packet; `hops` and `candidates` (backends of the load balancer it met) fill as it goes.
+
+    `prefer`: the address of the backend to take when there is a choice.
+    """
+
+    def __init__(self, hosts: Hosts, prefer: str = "") -> None:
+        self._hosts = hosts
+        self._prefer = prefer
+        self.hops: list[Hop] = []
+        self.candidates: tuple[Backend, ...] = ()
+
+    def note(
+        self, kind: Kind, where: str, what: str, effect: str, packet: Packet, *, ok: bool = True
+    ) -> None:
+        shown = show_packet(packet)
+        self.hops.append(Hop(kind=kind, where=where, what=what, effect=effect, packet=shown, ok=ok))
+
+    def break_off(self, kind: Kind, where: str, what: str, reason: str, remedy: str, packet: Packet) -> End:
+        """The packet ends here and should not."""
+        self.note(kind, where, what, reason, packet, ok=False)
+        return self._broken(where, reason, remedy, packet)
+
+    @staticmethod
+    def _broken(where: str, reason: str, remedy: str, packet: Packet) -> End:
+        broken = Broken(where=where, reason=reason, remedy=remedy)
+        return End(kind="broken", where=where, packet=packet, broken=broken)
+
+    def _pick(self, backends: Sequence[Backend], packet: Packet) -> Backend:
+        self.candidates = tuple(backends)
+        return next((b for b in backends if b.address == self._prefer), None) or choose(backends, packet)
+
+    # -- from the ends ---------------------------------------------------------------------------------------
+
+    def leave(self, host: Host, guid: str, packet: Packet) -> End:
+        """Out of the container that has endpoint `guid`."""
+        if not host.up:
+            return self._down(host, packet)
+        try:
+            verdict = simulate(host.state, host.address, guid, "OUT", packet, pick=self._pick)
+        except KeyError:
+            return self._no_endpoint(host, guid, packet)
+        self._start(host, guid, packet)
+        return self._follow(host, verdict, packet)
+
+    def arrive(self, host: Host, packet: Packet, vni: int = 0, sender: Host | None = None) -> End:
+        """On the host's underlay interface: plain, or inside VXLAN `vni` from `sender`."""
+        if not host.up:
+            return self._down(host, packet)
+        if vni:
+            refusal = _refuses_sender(host, packet, vni, sender)
+            if refusal:
+                return self.break_off(
+                    "decap",
+                    host.name,
+                    f"VXLAN {vni}",
+                    refusal,
+                    "an entry is out of date: the host's next pass repairs it; if it stays, see its daemon's log",
+                    packet,
+                )
+            self.note("decap", host.name, f"VXLAN {vni}", "outer headers off", packet)
+        verdict = simulate(host.state, host.address, HOST_PORT, "IN", packet, vni, pick=self._pick)
+        return self._follow(host, verdict, packet)
+
+    def _down(self, host: Host, packet: Packet) -> End:
+        state = host.node.status.state
+        said = host.node.status.message or "no word from it"
+        word = "down" if state == NodeState.DOWN else state.word
+        return self.break_off(
+            "underlay",
+            host.name,
+            "host",
+            f"node {host.name} is {word}: {said}",
+            f"start {host.name} and its daemon, or let the swarm move its tasks; docker node ls shows it",
+            packet,
+        )
+
+    def _start(self, host: Host, guid: str, packet: Packet) -> None:
+        task, e = host.tasks.get(guid), host.endpoint(guid)
+        network = host.state.get(e.host_compute_network, HostComputeNetwork) if e is not None else None
+        what = f"container of {task.name}" if task is not None else guid
+        on = f"leaves by network {network.name}" if network is not None else "leaves"
+        self.note("start", host.name, what, on, packet)
+
+    def _no_endpoint(self, host: Host, guid: str, packet: Packet) -> End:
+        refused = f"; HNS refuses: {host.refused[0]}" if host.refused else ""
+        return self.break_off(
+            "start",
+            host.name,
+            "switch",
+            f"{host.name} has no endpoint {guid}{refused}",
+            "docker service ps --no-trunc says what keeps the task from starting",
+            packet,
+        )
+
+    # -- along the way ---------------------------------------------------------------------------------------
+
+    def _follow(self, host: Host, verdict: Verdict, packet: Packet) -> End:
+        steps = verdict.steps
+        for i, step in enumerate(steps):
+            last = i == len(steps) - 1
+            ok = not (last and verdict.action == "drop")
+            what = f"{step.layer} {step.direction} {step.group}/{step.rule}"
+            self.note("rule", host.name, what, step.effect, step.packet, ok=ok)
+        packet = verdict.packet
+        match verdict.action:
+            case "drop":
+                reason = verdict.reason or "dropped"
+                if not steps or not _says(steps[-1], reason):
+                    self.note("rule", host.name, "switch", reason, packet, ok=False)
+                return self._broken(host.name, reason, self._remedy(host, verdict), packet)
+            case "encap":
+                return self._tunnel(host, verdict)
+            case "deliver":
+                return self._deliver(host, verdict)
+            case "world":
+                return self._into_the_world(host, packet)
+            case "answer":
+                if packet.protocol == PROTOCOLS["icmp"]:
+                    self.note("end", host.name, "switch", "the switch answers the ping itself", packet)
+                    return End(kind="answered", where=host.name, packet=packet)
+                return self.break_off(
+                    "end",
+                    host.name,
+                    "switch",
+                    f"{packet.dst} is the network's gateway: it takes no connections",
+                    "name the task or service meant",
+                    packet,
+                )
+        self.note("end", host.name, "host", "to the host's own programs: no published port is meant", packet)
+        return End(kind="host", where=host.name, packet=packet)
+
+    def _tunnel(self, host: Host, verdict: Verdict) -> End:
+        packet, pa = verdict.packet, verdict.provider_address
+        outer = f"outer {host.address} > {pa} UDP {VXLAN_PORT}, VNI {verdict.vni}, inner MAC {verdict.mac}"
+        self.note("encap", host.name, "VXLAN header on", outer, packet)
+        peer = self._hosts.at(pa)
+        if peer is None:
+            return self.break_off(
+                "underlay",
+                UNDERLAY,
+                pa,
+                f"no node of this swarm has the underlay address {pa}",
+                "an entry is out of date, or the node was removed: docker node ls",
+                packet,
+            )
+        mtu = min(_mtu(host), _mtu(peer))
+        room = f"IP packets of up to {mtu - ENCAP_OVERHEAD} bytes fit (underlay MTU {mtu})"
+        self.note("underlay", UNDERLAY, f"{host.name} > {peer.name}", room, packet)
+        return self.arrive(peer, packet, verdict.vni, host)
+
+    def _deliver(self, host: Host, verdict: Verdict) -> End:
+        packet, task = verdict.packet, host.tasks.get(verdict.port)
+        if task is None:
+            self.note("end", host.name, "endpoint", verdict.port, packet)
+            return End(kind="task", where=host.name, packet=packet)
+        state = task.status.state
+        if state != TaskState.RUNNING:
+            said = task.status.err or task.status.message
+            return self.break_off(
+                "end",
+                host.name,
+                f"container of {task.name}",
+                f"{task.name} is {state.word}" + (f": {said}" if said else ""),
+                "docker service ps --no-trunc says why",
+                packet,
+            )
+        self.note("end", host.name, f"container of {task.name}", "delivered", packet)
+        return End(kind="task", where=host.name, packet=packet, task=task)
+
+    def _into_the_world(self, host: Host, packet: Packet) -> End:
+        peer = self._hosts.at(packet.dst)
+        if peer is None:
+            self.note("end", "outside", packet.dst, "left the swarm by the host's own routes", packet)
+            return End(kind="outside", where=host.name, packet=packet)
+        if peer.node.id != host.node.id:
+            self.note(
+                "underlay", UNDERLAY, f"{host.name} > {peer.name}", "plain, by the host's routes", packet
+            )
+        return self.arrive(peer, packet)
+
+    # -- why -------------------------------------------------------------------------------------------------
+
+    def _remedy(self, host: Host, verdict: Verdict) -> str:
+        """What a person can do about a dropped packet."""
+        packet = verdict.packet
+        step = verdict.steps[-1] if verdict.steps else None
+        if step is not None and step.layer.startswith("FW_"):
+            task = host.tasks.get(step.port)
+            name = task.service_name if task is not None else "the service"
+            return (
+                f"the label {ALLOW_FROM} of {name} does not let it in: docker service update "
+                f"--label-add {ALLOW_FROM}=... {name} (docker service inspect shows what it holds)"
+            )
+        if step is not None and step.layer.startswith("SLB_"):
+            return "docker service ps --no-trunc says what keeps its tasks from running"
+        network = network_by_vni(verdict.vni, host.state)
+        if network is None:
+            return "the host takes no part in that network: does a task there need it?"
+        other = _network_of(host, packet.dst)
+        if other is not None and other.id != network.id:
+            return (
+                f"{packet.dst} is on network {other.name}, the sender on {network.name}: give both a common one, "
+                f"docker service update --network-add {other.name} SERVICE"
+            )
+        if not within(packet.dst, tuple(s.ip_address_prefix for s in network.subnets)):
+            return (
+                f"the way out of network {network.name} is closed (docker network create --internal), or the "
+                f"address is on an overlay network {host.name} has no part in: use a network both ends share"
+            )
+        return (
+            f"nobody holds {packet.dst} on network {network.name}: docker network inspect -v {network.name} on "
+            "a node shows who holds what; a task of that address may have been replaced"
+        )
+
+
+def _says(step: Step, reason: str) -> bool:
+    return reason in step.effect
+
+
+def _mtu(host: Host) -> int:
+    return host.node.description.mtu if host.node.description is not None else 1500
+
+
+def _network_of(host: Host, address: str) -> HostComputeNetwork | None:
+    for d in host.state.documents.values():
+        if isinstance(d, HostComputeNetwork) and within(
+            address, tuple(s.ip_address_prefix for s in d.subnets)
+        ):
+            return d
+    return None
+
+
+def _refuses_sender(host: Host, packet: Packet, vni: int, sender: Host | None) -> str:
+    """Why the host does not believe the inner source address, as its data path decides; empty: it does."""
+    network = network_by_vni(vni, host.state)
+    if network is None or sender is None:
+        return ""  # the simulator says so itself
+    guid = host.state.by_address.get((network.id, packet.src))
+    e = host.state.get(guid, HostComputeEndpoint) if guid is not None else None
+    if e is None:
+        outside = _network_of(host, packet.src) is None
+        published = compile_network(network, host.state).ingress
+        return "" if outside and published else f"{host.name} does not know {packet.src} on {network.name}"
+    pa = p.policy_of(e.policies, p.ProviderAddress)
+    behind = pa.settings.provider_address if pa is not None else ""
+    if not e.remote or behind != sender.address:
+        return f"{host.name} holds {packet.src} to be behind {behind or 'itself'}, not {sender.address}"
+    return ""

@@ -1,0 +1,37 @@
+"""The switch of this host, to look at: its ports, layers, rules and counters.
+
+Owns the questions people may ask of a running host's network. Must not change anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from overlace.model.errors import NotFound
+from overlace.network.hns.state import State
+from overlace.network.vfp.reasons import Counter, explain_counters
+from overlace.network.vfp.show import PortShown, find_ports, local_ports, show_port
+
+
+class Switch:
+    """`host`: the host's underlay address; `counters`: reads the data path's."""
+
+    def __init__(self, state: State, host: str, counters: Callable[[], Awaitable[dict[str, int]]]) -> None:
+        self._state = state
+        self._host = host
+        self._counters = counters
+
+    def ports(self) -> list[PortShown]:
+        """Every port, without its layers."""
+        return [show_port(g, self._state, self._host, layers=False) for g in local_ports(self._state)]
+
+    def layers(self, port: str = "") -> list[PortShown]:
+        """The ports a person means by `port` (all when empty) with layers and rules. Raises NotFound."""
+        found = find_ports(port, self._state) if port else local_ports(self._state)
+        if not found:
+            raise NotFound(f"no port {port!r} on this host: `overlace vfp ports` lists them")
+        return [show_port(g, self._state, self._host, layers=True) for g in found]
+
+    async def counters(self) -> list[Counter]:
+        """Packets by what became of them."""
+        return explain_counters(await self._counters())

@@ -1,0 +1,174 @@
+"""A host's switch as documents for people and clients: ports, layers, groups, rules, in vfpctrl's words.
+
+Owns that shape and how a port is named by people (pure). Must not decide anything about packets.
+Source of the words: what vfpctrl prints in Microsoft's SDN and Kubernetes diagnostics.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import Guid, HostComputeEndpoint, HostComputeNetwork
+from overlace.network.hns.state import State
+from overlace.network.vfp.compile import vni_of
+from overlace.network.vfp.layers import endpoint_port, host_port
+from overlace.network.vfp.model import HOST_PORT, Action, Condition, Group, Port, Rule, explain_action
+
+MIN_PREFIX = 4  # characters of a GUID or task id that are enough to name a port
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
+    """PascalCase members, all of them written."""
+
+
+class RuleShown(Shown, frozen=True):
+    name: str
+    priority: int
+    type: str  # allow | block | lb | snat | answer | encap | deliver
+    conditions: dict[str, str]  # vfpctrl's word -> value; empty: matches everything
+    action: str
+
+
+class GroupShown(Shown, frozen=True):
+    name: str
+    direction: str  # OUT: from the container | IN: to it
+    priority: int
+    rules: tuple[RuleShown, ...]
+
+
+class LayerShown(Shown, frozen=True):
+    name: str
+    groups: tuple[GroupShown, ...]
+
+
+class PortShown(Shown, frozen=True):
+    """`layers` stand in outbound order; inbound packets walk them in reverse. None: not asked for."""
+
+    name: Guid  # "host": the host's own
+    friendly_name: str  # the task's name
+    network: str = ""
+    vni: int = 0  # 0: none; 1: the host's own network, never on a wire
+    address: str = ""  # with prefix length
+    mac: str = ""
+    state: str = "Enabled"  # Enabled | Detached (no container has the endpoint)
+    policies: tuple[str, ...] = ()  # types of the endpoint's HNS policies
+    layers: tuple[LayerShown, ...] | None = None
+
+
+def show_conditions(c: Condition) -> dict[str, str]:
+    found = {
+        "Source IP": ",".join(c.src),
+        "Destination IP": ",".join(c.dst),
+        "Destination IP not": ",".join(c.dst_not),
+        "Protocols": str(c.protocol or "") or ",".join(map(str, c.protocols)),
+        "Source ports": _ranges(c.sports),
+        "Destination ports": str(c.dport or "") or _ranges(c.dports),
+    }
+    return {word: value for word, value in found.items() if value}
+
+
+def _ranges(ports: tuple[tuple[int, int], ...]) -> str:
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ports)
+
+
+def _type(action: Action) -> str:
+    return str(type(action).__struct_config__.tag)
+
+
+def _rule(r: Rule) -> RuleShown:
+    return RuleShown(
+        name=r.name,
+        priority=r.priority,
+        type=_type(r.action),
+        conditions=show_conditions(r.condition),
+        action=explain_action(r.action),
+    )
+
+
+def _group(g: Group) -> GroupShown:
+    rules = sorted((*g.rules, *g.by_address.values()), key=lambda r: r.priority)
+    last = (g.default,) if g.default is not None else ()
+    return GroupShown(
+        name=g.name,
+        direction=g.direction,
+        priority=g.priority,
+        rules=tuple(_rule(r) for r in (*rules, *last)),
+    )
+
+
+def show_layers(port: Port) -> tuple[LayerShown, ...]:
+    return tuple(
+        LayerShown(name=layer.name, groups=tuple(_group(g) for g in layer.groups)) for layer in port.layers
+    )
+
+
+def show_port(guid: Guid, state: State, host: str, *, layers: bool) -> PortShown:
+    """Raises KeyError when there is no such local endpoint. `host`: the host's underlay address."""
+    if guid == HOST_PORT:
+        return PortShown(
+            name=HOST_PORT,
+            friendly_name="the host itself",
+            address=host,
+            layers=show_layers(host_port(state, host)) if layers else None,
+        )
+    e = state.get(guid, HostComputeEndpoint)
+    if e is None or e.remote:
+        raise KeyError(f"{guid} is not a local endpoint")
+    network = state.get(e.host_compute_network, HostComputeNetwork)
+    config = e.ip_configurations[0] if e.ip_configurations else None
+    return PortShown(
+        name=guid,
+        friendly_name=e.name,
+        network=network.name if network is not None else "",
+        vni=vni_of(network) if network is not None else 0,
+        address=f"{config.ip_address}/{config.prefix_length}" if config is not None else "",
+        mac=e.mac_address,
+        state="Enabled" if e.host_compute_namespace else "Detached",
+        policies=tuple(dict.fromkeys(_policy_name(x) for x in e.policies)),
+        layers=show_layers(endpoint_port(guid, state, host)) if layers else None,
+    )
+
+
+def _policy_name(policy: p.Policy) -> str:
+    return str(type(policy).__struct_config__.tag)
+
+
+def local_ports(state: State) -> list[Guid]:
+    """The switch's ports in a stable order: the host's own, then endpoints by network and name."""
+    endpoints = [d for d in state.documents.values() if isinstance(d, HostComputeEndpoint) and not d.remote]
+    endpoints.sort(key=lambda e: (_network_name(e, state), e.name, e.id))
+    return [HOST_PORT, *(e.id for e in endpoints)]
+
+
+def _network_name(e: HostComputeEndpoint, state: State) -> str:
+    network = state.get(e.host_compute_network, HostComputeNetwork)
+    return network.name if network is not None else ""
+
+
+def find_ports(text: str, state: State) -> list[Guid]:
+    """What a person means by `text`: "host", a GUID or the beginning of one, an endpoint's name (a task's:
+    `web.1` and `web.1.<id>` both), its address. Empty when nothing fits.
+    """
+    if text.lower() == HOST_PORT:
+        return [HOST_PORT]
+    ports = [g for g in local_ports(state) if g != HOST_PORT]
+    if text.upper() in ports:
+        return [text.upper()]
+    bare = text.split("/")[0]
+
+    def fits(guid: Guid) -> bool:
+        e = state.get(guid, HostComputeEndpoint)
+        assert e is not None
+        return (
+            e.name == text
+            or e.name.startswith(f"{text}.")
+            or f"_{text}." in f"{e.name}."  # its stack left out
+            or (len(text) >= MIN_PREFIX and e.name.rpartition(".")[2].startswith(text))
+            or any(c.ip_address == bare for c in e.ip_configurations)
+        )
+
+    named = [g for g in ports if fits(g)]
+    if named or len(text) < MIN_PREFIX:
+        return named
+    return [g for g in ports if g.startswith(text.upper())]

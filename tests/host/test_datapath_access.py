@@ -1,0 +1,122 @@
+"""Access lists on real packets: who gets in, that answers always do, and what a change does to connections."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, ping
+
+from overlace.network.vfp.tables import AccessList, AccessRule, Backend, Frontend, LocalEndpoint
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
+NET = network(4097, "10.0.1.0/24")
+VIP = "10.0.1.2"
+ANYONE = AccessRule(True)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[SimpleNamespace]:
+    """db on a is guarded; web (10.0.1.6) and cron (10.0.1.7) on b, near (10.0.1.8) on a."""
+    with made_bed() as bed:
+        a, b = bed.host("a"), bed.host("b")
+        for host in bed.hosts:
+            host.put(NET)
+        db, web, cron, near = (
+            Container(a, "db"),
+            Container(b, "web"),
+            Container(b, "cron"),
+            Container(a, "near"),
+        )
+        for box, last in ((db, 5), (web, 6), (cron, 7), (near, 8)):
+            box.join(NET, f"10.0.1.{last}", outbound=True)
+            bed.serve(box.path, 80, box.name)
+            bed.serve(box.path, 53, box.name, socket.SOCK_DGRAM)
+        bed.frontend(Frontend(4097, VIP, 0, 0, (Backend(4097, "10.0.1.5"),)))
+        a.put(Frontend(0, a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
+        yield SimpleNamespace(bed=bed, a=a, db=db, web=web, cron=cron, near=near)
+
+
+def guard(world: SimpleNamespace, *rules: AccessRule, out: tuple[AccessRule, ...] = (ANYONE,)) -> None:
+    plain = world.db.endpoints[0]
+    inbound = AccessList(4097, plain.address, "IN", rules)
+    outbound = AccessList(4097, plain.address, "OUT", out)
+    guarded: LocalEndpoint = msgspec.structs.replace(plain, inbound=inbound.number, outbound=outbound.number)
+    world.a.put(inbound, outbound, guarded)
+
+
+def refused(where: Container, address: str = "10.0.1.5", port: int = 80) -> bool:
+    try:
+        connect(where.path, address, port, timeout=0.7).close()
+    except TimeoutError:
+        return True
+    return False
+
+
+WEB = AccessRule(True, 6, remote="10.0.1.6/32", local_ports=(80, 80))
+
+
+def test_only_who_is_listed_gets_in(world: SimpleNamespace) -> None:
+    guard(world, WEB)
+    assert ask(world.web.path, "10.0.1.5", 80)[0] == "db"
+    assert ask(world.web.path, VIP, 80)[0] == "db"
+    before = world.a.counters()["drop_policy"]
+    assert refused(world.cron) and refused(world.cron, VIP) and refused(world.near)
+    assert not ping(world.web.path, "10.0.1.5"), "TCP only"
+    assert world.a.counters()["drop_policy"] >= before + 3
+    assert ask(world.near.path, "10.0.1.6", 80)[0] == "web", "others are not concerned"
+
+
+def test_what_the_guarded_opens_gets_its_answers(world: SimpleNamespace) -> None:
+    guard(world)
+    for peer, name in (("10.0.1.6", "web"), ("10.0.1.8", "near")):
+        with connect(world.db.path, peer, 80) as connection:
+            assert line(connection)[0] == name
+            assert echo(connection, bytes(range(256)) * 4096)
+        assert ask_udp(world.db.path, peer, 53)[0] == name
+        assert ping(world.db.path, peer)
+    assert refused(world.web)
+
+
+def test_what_the_guarded_may_open_can_be_listed_too(world: SimpleNamespace) -> None:
+    guard(world, WEB, out=(AccessRule(False, 0, remote="10.0.1.7/32"), ANYONE))
+    assert refused(world.db, "10.0.1.7") and ask(world.db.path, "10.0.1.6", 80)[0] == "web"
+    guard(world, WEB, out=())
+    assert refused(world.db, "10.0.1.6")
+    assert ask(world.web.path, "10.0.1.5", 80)[0] == "db", "answers pass"
+
+
+def test_connections_and_a_change_of_policy(world: SimpleNamespace) -> None:
+    guard(world, WEB)
+    with connect(world.web.path, "10.0.1.5", 80) as connection:
+        line(connection)
+        guard(world, AccessRule(True, 6, remote="10.0.1.0/24"))  # still allowed
+        assert echo(connection, b"still" * 1000)
+        guard(world, AccessRule(True, 6, remote="10.0.1.7/32"))
+        connection.settimeout(0.7)
+        connection.sendall(b"no more")
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+        guard(world, WEB)
+        connection.settimeout(5)  # TCP sends again
+        assert connection.recv(100) == b"no more"
+
+
+def test_a_client_outside(world: SimpleNamespace) -> None:
+    client = SimpleNamespace(path=world.bed.client)
+    guard(world, AccessRule(False, remote="10.0.0.0/8"), ANYONE)
+    assert ask(world.bed.client, world.a.address, 8080)[:2] == ["db", world.bed.client_address]
+    assert refused(world.web)
+    guard(world, WEB)
+    assert refused(client, world.a.address, 8080)
+
+
+def test_without_lists_all_is_open_again(world: SimpleNamespace) -> None:
+    guard(world)
+    assert refused(world.web)
+    plain = world.db.endpoints[0]
+    world.a.put(plain)
+    assert ask(world.cron.path, "10.0.1.5", 80)[0] == "db" and ping(world.near.path, "10.0.1.5")

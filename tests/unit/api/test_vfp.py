@@ -1,0 +1,81 @@
+"""`overlace vfp` against a server on a socket: what is programmed on a host, as people see it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner, Result
+from network.world import HOST, running
+
+from overlace.cli.main import cli, main
+from overlace.network.overlay import guid_of
+from overlace.network.switch import Switch
+
+from .conftest import Api
+from .doubles import FakeBackend
+
+BACK = guid_of("endpoint", "back", "t1")
+
+
+async def counts() -> dict[str, int]:
+    return {"delivered": 12, "drop_isolation": 3, "drop_arp": 0}
+
+
+@pytest.fixture
+def host(backend: FakeBackend, server: str, monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
+    backend.switch = Switch(running().hns.state, HOST, counts)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{server}")
+    return backend
+
+
+async def overlace(*words: str) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, cli, ["vfp", *words])
+
+
+async def test_ports_and_their_layers(host: FakeBackend) -> None:
+    listed = await overlace("ports")
+    (line,) = (x for x in listed.stdout.splitlines() if x.startswith(BACK))
+    assert {"web.1.t1", "back", "4097", "10.0.1.9/24", "Enabled"} <= set(line.split())
+    (port,) = json.loads((await overlace("layers", "10.0.1.9", "--json")).stdout)
+    assert port["Layers"][0]["Name"] == "FW_ADMIN_LAYER_ID"
+    shown = (await overlace("layers", "web.1")).stdout
+    assert shown.count("VNET_ENCAP_LAYER") == 2  # on two networks
+
+
+async def test_rules_as_vfpctrl_prints_them(host: FakeBackend) -> None:
+    shown = (await overlace("rules", BACK, "--layer", "slb_lb_layer")).stdout
+    assert "LAYER : SLB_LB_LAYER" in shown and "FW_ADMIN" not in shown
+    rule = shown[shown.index("RULE : LB_web_10.0.1.5") :]
+    assert "Destination IP : 10.0.1.5/32" in rule and "balance over 10.0.1." in rule
+    wrong = await overlace("rules", BACK, "--layer", "NONE")
+    assert wrong.exit_code == 2 and "overlace vfp layers" in wrong.output
+
+
+async def test_counters_say_what_they_count(host: FakeBackend) -> None:
+    shown = (await overlace("counters")).stdout
+    assert "12" in shown and "drop_isolation" in shown and "not on that network" in shown
+    assert "drop_arp" not in shown and "drop_arp" in (await overlace("counters", "--all")).stdout
+
+
+async def test_refusals_are_one_sentence(
+    host: FakeBackend, api: Api, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            await asyncio.to_thread(main, ["vfp", *words])
+        assert ended.value.code == 1
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "argv", ["overlace"])
+    assert await fails("rules", "nobody") == (
+        "overlace: no port 'nobody' on this host: `overlace vfp ports` lists them\n"
+    )
+    host.switch = None
+    assert "takes part in no swarm" in await fails("ports")
+    assert "no answer from /nowhere" in await fails("ports", "-H", "unix:///nowhere")
+    assert "use unix:///path/to/socket or tcp://HOST:PORT" in await fails("ports", "-H", "ssh://host")
+    status, body, _ = await api("GET", "/overlace/v1/vfp/ports")
+    assert status == 503 and "docker swarm init" in body["message"]

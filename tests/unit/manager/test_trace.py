@@ -1,0 +1,310 @@
+"""A trace names every hop of a packet, and where the way is broken it names the hop and what to do."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from overlace.manager.trace import Question, Trace, explain_trace
+from overlace.model.errors import InvalidArgument, NotFound
+from overlace.model.objects import (
+    ContainerStatus,
+    Endpoint,
+    Network,
+    NetworkAttachment,
+    Node,
+    NodeDescription,
+    NodeStatus,
+    Object,
+    Service,
+    Subnet,
+    Task,
+    TaskStatus,
+    VirtualIP,
+)
+from overlace.model.specs import (
+    EndpointSpec,
+    NetworkAttachmentConfig,
+    NetworkSpec,
+    PortConfig,
+    ServiceSpec,
+    TaskSpec,
+)
+from overlace.model.states import NodeState, TaskState
+from overlace.store.base import Put
+from overlace.store.memory import MemoryStore
+
+replace = msgspec.structs.replace
+THIRD = {"ingress": 0, "back": 1, "other": 2, "closed": 3}
+HOSTS = {"one": "172.28.0.11", "two": "172.28.0.12", "win": "172.28.0.13"}
+
+
+class Swarm:
+    """A shop: web (two tasks, published at 8080) on `back`, order on the Windows host, db on one."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], Object] = {}
+        self._last = itertools.count(20)
+        for name, n in THIRD.items():
+            spec = NetworkSpec(name=name, ingress=name == "ingress", internal=name == "closed")
+            subnet = Subnet(f"10.0.{n}.0/24", f"10.0.{n}.1")
+            self.put(Network(id=name, spec=spec, vni=4096 + n, subnets=(subnet,)))
+        for i, (name, address) in enumerate(HOSTS.items()):
+            d = NodeDescription(
+                hostname=name,
+                os="windows" if name == "win" else "linux",
+                architecture="x86_64",
+                underlay_address=address,
+                emulated=name == "win",
+                mtu=1500 if name != "two" else 1400,
+            )
+            addresses = {net: f"10.0.{n}.{i + 2}/24" for net, n in THIRD.items()}
+            status = NodeStatus(state=NodeState.READY)
+            self.put(Node(id=name, description=d, status=status, network_addresses=addresses))
+        self.service("web", {"ingress": 5, "back": 5}, PortConfig(target_port=80, published_port=8080))
+        self.service("order", {"back": 6})
+        self.service("db", {"back": 7, "closed": 7})
+        self.task("web", 1, "one", "ingress", "back")
+        self.task("web", 2, "two", "ingress", "back")
+        self.task("order", 1, "win", "back")
+        self.task("db", 1, "one", "back", "closed")
+
+    def put(self, thing: Object) -> None:
+        self.objects[(thing.kind, thing.id)] = thing
+
+    def service(self, name: str, vips: dict[str, int], *ports: PortConfig, mode: str = "vip") -> None:
+        networks = [NetworkAttachmentConfig(target=n) for n in vips if n != "ingress"]
+        spec = ServiceSpec(name=name, task_template=TaskSpec(networks=networks))
+        held = tuple(VirtualIP(n, f"10.0.{THIRD[n]}.{last}/24") for n, last in vips.items() if mode == "vip")
+        endpoint = Endpoint(spec=EndpointSpec(mode=mode), ports=ports, virtual_ips=held)
+        self.put(Service(id=f"id-{name}", spec=spec, endpoint=endpoint))
+
+    def task(self, service: str, slot: int, where: str, *networks: str, **status: object) -> Task:
+        last = next(self._last)
+        id = f"{service}{slot}task"
+        made = Task(
+            id=id,
+            service_id=f"id-{service}",
+            service_name=service,
+            slot=slot,
+            node_id=where,
+            spec=TaskSpec(),
+            name=f"{service}.{slot}.{id}",
+            status=TaskStatus(
+                **{"state": TaskState.RUNNING, "container": ContainerStatus(f"c0ffee{id}"), **status}  # type: ignore[arg-type]
+            ),
+            networks=tuple(NetworkAttachment(n, (f"10.0.{THIRD[n]}.{last}/24",)) for n in networks),
+        )
+        self.put(made)
+        return made
+
+    def change(self, kind: type, id: str, **fields: object) -> None:
+        self.put(replace(self.objects[(kind.kind, id)], **fields))  # type: ignore[attr-defined]
+
+    async def trace(self, source: str, target: str, **more: object) -> Trace:
+        store = MemoryStore()
+        await store.commit([Put(o) for o in self.objects.values()])
+        question = Question(source=source, target=target, **more)  # type: ignore[arg-type]
+        return explain_trace(store.view(), question)
+
+
+@pytest.fixture
+def swarm() -> Swarm:
+    return Swarm()
+
+
+def broken(t: Trace) -> tuple[str, str, str]:
+    """(where, reason, remedy); what is shown agrees with it."""
+    assert t.broken is not None and t.broken.reason in t.outcome
+    if t.hops:
+        assert [h.ok for h in t.hops].count(False) <= 1 and all(h.ok for h in t.hops[:-1])
+    return t.broken.where, t.broken.reason, t.broken.remedy
+
+
+async def test_every_hop_to_a_windows_host_is_named(swarm: Swarm) -> None:
+    t = await swarm.trace("web.1", "order")
+    assert t.broken is None and t.outcome == "reaches order.1.order1task on win"
+    assert [h.kind for h in t.hops] == [
+        "start", "rule", "rule", "rule", "encap", "underlay", "decap", "rule", "rule", "end",
+    ]  # fmt: skip
+    assert t.question == "10.0.1.20:40000 > 10.0.1.6:80 tcp"
+    balanced = next(h for h in t.hops if "LB_order" in h.what)
+    assert balanced.packet == "10.0.1.20:40000 > 10.0.1.22:80 tcp" and balanced.where == "one"
+    (outer,) = (h for h in t.hops if h.kind == "encap")
+    assert "172.28.0.11 > 172.28.0.13 UDP 4789, VNI 4097" in outer.effect
+    assert {h.where for h in t.hops} == {"one", "underlay", "win"}
+    assert "win is an emulated Windows host" in t.notes
+    assert t.hops[-1].what == "container of order.1.order1task"
+
+
+async def test_the_mtu_is_that_of_both_ends(swarm: Swarm) -> None:
+    t = await swarm.trace("web.1", "web.2")
+    (under,) = (h for h in t.hops if h.kind == "underlay")
+    assert "up to 1350 bytes" in under.effect and "MTU 1400" in under.effect
+
+
+async def test_tasks_are_named_in_many_ways(swarm: Swarm) -> None:
+    for name in ("order.1", "order.1.order1task", "order1task", "c0ffeeorder", "10.0.1.22", "order"):
+        t = await swarm.trace("db", name)
+        assert t.broken is None and t.outcome.startswith("reaches order.1"), name
+    assert (await swarm.trace("10.0.1.20", "order")).source == "task web.1.web1task on one"
+    swarm.service("shop_cart", {"back": 11})
+    swarm.task("shop_cart", 1, "two", "back")
+    for name in ("cart", "cart.1"):  # the stack's name may be left out
+        assert (await swarm.trace("web.1", name)).outcome.startswith("reaches shop_cart.1")
+    with pytest.raises(NotFound, match="TO 'nobody' is no task, service, node or address"):
+        await swarm.trace("web", "nobody")
+    with pytest.raises(InvalidArgument, match="ambiguous"):
+        await swarm.trace("c0ffeeweb", "order")
+    with pytest.raises(InvalidArgument, match="use icmp, tcp, udp, sctp"):
+        await swarm.trace("web", "order", protocol="http")
+
+
+async def test_all_backends_are_looked_at(swarm: Swarm) -> None:
+    t = await swarm.trace("order", "web")
+    assert [(m.node, m.ok) for m in t.members] == [("one", True), ("two", True)]
+    assert t.outcome.endswith("; all 2 backends can be reached")
+
+
+async def test_a_client_outside(swarm: Swarm) -> None:
+    t = await swarm.trace("client", "web", via="win")
+    assert t.broken is None and t.hops[0].where == "win" and "LB_HOST_web_8080" in t.hops[0].what
+    assert t.question.endswith("172.28.0.13:8080 tcp") and len(t.members) == 2
+    assert any("the answer goes back through win" in n for n in t.notes)
+    assert (await swarm.trace("client", "web")).hops[0].where == "win"  # runs no task of web itself
+    one = await swarm.trace("client", "web.2", via="one")
+    assert one.outcome == "reaches web.2.web2task on two" and one.members == ()
+    own = await swarm.trace("client", "web", port=80)
+    assert own.broken is None and any("from outside it is 8080" in n for n in own.notes)
+
+
+async def test_the_way_out(swarm: Swarm) -> None:
+    t = await swarm.trace("web.1", "internet")
+    assert t.broken is None and t.outcome == "leaves the swarm at one as 172.28.0.11:40000 > 192.0.2.1:80 tcp"
+
+
+async def test_a_ping_of_a_service_is_answered_by_the_switch(swarm: Swarm) -> None:
+    t = await swarm.trace("web.1", "order", protocol="icmp")
+    assert t.outcome == "answered by the switch of one"
+    assert (await swarm.trace("web.1", "order.1", protocol="icmp")).outcome.startswith("reaches order.1")
+
+
+# -- planted faults ------------------------------------------------------------------------------------------
+
+
+async def test_no_common_network(swarm: Swarm) -> None:
+    swarm.service("lone", {"other": 9})
+    swarm.task("lone", 1, "two", "other")
+    for target in ("lone", "lone.1"):
+        where, reason, remedy = broken(await swarm.trace("web.1", target))
+        assert where == "web.1" and "they share no network" in reason and "on back," in reason
+        assert remedy == "docker service update --network-add other web"
+
+
+async def test_the_address_of_a_network_the_sender_is_not_on(swarm: Swarm) -> None:
+    swarm.service("lone", {"other": 9})
+    lone = swarm.task("lone", 1, "one", "other")
+    address = lone.networks[0].addresses[0].split("/")[0]
+    where, reason, remedy = broken(await swarm.trace("web.1", address))
+    assert where == "one" and "no endpoint with this address" in reason and "is on network other" in remedy
+    where, reason, remedy = broken(await swarm.trace("web.2", address))  # two has no part in it at all
+    assert where == "two" and "is on network other, which the sender is not on" in reason
+
+
+async def test_a_service_without_a_task_that_takes_connections(swarm: Swarm) -> None:
+    swarm.task("db", 1, "one", "back", "closed", state=TaskState.STARTING, message="health: starting")
+    where, reason, remedy = broken(await swarm.trace("web.1", "db"))
+    assert where == "one" and "db has no task that takes connections" in reason
+    assert "docker service ps" in remedy
+
+
+async def test_a_drained_task_is_no_backend_and_a_starting_one_is_named(swarm: Swarm) -> None:
+    swarm.change(Task, "web1task", desired_state=TaskState.SHUTDOWN)
+    swarm.task("web", 3, "one", "ingress", "back", state=TaskState.STARTING, message="health: starting")
+    t = await swarm.trace("order", "web")
+    assert t.outcome == "reaches web.2.web2task on two" and t.members == ()
+    assert any(n.startswith("web.3 takes no connections: starting") for n in t.notes)
+
+
+async def test_a_backend_on_a_dead_host(swarm: Swarm) -> None:
+    swarm.change(Node, "two", status=NodeStatus(state=NodeState.DOWN, message="heartbeat failure"))
+    t = await swarm.trace("order", "web")
+    where, reason, remedy = broken(t)
+    assert where == "two" and reason == "node two is down: heartbeat failure" and "docker node ls" in remedy
+    assert "for 1 of 2 backends" in t.outcome and [m.ok for m in t.members] == [True, False]
+
+
+async def test_the_sender_s_host_is_dead(swarm: Swarm) -> None:
+    swarm.change(Node, "win", status=NodeStatus(state=NodeState.DOWN, message="heartbeat failure"))
+    assert broken(await swarm.trace("order", "web"))[0] == "win"
+
+
+async def test_a_task_that_does_not_run(swarm: Swarm) -> None:
+    swarm.task("order", 1, "win", "back", state=TaskState.FAILED, err="task: non-zero exit (3)")
+    where, reason, _ = broken(await swarm.trace("order.1", "web"))
+    assert where == "order.1.order1task" and "failed: task: non-zero exit (3)" in reason
+    _, reason, _ = broken(await swarm.trace("order", "web"))
+    assert reason == "service order has no task that could send"
+    swarm.task("order", 1, "win", "back", state=TaskState.PREPARING, message="preparing")
+    where, reason, _ = broken(await swarm.trace("web", "order.1"))
+    assert where == "win" and reason == "order.1.order1task is preparing: preparing"
+
+
+async def test_a_port_that_is_not_published(swarm: Swarm) -> None:
+    _, reason, remedy = broken(await swarm.trace("client", "db", port=5432))
+    assert reason == "db publishes no tcp port 5432"
+    assert remedy == "docker service update --publish-add published=5432,target=5432 db"
+    _, reason, _ = broken(await swarm.trace("client", "web", protocol="udp"))
+    assert reason == "web publishes no udp port, only 8080/tcp"
+
+
+async def test_a_host_mode_port_at_the_wrong_node(swarm: Swarm) -> None:
+    port = PortConfig(target_port=80, published_port=9000, publish_mode="host")
+    swarm.service("edge", {"back": 8}, port)
+    swarm.task("edge", 1, "two", "back", port_status=(port,))
+    right = await swarm.trace("client", "edge")
+    assert right.broken is None and right.hops[0].where == "two"
+    where, reason, remedy = broken(await swarm.trace("client", "edge", via="one"))
+    assert where == "one" and "nothing of the swarm takes port 9000 on one" in reason
+    assert "host mode answers on its task's node only" in remedy
+
+
+async def test_no_way_out_of_an_internal_network(swarm: Swarm) -> None:
+    swarm.service("vault", {"closed": 9})
+    swarm.task("vault", 1, "one", "closed")
+    where, _, remedy = broken(await swarm.trace("vault", "internet"))
+    assert where == "one" and "--internal" in remedy
+
+
+async def test_an_address_nobody_has(swarm: Swarm) -> None:
+    where, reason, remedy = broken(await swarm.trace("web.1", "10.0.1.99"))
+    assert where == "one" and "no endpoint with this address" in reason
+    assert "nobody holds 10.0.1.99 on network back" in remedy
+
+
+async def test_overlay_addresses_are_not_reached_from_outside(swarm: Swarm) -> None:
+    _, reason, remedy = broken(await swarm.trace("client", "10.0.1.99"))
+    assert "overlay addresses are known only in it" in reason and "--publish-add" in remedy
+
+
+async def test_a_policy_that_does_not_name_the_sender(swarm: Swarm) -> None:
+    found = swarm.objects[("service", "id-order")]
+    assert isinstance(found, Service)
+    labels = {"overlace.policy.allow-from": "db"}
+    swarm.put(replace(found, spec=replace(found.spec, labels=labels)))
+    assert (await swarm.trace("db", "order")).broken is None
+    t = await swarm.trace("web", "order")
+    where, reason, remedy = broken(t)
+    assert where == "win" and "an ACL of priority 65500 blocks it" in reason  # a Windows host's documents
+    assert remedy.startswith("the label overlace.policy.allow-from of order does not let it in")
+    assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID IN FW_IN/ACL_IN")
+
+
+async def test_a_windows_host_without_its_own_address_balances_nothing(swarm: Swarm) -> None:
+    """Windows needs a source VIP; until the allocator gave one, its HNS has no load balancer."""
+    node = swarm.objects[("node", "win")]
+    swarm.change(Node, "win", network_addresses={})
+    where, reason, _ = broken(await swarm.trace("order", "web"))
+    assert node.id == where and "no endpoint with this address" in reason
