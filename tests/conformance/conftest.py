@@ -29,9 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _up(name: str, **options: int | bool) -> Lab:
-    with contextlib.suppress(OverlaceError):  # what a killed run left
-        Lab.remove(name)
-    return Lab.up(name, **options)  # type: ignore[arg-type]  # counts and a flag
+    """A lab of this run's own, `name-<pid>`: another run at the same time is left alone, a dead run's labs are not."""
+    for left in Lab.names():
+        owner = left.removeprefix(f"{name}-")
+        if owner != left and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            with contextlib.suppress(OverlaceError):
+                Lab.remove(left)
+    return Lab.up(f"{name}-{os.getpid()}", **options)  # type: ignore[arg-type]  # counts and a flag
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ LINUX = Platform(os="linux", architecture="amd64")
 # emulated: a Windows image's payload is a Linux program here
 WINDOWS = Platform(os="windows", architecture="amd64", os_version=WINDOWS_BUILD)
 OLD_WINDOWS = Platform(os="windows", architecture="amd64", os_version="10.0.17763.5458")
+NEW_WINDOWS = Platform(os="windows", architecture="amd64", os_version="10.0.26100.1742")
 ARM = Platform(os="linux", architecture="arm64")
 
 IMAGES: dict[str, tuple[Platform, ...]] = {
@@ -25,6 +26,7 @@ IMAGES: dict[str, tuple[Platform, ...]] = {
     "app:2": (LINUX,),
     "win:1": (WINDOWS,),
     "oldwin:1": (OLD_WINDOWS,),
+    "newwin:1": (NEW_WINDOWS,),
     "multi:1": (LINUX, WINDOWS),
     "arm:1": (ARM,),
 }

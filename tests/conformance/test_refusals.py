@@ -92,13 +92,14 @@ def test_words_and_status_of_the_api(swarm: Swarm, image: Image) -> None:
     )
     refused(spec(Mode={"Replicated": {"Replicas": -1}}), 400, "Replicas")
     refused(spec(Mode={"Replicated": {}, "Global": {}}), 400, "must specify only one service mode")
-    refused(spec(Mode={"ReplicatedJob": {}}), 501, "ReplicatedJob")
+    refused(spec(Mode={"ReplicatedJob": {}}, UpdateConfig={}), 400, "Jobs may not have an update config")
     refused(spec(UpdateConfig={"FailureAction": "foo"}), 400, "unrecognized update failure action foo")
     refused(spec(Networks=[{"Target": "nosuch"}]), 400, "network nosuch not found")
     assert swarm.get("/services") == []
 
     id = swarm.call("POST", "/services/create", spec())["ID"]
     refused(spec(), 409, "name conflicts with an existing object: service raw already exists")
+    swarm.running("raw")  # by then nobody but us changes it
     old = swarm.get(f"/services/{id}")
     version = old["Version"]["Index"]
     swarm.call("POST", f"/services/{id}/update?version={version}", spec(Labels={"a": "b"}))
@@ -132,6 +133,7 @@ def test_no_node_will_do(docker: Docker, swarm: Swarm, image: Image) -> None:
         "busy": (("--reserve-cpu", "500"), "app:1", "insufficient resources on 3 nodes"),
         "arm": ((), "arm:1", "unsupported platform on 3 nodes"),
         "oldwindows": ((), "oldwin:1", "unsupported platform on 3 nodes"),
+        "newwindows": ((), "newwin:1", "unsupported platform on 3 nodes"),
         "both": (
             ("--constraint", "node.platform.os==windows"),
             "app:1",

@@ -306,3 +306,51 @@ def test_health(docker: Docker, swarm: Swarm, image: Image) -> None:
         "what never becomes healthy never counts as running",
     )
     assert time.monotonic() - started < 20
+
+
+def test_jobs(docker: Docker, swarm: Swarm, image: Image) -> None:
+    def completed(name: str, count: int) -> list[dict[str, object]]:
+        def probe() -> list[dict[str, object]]:
+            there = swarm.tasks(name, wanted=False)
+            states = [task["Status"]["State"] for task in there]
+            assert states == ["complete"] * count, states
+            return there
+
+        return eventually(probe, f"{count} tasks of {name} complete")
+
+    docker(
+        *("service", "create", "-d", "--name", "batch", "--mode", "replicated-job", "--replicas", "4"),
+        *("--max-concurrent", "2", image("app:1"), "sh", "-c", "echo done {{.Task.Slot}}"),
+    )
+    completed("batch", 4)
+    assert docker("service", "ls", "-f", "name=batch", "--format", "{{.Mode}} {{.Replicas}}") == (
+        "replicated job 0/0 (4/4 completed)"
+    )
+    assert sorted(docker("service", "logs", "--raw", "batch").splitlines()) == ["done {{.Task.Slot}}"] * 4
+    docker("service", "create", "-d", "--name", "each", "--mode", "global-job", image("multi:1"), "true")
+    assert len({task["NodeID"] for task in completed("each", 3)}) == 3
+    docker("service", "update", "-d", "--force", "each")
+    eventually(lambda: len(swarm.tasks("each", wanted=False)) == 6, "a forced job runs again")
+
+
+def test_volumes(docker: Docker, swarm: Swarm, image: Image) -> None:
+    """A named volume outlives its task, on the host where it is."""
+    docker(
+        *("service", "create", "-d", "--name", "keeps", "--constraint", "node.hostname==linux-2", *QUICK),
+        *("--mount", "type=volume,src=kept,dst=/kept", image("app:1")),
+    )
+    [task] = swarm.running("keeps")
+    swarm.inside(task, "echo precious > /kept/file")
+    docker("service", "update", "-d", "--force", "keeps")
+    swarm.updated("keeps")
+    [after] = swarm.running("keeps")
+    assert after["ID"] != task["ID"] and swarm.inside(after, "cat /kept/file") == "precious"
+    assert docker("volume", "ls", "--format", "{{.Driver}} {{.Name}}", host="linux-2") == "local kept"
+    assert docker.one("volume", "inspect", "kept", host="linux-2")["Scope"] == "local"
+    assert "volume is in use" in docker.refused("volume", "rm", "kept", host="linux-2")
+    docker("service", "rm", "keeps")
+    eventually(
+        lambda: docker.run("volume", "rm", "kept", host="linux-2").returncode == 0,
+        "the volume can be removed",
+    )
+    assert docker("volume", "ls", "-q", host="linux-2") == ""
