@@ -140,6 +140,7 @@ class AgentSession:
         self._left = False  # a manager has been told
         self._described: NodeDescription | None = None
         self._heartbeat = 5.0
+        self._pace = asyncio.Event()  # the period changed: the next heartbeat is due at once
         self._heard = 0.0
         self.handling = False  # the handler works on a message, so the next ones wait unread
 
@@ -273,6 +274,7 @@ class AgentSession:
 
     async def _welcome(self, message: Welcome) -> None:
         self._heartbeat = message.heartbeat / SECOND
+        self._pace.set()
         addresses = [m.addr for m in message.managers if m.addr]
         if addresses:
             self._managers = addresses
@@ -330,8 +332,12 @@ class AgentSession:
 
     async def _beat(self) -> None:
         """Say that we live; hear that the manager does (it answers every heartbeat)."""
+        self._pace.clear()
         while True:
-            await asyncio.sleep(self._heartbeat)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._heartbeat):
+                    await self._pace.wait()
+            self._pace.clear()
             silent = self._now() - self._heard
             if not self.handling and silent > GRACE * self._heartbeat:
                 raise Unavailable(f"the manager has not answered for {silent:.0f} s")

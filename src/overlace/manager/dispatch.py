@@ -332,7 +332,7 @@ class Dispatcher:
                     for task in view.tasks_of_service(event.id):
                         credentials.setdefault(task.node_id, set()).add(event.id)
                 elif event.kind == Cluster.kind:
-                    self._liveness.follow(view)
+                    self._cluster_changed(view)
                 elif event.kind == Node.kind:
                     self._node_changed(view, event)
                 elif event.kind in (Secret.kind, Config.kind) and _data_changed(event):
@@ -349,6 +349,13 @@ class Dispatcher:
                 message = told.assignments.delta(view, tasks.get(node_id, ()), services)
                 if message is not None:
                     told.outbox.assignments(message)
+
+    def _cluster_changed(self, view: View) -> None:
+        before = self._liveness.period
+        self._liveness.follow(view)
+        if self._liveness.period != before:  # unless told, nodes would keep to the old one and soon count as down
+            for node_id, session in self._sessions.items():
+                session.outbox.control(self._welcome(view, node_id))
 
     def _node_changed(self, view: View, event: Event) -> None:
         old, new = event.old, event.new

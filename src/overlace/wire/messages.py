@@ -6,7 +6,7 @@ sockets, stores or what either side does with a message.
 A session: agent sends Hello; manager answers Welcome, then Assignments(complete) and NetworkUpdate(base 0), in any order,
 then deltas. The agent sends Heartbeat each `heartbeat` ns, which the manager answers with an Ack so that each knows the
 other alive, and Reports as tasks move. Either side may close; the agent reconnects with back-off and says Hello again.
-Welcome comes again when the node's role or the list of managers changes.
+Welcome comes again when the node's role, the list of managers or the heartbeat period changes.
 """
 
 from __future__ import annotations

@@ -726,6 +726,24 @@ async def test_a_silent_node_is_down_after_three_heartbeats_and_ready_when_it_is
     assert swarm.node(me).status.state == NodeState.READY and swarm.node(me).status.message == ""
 
 
+@pytest.mark.parametrize(("before", "after"), [(5.0, 0.2), (0.2, 1.0)])
+async def test_a_changed_heartbeat_period_reaches_the_nodes(stage: Stage, before: float, after: float) -> None:
+    swarm = await stage.swarm(heartbeat=before)
+    agent, session = await stage.agent(swarm)
+    me = session.identity.node_id
+    spec = SwarmSpec(dispatcher=DispatcherConfig(heartbeat_period=int(after * 1e9)))
+    await swarm.store.commit([Put(replace(swarm.cluster, spec=spec))])
+    await until(lambda: agent.welcomes[-1].heartbeat < 1.2 * after * 1e9 and len(agent.welcomes) == 2)
+    states = set()
+    end = time.monotonic() + 4 * after
+    while time.monotonic() < end:
+        states.add(swarm.node(me).status.state)
+        await asyncio.sleep(0.02)
+    assert states == {NodeState.READY} and session.connected, "nobody missed a beat"
+    await session.close()
+    await until(lambda: swarm.node(me).status.state == NodeState.DOWN, 4 * after + 2)
+
+
 async def test_a_node_that_never_comes_back_after_a_restart_is_down(stage: Stage) -> None:
     swarm = await stage.swarm(heartbeat=0.2)
     root, identity = await stage.join(swarm)
