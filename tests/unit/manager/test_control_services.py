@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from control_kit import FakeFacts, FakeResolver, Kit, ports, spec, words
 
+from overlace.manager.loop import ManagerLoop
 from overlace.model.errors import (
     Conflict,
     FailedPrecondition,
@@ -42,6 +43,23 @@ async def test_defaults() -> None:
     id, _ = await kit.control.create_service(spec(Name=""))
     adjective, _, surname = kit.service(id).spec.name.partition("_")
     assert adjective and surname
+
+
+async def test_a_service_that_needs_nothing_allocated_keeps_its_version() -> None:
+    """docker-py scales what it has just created without looking again."""
+    kit = Kit()
+    plain, _ = await kit.control.create_service(spec())
+    held = {"Ports": [{"TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"}]}
+    host, _ = await kit.control.create_service(spec(Name="host", EndpointSpec=held))
+    before = {id: kit.service(id).version for id in (plain, host)}
+    loop = ManagerLoop(kit.store)
+    for _ in range(50):
+        if not await loop.step():
+            break
+    assert kit.store.view().tasks_of_service(plain), "the manager has looked at it"
+    assert {id: kit.service(id).version for id in (plain, host)} == before
+    endpoint = kit.service(host).endpoint
+    assert endpoint is not None and endpoint.ports[0].published_port == 8080
 
 
 async def test_a_taken_name() -> None:

@@ -87,6 +87,16 @@ def exhausted(book: AddressBook, network: Network, what: str) -> Blocked:
     )
 
 
+def settled_endpoint(spec: ServiceSpec) -> Endpoint | None:
+    """The endpoint of a service that needs nothing allocated, None for others. Given at its creation, it saves a
+    second write, and clients that change what they have just created meet the version they were told.
+    """
+    if attachments(spec) or ingress_ports(spec):
+        return None
+    asked = endpoint_spec(spec)
+    return Endpoint(asked, tuple(asked.ports))
+
+
 def plan_endpoint(view: View, book: AddressBook, service: Service) -> Service | None:
     """The service with its endpoint complete; None when it is already. Raises Blocked when it cannot be."""
     spec = endpoint_spec(service.spec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from overlace.manager.allocate.services import settled_endpoint
 from overlace.manager.control.base import check_version, swarm
 from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.images import Images
@@ -40,6 +41,7 @@ class Services(Images):
             service = Service(
                 id=self._new_id(),
                 spec=spec,
+                endpoint=settled_endpoint(spec),
                 spec_version=1,
                 registry_auth=registry_auth,
                 image_warning=warning,
