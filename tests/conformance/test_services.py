@@ -16,7 +16,7 @@ def test_create_attached_and_look(docker: Docker, swarm: Swarm, image: Image) ->
     """Without -d the CLI watches until the tasks run and stay."""
     said = docker(
         *("service", "create", "--name", "watched", "--replicas", "2", "--label", "tier=web"),
-        *("--publish", "8700:80", "--env", "COLOR=red", image("app:1")),
+        *("--publish", "8700:80", "--env", "COLOR=red", *QUICK, image("app:1")),
     )
     id = said.split()[0]
     assert len(id) == 25 and re.search("verify: (Service converged|Service \\w+ converged)", said), said
@@ -28,7 +28,7 @@ def test_create_attached_and_look(docker: Docker, swarm: Swarm, image: Image) ->
     listed = docker.lines(
         "service", "ps", "watched", "--format", "{{.Name}} {{.Node}} {{.DesiredState}} {{.CurrentState}}"
     )
-    assert [re.sub(r" (\d+|Less|About).*", "", line) for line in sorted(listed)] in (
+    assert [re.sub(r" (\d+|[Ll]ess|About).*", "", line) for line in sorted(listed)] in (
         ["watched.1 linux-1 Running Running", "watched.2 linux-2 Running Running"],
         ["watched.1 linux-2 Running Running", "watched.2 linux-1 Running Running"],
     )
@@ -45,6 +45,14 @@ def test_create_attached_and_look(docker: Docker, swarm: Swarm, image: Image) ->
     assert docker.one("service", "inspect", id[:8])["ID"] == id, "an id's beginning is enough"
     task = swarm.running("watched", 2)[0]
     assert docker.one("inspect", "--type", "task", task["ID"])["ServiceID"] == id
+
+    said = docker("service", "update", "--env-add", "COLOR=blue", "watched")
+    assert re.search("converged", said) and docker("service", "rollback", "watched")
+    assert docker.one("service", "inspect", "watched")["Spec"]["TaskTemplate"]["ContainerSpec"]["Env"] == [
+        "COLOR=red"
+    ]
+    assert "converged" in docker("service", "scale", "watched=3")
+    assert len(swarm.tasks("watched")) == 3
 
     assert docker("service", "rm", "watched") == "watched"
     assert docker("service", "ls", "-q") == ""
