@@ -238,7 +238,9 @@ def test_a_host_loses_power_and_comes_back(docker: Docker, broken: Swarm) -> Non
     eventually(lambda: not swarm.containers(TWO), "what it ran before is not started again")
     assert swarm.answers(f"http://{lab.host(TWO).address}:8080/{WHO}")["host"] == ONE
     docker("service", "update", "-d", "--force", "--update-parallelism", "0", "web")
-    eventually(lambda: len(swarm.where("web", 4).get(TWO, [])) == 2, "and it takes tasks again")
+    swarm.updated("web")
+    counts = {host: len(tasks) for host, tasks in swarm.where("web", 4).items()}
+    assert counts == {ONE: 2, TWO: 2}, "and it takes its share of tasks again"
 
 
 def test_the_managers_host_loses_power(docker: Docker, broken: Swarm) -> None:

@@ -194,9 +194,12 @@ def test_names_follow_a_scale_within_a_second(
         swarm.running("rr", 3)
 
 
-def test_a_rolling_update_loses_no_request(anydocker: Docker, swarm: Swarm, probes: dict[str, Any]) -> None:
-    """Start-first: from outside through a host, and inside through the VIP, every request is answered."""
-    anydocker("service", "update", "-d", "--update-order", "start-first", "--update-monitor", "300ms", "web")
+@pytest.mark.parametrize("order", ["start-first", "stop-first"])
+def test_a_rolling_update_loses_no_request(
+    anydocker: Docker, swarm: Swarm, probes: dict[str, Any], order: str
+) -> None:
+    """From outside through a host, and inside through the VIP, every request is answered."""
+    anydocker("service", "update", "-d", "--update-order", order, "--update-monitor", "300ms", "web")
     before = {task["ID"] for task in swarm.running("web", 3)}
     inside: list[str] = []
     done = threading.Event()
@@ -213,7 +216,9 @@ def test_a_rolling_update_loses_no_request(anydocker: Docker, swarm: Swarm, prob
     try:
         anydocker("service", "update", "-d", "--force", "web")
         deadline = time.monotonic() + 40
-        while swarm.get("/services/web").get("UpdateStatus", {}).get("State") != "completed":
+        while before & {task["ID"] for task in swarm.tasks("web")} or (
+            swarm.get("/services/web").get("UpdateStatus", {}).get("State") != "completed"
+        ):
             outside.append(swarm.curl(url))
             assert time.monotonic() < deadline, swarm.get("/services/web").get("UpdateStatus")
     finally:
