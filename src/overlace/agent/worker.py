@@ -22,7 +22,6 @@ from overlace.agent.task import Action, failed, plan_step, rejected
 from overlace.model import labels
 from overlace.model.errors import Conflict, FailedPrecondition, NotFound, OverlaceError, Unavailable
 from overlace.model.objects import Config, Secret, Task, TaskStatus
-from overlace.model.policy import allow_from_or_nobody
 from overlace.model.states import TaskState
 from overlace.model.template import Context
 from overlace.network.base import Attached, NetworkDriver, TaskNetwork
@@ -133,9 +132,6 @@ class Worker:
             if slot.attached is None and not slot.status.state.terminal:
                 slot.wake.set()
 
-    def statuses(self) -> Mapping[str, TaskStatus]:
-        return {i: s.status for i, s in self._slots.items()}
-
     def task(self, task_id: str) -> Task | None:
         slot = self._slots.get(task_id)
         return slot.task if slot else None
@@ -236,7 +232,7 @@ class Worker:
         container = await self._container(slot)
         if container is not None and slot.attached is None and not slot.status.state.terminal:
             # after a restart of the daemon: DNS and endpoint are found again before anything else
-            slot.attached = await self._network.attach(self._wish(slot.task))
+            slot.attached = await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports))
         step = plan_step(slot.task, slot.status, container, self._clock())
         self._report(slot, step.status)
         match step.action:
@@ -290,7 +286,7 @@ class Worker:
         spec = task.spec.container_spec
         if spec is not None:
             await self._image(task, spec.image)
-        attached = slot.attached = await self._network.attach(self._wish(task))
+        attached = slot.attached = await self._network.attach(TaskNetwork.of(task, task.ports))
         config = plan_container(
             task,
             self._context(task),
@@ -415,17 +411,6 @@ class Worker:
             slot = self._slots.get(self._by_container.get(cid, ""))
             if slot is not None:
                 slot.wake.set()
-
-    def _wish(self, task: Task) -> TaskNetwork:
-        return TaskNetwork(
-            task_id=task.id,
-            task_name=task.name,
-            service_id=task.service_id,
-            service_name=task.service_name,
-            attachments=task.networks,
-            host_ports=task.ports,
-            allowed=allow_from_or_nobody(task.service_labels),
-        )
 
     def _context(self, task: Task) -> Context:
         f = self._facts

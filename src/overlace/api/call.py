@@ -93,10 +93,6 @@ class Call:
             raise InvalidArgument(f"unsupported Content-Type header ({kind}): must be 'application/json'")
         return codec.decode(await self.request.read(), type)
 
-    async def optional_body(self, type: type[T], absent: T) -> T:
-        raw = await self.request.read()
-        return codec.decode(raw, type) if raw.strip() else absent
-
 
 Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 

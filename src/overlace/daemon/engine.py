@@ -75,13 +75,7 @@ class Engine:
             os_version=options.emulate_windows or machine.release(),
             emulated=bool(options.emulate_windows),
             insecure_registries=options.insecure_registries,
-            labels=facts.describe(
-                hostname=options.hostname,
-                labels=options.labels,
-                underlay_address="",
-                mtu=0,
-                windows_build=options.emulate_windows,
-            ).engine_labels,
+            labels=facts.engine_labels(options.labels, options.emulate_windows),
             hosts=options.hosts,
             started_at=time.time_ns(),
         )

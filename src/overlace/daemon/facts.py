@@ -63,6 +63,12 @@ def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def engine_labels(given: Mapping[str, str], windows_build: str) -> dict[str, str]:
+    """The engine's labels: those it was started with, and on an emulated Windows host what it is."""
+    emulated = {EMULATED: "windows", OS_VERSION: windows_build} if windows_build else {}
+    return {**given, **emulated}
+
+
 def describe(
     *,
     hostname: str,
@@ -74,9 +80,6 @@ def describe(
 ) -> NodeDescription:
     """The node as its manager and `docker node inspect` see it; `windows_build` makes it an emulated Windows host."""
     emulated = bool(windows_build)
-    said = dict(labels)
-    if emulated:
-        said |= {EMULATED: "windows", OS_VERSION: windows_build}
     return NodeDescription(
         hostname=hostname,
         os="windows" if emulated else "linux",
@@ -84,7 +87,7 @@ def describe(
         os_version=windows_build or platform.release(),
         resources=NodeResources(nano_cpus=(os.cpu_count() or 1) * 1_000_000_000, memory_bytes=memory_bytes()),
         engine_version=__version__,
-        engine_labels=said,
+        engine_labels=engine_labels(labels, windows_build),
         plugins=_PLUGINS,
         underlay_address=underlay_address,
         emulated=emulated,

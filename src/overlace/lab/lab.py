@@ -289,23 +289,19 @@ class Lab:
         """Run a command on a host and return what it printed. With `check`, CalledProcessError carries its
         output.
         """
-        return subprocess.run(
-            self.command(name, argv),
-            env=self.environment(name),
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=check,
-        )
+        return self._run(name, self.command(name, argv), timeout, check, stdin)
 
     def docker(
         self, name: str, *argv: str, timeout: float = 60, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run the docker CLI against a host's daemon, from this machine."""
+        return self._run(name, [docker_program(), *argv], timeout, check, stdin)
+
+    def _run(
+        self, name: str, command: Sequence[str], timeout: float, check: bool, stdin: str | None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [docker_program(), *argv],
+            command,
             env=self.environment(name),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,

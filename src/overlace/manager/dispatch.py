@@ -353,7 +353,9 @@ class Dispatcher:
     def _cluster_changed(self, view: View) -> None:
         before = self._liveness.period
         self._liveness.follow(view)
-        if self._liveness.period != before:  # unless told, nodes would keep to the old one and soon count as down
+        if (
+            self._liveness.period != before
+        ):  # unless told, nodes would keep to the old one and soon count as down
             for node_id, session in self._sessions.items():
                 session.outbox.control(self._welcome(view, node_id))
 

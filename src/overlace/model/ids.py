@@ -1,16 +1,14 @@
-"""Identifiers of swarm objects and containers.
+"""Identifiers of swarm objects (containers take theirs from their task, agent/container.py).
 
 Owns their alphabet and length. Randomness comes from the caller's side of the house only through `new_id`.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 25
-_ID = re.compile(rf"^[0-9a-z]{{{ID_LENGTH}}}$")
 
 
 def base36(number: int, width: int) -> str:
@@ -25,12 +23,3 @@ def base36(number: int, width: int) -> str:
 def new_id() -> str:
     """A fresh 25-character base36 id (SwarmKit's form, 128 random bits)."""
     return base36(secrets.randbits(128), ID_LENGTH)
-
-
-def new_container_id() -> str:
-    """A fresh 64-digit hex id, Docker's form."""
-    return secrets.token_hex(32)
-
-
-def is_id(text: str) -> bool:
-    return bool(_ID.match(text))

@@ -11,8 +11,8 @@ from typing import Protocol
 import msgspec
 
 from overlace.model.netview import NetView
-from overlace.model.objects import NetworkAttachment
-from overlace.model.policy import Allowed
+from overlace.model.objects import NetworkAttachment, Task
+from overlace.model.policy import Allowed, allow_from_or_nobody
 from overlace.model.specs import PortConfig
 
 
@@ -28,6 +28,19 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
     host_ports: tuple[PortConfig, ...] = ()  # publish mode host
     # who may connect as the task was made; what the view says of its service now comes first
     allowed: tuple[Allowed, ...] | None = None
+
+    @classmethod
+    def of(cls, task: Task, host_ports: tuple[PortConfig, ...]) -> TaskNetwork:
+        """What `task` asks for; `host_ports` as wished (the agent) or as in force (who looks at it later)."""
+        return cls(
+            task_id=task.id,
+            task_name=task.name,
+            service_id=task.service_id,
+            service_name=task.service_name,
+            attachments=task.networks,
+            host_ports=host_ports,
+            allowed=allow_from_or_nobody(task.service_labels),
+        )
 
 
 class Attached(msgspec.Struct, frozen=True):

@@ -727,7 +727,9 @@ async def test_a_silent_node_is_down_after_three_heartbeats_and_ready_when_it_is
 
 
 @pytest.mark.parametrize(("before", "after"), [(5.0, 0.2), (0.2, 1.0)])
-async def test_a_changed_heartbeat_period_reaches_the_nodes(stage: Stage, before: float, after: float) -> None:
+async def test_a_changed_heartbeat_period_reaches_the_nodes(
+    stage: Stage, before: float, after: float
+) -> None:
     swarm = await stage.swarm(heartbeat=before)
     agent, session = await stage.agent(swarm)
     me = session.identity.node_id

@@ -174,9 +174,6 @@ class AddressBook:
         pools = self._pools.get(network_id, ())
         return len(self._used.get(network_id, ())), sum(pool.size for pool in pools)
 
-    def has_pool(self, network_id: str) -> bool:
-        return network_id in self._pools
-
     def port_holder(self, key: PortKey) -> str | None:
         """The service that publishes this port (in either mode)."""
         return next(iter(self._ports.get(key, ())), None)

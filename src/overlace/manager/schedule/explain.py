@@ -56,12 +56,8 @@ class Look(msgspec.Struct, frozen=True):
         return cls(task, needs_of(task), used, occupancy, siblings)
 
 
-def explain_placement(view: View, task: Task, now: int = 0) -> list[Verdict]:
-    """Run the filters for one task as if it were not placed yet; filters in order, those that fit last."""
-    return explain_look(Look.at(view, task), now)
-
-
 def explain_look(look: Look, now: int) -> list[Verdict]:
+    """Run the filters for one task as if it were not placed yet; filters in order, those that fit last."""
     turned_away: dict[str, list[NodeReason]] = {}
     fits: list[tuple[tuple[object, ...], NodeReason]] = []
     spread = _Spread(look)

@@ -10,7 +10,6 @@ import msgspec
 from overlace.manager.netviews import plan_view, takes_part
 from overlace.model.netview import NetView
 from overlace.model.objects import Node, Task
-from overlace.model.policy import allow_from_or_nobody
 from overlace.model.states import NodeState
 from overlace.network.base import TaskNetwork
 from overlace.network.hns.documents import Guid, HostComputeEndpoint
@@ -49,15 +48,7 @@ class Host(msgspec.Struct, frozen=True):
 
 def task_network(task: Task) -> TaskNetwork:
     """The task's wish as its agent states it."""
-    return TaskNetwork(
-        task_id=task.id,
-        task_name=task.name,
-        service_id=task.service_id,
-        service_name=task.service_name,
-        attachments=task.networks,
-        host_ports=task.status.port_status or task.ports,
-        allowed=allow_from_or_nobody(task.service_labels),
-    )
+    return TaskNetwork.of(task, task.status.port_status or task.ports)
 
 
 def plan_host(view: View, node: Node) -> Host:

@@ -7,8 +7,6 @@ know HNS.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
 from overlace.network.vfp.access import judge
@@ -99,7 +97,3 @@ def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose
         return Way("drop", packet)
     vni, packet = balanced
     return _deliver(tables, vni, packet, may_leave=True)
-
-
-def locals_of(entries: Iterable[object]) -> list[LocalEndpoint]:
-    return [e for e in entries if isinstance(e, LocalEndpoint)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from overlace.manager.schedule.explain import explain_placement
+from overlace.manager.schedule.explain import Look, explain_look
 from overlace.manager.schedule.occupancy import Occupancy
 from overlace.manager.schedule.place import plan_placement
 from overlace.model.objects import Node, NodeDescription, NodeResources, NodeStatus, Task, TaskStatus
@@ -255,7 +255,7 @@ def test_explain_names_every_node_with_its_reason() -> None:
             task("busy", service="x", on="ok2"),
         ]
     )
-    verdicts = {v.filter: v for v in explain_placement(state.view(), chosen)}
+    verdicts = {v.filter: v for v in explain_look(Look.at(state.view(), chosen), 0)}
     assert list(verdicts) == ["ready", "constraints", "platform", "fits"]
     assert [(r.hostname, r.detail) for r in verdicts["ready"].nodes] == [
         ("host-off", "availability is drain")
