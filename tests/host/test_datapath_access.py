@@ -15,7 +15,7 @@ from overlace.network.vfp.tables import AccessList, AccessRule, Backend, Fronten
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 NET = network(4097, "10.0.1.0/24")
 VIP = "10.0.1.2"
-ANYONE = AccessRule(True)
+ANYONE = AccessRule("allow")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def refused(where: Container, address: str = "10.0.1.5", port: int = 80) -> bool
     return False
 
 
-WEB = AccessRule(True, 6, remote="10.0.1.6/32", local_ports=(80, 80))
+WEB = AccessRule("allow", 6, remote=("10.0.1.6/32",), local_ports=(80, 80))
 
 
 def test_only_who_is_listed_gets_in(world: SimpleNamespace) -> None:
@@ -82,7 +82,7 @@ def test_what_the_guarded_opens_gets_its_answers(world: SimpleNamespace) -> None
 
 
 def test_what_the_guarded_may_open_can_be_listed_too(world: SimpleNamespace) -> None:
-    guard(world, WEB, out=(AccessRule(False, 0, remote="10.0.1.7/32"), ANYONE))
+    guard(world, WEB, out=(AccessRule("block", 0, remote=("10.0.1.7/32",)), ANYONE))
     assert refused(world.db, "10.0.1.7") and ask(world.db.path, "10.0.1.6", 80)[0] == "web"
     guard(world, WEB, out=())
     assert refused(world.db, "10.0.1.6")
@@ -93,9 +93,9 @@ def test_connections_and_a_change_of_policy(world: SimpleNamespace) -> None:
     guard(world, WEB)
     with connect(world.web.path, "10.0.1.5", 80) as connection:
         line(connection)
-        guard(world, AccessRule(True, 6, remote="10.0.1.0/24"))  # still allowed
+        guard(world, AccessRule("allow", 6, remote=("10.0.1.0/24",)))  # still allowed
         assert echo(connection, b"still" * 1000)
-        guard(world, AccessRule(True, 6, remote="10.0.1.7/32"))
+        guard(world, AccessRule("allow", 6, remote=("10.0.1.7/32",)))
         connection.settimeout(0.7)
         connection.sendall(b"no more")
         with pytest.raises(TimeoutError):
@@ -107,7 +107,7 @@ def test_connections_and_a_change_of_policy(world: SimpleNamespace) -> None:
 
 def test_a_client_outside(world: SimpleNamespace) -> None:
     client = SimpleNamespace(path=world.bed.client)
-    guard(world, AccessRule(False, remote="10.0.0.0/8"), ANYONE)
+    guard(world, AccessRule("block", remote=("10.0.0.0/8",)), ANYONE)
     assert ask(world.bed.client, world.a.address, 8080)[:2] == ["db", world.bed.client_address]
     assert refused(world.web)
     guard(world, WEB)

@@ -69,6 +69,7 @@ _last = st.integers(2, 7)
 _cidr = st.sampled_from(
     ["0.0.0.0/0", "10.0.0.0/24", "10.0.1.0/30", "10.0.1.4/31", "10.0.2.3/32", "10.0.0.8/29", f"{OUTSIDE}/32"]
 )
+_cidrs = st.lists(_cidr, max_size=4, unique=True).map(tuple)  # none: any; more than one: a set
 _range = st.sampled_from([ANY_PORT, (80, 80), (443, 8080), (1, 79), (1024, 65535), (81, 442)])
 
 
@@ -76,7 +77,8 @@ _range = st.sampled_from([ANY_PORT, (80, 80), (443, 8080), (1, 79), (1024, 65535
 def _rule(draw: st.DrawFn) -> AccessRule:
     protocol = draw(st.sampled_from([0, 6, 17]))
     ports = (draw(_range), draw(_range)) if protocol else (ANY_PORT, ANY_PORT)
-    return AccessRule(draw(st.booleans()), protocol, draw(_cidr), draw(_cidr), *ports)
+    action = draw(st.sampled_from(["allow", "block", "pass"]))
+    return AccessRule(action, protocol, draw(_cidrs), draw(_cidrs), *ports, draw(st.integers(0, 2)))
 
 
 def _filtered(
@@ -87,7 +89,7 @@ def _filtered(
     return msgspec.structs.replace(endpoint, inbound=into.number, outbound=out.number), into, out
 
 
-_rules = st.lists(_rule(), max_size=6)
+_rules = st.lists(_rule(), max_size=6).map(lambda rules: sorted(rules, key=lambda r: r.tier))
 
 
 @st.composite
@@ -110,7 +112,8 @@ def _tables(draw: st.DrawFn) -> Tables:
     for third, last in draw(st.lists(st.tuples(_third, st.integers(8, 10)), unique=True, max_size=4)):
         members = tuple(b for b in backends if b.vni == 4096 + third and draw(st.booleans()))
         proto, port = draw(st.sampled_from([(0, 0), (6, 80), (17, 0), (0, 80)]))
-        entries.append(Frontend(4096 + third, f"10.0.{third}.{last}", proto, port, members))
+        kept = draw(st.sampled_from([(0, False), (3600, False), (3600, True)]))
+        entries.append(Frontend(4096 + third, f"10.0.{third}.{last}", proto, port, members, *kept))
     for port in draw(st.lists(st.sampled_from([80, 8080]), unique=True)):
         members = tuple(b for b in backends if b.vni == 4096 and draw(st.booleans()))
         entries.append(Frontend(0, HOST, draw(st.sampled_from([6, 17])), port, members))

@@ -299,7 +299,7 @@ async def test_a_policy_that_does_not_name_the_sender(swarm: Swarm) -> None:
     where, reason, remedy = broken(t)
     assert where == "win" and "an ACL of priority 65500 blocks it" in reason  # a Windows host's documents
     assert remedy.startswith("the label overlace.policy.allow-from of order does not let it in")
-    assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID IN FW_IN/ACL_IN")
+    assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID IN FW_ACL_IN/ACL_IN")
 
 
 async def test_a_windows_host_without_its_own_address_balances_nothing(swarm: Swarm) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from overlace.model.policy import parse_allow_from
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import MAX_RULES, acls_of, parse_acl
-from overlace.network.hns.documents import HostComputeEndpoint, encode, parse
+from overlace.network.hns.acl import MAX_ADDRESSES, MAX_RULES, parse_acl, tiers_of
+from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, encode, parse
 from overlace.network.hns.errors import HcnError
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.model import HOST_PORT, Packet
@@ -151,14 +151,15 @@ def test_numbers_and_any_case_are_understood() -> None:
     )
     e = parse("endpoint", raw)
     assert isinstance(e, HostComputeEndpoint)
-    (only,) = acls_of(e.policies)
-    assert (only.allow, only.direction, only.protocols, only.priority) == (False, "Out", (), 7)
+    (tier,) = tiers_of(e.policies, "Out")
+    (only,) = tier.rules
+    assert (only.action, only.direction, only.protocols, only.priority) == ("block", "Out", (), 7)
 
 
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ({"rule_type": "Host"}, "only Switch rules"),
+        ({"action": "Pass"}, "Pass belongs to rules of a TierAcl"),
         ({"priority": 0}, "use 1 to 65500"),
         ({"protocols": "tcp"}, "write IANA numbers"),
         ({"protocols": "252"}, "write IANA numbers"),
@@ -172,10 +173,109 @@ def test_what_cannot_be_enforced_is_refused(members: dict[str, object], words: s
         parse_acl(acl(**members))
 
 
-def test_too_many_rules_are_refused_by_number() -> None:
-    w = guarded(None)
+def add(w: World, *policies: p.EndpointPolicy) -> None:
     e = w.hns.get(HostComputeEndpoint, BACK)
-    many = ",".join(f"10.0.{n // 200}.{n % 200}/32" for n in range(MAX_RULES + 1))
-    loaded = msgspec.structs.replace(e, policies=(*e.policies, p.Acl(acl(remote_addresses=many))))
+    w.hns._store(msgspec.structs.replace(e, policies=(*e.policies, *policies)))
+
+
+def test_thousands_of_addresses_are_one_rule() -> None:
+    w = guarded(None)
+    many = [f"10.{n // 200}.{n % 200}.7/32" for n in range(MAX_ADDRESSES)]
+    add(w, p.Acl(acl(remote_addresses=",".join(many))))
+    w.compiler.update(w.hns.drain())
+    found = w.compiler.tables.get(("access", 4097, "10.0.1.9", "IN"))
+    assert isinstance(found, AccessList) and len(found.rules) == 1
+    assert from_peer(w, "10.20.95.7").action == "deliver" and from_peer(w, "10.20.96.7").action == "drop"
+
+
+def test_too_many_are_refused_by_number() -> None:
+    w = guarded(None)
+    many = ",".join(f"10.{n // 200}.{n % 200}.7/32" for n in range(MAX_ADDRESSES + 1))
+    with pytest.raises(HcnError, match=f"ACL.RemoteAddresses '{MAX_ADDRESSES + 1} items'"):
+        add(w, p.Acl(acl(remote_addresses=many)))
+    ports = ",".join(str(n) for n in range(1, 2 * MAX_RULES + 2, 2))
     with pytest.raises(HcnError, match=f"{MAX_RULES + 1} rules for direction In"):
-        w.hns._store(loaded)
+        add(w, p.Acl(acl(protocols="6", local_ports=ports)))
+
+
+# -- tiers, sets, host rules ---------------------------------------------------------------------------------
+
+
+def tier(name: str, order: int, *rules: tuple[str, str]) -> p.TierAcl:
+    """Rules are (action, remote addresses), in order."""
+    made = tuple(
+        p.TierAclRule(tier_acl_rule_action=action, remote_addresses=remote, priority=i)  # type: ignore[arg-type]
+        for i, (action, remote) in enumerate(rules)
+    )
+    return p.TierAcl(p.TierAclSettings(name=name, direction="In", order=order, tier_acl_rules=made))
+
+
+def test_tiers_decide_before_plain_acls_and_pass_lets_the_next_decide() -> None:
+    w = guarded(None)
+    add(
+        w,
+        p.Acl(acl(remote_addresses="10.0.1.10")),
+        tier("base", 2, ("Block", "10.0.1.0/28"), ("Allow", "10.0.2.0/24")),
+        tier("admin", 1, ("Pass", "10.0.1.12/31"), ("Allow", "10.0.1.0/29"), ("Block", "10.0.2.9")),
+    )
+    verdicts = {
+        a: from_peer(w, a).action for a in ("10.0.1.4", "10.0.1.10", "10.0.1.12", "10.0.2.7", "10.0.2.9")
+    }
+    assert verdicts == {
+        "10.0.1.4": "deliver",  # admin allows it
+        "10.0.1.10": "drop",  # base blocks it before the ACL is asked
+        "10.0.1.12": "drop",  # admin passes, base blocks
+        "10.0.2.7": "deliver",
+        "10.0.2.9": "drop",
+    }
+    assert "tier base: an ACL of priority 0 blocks it" in from_peer(w, "10.0.1.12").reason
+    assert "no ACL IN allows it" in from_peer(w, "10.0.3.1").reason
+
+
+def test_host_rules_block_and_allow_nothing_by_themselves() -> None:
+    w = guarded(None)
+    add(w, p.Acl(acl(rule_type="Host", action="Block", remote_addresses="10.0.1.11", priority=0)))
+    assert [from_peer(w, a).action for a in ("10.0.1.10", "10.0.1.11")] == ["deliver", "drop"]
+    add(w, p.Acl(acl(rule_type="Host", priority=0)), p.Acl(acl(remote_addresses="10.0.1.11,10.0.1.12")))
+    assert [from_peer(w, a).action for a in ("10.0.1.10", "10.0.1.11", "10.0.1.12")] == [
+        "drop",
+        "drop",
+        "deliver",
+    ]
+
+
+def network_sets(w: World, **values: str) -> None:
+    n = w.hns.get(HostComputeNetwork, guid_of("network", "back"))
+    kept = tuple(x for x in n.policies if not isinstance(x, p.SetPolicy))
+    made = (
+        p.SetPolicy(
+            p.SetPolicySettings(
+                id=name,
+                name=name,
+                policy_type="NESTEDIPSET" if name.startswith("all") else "IPSET",
+                values=text,
+            )
+        )
+        for name, text in values.items()
+    )
+    w.hns._store(msgspec.structs.replace(n, policies=(*kept, *made)))
+
+
+def test_sets_are_named_by_acls_and_change_by_themselves() -> None:
+    w = guarded(None)
+    with pytest.raises(HcnError, match="'web': no address, and the network has no SetPolicy of this Id"):
+        add(w, p.Acl(acl(remote_addresses="web")))
+    network_sets(w, web="10.0.1.10", cron="10.0.1.11", all="web,cron")
+    add(w, p.Acl(acl(remote_addresses="web,10.0.1.12")))
+    assert [from_peer(w, f"10.0.1.1{n}").action for n in range(3)] == ["deliver", "drop", "deliver"]
+    w.compiler.update(w.hns.drain())
+    network_sets(w, web="", cron="10.0.1.11", all="web,cron")
+    delta = w.compiler.update(w.hns.drain())
+    assert ("access", 4097, "10.0.1.9", "IN") in {e.key for e in delta.put}
+    assert [from_peer(w, f"10.0.1.1{n}").action for n in range(3)] == ["drop", "drop", "deliver"]
+    add(w, p.Acl(acl(remote_addresses="all")))
+    assert from_peer(w, "10.0.1.11").action == "deliver"
+    with pytest.raises(HcnError, match="SetPolicy 'all' is used by an ACL of endpoint"):
+        network_sets(w, web="", cron="")
+    with pytest.raises(HcnError, match=r"SetPolicy all\.Values 'nobody': name IPSETs"):
+        network_sets(w, web="", all="nobody")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from typing import Any, ClassVar, Literal, TypeVar, Union
 
 import msgspec
@@ -31,6 +31,17 @@ class PortMappingFlags(IntFlag):
     LOCAL_ROUTED_VIP = 2
     USE_MUX = 4
     PRESERVE_DIP = 8
+
+
+class Distribution(IntEnum):
+    """How a load balancer spreads connections."""
+
+    NONE = 0  # each connection (5-tuple) for itself
+    SOURCE_IP_PROTOCOL = 1
+    SOURCE_IP = 2
+
+
+DEFAULT_AFFINITY = 10800  # seconds, as Kubernetes' ClientIP affinity has it
 
 
 class Version(msgspec.Struct, frozen=True, rename="pascal"):
@@ -121,7 +132,15 @@ class LoadBalancerPortMapping(p.Doc, frozen=True):
     protocol: int = 0
     internal_port: int = 0
     external_port: int = 0
+    distribution_type: int = 0
+    # ours, not of the schema: how long a client keeps its backend; 0: DEFAULT_AFFINITY
+    affinity_seconds: int = msgspec.field(default=0, name="OverlaceAffinitySeconds")
     flags: int = 0
+
+    @property
+    def affinity(self) -> int:
+        """Seconds in which a client's next connection goes to the same backend; 0: any."""
+        return (self.affinity_seconds or DEFAULT_AFFINITY) if self.distribution_type else 0
 
 
 class HostComputeLoadBalancer(Base, frozen=True, kw_only=True):
@@ -227,22 +246,27 @@ def _policy_names(items: object, order: list[str]) -> list[Any]:
             elif isinstance(kind, str):
                 kind = names.get(kind.lower(), kind)
             item = {**item, "Type": kind}
-            if kind == "ACL" and isinstance(item.get("Settings"), dict):
-                item["Settings"] = _acl_names(item["Settings"])
+            if kind in _SPELLED and isinstance(item.get("Settings"), dict):
+                item["Settings"] = _spell(item["Settings"])
         out.append(item)
     return out
 
 
-_ACL_WORDS = {
+_SPELLED = ("ACL", "TierAcl", "SetPolicy")
+_WORDS = {
     "Action": ("Allow", "Block", "Pass"),
+    "TierAclRuleAction": ("Allow", "Block", "Pass"),
     "Direction": ("In", "Out"),
     "RuleType": ("Host", "Switch"),
+    "PolicyType": ("IPSET", "NESTEDIPSET"),
 }
 
 
-def _acl_names(settings: dict[str, Any]) -> dict[str, Any]:
+def _spell(settings: dict[str, Any]) -> dict[str, Any]:
     out = dict(settings)
-    for member, words in _ACL_WORDS.items():
+    if isinstance(out.get("TierAclRules"), list):
+        out["TierAclRules"] = [_spell(r) if isinstance(r, dict) else r for r in out["TierAclRules"]]
+    for member, words in _WORDS.items():
         value = out.get(member)
         if isinstance(value, int) and 0 <= value < len(words):
             out[member] = words[value]

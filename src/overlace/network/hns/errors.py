@@ -20,6 +20,7 @@ class Code(IntEnum):
     INVALID_POLICY_TYPE = 0x803B000E
     INVALID_REMOTE_ENDPOINT_OPERATION = 0x803B000F
     NETWORK_ALREADY_EXISTS = 0x803B0010
+    POLICY_ALREADY_EXISTS = 0x803B0012
     PORT_ALREADY_EXISTS = 0x803B0013
     REQUEST_UNSUPPORTED = 0x803B0015
     MAPPING_NOT_SUPPORTED = 0x803B0016
@@ -49,6 +50,7 @@ TEXTS: dict[Code, str] = {
     Code.INVALID_POLICY_TYPE: "Invalid policy type.",
     Code.INVALID_REMOTE_ENDPOINT_OPERATION: "This requested operation is invalid for a remote endpoint.",
     Code.NETWORK_ALREADY_EXISTS: "A network with this name already exists.",
+    Code.POLICY_ALREADY_EXISTS: "Policy information already exists on this object.",
     Code.PORT_ALREADY_EXISTS: "The specified port already exists.",
     Code.REQUEST_UNSUPPORTED: "The specified request is unsupported.",
     Code.MAPPING_NOT_SUPPORTED: "Port mapping is not supported on the given network.",

@@ -128,7 +128,7 @@ class InterfaceParameters(Policy, frozen=True, tag="InterfaceParameters"):
 class AclSettings(Doc, frozen=True, kw_only=True):
     """Lists are texts, comma separated; an empty one means any. acl.py reads them."""
 
-    action: Literal["Allow", "Block"]
+    action: Literal["Allow", "Block", "Pass"]
     direction: Literal["In", "Out"]
     protocols: str = ""
     local_addresses: str = ""
@@ -144,11 +144,65 @@ class Acl(Policy, frozen=True, tag="ACL"):
     settings: AclSettings
 
 
+class TierAclRule(Doc, frozen=True, kw_only=True):
+    """Lists as in AclSettings."""
+
+    tier_acl_rule_action: Literal["Allow", "Block", "Pass"]
+    protocols: str = ""
+    local_addresses: str = ""
+    remote_addresses: str = ""
+    local_ports: str = ""
+    remote_ports: str = ""
+    priority: int = 0
+    id: str = ""
+
+
+class TierAclSettings(Doc, frozen=True, kw_only=True):
+    name: str
+    direction: Literal["In", "Out"]
+    order: int
+    tier_acl_rules: tuple[TierAclRule, ...] = ()
+
+
+class TierAcl(Policy, frozen=True, tag="TierAcl"):
+    settings: TierAclSettings
+
+
+class SetPolicySettings(Doc, frozen=True, kw_only=True):
+    """`values`: addresses and prefixes (IPSET) or ids of such sets (NESTEDIPSET), comma separated."""
+
+    id: str
+    name: str = ""
+    policy_type: Literal["IPSET", "NESTEDIPSET"] = "IPSET"
+    values: str = ""
+
+
+class SetPolicy(Policy, frozen=True, tag="SetPolicy"):
+    settings: SetPolicySettings
+
+
+class QosSettings(Doc, frozen=True):
+    maximum_outgoing_bandwidth_in_bytes: int  # per second
+
+
+class Qos(Policy, frozen=True, tag="QOS"):
+    settings: QosSettings
+
+
 SubnetPolicy = Vsid
 NetworkPolicy = Union[
-    ProviderAddress, DrMacAddress, NetAdapterName, VxlanPort, AutomaticDns, RemoteSubnetRoute, HostRoute
+    ProviderAddress,
+    DrMacAddress,
+    NetAdapterName,
+    VxlanPort,
+    AutomaticDns,
+    RemoteSubnetRoute,
+    HostRoute,
+    SetPolicy,
 ]
-EndpointPolicy = Union[ProviderAddress, OutBoundNat, PortMapping, EncapOverhead, InterfaceParameters, Acl]
+EndpointPolicy = Union[
+    ProviderAddress, OutBoundNat, PortMapping, EncapOverhead, InterfaceParameters, Acl, TierAcl, Qos
+]
 
 # Ordinals by declaration order of the schema's enumerations: clients may send `Type` as a number.
 NETWORK_POLICY_ORDER = [

@@ -13,13 +13,15 @@ from collections.abc import Iterable
 import msgspec
 
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import check_acls
+from overlace.network.hns.acl import check_acls, read_sets, set_names
 from overlace.network.hns.documents import (
+    Distribution,
     EndpointFlags,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
     HostComputeNamespace,
     HostComputeNetwork,
+    LoadBalancerPortMapping,
     PortMappingFlags,
     normal_guid,
     normal_mac,
@@ -30,6 +32,8 @@ from overlace.network.hns.state import State, host_ports, vip_keys
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
 PROTOCOLS = {0: "any", 1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 ANYWHERE = "0.0.0.0/0"
+MAX_AFFINITY = 30 * 86400
+MIN_RATE, MAX_RATE = 1000, 1 << 40  # bytes per second
 
 
 def _prefix(text: str, field: str) -> ipaddress.IPv4Network:
@@ -97,7 +101,8 @@ def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
         for b in nets[i + 1 :]:
             if a.overlaps(b):
                 raise HcnError(Code.INVALID_SUBNET, f"IpAddressPrefix {a} overlaps {b}: keep them apart")
-    _one_each(d.policies, (p.RemoteSubnetRoute,))
+    _one_each(d.policies, (p.RemoteSubnetRoute, p.SetPolicy))
+    _check_sets(d, state)
     policies: list[p.NetworkPolicy] = []
     for policy in d.policies:
         if isinstance(policy, p.ProviderAddress):
@@ -115,6 +120,18 @@ def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
             policy = p.RemoteSubnetRoute(msgspec.structs.replace(s, distributed_router_mac_address=mac))
         policies.append(policy)
     return msgspec.structs.replace(d, policies=tuple(policies))
+
+
+def _check_sets(d: HostComputeNetwork, state: State) -> None:
+    have = set(read_sets(d.policies))
+    for guid in state.endpoints_of.get(d.id, ()):
+        e = state.get(guid, HostComputeEndpoint)
+        gone = sorted(set_names(e.policies) - have) if e is not None else []
+        if gone:
+            raise HcnError(
+                Code.ENTITY_HAS_REFERENCES,
+                f"SetPolicy {gone[0]!r} is used by an ACL of endpoint {guid}: take it out there first",
+            )
 
 
 def _check_vsid(vsid: int, d: HostComputeNetwork, state: State) -> None:
@@ -165,7 +182,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
                 Code.ADDR_INVALID_OR_RESERVED,
                 f"IpConfigurations.IpAddress {address} belongs to endpoint {holder}: delete that one first",
             )
-    _one_each(d.policies, (p.PortMapping, p.Acl))
+    _one_each(d.policies, (p.PortMapping, p.Acl, p.TierAcl))
     if network.type == "Overlay" and p.policy_of(d.policies, p.ProviderAddress) is None:
         raise HcnError(
             Code.INVALID_ENDPOINT, "Policies has no ProviderAddress: endpoints of Overlay networks need one"
@@ -178,11 +195,18 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
         elif isinstance(policy, p.OutBoundNat):
             for prefix in (*policy.settings.exceptions, *policy.settings.destinations):
                 _prefix(prefix, "OutBoundNAT.Exceptions")
+        elif isinstance(policy, p.Qos):
+            rate = policy.settings.maximum_outgoing_bandwidth_in_bytes
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise HcnError(
+                    Code.BAD_PARAMETER,
+                    f"QOS.MaximumOutgoingBandwidthInBytes {rate}: use {MIN_RATE} to {MAX_RATE} bytes per second",
+                )
         elif isinstance(policy, p.PortMapping):
             _protocol(policy.settings.protocol, "PortMapping.Protocol", any_protocol=False)
             _port(policy.settings.internal_port, "PortMapping.InternalPort")
             _port(policy.settings.external_port, "PortMapping.ExternalPort")
-    check_acls(d.policies)
+    check_acls(d.policies, read_sets(network.policies))
     _check_host_ports(d, state)
     mac = normal_mac(d.mac_address) if d.mac_address else ""
     return msgspec.structs.replace(d, host_compute_network=network_id, mac_address=mac)
@@ -242,6 +266,7 @@ def check_load_balancer(
     if not d.port_mappings:
         raise HcnError(Code.BAD_PARAMETER, "PortMappings is empty: name at least one mapping")
     for m in d.port_mappings:
+        _check_affinity(m)
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         _protocol(m.protocol, "PortMappings.Protocol", any_protocol=internal)
         if internal and m.protocol == 0 and m.internal_port == 0 and m.external_port == 0:
@@ -263,6 +288,25 @@ def check_load_balancer(
             )
     _check_host_ports(d, state)
     return d
+
+
+def _check_affinity(m: LoadBalancerPortMapping) -> None:
+    if m.distribution_type not in tuple(Distribution):
+        raise HcnError(
+            Code.BAD_PARAMETER,
+            f"PortMappings.DistributionType {m.distribution_type}: use 0 (5-tuple), 1 (source address and protocol) "
+            "or 2 (source address)",
+        )
+    if m.affinity_seconds and m.distribution_type == Distribution.NONE:
+        raise HcnError(
+            Code.BAD_PARAMETER,
+            f"PortMappings.OverlaceAffinitySeconds {m.affinity_seconds}: needs a DistributionType of 1 or 2",
+        )
+    if not 0 <= m.affinity_seconds <= MAX_AFFINITY:
+        raise HcnError(
+            Code.BAD_PARAMETER,
+            f"PortMappings.OverlaceAffinitySeconds {m.affinity_seconds}: use 1 to {MAX_AFFINITY}",
+        )
 
 
 def check_namespace(d: HostComputeNamespace, state: State) -> HostComputeNamespace:

@@ -24,7 +24,7 @@ from overlace.network.vfp.tables import (
     RemoteEndpoint,
 )
 
-LAYOUT = 3  # as in bpf/types.h
+LAYOUT = 4  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
 # enum reason of bpf/types.h, in its order
 REASONS = (
@@ -50,12 +50,16 @@ REASONS = (
     "drop_no_port",
     "drop_error",
     "drop_policy",
+    "drop_rate",
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
 TABLE_MAPS = (
-    "access_lists", "networks", "subnets", "exceptions", "ports", "endpoints", "backends", "frontends",
+    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "ports", "endpoints", "backends",
+    "members", "frontends",
 )  # fmt: skip
 ACCESS_RULES = 512  # as in bpf/types.h
+ACTIONS = {"block": 0, "allow": 1, "pass": 2}  # enum verdict of bpf/types.h
+AFFINITY_PROTOCOL = 1 << 31
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -129,7 +133,9 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
                 to = IPv4Network(cidr, strict=False)
                 where = struct.pack("II4s", 32 + to.prefixlen, number, to.network_address.packed)
                 rows.append(Row("exceptions", where, struct.pack("I", 1)))
-            flags = (1 if entry.outbound_nat else 0) | filtered << 1
+            flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
+            if entry.rate:
+                rows.append(Row("limits", struct.pack("I", ifindex), struct.pack("Q", entry.rate)))
             port = struct.pack("I4sII6sBx", entry.vni, _ip(entry.address), sandbox, number, mac, flags)
             port += struct.pack("QQ", entry.inbound, entry.outbound)
             rows.append(Row("ports", struct.pack("I", ifindex), port))
@@ -140,7 +146,25 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
         case Frontend():
             return _encode_frontend(entry)
         case AccessList():
-            return [Row("access_lists", struct.pack("Q", entry.number), _access_list(entry))]
+            rows = [Row("access_lists", struct.pack("Q", entry.number), _access_list(entry))]
+            sets = {s for r in entry.rules for s in (r.local, r.remote) if len(s) > 1}
+            rows += [row for s in sorted(sets) for row in _address_set(s)]
+            return rows
+
+
+def _address_set(cidrs: tuple[str, ...]) -> list[Row]:
+    number = struct.pack("Q", _number(cidrs))
+    nets = [IPv4Network(c) for c in cidrs]
+    keys = [struct.pack("I", 64 + n.prefixlen) + number + n.network_address.packed for n in nets]
+    return [Row("address_sets", key, struct.pack("I", 1)) for key in keys]
+
+
+def _address(cidrs: tuple[str, ...]) -> bytes:
+    """Address and mask of one prefix, or the number of a set of them."""
+    if len(cidrs) > 1:
+        return struct.pack("Q", _number(cidrs))
+    net = IPv4Network(cidrs[0] if cidrs else "0.0.0.0/0")
+    return net.network_address.packed + net.netmask.packed
 
 
 def _access_list(entry: AccessList) -> bytes:
@@ -148,10 +172,10 @@ def _access_list(entry: AccessList) -> bytes:
         raise ValueError(f"{entry.address}: {len(entry.rules)} access rules; {ACCESS_RULES} are possible")
     out = [struct.pack("I", len(entry.rules))]
     for r in entry.rules:
-        local, remote = IPv4Network(r.local), IPv4Network(r.remote)
-        out.append(local.network_address.packed + local.netmask.packed)
-        out.append(remote.network_address.packed + remote.netmask.packed)
-        out.append(struct.pack("HHHHBBH", *r.local_ports, *r.remote_ports, r.protocol, r.allow, 0))
+        out += [_address(r.local), _address(r.remote)]
+        sets = (1 if len(r.local) > 1 else 0) | (2 if len(r.remote) > 1 else 0)
+        ports = struct.pack("HHHH", *r.local_ports, *r.remote_ports)
+        out.append(ports + struct.pack("BBBB", r.protocol, ACTIONS[r.action], sets, r.tier))
     return b"".join(out).ljust(4 + ACCESS_RULES * 28, b"\0")
 
 
@@ -181,7 +205,17 @@ def _encode_frontend(frontend: Frontend) -> list[Row]:
         for index, b in enumerate(frontend.backends)
     ]
     key = address_key(frontend.vni, frontend.address) + struct.pack(">HBx", frontend.port, frontend.protocol)
-    rows.append(Row("frontends", key, struct.pack("QII", number, len(frontend.backends), 0)))
+    affinity = frontend.affinity | (AFFINITY_PROTOCOL if frontend.affinity_protocol else 0)
+    rows.append(Row("frontends", key, struct.pack("QII", number, len(frontend.backends), affinity)))
+    if frontend.affinity:
+        rows += [
+            Row(
+                "members",
+                struct.pack("QI4s", number, b.vni, _ip(b.address)) + struct.pack(">H6x", b.port),
+                bytes(4),
+            )
+            for b in frontend.backends
+        ]
     if frontend.vni:
         vip = _endpoint(bytes(4), 0, 0, bytes(6), KIND_VIP)
         rows.append(Row("endpoints", address_key(frontend.vni, frontend.address), vip))

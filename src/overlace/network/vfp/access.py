@@ -24,16 +24,23 @@ def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:
         ports = (0, 0)
     return (
         rule.protocol in (0, packet.protocol)
-        and within(local, (rule.local,))
-        and within(remote, (rule.remote,))
+        and (not rule.local or within(local, rule.local))
+        and (not rule.remote or within(remote, rule.remote))
         and rule.local_ports[0] <= ports[0] <= rule.local_ports[1]
         and rule.remote_ports[0] <= ports[1] <= rule.remote_ports[1]
     )
 
 
 def judge(rules: Sequence[AccessRule], direction: Direction, packet: Packet) -> bool:
-    """The first rule that holds counts; none: no."""
-    return next((r.allow for r in rules if holds(r, direction, packet)), False)
+    """The first rule that decides counts; none: no. One that passes ends its tier."""
+    passed = -1
+    for r in rules:
+        if r.tier == passed or not holds(r, direction, packet):
+            continue
+        if r.action != "pass":
+            return r.action == "allow"
+        passed = r.tier
+    return False
 
 
 class Connections:

@@ -12,8 +12,9 @@ from itertools import product
 
 from overlace.model.netview import container_mac
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import ANYWHERE, acls_of
+from overlace.network.hns.acl import is_closed, is_filtered, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
+    Distribution,
     Document,
     Guid,
     HostComputeEndpoint,
@@ -79,9 +80,9 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
         ]
     if not d.host_compute_namespace:
         return []
-    nat = p.policy_of(d.policies, p.OutBoundNat)
+    nat, qos = p.policy_of(d.policies, p.OutBoundNat), p.policy_of(d.policies, p.Qos)
     for c in d.ip_configurations:
-        access = compile_access(d, vni, c.ip_address)
+        access = compile_access(d, network, vni, c.ip_address)
         out += access
         inbound, outbound = (a.number for a in access) if access else (0, 0)
         out.append(
@@ -95,6 +96,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 nat_exceptions=nat.settings.exceptions if nat is not None else (),
                 inbound=inbound,
                 outbound=outbound,
+                rate=qos.settings.maximum_outgoing_bandwidth_in_bytes if qos is not None else 0,
             )
         )
     for policy in d.policies:
@@ -105,27 +107,34 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     return out
 
 
-def compile_access(d: HostComputeEndpoint, vni: int, address: str) -> list[AccessList]:
-    """The lists IN and OUT; none when the endpoint has no ACL: everything may pass then."""
-    acls = acls_of(d.policies)
-    if not acls:
+def compile_access(
+    d: HostComputeEndpoint, network: HostComputeNetwork, vni: int, address: str
+) -> list[AccessList]:
+    """The lists IN and OUT; none when nothing judges the endpoint's connections: everything may pass then."""
+    if not is_filtered(d.policies):
         return []
-    rules: dict[str, list[AccessRule]] = {"In": [], "Out": []}
-    for a in acls:
-        rules[a.direction] += [
-            AccessRule(a.allow, protocol, local, remote, local_ports, remote_ports)
-            for protocol, local, remote, local_ports, remote_ports in product(
-                a.protocols or (0,),
-                a.local or (ANYWHERE,),
-                a.remote or (ANYWHERE,),
-                a.local_ports or (ANY_PORT,),
-                a.remote_ports or (ANY_PORT,),
+    sets = read_sets(network.policies)
+    last = () if is_closed(d.policies) else (AccessRule("allow", tier=255),)
+    lists: list[tuple[AccessRule, ...]] = []
+    for direction in ("In", "Out"):
+        rules = [
+            AccessRule(
+                a.action,
+                protocol,
+                resolve(a.local, sets),
+                resolve(a.remote, sets),
+                local_ports,
+                remote_ports,
+                number,
+            )
+            for number, tier in enumerate(tiers_of(d.policies, direction))
+            for a in tier.rules
+            for protocol, local_ports, remote_ports in product(
+                a.protocols or (0,), a.local_ports or (ANY_PORT,), a.remote_ports or (ANY_PORT,)
             )
         ]
-    return [
-        AccessList(vni, address, "IN", tuple(rules["In"])),
-        AccessList(vni, address, "OUT", tuple(rules["Out"])),
-    ]
+        lists.append((*rules, *last))
+    return [AccessList(vni, address, "IN", lists[0]), AccessList(vni, address, "OUT", lists[1])]
 
 
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
@@ -142,10 +151,12 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
     for m in d.port_mappings:
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         backends = tuple(Backend(vni, a, m.internal_port) for a in addresses)
-        if d.frontend_vips:
-            out += [Frontend(vni, vip, m.protocol, m.external_port, backends) for vip in d.frontend_vips]
-        elif not internal:
-            out.append(Frontend(0, host, m.protocol, m.external_port, backends))
+        apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
+        where = [(vni, vip) for vip in d.frontend_vips] or ([(0, host)] if not internal else [])
+        out += [
+            Frontend(scope, front, m.protocol, m.external_port, backends, m.affinity, apart)
+            for scope, front in where
+        ]
     return out
 
 

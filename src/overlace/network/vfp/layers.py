@@ -6,13 +6,16 @@ come from the same documents and must agree on where a packet goes (property tes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import acls_of
+from overlace.network.hns.acl import Tier, is_closed, is_filtered, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
     Guid,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
     HostComputeNetwork,
+    LoadBalancerPortMapping,
     colon_mac,
 )
 from overlace.network.hns.state import State
@@ -29,6 +32,8 @@ from overlace.network.vfp.model import (
     Group,
     Layer,
     LoadBalance,
+    Meter,
+    Pass,
     Port,
     Rule,
     SourceNat,
@@ -36,6 +41,7 @@ from overlace.network.vfp.model import (
 from overlace.network.vfp.tables import Backend
 
 FIREWALL = "FW_ADMIN_LAYER_ID"
+METER = "QOS_LAYER"
 BALANCE = "SLB_LB_LAYER"
 NAT = "SLB_NAT_LAYER"
 ROUTER = "VNET_DR_REDIRECTION_LAYER"
@@ -44,29 +50,50 @@ ENCAP = "VNET_ENCAP_LAYER"
 _ANY = Condition()
 
 
-def firewall_groups(e: HostComputeEndpoint) -> tuple[Group, Group]:
+def meter_layers(e: HostComputeEndpoint) -> tuple[Layer, ...]:
+    """What an endpoint may send, when a QOS policy says so."""
+    qos = p.policy_of(e.policies, p.Qos)
+    if qos is None:
+        return ()
+    rule = Rule("QOS", 100, _ANY, Meter(qos.settings.maximum_outgoing_bandwidth_in_bytes))
+    return (Layer(METER, (Group("QOS_OUT", "OUT", 100, (rule,)),)),)
+
+
+def firewall_groups(e: HostComputeEndpoint, network: HostComputeNetwork) -> tuple[Group, ...]:
     """Without ACLs everything passes; with any, what none of a direction allows is blocked, connections' replies
-    excepted (the layer is stateful)."""
-    acls = acls_of(e.policies)
-    if not acls:
+    excepted (the layer is stateful). One group per tier, then the endpoint's plain ACLs, then the rest."""
+    if not is_filtered(e.policies):
         default = Rule("DEFAULT_ALLOW", 65535, _ANY, Allow())
         return Group("FW_OUT", "OUT", 100, default=default), Group("FW_IN", "IN", 100, default=default)
-    found: dict[Direction, list[Rule]] = {"OUT": [], "IN": []}
-    for i, a in enumerate(acls):
-        going: Direction = "OUT" if a.direction == "Out" else "IN"
-        local, remote = (a.local, a.local_ports), (a.remote, a.remote_ports)
+    sets = read_sets(network.policies)
+    closed = is_closed(e.policies)
+    out: list[Group] = []
+    for going, word in (("OUT", "Out"), ("IN", "In")):
+        direction: Direction = "OUT" if going == "OUT" else "IN"
+        groups = [
+            _tier_group(e, tier, direction, 100 + i, sets)
+            for i, tier in enumerate(tiers_of(e.policies, word))
+        ]
+        rest = Rule("DEFAULT_ALLOW", 65535, _ANY, Allow())
+        if closed:
+            rest = Rule("DEFAULT_BLOCK", 65535, _ANY, Block(f"{e.name}: no ACL {going} allows it"))
+        out += [*groups, Group(f"FW_{going}", direction, 65535, default=rest)]
+    return tuple(out)
+
+
+def _tier_group(
+    e: HostComputeEndpoint, tier: Tier, going: Direction, priority: int, sets: Mapping[str, tuple[str, ...]]
+) -> Group:
+    rules = []
+    for i, a in enumerate(tier.rules):
+        local, remote = (resolve(a.local, sets), a.local_ports), (resolve(a.remote, sets), a.remote_ports)
         (src, sports), (dst, dports) = (local, remote) if going == "OUT" else (remote, local)
         condition = Condition(src=src, dst=dst, protocols=a.protocols, sports=sports, dports=dports)
-        name = f"ACL_{a.direction.upper()}_{i}"
-        action = Allow() if a.allow else Block(f"{e.name}: an ACL of priority {a.priority} blocks it")
-        found[going].append(Rule(name, a.priority, condition, action))
-    last = {
-        d: Rule("DEFAULT_BLOCK", 65535, _ANY, Block(f"{e.name}: no ACL {d} allows it")) for d in ("OUT", "IN")
-    }
-    return (
-        Group("FW_OUT", "OUT", 100, tuple(found["OUT"]), default=last["OUT"]),
-        Group("FW_IN", "IN", 100, tuple(found["IN"]), default=last["IN"]),
-    )
+        what = "an ACL" if tier.name in ("ACL", "HOST") else f"tier {tier.name}: an ACL"
+        blocked = Block(f"{e.name}: {what} of priority {a.priority} blocks it")
+        action: Allow | Pass | Block = {"allow": Allow(), "pass": Pass(), "block": blocked}[a.action]  # type: ignore[assignment]
+        rules.append(Rule(f"{tier.name}_{going}_{i}", a.priority, condition, action))
+    return Group(f"FW_{tier.name}_{going}", going, priority, tuple(rules))
 
 
 def balance_group(network: HostComputeNetwork, state: State) -> Group:
@@ -80,7 +107,7 @@ def balance_group(network: HostComputeNetwork, state: State) -> Group:
         for vip in lb.frontend_vips:
             for m in lb.port_mappings:
                 condition = Condition(dst=(f"{vip}/32",), protocol=m.protocol, dport=m.external_port)
-                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m.internal_port, state))
+                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m, state))
                 if m.protocol == 0 and m.external_port == 0:
                     exact[vip] = rule
                 else:
@@ -88,12 +115,16 @@ def balance_group(network: HostComputeNetwork, state: State) -> Group:
     return Group("LB_OUT", "OUT", 100, tuple(rules), exact)
 
 
-def _members(lb: HostComputeLoadBalancer, port: int, state: State) -> LoadBalance | Block:
+def _members(lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: State) -> LoadBalance | Block:
     network = state.get(lb.host_compute_network, HostComputeNetwork)
     assert network is not None
     found = (state.get(e, HostComputeEndpoint) for e in lb.host_compute_endpoints)
-    backends = tuple(Backend(vni_of(network), e.address, port) for e in found if e is not None and e.address)
-    return LoadBalance(backends) if backends else Block(f"{lb.name} has no task that takes connections")
+    backends = tuple(
+        Backend(vni_of(network), e.address, m.internal_port) for e in found if e is not None and e.address
+    )
+    if not backends:
+        return Block(f"{lb.name} has no task that takes connections")
+    return LoadBalance(backends, m.affinity)
 
 
 def mapping_group(network: HostComputeNetwork, state: State) -> Group:
@@ -138,7 +169,8 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         to_gateway = Condition(dst=(f"{segment.gateway}/32",))
         router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
     layers = (
-        Layer(FIREWALL, firewall_groups(e)),
+        *meter_layers(e),
+        Layer(FIREWALL, firewall_groups(e, network)),
         Layer(BALANCE, (balance_group(network, state),)),
         Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),
@@ -154,11 +186,7 @@ def host_port(state: State, host: str) -> Port:
         d = state.documents[guid]
         condition = Condition(dst=(f"{host}/32",), protocol=protocol, dport=number)
         if isinstance(d, HostComputeLoadBalancer):
-            target = next(
-                m.internal_port
-                for m in d.port_mappings
-                if (m.protocol, m.external_port) == (protocol, number)
-            )
+            target = next(m for m in d.port_mappings if (m.protocol, m.external_port) == (protocol, number))
             rules.append(Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state)))
         elif isinstance(d, HostComputeEndpoint) and d.host_compute_namespace:
             network = state.get(d.host_compute_network, HostComputeNetwork)

@@ -69,14 +69,27 @@ class Allow(msgspec.Struct, frozen=True, tag="allow"):
     pass
 
 
+class Pass(msgspec.Struct, frozen=True, tag="pass"):
+    """Leaves the rest of its group out and lets the next group decide."""
+
+
+class Meter(msgspec.Struct, frozen=True, tag="meter"):
+    """Goes on if the sender stays within `rate` bytes per second, and is dropped otherwise. The simulator has no
+    clock and lets the packet pass."""
+
+    rate: int
+
+
 class Block(msgspec.Struct, frozen=True, tag="block"):
     reason: str
 
 
 class LoadBalance(msgspec.Struct, frozen=True, tag="lb"):
-    """Destination becomes one of `backends`; kept per connection."""
+    """Destination becomes one of `backends`; kept per connection, and with `affinity` for that many seconds per
+    client."""
 
     backends: tuple[Backend, ...]
+    affinity: int = 0
 
 
 class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
@@ -106,7 +119,7 @@ class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
     mac: str
 
 
-Action = Union[Allow, Block, LoadBalance, SourceNat, Answer, Encap, Deliver]
+Action = Union[Allow, Pass, Meter, Block, LoadBalance, SourceNat, Answer, Encap, Deliver]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -156,7 +169,12 @@ def explain_action(a: Action) -> str:
         return f"block ({a.reason})"
     if isinstance(a, LoadBalance):
         members = ", ".join(f"{b.address}:{b.port}" if b.port else b.address for b in a.backends)
-        return f"balance over {members}"
+        kept = f", a client keeps its own for {a.affinity} s" if a.affinity else ""
+        return f"balance over {members}{kept}"
+    if isinstance(a, Pass):
+        return "pass on to the next tier"
+    if isinstance(a, Meter):
+        return f"at most {a.rate} bytes per second"
     if isinstance(a, SourceNat):
         return f"source becomes {a.address}, leave on the underlay"
     if isinstance(a, Answer):

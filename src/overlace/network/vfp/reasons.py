@@ -39,6 +39,7 @@ MEANINGS = {
     "drop_unsupported": "neither IPv4 nor ARP, or broadcast or multicast",
     "drop_no_port": "from an interface that is no endpoint (yet)",
     "drop_policy": "by an ACL of the endpoint: see overlace.policy labels",
+    "drop_rate": "by the QOS policy of the endpoint: more than it may send",
     "drop_error": "the kernel refused to change or send the packet",
 }
 

@@ -25,7 +25,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
 class RuleShown(Shown, frozen=True):
     name: str
     priority: int
-    type: str  # allow | block | lb | snat | answer | encap | deliver
+    type: str  # allow | block | pass | meter | lb | snat | answer | encap | deliver
     conditions: dict[str, str]  # vfpctrl's word -> value; empty: matches everything
     action: str
 

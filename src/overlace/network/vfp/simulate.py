@@ -140,6 +140,8 @@ def simulate(
             verdict = _finish(walk, state, host, action)
             if verdict is not None:
                 return verdict
+            if isinstance(action, Allow):
+                break
     return walk.done("drop", reason="no rule of the last layer matched")
 
 
@@ -171,7 +173,8 @@ def _into(walk: _Walk, p: Port) -> Verdict:
             walk.note(p.name, layer.name, group, rule)
             if isinstance(rule.action, Block):
                 return walk.done("drop", reason=rule.action.reason)
-            assert isinstance(rule.action, Allow)
+            if isinstance(rule.action, Allow):
+                break
     return walk.done("deliver", port=p.name, vni=p.vni)
 
 

@@ -44,6 +44,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     nat_exceptions: tuple[str, ...] = ()  # CIDRs never translated
     inbound: int = 0  # number of the AccessList for connections to it; 0: anyone may
     outbound: int = 0  # for connections from it; both are 0 or neither is
+    rate: int = 0  # bytes per second it may send, Ethernet headers counted; 0: no limit
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -84,6 +85,8 @@ class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
     protocol: int  # IANA number, 0 = any
     port: int  # 0 = any
     backends: tuple[Backend, ...] = ()
+    affinity: int = 0  # seconds in which a client's next connection goes to the same backend; 0: any
+    affinity_protocol: bool = False  # each protocol of the client apart
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -94,19 +97,20 @@ ANY_PORT = (0, 65535)
 
 
 class AccessRule(msgspec.Struct, frozen=True):
-    """One value per field; all must hold. Ports are ranges, both ends included; other ports than any only with
-    protocol 6 or 17."""
+    """All members must hold. Ports are ranges, both ends included; other ports than any only with protocol 6 or 17.
+    A rule that passes leaves the rest of its tier out and lets the next tiers decide."""
 
-    allow: bool
+    action: Literal["allow", "block", "pass"]
     protocol: int = 0  # 0: any
-    local: str = "0.0.0.0/0"
-    remote: str = "0.0.0.0/0"
+    local: tuple[str, ...] = ()  # CIDRs, one of which must hold the address; none: any address
+    remote: tuple[str, ...] = ()
     local_ports: tuple[int, int] = ANY_PORT
     remote_ports: tuple[int, int] = ANY_PORT
+    tier: int = 0  # 0 to 255, growing along the list
 
 
 class AccessList(msgspec.Struct, frozen=True, tag="access"):
-    """Which connections a local endpoint may have: the first rule that holds counts, without one it may not.
+    """Which connections a local endpoint may have: the first rule that decides counts, without one it may not.
     Replies of an allowed connection pass, and ICMP errors about it."""
 
     vni: int
@@ -122,7 +126,7 @@ class AccessList(msgspec.Struct, frozen=True, tag="access"):
     def number(self) -> int:
         """The content's name, never 0: equal lists share it."""
         text = f"{self.direction}|" + "|".join(
-            f"{r.allow}/{r.protocol}/{r.local}/{r.remote}/{r.local_ports}/{r.remote_ports}"
+            f"{r.tier}/{r.action}/{r.protocol}/{r.local}/{r.remote}/{r.local_ports}/{r.remote_ports}"
             for r in self.rules
         )
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1

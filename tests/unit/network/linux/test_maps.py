@@ -53,17 +53,25 @@ def _sizes(struct_name: str) -> int:
     return total
 
 
-LOCAL = LocalEndpoint(4097, "10.0.1.5", 24, "02:42:0a:00:01:05", "AAAA", True, ("10.0.0.0/8",))
+LOCAL = LocalEndpoint(4097, "10.0.1.5", 24, "02:42:0a:00:01:05", "AAAA", True, ("10.0.0.0/8",), rate=5000)
 EXAMPLES: tuple[Entry, ...] = (
     Network(4097, ("10.0.1.0/24",), "10.0.1.1", "02:42:0a:00:01:01"),
     LOCAL,
     RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "172.28.1.12"),
-    Frontend(4097, "10.0.1.2", 6, 80, (Backend(4097, "10.0.1.5", 8080),)),
-    AccessList(4097, "10.0.1.5", "IN", (AccessRule(True, 6, remote="10.0.1.0/24", local_ports=(80, 90)),)),
+    Frontend(4097, "10.0.1.2", 6, 80, (Backend(4097, "10.0.1.5", 8080),), affinity=60),
+    AccessList(
+        4097,
+        "10.0.1.5",
+        "IN",
+        (AccessRule("allow", 6, ("10.0.1.5/32",), ("10.0.1.0/24", "10.0.2.0/25"), (80, 90)),),
+    ),
 )
 ATTACHED = {"AAAA": Attachment(7, 99)}
 ACCESS_LIST = 4 + ACCESS_RULES * _sizes("access_rule")
 STRUCTS = {
+    "address_sets": ("set_key", 4),
+    "limits": (4, 8),
+    "members": ("member", 4),
     "access_lists": (8, ACCESS_LIST),
     "networks": (4, "network"),
     "endpoints": ("address_key", "endpoint"),

@@ -4,26 +4,40 @@
 #pragma once
 #include "packet.h"
 
+INLINE int in_set(__u32 low, __u32 high, __be32 addr)
+{
+	struct set_key key = { .prefix = 96, .set = { low, high }, .addr = addr };
+
+	return bpf_map_lookup_elem(&address_sets, &key) != 0;
+}
+
 /* What the list says of a connection: 1 yes, 0 no. Global, so that the verifier looks at its loop once.
  * `ports`: local << 16 | remote, host order. */
 __attribute__((noinline)) int judge(__u64 list, __u32 local, __u32 remote, __u32 ports, __u32 proto)
 {
 	struct access_list *l = bpf_map_lookup_elem(&access_lists, &list);
-	__u32 local_port = ports >> 16, remote_port = ports & 0xffff;
+	__u32 local_port = ports >> 16, remote_port = ports & 0xffff, passed = 256;
 
 	if (!l)
 		return 0;
 	for (__u32 i = 0; i < ACCESS_RULES && i < l->count; i++) {
 		struct access_rule *r = &l->rules[i];
 
-		if (((local ^ r->local) & r->local_mask) | ((remote ^ r->remote) & r->remote_mask))
+		if (r->tier == passed)
 			continue;
 		if (r->proto && r->proto != proto)
 			continue;
 		if (local_port < r->local_low || local_port > r->local_high || remote_port < r->remote_low ||
 		    remote_port > r->remote_high)
 			continue;
-		return r->allow;
+		if (r->sets & SET_LOCAL ? !in_set(r->local, r->local_mask, local) : (local ^ r->local) & r->local_mask)
+			continue;
+		if (r->sets & SET_REMOTE ? !in_set(r->remote, r->remote_mask, remote) :
+					   (remote ^ r->remote) & r->remote_mask)
+			continue;
+		if (r->action != RULE_PASS)
+			return r->action == RULE_ALLOW;
+		passed = r->tier;
 	}
 	return 0;
 }

@@ -2,7 +2,7 @@
 /* Connections: which backend a frontend's connection got, how its replies are translated, and the way back of
  * connections that entered through another host. */
 #pragma once
-#include "packet.h"
+#include "affinity.h"
 
 enum { B_GO, B_PASS, B_REFUSE, B_DROP };
 
@@ -45,30 +45,44 @@ INLINE struct frontend *frontend_of(__u32 vni, __be32 addr, __be16 port, __u8 pr
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
-/* Choose a backend in turn among those whose endpoint exists. 0, or -1 when there is none. */
-INLINE int pick(const struct frontend *fe, const struct pkt *p, struct flow *f)
+/* Have `f` go to backend `b`; -1 when its endpoint does not exist (yet). */
+INLINE int take(const struct frontend *fe, const struct pkt *p, const struct backend *b, struct flow *f)
+{
+	struct endpoint *e = endpoint_of(b->vni, b->addr);
+
+	if (!e || e->kind > K_REMOTE)
+		return -1;
+	f->list = fe->list;
+	f->peer_vni = f->vni = b->vni;
+	f->daddr = b->addr;
+	f->dport = b->port ? b->port : p->dport;
+	f->sandbox = e->kind == K_LOCAL ? e->sandbox : 0;
+	return 0;
+}
+
+/* Choose a backend: the client's own with session affinity, else in turn among those whose endpoint exists. 0, or -1 when
+ * there is none. */
+INLINE int pick(const struct frontend *fe, const struct question *q, const struct pkt *p, struct flow *f)
 {
 	__u32 slot = fe->list & (TURNS - 1), start, count = fe->count;
 	__u32 *turn = bpf_map_lookup_elem(&turns, &slot);
+	struct backend same = {};
 
 	if (!turn || !count)
 		return -1;
+	if (fe->affinity && !same_backend(fe, q->scope, q->front, p, &same) && !take(fe, p, &same, f))
+		return 0;
 	start = __sync_fetch_and_add(turn, 1);
 	for (int i = 0; i < 16; i++) {
 		struct backend_key key = { .list = fe->list, .index = (start + i) % count };
 		struct backend *b = bpf_map_lookup_elem(&backends, &key);
-		struct endpoint *e;
 
-		if (!b)
+		if (!b || take(fe, p, b, f))
 			continue;
-		e = endpoint_of(b->vni, b->addr);
-		if (!e || e->kind > K_REMOTE)
-			continue;
-		f->list = fe->list;
-		f->peer_vni = f->vni = b->vni;
-		f->daddr = b->addr;
-		f->dport = b->port ? b->port : p->dport;
-		f->sandbox = e->kind == K_LOCAL ? e->sandbox : 0;
+		if (fe->affinity) {
+			same = *b;
+			keep_backend(fe, q->scope, q->front, p, &same);
+		}
 		return 0;
 	}
 	return -1;
@@ -150,7 +164,7 @@ NOINLINE int balance(struct __sk_buff *ctx, const struct pkt *p, const struct qu
 	};
 	struct flow new = { .kind = F_FORWARD, .saddr = q->source, .sport = p->sport, .seen = now() };
 
-	if (pick(fe, p, &new))
+	if (pick(fe, q, p, &new))
 		return B_REFUSE;
 	if (new.daddr == q->source && new.vni == q->client_vni) { /* hairpin: the client must not see itself */
 		struct network *net = bpf_map_lookup_elem(&networks, &new.vni);

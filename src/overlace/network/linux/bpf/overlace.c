@@ -8,6 +8,7 @@
 #include "access.h"
 #include "answer.h"
 #include "flow.h"
+#include "qos.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -187,6 +188,8 @@ int from_container(struct __sk_buff *ctx)
 		return drop(ctx, R_DROP_SPOOFED);
 	if (eth.proto == bpf_htons(ETH_ARP))
 		return answer_arp(ctx, port);
+	if ((port->flags & PORT_METERED) && over_limit(ctx))
+		return drop(ctx, R_DROP_RATE);
 	if (eth.proto != bpf_htons(ETH_IP))
 		return drop(ctx, R_DROP_UNSUPPORTED);
 	bad = parse(ctx, ETH_LEN, vni, &p);

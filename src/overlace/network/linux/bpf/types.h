@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 3
+#define LAYOUT 4
 #define INLINE static __always_inline
 #define NOINLINE static __attribute__((noinline))
 
@@ -28,6 +28,7 @@
 #define TURNS 4096
 #define SCOPE_SANDBOX 0xffffffff
 #define ACCESS_RULES 512 /* of one list; maps.py refuses more */
+#define AFFINITY_PROTOCOL 0x80000000
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
 
 /* Where a packet ended. datapath.py reads these names from here. */
@@ -54,13 +55,16 @@ enum reason {
 	R_DROP_NO_PORT, /* interface without a registered endpoint */
 	R_DROP_ERROR, /* a kernel helper refused */
 	R_DROP_POLICY, /* no access rule lets it in or out */
+	R_DROP_RATE, /* more than its QOS policy lets it send */
 	R_COUNT,
 };
 
 enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4 };
 enum { NET_INGRESS = 1, NET_LOCAL = 2 };
-enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2 };
+enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4 };
 enum { ENDPOINT_FILTERED = 1 };
+enum verdict { RULE_BLOCK = 0, RULE_ALLOW = 1, RULE_PASS = 2 };
+enum { SET_LOCAL = 1, SET_REMOTE = 2 };
 enum direction { GOES_IN = 0, GOES_OUT = 1 };
 enum { F_FORWARD = 1, F_REPLY = 2, F_VIA = 3 };
 enum { OUT_ENDPOINT = 0, OUT_UNDERLAY = 1, OUT_HOST = 2 };
@@ -122,18 +126,25 @@ struct exception_key { /* where an endpoint with outbound NAT may not go all the
 };
 
 struct access_rule { /* all must hold; a mask of 0 holds always */
-	__be32 local, local_mask;
+	__be32 local, local_mask; /* SET_LOCAL: the two halves of an address set's number */
 	__be32 remote, remote_mask;
 	__u16 local_low, local_high; /* ports, both inclusive, host order */
 	__u16 remote_low, remote_high;
 	__u8 proto; /* 0: any */
-	__u8 allow;
-	__u16 pad;
+	__u8 action; /* enum verdict */
+	__u8 sets; /* SET_LOCAL, SET_REMOTE */
+	__u8 tier; /* RULE_PASS leaves the rest of its tier out */
 };
 
-struct access_list { /* the first rule that holds counts; none: no */
+struct access_list { /* the first rule that decides counts; none: no */
 	__u32 count;
 	struct access_rule rules[ACCESS_RULES];
+};
+
+struct set_key { /* an address set of access rules, named by content */
+	__u32 prefix; /* 64 for the set, and the address's */
+	__u32 set[2];
+	__be32 addr;
 };
 
 struct access_key { /* a connection of a filtered endpoint, the same for both directions */
@@ -162,7 +173,30 @@ struct frontend_key {
 struct frontend {
 	__u64 list; /* names the list of backends by content: the same list has the same number */
 	__u32 count;
-	__u32 pad;
+	__u32 affinity; /* seconds a client keeps its backend, 0: each connection anew; AFFINITY_PROTOCOL */
+};
+
+struct affinity_key { /* a client of a frontend with session affinity */
+	__u32 scope;
+	__be32 front, client;
+	__u8 proto; /* 0 unless protocols are kept apart */
+	__u8 pad[3];
+};
+
+struct member { /* a backend of a frontend with session affinity */
+	__u64 list;
+	__u32 vni;
+	__be32 addr;
+	__be16 port;
+	__u16 pad[3];
+};
+
+struct affinity {
+	__u32 vni;
+	__be32 addr;
+	__be16 port; /* as in struct backend */
+	__u16 pad;
+	__u32 seen; /* as in struct flow */
 };
 
 struct backend_key {
@@ -232,6 +266,11 @@ MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 262144, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 65536, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 65536, 0);
+MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, 131072, 0);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, 131072, 0);
