@@ -120,7 +120,7 @@ class Router:
                 r"\{(\w+)(:\*)?\}", lambda m: f"(?P<{m[1]}>.+)" if m[2] else f"(?P<{m[1]}>[^/]+)", route.path
             )
             key = (route.method, route.path.split("/")[1])
-            self._routes.setdefault(key, []).append((re.compile(pattern), route))
+            self._routes.setdefault(key, []).append((re.compile(pattern, re.DOTALL), route))
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
         first = path.split("/")[1] if path.startswith("/") else ""

@@ -36,7 +36,7 @@ from overlace.model.errors import (
 
 log = structlog.get_logger(__name__)
 
-_VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)")
+_VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.DOTALL)
 _SHUTDOWN = 2.0  # seconds a handler gets when the daemon stops
 
 
@@ -84,7 +84,7 @@ class ApiServer:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY)
-        app.router.add_route("*", "/{path:.*}", self._serve)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._serve)  # line ends too: those paths are not found by us
         app.on_response_prepare.append(self._add_headers)
         return app
 

@@ -177,7 +177,11 @@ def test_counts_of_jobs() -> None:
         of(TaskState.RUNNING, 2),
         of(TaskState.COMPLETE, 2, iteration=0),  # of an earlier run
     ]
-    assert service_status(job, tasks, live) == {"RunningTasks": 1, "DesiredTasks": 1, "CompletedTasks": 2}
+    assert service_status(job, tasks, live) == {
+        "RunningTasks": 1,
+        "DesiredTasks": 2,  # as many at once, as Docker says until the end
+        "CompletedTasks": 2,
+    }
     everywhere = msgspec.structs.replace(job, spec=ServiceSpec(mode=ServiceMode(global_job=GlobalJob())))
     tasks = [of(TaskState.COMPLETE, 0), of(TaskState.RUNNING, 0, node_id="two")]
     assert service_status(everywhere, tasks, live) == {

@@ -10,7 +10,7 @@ from overlace.api.backend import LocalEndpoint, LocalNetwork
 from overlace.api.codec import rfc3339
 from overlace.api.convert.common import Json, document, header
 from overlace.model.objects import Network, Node, Service, Subnet, Task
-from overlace.model.specs import VNI_OPTION
+from overlace.model.specs import VNI_OPTION, IpamConfig
 from overlace.model.states import TaskState
 
 
@@ -35,7 +35,9 @@ def swarm_network(network: Network) -> Json:
         "Scope": "swarm",
     }
     if spec.ipam.config:
-        shown["IPAMOptions"]["Configs"] = [document(c) for c in spec.ipam.config]
+        shown["IPAMOptions"]["Configs"] = [
+            _swarm_ipam(c.subnet, c.range, c.gateway) for c in spec.ipam.config
+        ]
     for key, on in (
         ("IPv6Enabled", spec.enable_ipv6),
         ("Internal", spec.internal),
@@ -48,13 +50,28 @@ def swarm_network(network: Network) -> Json:
         **header(network),
         "Spec": shown,
         "DriverState": {"Name": spec.driver, "Options": _options(network)},
-        "IPAMOptions": {"Driver": {"Name": spec.ipam.driver}, "Configs": _ipam_configs(network.subnets)},
+        "IPAMOptions": {
+            "Driver": {"Name": spec.ipam.driver},
+            "Configs": [_swarm_ipam(s.subnet, s.ip_range, s.gateway) for s in network.subnets],
+        },
     }
 
 
-def _ipam_configs(subnets: Iterable[Subnet]) -> list[Json]:
+def _swarm_ipam(subnet: str, span: str, gateway: str) -> Json:
+    """moby api/types/swarm IPAMConfig: its range is `Range`, where a network resource has `IPRange`."""
+    return {key: text for key, text in (("Subnet", subnet), ("Range", span), ("Gateway", gateway)) if text}
+
+
+def _ipam_configs(subnets: Iterable[Subnet], asked: Iterable[IpamConfig] = ()) -> list[Json]:
+    """`asked`: what the user gave, for the addresses to be left alone."""
+    auxiliary = {c.subnet: dict(c.auxiliary_addresses) for c in asked if c.auxiliary_addresses}
     return [
-        {"Subnet": s.subnet, **({"IPRange": s.ip_range} if s.ip_range else {}), "Gateway": s.gateway}
+        {
+            "Subnet": s.subnet,
+            **({"IPRange": s.ip_range} if s.ip_range else {}),
+            "Gateway": s.gateway,
+            **({"AuxiliaryAddresses": auxiliary[s.subnet]} if s.subnet in auxiliary else {}),
+        }
         for s in subnets
     ]
 
@@ -106,8 +123,9 @@ def network(found: Network) -> Json:
         driver=spec.driver,
         ipam={
             "Driver": spec.ipam.driver or "default",
-            "Options": spec.ipam.options,
-            "Config": _ipam_configs(found.subnets) or [document(c) for c in spec.ipam.config],
+            "Options": spec.ipam.options or None,
+            "Config": _ipam_configs(found.subnets, spec.ipam.config)
+            or [document(c) for c in spec.ipam.config],
         },
         internal=spec.internal,
         attachable=spec.attachable,

@@ -45,6 +45,7 @@ def _insert_defaults(spec: ServiceSpec, found: Json, template: Json) -> None:
     container = template.get("ContainerSpec")
     if container is not None:
         container.setdefault("StopGracePeriod", 10 * _SECOND)
+        container.setdefault("Isolation", "default")
         container.setdefault("DNSConfig", {})
     template.setdefault("Resources", {"Limits": {}, "Reservations": {}})
     template["RestartPolicy"] = {"Condition": "any", "Delay": 5 * _SECOND, "MaxAttempts": 0} | template.get(
@@ -99,8 +100,8 @@ def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[
     """Counts for `docker service ls` (swarmkit controlapi ListServiceStatuses).
 
     Running: observed and desired running, on a node that is not down. Desired: replicas, or for a global
-    service the tasks that should run. Jobs count this iteration: what is complete, and
-    as desired what may run beside it (global: what is not complete yet).
+    service the tasks that should run. Jobs count this iteration: what is complete, and as desired how many
+    may run at once, also when all is done (measured on 20.10); global: what is not complete yet.
     """
     running = desired = completed = 0
     iteration = found.job_status.iteration if found.job_status else 0
@@ -119,8 +120,7 @@ def service_status(found: Service, tasks: Iterable[Task], live_nodes: frozenset[
             running += task.status.state == TaskState.RUNNING and alive
     mode = found.spec.mode
     if mode.replicated_job is not None:
-        concurrent, total = job_size(mode.replicated_job)
-        desired = max(min(concurrent, total - completed), 0)
+        desired, _ = job_size(mode.replicated_job)
     elif mode.global_ is None and mode.global_job is None:
         replicas = mode.replicated.replicas if mode.replicated else None
         desired = 1 if replicas is None else replicas

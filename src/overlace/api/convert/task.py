@@ -39,7 +39,8 @@ def task(found: Task, networks: Mapping[str, Network]) -> Json:
     shown["Status"] = shown_status
     shown["DesiredState"] = found.desired_state.word
     if found.networks:
-        shown["NetworksAttachments"] = [
+        ingress = {id for id, network in networks.items() if network.spec.ingress}
+        shown["NetworksAttachments"] = [  # ingress first, as Docker has it
             {
                 "Network": swarm_network(networks[a.network_id])
                 if a.network_id in networks
@@ -47,7 +48,7 @@ def task(found: Task, networks: Mapping[str, Network]) -> Json:
                 "Addresses": list(a.addresses),
                 **({"Aliases": list(a.aliases)} if a.aliases else {}),
             }
-            for a in found.networks
+            for a in sorted(found.networks, key=lambda a: a.network_id not in ingress)
         ]
     if found.job_iteration is not None:
         shown["JobIteration"] = {"Index": found.job_iteration} if found.job_iteration else {}

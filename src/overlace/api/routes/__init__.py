@@ -9,6 +9,7 @@ from overlace.api.routes import (
     images,
     networks,
     nodes,
+    openapi,
     services,
     swarm,
     system,
@@ -33,5 +34,6 @@ ALL = [
     *vfp.ROUTES,
     *volumes.ROUTES,
     *why.ROUTES,
+    *openapi.ROUTES,
     *absent.ROUTES,
 ]

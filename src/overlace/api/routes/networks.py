@@ -65,6 +65,8 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
             " (docker network create -d overlay)"
         )
     if request.scope not in ("", "swarm"):
+        if request.scope == "local":
+            raise PermissionDenied("cannot downgrade network scope for overlay networks")
         raise InvalidArgument(
             f"Scope {request.scope!r} is not possible with driver overlay: use swarm or leave it out"
         )

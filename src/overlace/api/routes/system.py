@@ -64,11 +64,16 @@ async def version(call: Call) -> web.StreamResponse:
     options = call.backend.options
     tools = {name: text for name, text in (await call.tools()).items() if name != "error"}
     started = codec.rfc3339(options.started_at)
+    go = f"none (Python {platform.python_version()}, {sys.implementation.name})"
     details = {
         "ApiVersion": version_text(API_VERSION),
         "MinAPIVersion": version_text(MIN_API_VERSION),
+        "GitCommit": "",
+        "GoVersion": go,
         "Os": options.os,
         "Arch": architecture(),
+        "BuildTime": "",
+        "Experimental": "false",
         "KernelVersion": platform.release(),
         "PythonVersion": platform.python_version(),
         "Started": started,
@@ -81,14 +86,14 @@ async def version(call: Call) -> web.StreamResponse:
         {
             "Platform": {"Name": "Overlace"},
             "Components": [
-                {"Name": "Overlace", "Version": SERVER_VERSION, "Details": details},
+                {"Name": "Engine", "Version": SERVER_VERSION, "Details": details},
                 *({"Name": name, "Version": text, "Details": {}} for name, text in sorted(tools.items())),
             ],
             "Version": SERVER_VERSION,
             "ApiVersion": version_text(API_VERSION),
             "MinAPIVersion": version_text(MIN_API_VERSION),
             "GitCommit": "",
-            "GoVersion": f"none (Python {platform.python_version()}, {sys.implementation.name})",
+            "GoVersion": go,
             "Os": options.os,
             "Arch": architecture(),
             "KernelVersion": platform.release(),

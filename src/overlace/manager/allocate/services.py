@@ -104,9 +104,9 @@ def plan_endpoint(view: View, book: AddressBook, service: Service) -> Service | 
     ports = _ports(book, service, spec, old)
     vips: list[VirtualIP] = []
     if spec.mode in ("", "vip"):
-        for network, _ in service_networks(view, book, service.spec):
-            if not is_overlay(network):
-                continue
+        networks = [n for n, _ in service_networks(view, book, service.spec) if is_overlay(n)]
+        networks.sort(key=lambda n: not n.spec.ingress)  # first, as in Docker: scripts read `VirtualIPs[0]`
+        for network in networks:
             kept = next((v for v in old.virtual_ips if v.network_id == network.id), None)
             if kept is not None and book.contains(network.id, kept.address):
                 vips.append(kept)

@@ -238,8 +238,8 @@ class _Keep(Generic[T]):
             self.only(lambda thing: value(thing) in wanted)
 
     def prefix(self, key: str, value: Callable[[T], str]) -> None:
-        if wanted := tuple(text.lower() for text in self._filters.get(key, ())):
-            self.only(lambda thing: value(thing).lower().startswith(wanted))
+        if wanted := tuple(self._filters.get(key, ())):
+            self.only(lambda thing: value(thing).startswith(wanted))
 
     def anywhere(self, key: str, value: Callable[[T], str]) -> None:
         if wanted := self._filters.get(key, ()):
@@ -253,7 +253,7 @@ def _state(text: str) -> TaskState:
     try:
         return TaskState[text.upper()]
     except KeyError:
-        raise InvalidArgument(f"invalid filter 'desired-state={text}': not a task state") from None
+        raise InvalidArgument(f"invalid desired-state filter: '{text}'") from None
 
 
 def _flag(key: str, text: str) -> bool:

@@ -69,8 +69,8 @@ def test_a_service_gets_one_vip_per_network_and_one_on_ingress_when_it_publishes
     done = endpoint(view, index, service("app", ports=(port,)))
     assert done.endpoint is not None
     assert [(v.network_id, v.address) for v in done.endpoint.virtual_ips] == [
+        ("ing", "10.0.0.2/24"),  # first, as scripts expect of Docker
         ("app", "10.0.1.2/24"),
-        ("ing", "10.0.0.2/24"),
     ]
     assert done.endpoint.ports == (port,)
     assert plan_endpoint(view, index.book, done) is None, "nothing more to do"
