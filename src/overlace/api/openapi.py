@@ -262,7 +262,9 @@ def _call(
 ) -> Json:
     """One operation. `answer`: a schema, content types of a stream, or None for an empty body."""
     media = (
-        dict.fromkeys(answer, {}) if isinstance(answer, tuple) else {"application/json": {"schema": answer}}
+        {kind: {} for kind in answer}
+        if isinstance(answer, tuple)
+        else {"application/json": {"schema": answer}}
     )
     done: Json = {"description": "done"} | ({} if answer is None else {"content": media})
     refused = {"application/json": {"schema": ref("Error")}}

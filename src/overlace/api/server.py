@@ -84,7 +84,9 @@ class ApiServer:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY)
-        app.router.add_route("*", r"/{path:[\s\S]*}", self._serve)  # line ends too: those paths are not found by us
+        app.router.add_route(
+            "*", r"/{path:[\s\S]*}", self._serve
+        )  # line ends too: those paths are not found by us
         app.on_response_prepare.append(self._add_headers)
         return app
 

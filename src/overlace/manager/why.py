@@ -136,6 +136,8 @@ def _says(view: View, task: Task, now: int) -> str:
             return f"is prepared on {where} and starts when the restart delay is over, in {left} s"
         return f"is prepared on {where} and starts when the task before it has stopped"
     if state == TaskState.RUNNING:
+        if node is not None and node.spec.availability == "drain" and task.job_iteration is None:
+            return f"runs on {where}, which is drained, until its successor runs"
         return f"runs on {where}"
     return f"is on its way on {where}: {state.word}" + (f" ({status.err})" if status.err else "")
 

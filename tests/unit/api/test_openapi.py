@@ -164,7 +164,7 @@ api = schemathesis.openapi.from_dict(document())
 
 @api.parametrize()
 @settings(
-    max_examples=12,
+    max_examples=8,
     derandomize=True,
     deadline=None,
     database=None,

@@ -201,7 +201,7 @@ def test_unknown_filters(view: View, list_function: object) -> None:
     "call,text",
     [
         (lambda v: list_nodes(v, {"role": ["king"]}), "Invalid role filter: 'king'"),
-        (lambda v: list_tasks(v, {"desired-state": ["asleep"]}), "desired-state=asleep"),
+        (lambda v: list_tasks(v, {"desired-state": ["asleep"]}), "invalid desired-state filter: 'asleep'"),
         (lambda v: list_networks(v, {"dangling": ["maybe"]}), "dangling=maybe"),
         (lambda v: list_networks(v, {"type": ["odd"]}), "invalid filter: 'type'='odd'"),
     ],

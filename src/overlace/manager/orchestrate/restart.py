@@ -6,7 +6,7 @@ manager. Source: swarmkit orchestrator/restart.
 
 from __future__ import annotations
 
-from overlace.manager.orchestrate.work import SECOND, Slot, Work
+from overlace.manager.orchestrate.work import SECOND, Slot, Work, node_gone
 from overlace.model.objects import Task
 from overlace.model.specs import RestartPolicy
 from overlace.model.states import TaskState
@@ -70,6 +70,9 @@ def fill_slot(work: Work, slot: Slot) -> None:
         ended, lost = task.status.state.terminal, work.lost(task)
         if ended and work.now < task.not_before:
             work.wake_at(task.not_before)
+        elif lost and not ended and moves_before_stop(work, slot, task):
+            if all(_outgoing(work, other) for other in slot.live()):
+                work.create(slot)  # `_drop_doubles` stops the old one when this one runs
         elif ended or lost:
             _replace(work, slot, task)
     _drop_doubles(work, slot)
@@ -77,13 +80,34 @@ def fill_slot(work: Work, slot: Slot) -> None:
         work.create(slot)
 
 
+def moves_before_stop(work: Work, slot: Slot, task: Task) -> bool:
+    """Whether a task on a drained node runs on until its successor does: where updates start first, both may be there
+    at once. Docker stops it at once, and a service of one replica is away meanwhile.
+    """
+    config = work.service.spec.update_config
+    return (
+        config is not None
+        and config.order == "start-first"
+        and task.status.state == TaskState.RUNNING
+        and task.desired_state == TaskState.RUNNING
+        and not node_gone(work.node(task))
+        and slot.may_start
+        and may_restart(task, slot)
+    )
+
+
+def _outgoing(work: Work, task: Task) -> bool:
+    """Whether another is to take its place: of an older spec, or on a node that may not keep it."""
+    return work.is_dirty(task) or work.lost(task)
+
+
 def _replace(work: Work, slot: Slot, task: Task) -> None:
     allowed = slot.may_start and may_restart(task, slot)
     work.desire(slot, task, TaskState.SHUTDOWN)
     if not allowed:
         return
-    if any(not work.is_dirty(other) for other in slot.live()):
-        return  # an update has put its successor there already
+    if any(not _outgoing(work, other) for other in slot.live()):
+        return  # an update or a drain has put its successor there already
     replace_task(work, slot, restart_delay(work, task))
 
 
@@ -126,17 +150,17 @@ def start_waiting(work: Work, slot: Slot) -> None:
 
 
 def _drop_doubles(work: Work, slot: Slot) -> None:
-    """At most one task of the current spec and, until that one runs, one of an older spec."""
+    """At most one task to stay and, until that one runs, one of an older spec or on a drained node."""
     live = slot.live()
     if len(live) < 2:
         return
     # Furthest first, then oldest.
     live.sort(key=lambda t: (-t.status.state, t.created_at, t.id))
-    clean = [t for t in live if not work.is_dirty(t)]
-    dirty = [t for t in live if work.is_dirty(t)]
-    keep = clean[:1]
-    if dirty and not (clean and clean[0].status.state == TaskState.RUNNING):
-        keep.append(dirty[0])
+    staying = [t for t in live if not _outgoing(work, t)]
+    outgoing = [t for t in live if _outgoing(work, t)]
+    keep = staying[:1]
+    if outgoing and not (staying and staying[0].status.state == TaskState.RUNNING):
+        keep.append(outgoing[0])
     for task in live:
         if task not in keep:
             work.desire(slot, task, TaskState.SHUTDOWN)

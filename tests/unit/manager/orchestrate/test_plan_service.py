@@ -35,6 +35,7 @@ from overlace.model.specs import (
     Placement,
     PortConfig,
     ReplicatedService,
+    RestartPolicy,
     ServiceMode,
     ServiceSpec,
     SwarmSpec,
@@ -346,3 +347,60 @@ def test_start_first_leaves_the_old_task_until_the_new_one_runs() -> None:
 
 def test_an_update_of_a_service_scaled_to_nothing_is_no_update() -> None:
     assert decide(service(0, spec=replace(SPEC, force_update=1), version=2), *NODES) == Decision()
+
+
+# -- drains --------------------------------------------------------------------------------------------------
+
+DRAINED = node("n1", availability="drain")
+START_FIRST = UpdateConfig(parallelism=1, order="start-first")
+
+
+def test_a_drain_stops_the_old_task_when_its_successor_runs_where_updates_start_first() -> None:
+    owner = service(update_config=START_FIRST)
+    decision = decide(owner, task(1), DRAINED, node("n2"))
+    assert desired(decision) == {}
+    (new,) = created(decision)
+    assert new.desired_state == TaskState.RUNNING
+    for state in (TaskState.PENDING, TaskState.STARTING):
+        coming = replace(new, version=3, node_id="n2", status=TaskStatus(state))
+        assert decide(owner, task(1), coming, DRAINED, node("n2")) == Decision(), (
+            "nothing stopped, nothing doubled"
+        )
+    running = replace(new, version=3, node_id="n2", status=TaskStatus(TaskState.RUNNING))
+    assert desired(decide(owner, task(1), running, DRAINED, node("n2"))) == {"t1": TaskState.SHUTDOWN}
+
+
+def test_a_successor_that_fails_is_followed_by_another_after_the_delay_and_the_old_one_stays() -> None:
+    owner = service(update_config=START_FIRST)
+    failed = task(1, "n2", TaskState.FAILED, id="new", created_at=5)
+    decision = decide(owner, task(1), failed, DRAINED, node("n2"))
+    assert desired(decision) == {"new": TaskState.SHUTDOWN}
+    (again,) = created(decision)
+    assert again.not_before == NOW + 5_000_000_000
+
+
+def test_a_drain_taken_back_keeps_the_task_that_runs() -> None:
+    coming = task(1, "n2", TaskState.STARTING, id="new", created_at=5)
+    decision = decide(service(update_config=START_FIRST), task(1), coming, *NODES)
+    assert desired(decision) == {"new": TaskState.SHUTDOWN} and not created(decision)
+
+
+@pytest.mark.parametrize(
+    ("owner", "old", "nodes"),
+    [
+        (service(), task(1), (DRAINED, node("n2"))),  # two at once are not allowed
+        (service(update_config=START_FIRST), task(1), (node("n1", NodeState.DOWN), node("n2"))),
+        (service(update_config=START_FIRST), task(1, state=TaskState.STARTING), (DRAINED, node("n2"))),
+    ],
+)
+def test_nothing_waits_where_two_at_once_are_wrong_or_there_is_nothing_to_keep(
+    owner: Service, old: Task, nodes: tuple[Node, ...]
+) -> None:
+    decision = decide(owner, old, *nodes)
+    assert desired(decision) == {"t1": TaskState.SHUTDOWN} and len(created(decision)) == 1
+
+
+def test_a_drain_replaces_nothing_the_restart_policy_forbids() -> None:
+    once = replace(SPEC, restart_policy=RestartPolicy(condition="none"))
+    decision = decide(service(spec=once, update_config=START_FIRST), task(1, spec=once), DRAINED, node("n2"))
+    assert desired(decision) == {"t1": TaskState.SHUTDOWN} and not created(decision)
