@@ -1,28 +1,28 @@
 """The Host Networking Service of a Linux (or emulated Windows) host: documents in, documents out, kept on
 disk.
 
-Owns the verbs, the outputs HNS fills in and persistence. In process, synchronous. Must not touch the kernel:
-the VFP compiler reads what changed (`drain`). Semantics: shared HCN v2 reference; what Windows would refuse
-is refused here.
-
-On disk: `hns.journal`, one JSON line per change, rewritten whole when it has grown well past what lives. A
-torn last line (crash while writing) is dropped: the next pass plans that change again. No fsync: after a
-power loss the kernel state these documents describe is gone as well.
+Owns the verbs, the order of checking and filling in, what changed and what happened. In process, synchronous.
+Must not touch the kernel: the VFP compiler reads what changed (`drain`). Semantics: shared HCN v2 reference; what
+Windows would refuse is refused here. Each verb does all or nothing, on disk as well (journal.py).
 """
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from overlace.model.netview import container_mac
-from overlace.network.hns import policies as p
+from overlace.network.hns.check_services import (
+    check_attach,
+    check_default,
+    check_load_balancer,
+    check_namespace,
+    check_route,
+)
 from overlace.network.hns.documents import (
     KINDS,
     D,
@@ -32,15 +32,25 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNamespace,
     HostComputeNetwork,
+    HostComputeRoute,
     Modify,
+    ModifyNamespaceContainer,
     ModifyNamespaceEndpoint,
     NamespaceResource,
     ResourceData,
     encode,
     normal_guid,
-    normal_mac,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.fill import (
+    fill_endpoint,
+    fill_namespace,
+    fill_network,
+    fill_router_mac,
+    fill_routes,
+)
+from overlace.network.hns.journal import JOURNAL, Journal, delete_line, put_line
+from overlace.network.hns.modify import plan_modify
 from overlace.network.hns.plan import (
     Create,
     ModifyNamespace,
@@ -49,32 +59,74 @@ from overlace.network.hns.plan import (
     ReplacePolicies,
 )
 from overlace.network.hns.state import State
-from overlace.network.hns.validate import (
-    check_attach,
-    check_endpoint,
-    check_load_balancer,
-    check_namespace,
-    check_network,
-)
+from overlace.network.hns.validate import check_endpoint, check_inside, check_network
+from overlace.network.hns.versions import LATEST, HnsVersion, check_modify_balancer, check_version
 
-JOURNAL = "hns.journal"
+__all__ = ["JOURNAL", "Event", "HnsService", "HostFacts", "Notification"]
+
+
+class Notification(IntEnum):
+    """HCN_NOTIFICATIONS; endpoints have no event before they are attached."""
+
+    NETWORK_PRE_CREATE = 1
+    NETWORK_CREATE = 2
+    NETWORK_PRE_DELETE = 3
+    NETWORK_DELETE = 4
+    NAMESPACE_CREATE = 5
+    NAMESPACE_DELETE = 6
+    ENDPOINT_ATTACHED = 9
+    ENDPOINT_DETACHED = 0x10
+    SERVICE_DISCONNECT = 0x01000000
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened. `network`: whose callbacks hear it, beside the service's."""
+
+    type: Notification
+    id: Guid
+    network: Guid = ""
+    data: object = None
+
+    def document(self) -> bytes:
+        """NotificationBase."""
+        out: dict[str, object] = {"ID": self.id, "Flags": 0}
+        if self.data is not None:
+            out["Data"] = self.data
+        return msgspec.json.encode(out)
+
+
+class HostFacts(msgspec.Struct, frozen=True):
+    """What a host's HNS knows of its host, for clients other than our driver: it fills in more then, and holds
+    to more of Windows' rules. `check`: what this host's data path cannot do, refused (raises HcnError)."""
+
+    provider_address: str = ""
+    version: HnsVersion = LATEST
+    check: Callable[[Document, State], None] | None = None
+
+
+Changes = list[tuple[Guid, Document | None]]  # GUID and what was there before, in order
 
 
 class HnsService:
     """One host's HNS. `strict_windows` refuses what only our own data path can do (emulated Windows
     hosts)."""
 
-    def __init__(self, state_dir: Path | None = None, *, strict_windows: bool = False) -> None:
+    def __init__(
+        self, state_dir: Path | None = None, *, strict_windows: bool = False, facts: HostFacts | None = None
+    ) -> None:
         self._state = State()
-        self._dir = state_dir
+        self._journal = Journal(state_dir) if state_dir is not None else None
         self._strict = strict_windows
+        self._facts = facts
         self._changed: dict[Guid, None] = {}
         self._pending: list[bytes] = []
+        self._undo: Changes = []
+        self._events: list[Event] = []
         self._depth = 0
-        self._lines = 0
-        if state_dir is not None:
-            state_dir.mkdir(parents=True, exist_ok=True)
-            self._load()
+        if self._journal is not None:
+            for d in self._journal.load().values():
+                self._state.put(d)
+            self._changed = dict.fromkeys(self._state.documents)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -101,11 +153,11 @@ class HnsService:
         for d in self._state.documents.values():
             if not isinstance(d, kind):
                 continue
-            facts = {"name": d.name.lower(), "id": d.id.lower()}
+            known = {"name": d.name.lower(), "id": d.id.lower()}
             network = getattr(d, "host_compute_network", None)
             if network is not None:
-                facts["virtualnetwork"] = facts["hostcomputenetwork"] = network.lower()
-            if all(facts.get(k) == v.lower() for k, v in wanted.items()):
+                known["virtualnetwork"] = known["hostcomputenetwork"] = network.lower()
+            if all(known.get(k) == v.lower() for k, v in wanted.items()):
                 out.append(d.id)
         return out
 
@@ -122,6 +174,15 @@ class HnsService:
         changed, self._changed = list(self._changed), {}
         return changed
 
+    def take_events(self) -> list[Event]:
+        """What happened since the last call; only kept for a host with facts."""
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def version(self) -> HnsVersion:
+        return self._facts.version if self._facts is not None else LATEST
+
     # -- writing ---------------------------------------------------------------------------------------------
 
     def create(self, document: Document) -> Document:
@@ -129,69 +190,111 @@ class HnsService:
         guid = normal_guid(document.id) if document.id else str(uuid.uuid4()).upper()
         if guid in self._state.documents:
             raise HcnError(Code.ALREADY_EXISTS, f"ID {guid}")
-        return self._store(msgspec.structs.replace(document, id=guid))
+        with self._batch():
+            made = self._store(msgspec.structs.replace(document, id=guid), new=True)
+            if isinstance(made, HostComputeNetwork):
+                self._happened(Notification.NETWORK_PRE_CREATE, guid, guid)
+                self._happened(Notification.NETWORK_CREATE, guid, guid)
+            elif isinstance(made, HostComputeNamespace):
+                self._happened(Notification.NAMESPACE_CREATE, guid)
+                for endpoint in made.endpoints:
+                    self._attached(endpoint, made, Notification.ENDPOINT_ATTACHED)
+        return made
 
-    def _store(self, d: Document) -> Document:
+    def _store(self, d: Document, *, new: bool = False) -> Document:
         """Check, fill in HNS's outputs, keep."""
+        facts = self._facts
         checked: Document
         if isinstance(d, HostComputeNetwork):
-            checked = self._with_router_mac(check_network(d, self._state))
+            if facts is not None:
+                d = fill_network(d, self._state, facts.provider_address)
+                holder = self._state.by_network_name.get(d.name.lower())
+                if holder is not None and holder != d.id:
+                    raise HcnError(Code.NETWORK_ALREADY_EXISTS, f"Name {d.name}: it is {holder}")
+            checked = fill_router_mac(check_network(d, self._state))
         elif isinstance(d, HostComputeEndpoint):
+            network = self._state.get(
+                normal_guid(d.host_compute_network, "HostComputeNetwork"), HostComputeNetwork
+            )
+            if network is not None:
+                d = fill_endpoint(d, network, self._state)
+                if facts is not None and new:
+                    d = fill_routes(d, network)
             checked = check_endpoint(d, self._state)
-            if not checked.mac_address and checked.address:
-                mac = normal_mac(container_mac(checked.address))
-                checked = msgspec.structs.replace(checked, mac_address=mac)
         elif isinstance(d, HostComputeLoadBalancer):
-            checked = check_load_balancer(d, self._state, allow_empty=not self._strict)
+            checked = check_load_balancer(d, self._state, allow_empty=not self._strict and facts is None)
+        elif isinstance(d, HostComputeRoute):
+            checked = check_route(d, self._state)
         else:
             checked = check_namespace(d, self._state)
+            if facts is not None:
+                checked = fill_namespace(checked, self._state)
+                check_default(checked, self._state)
+        if facts is not None:
+            check_version(checked, facts.version)
+            if facts.check is not None:
+                facts.check(checked, self._state)
         self._put(checked)
         if isinstance(checked, HostComputeNamespace):
             for endpoint in checked.endpoints:
                 self._set_namespace(endpoint, checked.id)
         return checked
 
-    @staticmethod
-    def _with_router_mac(d: HostComputeNetwork) -> HostComputeNetwork:
-        """HNS makes the distributed router's MAC; ours follows the gateway so that it is the same after a
-        restart."""
-        if d.type != "Overlay" or p.policy_of(d.policies, p.DrMacAddress) is not None:
-            return d
-        gateway = next(r.next_hop for s in d.subnets for r in s.routes)
-        mac = p.DrMacAddress(p.DrMacAddressSettings(normal_mac(container_mac(gateway))))
-        return msgspec.structs.replace(d, policies=(*d.policies, mac))
+    def replace(self, document: Document) -> Document:
+        """The whole document anew, under its old id (v1's POST on an id; SDN routes). Raises HcnError."""
+        old = self.get(KINDS[document.kind], document.id)  # type: ignore[type-var]
+        d = msgspec.structs.replace(document, id=old.id)
+        if isinstance(d, HostComputeEndpoint) and isinstance(old, HostComputeEndpoint):
+            if normal_guid(d.host_compute_network, "HostComputeNetwork") != old.host_compute_network:
+                raise HcnError(Code.INVALID_ENDPOINT, "HostComputeNetwork: an endpoint stays on its network")
+            d = msgspec.structs.replace(d, host_compute_namespace=old.host_compute_namespace)
+        with self._batch():
+            return self._store(d)
 
     def update_load_balancer(self, document: HostComputeLoadBalancer) -> HostComputeLoadBalancer:
         """HcnModifyLoadBalancer: the full document, no envelope. Raises HcnError."""
         self.get(HostComputeLoadBalancer, document.id)
-        stored = self._store(msgspec.structs.replace(document, id=normal_guid(document.id)))
+        check_modify_balancer(self.version)
+        with self._batch():
+            stored = self._store(msgspec.structs.replace(document, id=normal_guid(document.id)))
         assert isinstance(stored, HostComputeLoadBalancer)
         return stored
 
     def modify(self, kind: type[D], guid: str, request: Modify) -> None:
         """HcnModifyNetwork / Endpoint / Namespace. Raises HcnError."""
         d = self.get(kind, guid)
-        if isinstance(request, ModifyNamespaceEndpoint):
-            if not isinstance(d, HostComputeNamespace):
-                raise HcnError(Code.REQUEST_UNSUPPORTED, f"ResourceType Endpoint on a {kind.kind}")
-            self._modify_namespace(d, request)
+        with self._batch():
+            if isinstance(d, HostComputeNamespace):
+                if isinstance(request, ModifyNamespaceEndpoint):
+                    self._modify_namespace(d, request)
+                    return
+                if isinstance(request, ModifyNamespaceContainer):
+                    self._modify_containers(d, request)
+                    return
+            planned = plan_modify(d, request)
+            self._check_in_use(d, planned)
+            self._store(planned)
+            if request.request_type == "Refresh":
+                self._changed[d.id] = None
+
+    def _check_in_use(self, old: Document, new: Document) -> None:
+        """A subnet goes only when nothing has an address in it."""
+        if not isinstance(old, HostComputeNetwork) or not isinstance(new, HostComputeNetwork):
             return
-        if not isinstance(d, (HostComputeNetwork, HostComputeEndpoint)):
-            raise HcnError(Code.REQUEST_UNSUPPORTED, f"ResourceType Policy on a {kind.kind}")
-        have: tuple[Any, ...] = d.policies
-        asked: tuple[Any, ...] = request.settings.policies
-        if request.request_type == "Add":
-            have = (*have, *asked)
-        elif request.request_type == "Remove":
-            normal = [_normal_policy(x) for x in asked]
-            for policy in normal:
-                if policy not in have:
-                    raise HcnError(Code.POLICY_NOT_FOUND, f"{type(policy).__name__}")
-            have = tuple(x for x in have if x not in normal)
-        else:
-            kinds: set[type[Any]] = {type(x) for x in asked}
-            have = (*(x for x in have if type(x) not in kinds), *asked)
-        self._store(msgspec.structs.replace(d, policies=have))
+        kept = {s.ip_address_prefix for s in new.subnets}
+        if all(s.ip_address_prefix in kept for s in old.subnets):
+            return
+        for guid in self._state.endpoints_of.get(old.id, ()):
+            endpoint = self._state.get(guid, HostComputeEndpoint)
+            if endpoint is None:
+                continue
+            try:
+                check_inside(endpoint, new)
+            except HcnError:
+                raise HcnError(
+                    Code.ENTITY_HAS_REFERENCES,
+                    f"Subnets: endpoint {guid} has address {endpoint.address} there",
+                ) from None
 
     def _modify_namespace(self, d: HostComputeNamespace, request: ModifyNamespaceEndpoint) -> None:
         endpoint = normal_guid(request.settings.endpoint_id, "EndpointId")
@@ -202,12 +305,29 @@ class HnsService:
             resource = NamespaceResource("Endpoint", ResourceData(endpoint))
             self._put(msgspec.structs.replace(d, resources=(*d.resources, resource)))
             self._set_namespace(endpoint, d.id)
+            self._attached(endpoint, d, Notification.ENDPOINT_ATTACHED)
         elif request.request_type == "Remove":
             if endpoint not in d.endpoints:
                 raise HcnError(Code.ENDPOINT_NOT_FOUND, f"EndpointId {endpoint} is not in namespace {d.id}")
             kept = tuple(r for r in d.resources if r.data.id != endpoint)
             self._put(msgspec.structs.replace(d, resources=kept))
             self._set_namespace(endpoint, "")
+            self._attached(endpoint, d, Notification.ENDPOINT_DETACHED)
+        else:
+            raise HcnError(Code.REQUEST_UNSUPPORTED, f"RequestType {request.request_type}")
+
+    def _modify_containers(self, d: HostComputeNamespace, request: ModifyNamespaceContainer) -> None:
+        resource = NamespaceResource("Container", ResourceData(request.settings.container_id))
+        if not resource.data.id:
+            raise HcnError(Code.BAD_PARAMETER, "Settings.ContainerId is empty: name the container")
+        if request.request_type == "Add":
+            if resource in d.resources:
+                return
+            self._store(msgspec.structs.replace(d, resources=(*d.resources, resource)))
+        elif request.request_type == "Remove":
+            if resource not in d.resources:
+                raise HcnError(Code.NOT_FOUND, f"ContainerId {resource.data.id}")
+            self._store(msgspec.structs.replace(d, resources=tuple(r for r in d.resources if r != resource)))
         else:
             raise HcnError(Code.REQUEST_UNSUPPORTED, f"RequestType {request.request_type}")
 
@@ -216,31 +336,53 @@ class HnsService:
         if d is not None and d.host_compute_namespace != namespace:
             self._put(msgspec.structs.replace(d, host_compute_namespace=namespace))
 
+    def _attached(self, endpoint: Guid, namespace: HostComputeNamespace, what: Notification) -> None:
+        d = self._state.get(endpoint, HostComputeEndpoint)
+        network = d.host_compute_network if d is not None else ""
+        self._happened(what, endpoint, network, {"HostComputeNamespace": namespace.id})
+
+    def _happened(self, what: Notification, guid: Guid, network: Guid = "", data: object = None) -> None:
+        if self._facts is not None:
+            self._events.append(Event(what, guid, network, data))
+
     def delete(self, kind: type[D], guid: str) -> None:
         """Raises HcnError: 0x80070490 unknown, 0x803b002c still referred to."""
         d = self.get(kind, guid)
-        if isinstance(d, HostComputeNetwork):
-            holders = self._state.endpoints_of.get(d.id) or self._state.network_balancers.get(d.id)
-            if holders:
-                raise HcnError(
-                    Code.ENTITY_HAS_REFERENCES,
-                    f"network {d.name} is used by {', '.join(sorted(holders)[:3])}",
-                )
-        elif isinstance(d, HostComputeEndpoint):
-            holders = self._state.balancers_of.get(d.id)
-            if holders:
-                raise HcnError(
-                    Code.ENTITY_HAS_REFERENCES, f"endpoint {d.name} is in load balancer {min(holders)}"
-                )
-            namespace = self._state.namespace_of(d.id)
-            if namespace is not None:
-                kept = tuple(r for r in namespace.resources if r.data.id != d.id)
-                self._put(msgspec.structs.replace(namespace, resources=kept))
-        elif isinstance(d, HostComputeNamespace):
-            for endpoint in d.endpoints:
-                self._set_namespace(endpoint, "")
-        self._state.remove(d.id)
-        self._note(d.id, b'{"del":"%s"}' % d.id.encode())
+        with self._batch():
+            if isinstance(d, HostComputeNetwork):
+                holders = self._state.endpoints_of.get(d.id) or self._state.network_balancers.get(d.id)
+                if holders:
+                    raise HcnError(
+                        Code.ENTITY_HAS_REFERENCES,
+                        f"network {d.name} is used by {', '.join(sorted(holders)[:3])}",
+                    )
+                self._happened(Notification.NETWORK_PRE_DELETE, d.id, d.id)
+                self._happened(Notification.NETWORK_DELETE, d.id, d.id)
+            elif isinstance(d, HostComputeEndpoint):
+                self._check_unused(d)
+                namespace = self._state.namespace_of(d.id)
+                if namespace is not None:
+                    kept = tuple(r for r in namespace.resources if r.data.id != d.id)
+                    self._put(msgspec.structs.replace(namespace, resources=kept))
+                    self._attached(d.id, namespace, Notification.ENDPOINT_DETACHED)
+            elif isinstance(d, HostComputeNamespace):
+                for endpoint in d.endpoints:
+                    self._set_namespace(endpoint, "")
+                    self._attached(endpoint, d, Notification.ENDPOINT_DETACHED)
+                self._happened(Notification.NAMESPACE_DELETE, d.id)
+            self._undo.append((d.id, d))
+            self._state.remove(d.id)
+            self._note(d.id, delete_line(d.id))
+
+    def _check_unused(self, d: HostComputeEndpoint) -> None:
+        holders = self._state.balancers_of.get(d.id)
+        if holders:
+            raise HcnError(
+                Code.ENTITY_HAS_REFERENCES, f"endpoint {d.name} is in load balancer {min(holders)}"
+            )
+        holders = self._state.routes_of.get(d.id)
+        if holders:
+            raise HcnError(Code.ENTITY_HAS_REFERENCES, f"endpoint {d.name} is in SDN route {min(holders)}")
 
     def apply(self, operations: Iterable[Operation]) -> list[tuple[Operation, HcnError]]:
         """Run a plan as one journal write; what is refused comes back and does not stop the rest."""
@@ -248,7 +390,8 @@ class HnsService:
         with self._batch():
             for op in operations:
                 try:
-                    self._run(op)
+                    with self._batch():
+                        self._run(op)
                 except HcnError as e:
                     refused.append((op, e))
         return refused
@@ -277,75 +420,63 @@ class HnsService:
     # -- keeping ---------------------------------------------------------------------------------------------
 
     def _put(self, d: Document) -> None:
-        if self._state.documents.get(d.id) == d:
+        before = self._state.documents.get(d.id)
+        if before == d:
             return
+        self._undo.append((d.id, before))
         self._state.put(d)
-        self._note(d.id, b'{"kind":"%s","put":%s}' % (d.kind.encode(), encode(d)))
+        self._note(d.id, put_line(d) if self._journal is not None else b"")
 
     def _note(self, guid: Guid, line: bytes) -> None:
         self._changed[guid] = None
-        if self._dir is None:
-            return
-        self._pending.append(line)
-        if self._depth == 0:
-            self._flush()
+        if self._journal is not None:
+            self._pending.append(line)
+
+    @contextmanager
+    def recording(self) -> Iterator[Changes]:
+        """What the verbs inside change, for `restore`; kept on disk as one write at the end."""
+        with self._batch():
+            yield self._undo
+
+    def restore(self, changes: Changes) -> None:
+        """Take back what `recording` gave, inside it."""
+        for guid, before in reversed(list(changes)):
+            if before is not None:
+                self._state.put(before)
+            else:
+                self._state.remove(guid)
+            self._changed[guid] = None
+        changes.clear()
+        self._pending.clear()
+        self._events.clear()
 
     @contextmanager
     def _batch(self) -> Iterator[None]:
+        """All inside is kept by one write, or nothing of it: a refusal or a full disk leaves what was."""
         self._depth += 1
+        mark, lines, events = len(self._undo), len(self._pending), len(self._events)
         try:
             yield
+            if self._depth == 1:
+                self._flush()
+        except BaseException:
+            for guid, before in reversed(self._undo[mark:]):
+                if before is not None:
+                    self._state.put(before)
+                else:
+                    self._state.remove(guid)
+                self._changed[guid] = None
+            del self._undo[mark:], self._pending[lines:], self._events[events:]
+            raise
         finally:
             self._depth -= 1
             if self._depth == 0:
-                self._flush()
+                self._undo.clear()
 
     def _flush(self) -> None:
-        if self._dir is None or not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        self._lines += len(pending)
-        if self._lines > 1000 + 4 * len(self._state.documents):
-            self._rewrite()
-            return
-        with open(self._dir / JOURNAL, "ab") as f:
-            f.write(b"\n".join(pending) + b"\n")
-
-    def _rewrite(self) -> None:
-        assert self._dir is not None
-        lines = [
-            b'{"kind":"%s","put":%s}' % (d.kind.encode(), encode(d)) for d in self._state.documents.values()
-        ]
-        temporary = self._dir / (JOURNAL + ".new")
-        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
-        os.replace(temporary, self._dir / JOURNAL)
-        self._lines = len(lines)
-
-    def _load(self) -> None:
-        assert self._dir is not None
-        path = self._dir / JOURNAL
-        data = path.read_bytes() if path.exists() else b""
-        lines = data.split(b"\n")
-        torn = lines.pop() != b""
-        for line in lines:
-            try:
-                record = msgspec.json.decode(line)
-                if "del" in record:
-                    self._state.remove(record["del"])
-                else:
-                    self._state.put(msgspec.convert(record["put"], KINDS[record["kind"]]))
-            except (msgspec.MsgspecError, KeyError, TypeError):
-                torn = True  # a damaged line: the next pass plans what it held
-        self._lines = len(lines)
-        if torn or self._lines > 1000 + 4 * len(self._state.documents):
-            self._rewrite()
-        self._changed = dict.fromkeys(self._state.documents)
-
-
-def _normal_policy(policy: Any) -> Any:
-    """MACs as HNS spells them, so that Remove matches what Add stored."""
-    if isinstance(policy, p.RemoteSubnetRoute):
-        s = policy.settings
-        mac = normal_mac(s.distributed_router_mac_address)
-        return p.RemoteSubnetRoute(msgspec.structs.replace(s, distributed_router_mac_address=mac))
-    return policy
+        """Raises OSError; what was to be written is taken back then."""
+        pending = list(self._pending)
+        if self._journal is not None and pending:
+            documents = self._state.documents
+            self._journal.append(pending, documents.values(), len(documents))
+        self._pending.clear()

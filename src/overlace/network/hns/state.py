@@ -16,6 +16,7 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNamespace,
     HostComputeNetwork,
+    HostComputeRoute,
 )
 
 T = TypeVar("T")
@@ -45,6 +46,9 @@ class State:
         self.endpoints_of: dict[Guid, set[Guid]] = {}
         self.balancers_of: dict[Guid, set[Guid]] = {}  # by endpoint
         self.network_balancers: dict[Guid, set[Guid]] = {}  # by network
+        self.by_network_name: dict[str, Guid] = {}  # lower case
+        self.by_namespace_id: dict[int, Guid] = {}
+        self.routes_of: dict[Guid, set[Guid]] = {}  # SDN routes by endpoint
 
     def get(self, guid: Guid, kind: type[T]) -> T | None:
         found = self.documents.get(guid)
@@ -58,6 +62,13 @@ class State:
         if isinstance(d, HostComputeNetwork):
             if d.vsid:
                 self.by_vsid[d.vsid] = d.id
+            self.by_network_name[d.name.lower()] = d.id
+        elif isinstance(d, HostComputeNamespace):
+            if d.namespace_id:
+                self.by_namespace_id[d.namespace_id] = d.id
+        elif isinstance(d, HostComputeRoute):
+            for endpoint in d.host_compute_endpoints:
+                self.routes_of.setdefault(endpoint, set()).add(d.id)
         elif isinstance(d, HostComputeEndpoint):
             self.endpoints_of.setdefault(d.host_compute_network, set()).add(d.id)
             for config in d.ip_configurations:
@@ -79,6 +90,14 @@ class State:
         if isinstance(d, HostComputeNetwork):
             if self.by_vsid.get(d.vsid) == guid:
                 del self.by_vsid[d.vsid]
+            if self.by_network_name.get(d.name.lower()) == guid:
+                del self.by_network_name[d.name.lower()]
+        elif isinstance(d, HostComputeNamespace):
+            if self.by_namespace_id.get(d.namespace_id) == guid:
+                del self.by_namespace_id[d.namespace_id]
+        elif isinstance(d, HostComputeRoute):
+            for endpoint in d.host_compute_endpoints:
+                _discard(self.routes_of, endpoint, guid)
         elif isinstance(d, HostComputeEndpoint):
             _discard(self.endpoints_of, d.host_compute_network, guid)
             for config in d.ip_configurations:

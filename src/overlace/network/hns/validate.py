@@ -9,31 +9,61 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from typing import Union
 
 import msgspec
 
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import check_acls, read_sets, set_names
 from overlace.network.hns.documents import (
-    Distribution,
     EndpointFlags,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
-    HostComputeNamespace,
     HostComputeNetwork,
-    LoadBalancerPortMapping,
-    PortMappingFlags,
+    Route,
+    Subnet,
     normal_guid,
     normal_mac,
 )
 from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.state import State, host_ports, vip_keys
+from overlace.network.hns.state import State, host_ports
 
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
 PROTOCOLS = {0: "any", 1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 ANYWHERE = "0.0.0.0/0"
-MAX_AFFINITY = 30 * 86400
 MIN_RATE, MAX_RATE = 1000, 1 << 40  # bytes per second
+
+
+IPNetwork = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+# network types by what Microsoft's documentation says of them
+EXTERNAL = ("Overlay", "L2Bridge", "L2Tunnel", "Transparent")
+MANY_SUBNETS = ("Overlay", "L2Bridge", "L2Tunnel")
+MAPPINGS = ("NAT", "Overlay", "L2Bridge")
+VLANS = ("L2Bridge", "L2Tunnel", "Transparent")
+ONLY_ON: dict[type[object], tuple[str, ...]] = {
+    p.RemoteSubnetRoute: ("Overlay",),
+    p.VxlanPort: ("Overlay",),
+    p.DrMacAddress: ("Overlay",),
+    p.HostRoute: ("Overlay", "L2Bridge"),
+    p.ProviderAddress: EXTERNAL,
+    p.NetAdapterName: EXTERNAL,
+    p.SourceMacAddress: ("L2Bridge", "L2Tunnel"),
+    p.VSwitchExtension: EXTERNAL,
+}
+
+
+def _subnet(text: str, kind: str) -> IPNetwork:
+    """IPv6 is carried on L2Bridge and Transparent networks only."""
+    if ":" not in text or kind not in ("L2Bridge", "Transparent"):
+        return _prefix(text, "IpAddressPrefix")
+    try:
+        return ipaddress.IPv6Network(text)
+    except ValueError as e:
+        raise HcnError(Code.INVALID_PREFIX, f"IpAddressPrefix {text!r}: {e}") from None
+
+
+def _inside(text: str, net: IPNetwork) -> bool:
+    return ipaddress.ip_address(text) in net
 
 
 def _prefix(text: str, field: str) -> ipaddress.IPv4Network:
@@ -43,27 +73,37 @@ def _prefix(text: str, field: str) -> ipaddress.IPv4Network:
         raise HcnError(Code.INVALID_PREFIX, f"{field} {text!r}: {e}") from None
 
 
-def _address(text: str, field: str) -> ipaddress.IPv4Address:
+def check_address(text: str, field: str) -> ipaddress.IPv4Address:
     try:
         return ipaddress.IPv4Address(text)
     except ValueError:
         raise HcnError(Code.INVALID_IP, f"{field} {text!r} is not an IPv4 address") from None
 
 
-def _port(number: int, field: str) -> None:
+def check_port(number: int, field: str) -> None:
     if not 0 < number < 65536:
         raise HcnError(Code.BAD_PARAMETER, f"{field} {number} is not a port: use 1 to 65535")
 
 
-def _one_each(policies: Iterable[object], many: tuple[type[object], ...]) -> None:
+def _one_each(policies: Iterable[object]) -> None:
     seen: set[type[object]] = set()
     for policy in policies:
         kind = type(policy)
-        if kind in seen and kind not in many:
+        if kind in seen and kind not in p.REPEATED:
             if kind is p.InterfaceParameters:
                 raise HcnError(Code.INTERFACEPARAMETERS_ALREADY_APPLIED)
-            raise HcnError(Code.INVALID_POLICY, f"Policies holds {kind.__name__} twice: keep one")
+            raise HcnError(Code.INVALID_POLICY, f"Policies holds {p.type_name(policy)} twice: keep one")
         seen.add(kind)
+
+
+def _on_this_type(policies: Iterable[object], d: HostComputeNetwork) -> None:
+    for policy in policies:
+        types = ONLY_ON.get(type(policy))
+        if types is not None and d.type not in types:
+            raise HcnError(
+                Code.INVALID_POLICY_TYPE,
+                f"Policies: {p.type_name(policy)} belongs to {' and '.join(types)} networks, {d.name} is {d.type}",
+            )
 
 
 def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
@@ -72,23 +112,42 @@ def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
         raise HcnError(Code.INVALID_NETWORK, "Name is empty: give the network a name")
     if d.type == "Overlay" and not d.subnets:
         raise HcnError(Code.INVALID_NETWORK, "Ipams has no Subnets: an Overlay network needs one with a VSID")
+    if len(d.subnets) > 1 and d.type not in MANY_SUBNETS:
+        raise HcnError(
+            Code.INVALID_NETWORK, f"Ipams holds {len(d.subnets)} Subnets: a {d.type} network has one"
+        )
     for subnet in d.subnets:
-        net = _prefix(subnet.ip_address_prefix, "IpAddressPrefix")
+        net = _subnet(subnet.ip_address_prefix, d.type)
+        _check_ip_subnets(subnet, net)
         if d.type == "Overlay":
-            if not subnet.policies:
+            vsid = p.policy_of(subnet.policies, p.Vsid)
+            if vsid is None:
                 raise HcnError(
                     Code.INVALID_SUBNET,
                     f"Subnets[{net}].Policies has no VSID: add "
                     '{"Type":"VSID","Settings":{"IsolationId":<VNI of 4096 or more>}}',
                 )
-            _check_vsid(subnet.policies[0].settings.isolation_id, d, state)
-        elif subnet.policies:
+            _check_vsid(vsid.settings.isolation_id, d, state)
+        elif p.policy_of(subnet.policies, p.Vsid) is not None:
             raise HcnError(
                 Code.INVALID_POLICY_TYPE, f"VSID belongs to Overlay networks, {d.name} is {d.type}"
             )
+        vlan = p.policy_of(subnet.policies, p.Vlan)
+        if vlan is not None:
+            if d.type not in VLANS:
+                raise HcnError(
+                    Code.INVALID_POLICY_TYPE, f"VLAN belongs to {', '.join(VLANS)}, {d.name} is {d.type}"
+                )
+            if not 0 < vlan.settings.isolation_id < 4095:
+                raise HcnError(
+                    Code.INVALID_POLICY, f"VLAN IsolationId {vlan.settings.isolation_id}: use 1 to 4094"
+                )
         for route in subnet.routes:
+            if net.version == 6:
+                _route6(route, net)
+                continue
             _prefix(route.destination_prefix, "Routes.DestinationPrefix")
-            if _address(route.next_hop, "Routes.NextHop") not in net:
+            if check_address(route.next_hop, "Routes.NextHop") not in net:
                 raise HcnError(
                     Code.INVALID_IP, f"Routes.NextHop {route.next_hop} is outside {net}: use an address of it"
                 )
@@ -96,26 +155,28 @@ def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
             raise HcnError(
                 Code.INVALID_SUBNET, f"Subnets[{net}].Routes has no route to {ANYWHERE}: add the gateway"
             )
-    nets = [ipaddress.IPv4Network(s.ip_address_prefix) for s in d.subnets]
+    nets = [ipaddress.ip_network(s.ip_address_prefix) for s in d.subnets]
     for i, a in enumerate(nets):
         for b in nets[i + 1 :]:
-            if a.overlaps(b):
+            if a.version == b.version and a.overlaps(b):
                 raise HcnError(Code.INVALID_SUBNET, f"IpAddressPrefix {a} overlaps {b}: keep them apart")
-    _one_each(d.policies, (p.RemoteSubnetRoute, p.SetPolicy))
+    _check_mac_pool(d)
+    _one_each(d.policies)
+    _on_this_type(d.policies, d)
     _check_sets(d, state)
     policies: list[p.NetworkPolicy] = []
     for policy in d.policies:
         if isinstance(policy, p.ProviderAddress):
-            _address(policy.settings.provider_address, "ProviderAddress")
+            check_address(policy.settings.provider_address, "ProviderAddress")
         elif isinstance(policy, p.VxlanPort):
-            _port(policy.settings.port, "VxlanPort.Port")
+            check_port(policy.settings.port, "VxlanPort.Port")
         elif isinstance(policy, p.DrMacAddress):
             address = normal_mac(policy.settings.address, "DrMacAddress.Address")
             policy = p.DrMacAddress(p.DrMacAddressSettings(address))
         elif isinstance(policy, p.RemoteSubnetRoute):
             s = policy.settings
             _prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix")
-            _address(s.provider_address, "RemoteSubnetRoute.ProviderAddress")
+            check_address(s.provider_address, "RemoteSubnetRoute.ProviderAddress")
             mac = normal_mac(s.distributed_router_mac_address, "DistributedRouterMacAddress")
             policy = p.RemoteSubnetRoute(msgspec.structs.replace(s, distributed_router_mac_address=mac))
         policies.append(policy)
@@ -162,15 +223,29 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
         )
     if not d.mac_address and remote:
         raise HcnError(Code.INVALID_ENDPOINT, "MacAddress is empty: a remote endpoint needs its MAC")
+    nets = [ipaddress.ip_network(s.ip_address_prefix) for s in network.subnets]
+    seen: set[str] = set()
     for config in d.ip_configurations:
-        address = _address(config.ip_address, "IpConfigurations.IpAddress")
-        nets = [ipaddress.IPv4Network(s.ip_address_prefix) for s in network.subnets]
-        if nets and not any(address in n for n in nets):
+        v6 = any(n.version == 6 for n in nets) and ":" in config.ip_address
+        address = (
+            _address6(config.ip_address)
+            if v6
+            else check_address(config.ip_address, "IpConfigurations.IpAddress")
+        )
+        if config.ip_address in seen:
+            raise HcnError(Code.INVALID_IP, f"IpConfigurations.IpAddress {address} is given twice: keep one")
+        seen.add(config.ip_address)
+        if config.ip_subnet_id and config.ip_subnet_id.upper() not in {
+            i for s in network.subnets for i in (s.id, *(x.id for x in s.ip_subnets))
+        }:
             raise HcnError(
-                Code.INVALID_IP,
-                f"IpConfigurations.IpAddress {address} is in none of {', '.join(map(str, nets))}: "
-                f"use an address of network {network.name}",
+                Code.SUBNET_NOT_FOUND, f"IpConfigurations.IpSubnetId {config.ip_subnet_id} of {network.name}"
             )
+        if config.prefix_length > address.max_prefixlen:
+            raise HcnError(
+                Code.INVALID_PREFIX, f"IpConfigurations.PrefixLength {config.prefix_length} of {address}"
+            )
+        _in_a_subnet(address, network)
         if any(r.next_hop == config.ip_address for s in network.subnets for r in s.routes):
             raise HcnError(
                 Code.ADDR_INVALID_OR_RESERVED,
@@ -182,19 +257,27 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
                 Code.ADDR_INVALID_OR_RESERVED,
                 f"IpConfigurations.IpAddress {address} belongs to endpoint {holder}: delete that one first",
             )
-    _one_each(d.policies, (p.PortMapping, p.Acl, p.TierAcl))
+    _one_each(d.policies)
     if network.type == "Overlay" and p.policy_of(d.policies, p.ProviderAddress) is None:
         raise HcnError(
             Code.INVALID_ENDPOINT, "Policies has no ProviderAddress: endpoints of Overlay networks need one"
         )
     for policy in d.policies:
         if isinstance(policy, p.ProviderAddress):
-            _address(policy.settings.provider_address, "ProviderAddress.ProviderAddress")
+            check_address(policy.settings.provider_address, "ProviderAddress.ProviderAddress")
         elif remote:
             raise HcnError(Code.INVALID_REMOTE_ENDPOINT_OPERATION, f"Policies: {type(policy).__name__}")
         elif isinstance(policy, p.OutBoundNat):
-            for prefix in (*policy.settings.exceptions, *policy.settings.destinations):
+            for prefix in policy.settings.exceptions:
                 _prefix(prefix, "OutBoundNAT.Exceptions")
+            for prefix in policy.settings.destinations:
+                _prefix(prefix, "OutBoundNAT.Destinations")
+        elif isinstance(policy, p.Vlan) and network.type not in VLANS:
+            raise HcnError(
+                Code.INVALID_POLICY_TYPE, f"Policies: VLAN belongs to {', '.join(VLANS)}, not {network.type}"
+            )
+        elif isinstance(policy, p.SdnRoute):
+            check_sdn_route(policy.settings, "SDNRoute")
         elif isinstance(policy, p.Qos):
             rate = policy.settings.maximum_outgoing_bandwidth_in_bytes
             if not MIN_RATE <= rate <= MAX_RATE:
@@ -203,21 +286,96 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
                     f"QOS.MaximumOutgoingBandwidthInBytes {rate}: use {MIN_RATE} to {MAX_RATE} bytes per second",
                 )
         elif isinstance(policy, p.PortMapping):
-            _protocol(policy.settings.protocol, "PortMapping.Protocol", any_protocol=False)
-            _port(policy.settings.internal_port, "PortMapping.InternalPort")
-            _port(policy.settings.external_port, "PortMapping.ExternalPort")
+            if network.type not in MAPPINGS:
+                raise HcnError(
+                    Code.MAPPING_NOT_SUPPORTED,
+                    f"PortMapping on network {network.name} of type {network.type}: use {', '.join(MAPPINGS)}",
+                )
+            check_protocol(policy.settings.protocol, "PortMapping.Protocol", any_protocol=False)
+            if policy.settings.internal_port == 0:
+                raise HcnError(Code.INVALID_INTERNAL_PORT, "PortMapping.InternalPort")
+            check_port(policy.settings.internal_port, "PortMapping.InternalPort")
+            if policy.settings.vip:
+                check_address(policy.settings.vip, "PortMapping.VIP")
+            check_port(policy.settings.external_port, "PortMapping.ExternalPort")
     check_acls(d.policies, read_sets(network.policies))
-    _check_host_ports(d, state)
+    check_host_ports(d, state)
     mac = normal_mac(d.mac_address) if d.mac_address else ""
     return msgspec.structs.replace(d, host_compute_network=network_id, mac_address=mac)
 
 
-def _protocol(number: int, field: str, *, any_protocol: bool) -> None:
+def _in_a_subnet(address: ipaddress.IPv4Address | ipaddress.IPv6Address, network: HostComputeNetwork) -> None:
+    nets = [ipaddress.ip_network(s.ip_address_prefix) for s in network.subnets]
+    if nets and not any(address in n for n in nets):
+        raise HcnError(
+            Code.INVALID_IP,
+            f"IpConfigurations.IpAddress {address} is in none of {', '.join(map(str, nets))}: "
+            f"use an address of network {network.name}",
+        )
+
+
+def check_inside(d: HostComputeEndpoint, network: HostComputeNetwork) -> None:
+    """That the endpoint's addresses are of the network. Raises HcnError."""
+    for config in d.ip_configurations:
+        _in_a_subnet(ipaddress.ip_address(config.ip_address), network)
+
+
+def _address6(text: str) -> ipaddress.IPv6Address:
+    try:
+        return ipaddress.IPv6Address(text)
+    except ValueError:
+        raise HcnError(Code.INVALID_IP, f"IpConfigurations.IpAddress {text!r} is not an address") from None
+
+
+def _route6(route: Route, net: IPNetwork) -> None:
+    try:
+        ipaddress.IPv6Network(route.destination_prefix)
+        inside = _inside(route.next_hop, net)
+    except ValueError as e:
+        raise HcnError(Code.INVALID_IP, f"Routes: {e}") from None
+    if not inside:
+        raise HcnError(Code.INVALID_IP, f"Routes.NextHop {route.next_hop} is outside {net}: use one of its")
+
+
+def _check_ip_subnets(subnet: Subnet, net: IPNetwork) -> None:
+    for inner in subnet.ip_subnets:
+        try:
+            found = ipaddress.ip_network(inner.ip_address_prefix)
+        except ValueError as e:
+            raise HcnError(Code.INVALID_IP_SUBNET, f"IpSubnets.IpAddressPrefix: {e}") from None
+        if found.version != net.version or not found.subnet_of(net):  # type: ignore[arg-type]
+            raise HcnError(Code.INVALID_IP_SUBNET, f"IpSubnets.IpAddressPrefix {found} is outside {net}")
+
+
+def _check_mac_pool(d: HostComputeNetwork) -> None:
+    for r in d.mac_pool.ranges:
+        start = normal_mac(r.start_mac_address, "MacPool.Ranges.StartMacAddress")
+        if start > normal_mac(r.end_mac_address, "MacPool.Ranges.EndMacAddress"):
+            raise HcnError(
+                Code.BAD_PARAMETER, f"MacPool.Ranges.EndMacAddress {r.end_mac_address} is before {start}"
+            )
+
+
+def check_sdn_route(s: p.SdnRouteSettings, field: str) -> None:
+    try:
+        ipaddress.ip_network(s.destination_prefix, strict=False)
+    except ValueError as e:
+        raise HcnError(
+            Code.INVALID_PREFIX, f"{field}.DestinationPrefix {s.destination_prefix!r}: {e}"
+        ) from None
+    if s.next_hop:
+        try:
+            ipaddress.ip_address(s.next_hop)
+        except ValueError:
+            raise HcnError(Code.INVALID_IP, f"{field}.NextHop {s.next_hop!r} is not an address") from None
+
+
+def check_protocol(number: int, field: str, *, any_protocol: bool) -> None:
     if number not in PROTOCOLS or (number == 0 and not any_protocol):
         raise HcnError(Code.BAD_PARAMETER, f"{field} {number}: use 6 (TCP), 17 (UDP) or 132 (SCTP)")
 
 
-def _check_host_ports(d: HostComputeEndpoint | HostComputeLoadBalancer, state: State) -> None:
+def check_host_ports(d: HostComputeEndpoint | HostComputeLoadBalancer, state: State) -> None:
     seen: set[tuple[int, int]] = set()
     for port in host_ports(d):
         holder = state.by_host_port.get(port)
@@ -228,101 +386,3 @@ def _check_host_ports(d: HostComputeEndpoint | HostComputeLoadBalancer, state: S
                 f"{holder or 'this document itself'}: choose another",
             )
         seen.add(port)
-
-
-def check_load_balancer(
-    d: HostComputeLoadBalancer, state: State, *, allow_empty: bool
-) -> HostComputeLoadBalancer:
-    """The document with normalised spelling. Raises HcnError.
-
-    `allow_empty`: our own HNS lets a frontend exist without members (it then refuses connections); Windows'
-    does not.
-    """
-    endpoints = tuple(normal_guid(e, "HostComputeEndpoints") for e in d.host_compute_endpoints)
-    if not endpoints and not allow_empty:
-        raise HcnError(Code.BAD_PARAMETER, "HostComputeEndpoints is empty: name at least one endpoint")
-    if len(set(endpoints)) != len(endpoints):
-        raise HcnError(Code.BAD_PARAMETER, "HostComputeEndpoints names an endpoint twice: keep one")
-    network_id = normal_guid(d.host_compute_network, "HostComputeNetwork") if d.host_compute_network else ""
-    for guid in endpoints:
-        endpoint = state.get(guid, HostComputeEndpoint)
-        if endpoint is None:
-            raise HcnError(Code.ENDPOINT_NOT_FOUND, f"HostComputeEndpoints {guid}: create the endpoint first")
-        if network_id and endpoint.host_compute_network != network_id:
-            raise HcnError(
-                Code.INVALID_ENDPOINT,
-                f"HostComputeEndpoints {guid} is on network {endpoint.host_compute_network}, "
-                f"not {network_id}",
-            )
-        network_id = network_id or endpoint.host_compute_network
-    if state.get(network_id, HostComputeNetwork) is None:
-        raise HcnError(Code.NETWORK_NOT_FOUND, f"HostComputeNetwork {network_id}: create the network first")
-    if d.source_vip:
-        _address(d.source_vip, "SourceVIP")
-    for vip in d.frontend_vips:
-        _address(vip, "FrontendVIPs")
-        if (network_id, vip) in state.by_address:
-            raise HcnError(Code.ADDR_INVALID_OR_RESERVED, f"FrontendVIPs {vip} is an endpoint's address")
-    if not d.port_mappings:
-        raise HcnError(Code.BAD_PARAMETER, "PortMappings is empty: name at least one mapping")
-    for m in d.port_mappings:
-        _check_affinity(m)
-        internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
-        _protocol(m.protocol, "PortMappings.Protocol", any_protocol=internal)
-        if internal and m.protocol == 0 and m.internal_port == 0 and m.external_port == 0:
-            if not d.frontend_vips:
-                raise HcnError(
-                    Code.BAD_PARAMETER, "FrontendVIPs is empty: an internal load balancer needs its VIP"
-                )
-            continue
-        _port(m.external_port, "PortMappings.ExternalPort")
-        if m.internal_port == 0:
-            raise HcnError(Code.INVALID_INTERNAL_PORT, "PortMappings.InternalPort")
-        _port(m.internal_port, "PortMappings.InternalPort")
-    d = msgspec.structs.replace(d, host_compute_endpoints=endpoints, host_compute_network=network_id)
-    for key in vip_keys(d):
-        holder = state.by_vip.get(key)
-        if holder is not None and holder != d.id:
-            raise HcnError(
-                Code.PORT_ALREADY_EXISTS, f"FrontendVIPs {key[1]} is taken by load balancer {holder}"
-            )
-    _check_host_ports(d, state)
-    return d
-
-
-def _check_affinity(m: LoadBalancerPortMapping) -> None:
-    if m.distribution_type not in tuple(Distribution):
-        raise HcnError(
-            Code.BAD_PARAMETER,
-            f"PortMappings.DistributionType {m.distribution_type}: use 0 (5-tuple), 1 (source address and protocol) "
-            "or 2 (source address)",
-        )
-    if m.affinity_seconds and m.distribution_type == Distribution.NONE:
-        raise HcnError(
-            Code.BAD_PARAMETER,
-            f"PortMappings.OverlaceAffinitySeconds {m.affinity_seconds}: needs a DistributionType of 1 or 2",
-        )
-    if not 0 <= m.affinity_seconds <= MAX_AFFINITY:
-        raise HcnError(
-            Code.BAD_PARAMETER,
-            f"PortMappings.OverlaceAffinitySeconds {m.affinity_seconds}: use 1 to {MAX_AFFINITY}",
-        )
-
-
-def check_namespace(d: HostComputeNamespace, state: State) -> HostComputeNamespace:
-    """The document with its endpoints checked. Raises HcnError."""
-    for guid in d.endpoints:
-        check_attach(normal_guid(guid, "Resources.Data.Id"), d.id, state)
-    return d
-
-
-def check_attach(endpoint_id: str, namespace_id: str, state: State) -> HostComputeEndpoint:
-    """The endpoint, if it may join the namespace. Raises HcnError."""
-    endpoint = state.get(endpoint_id, HostComputeEndpoint)
-    if endpoint is None:
-        raise HcnError(Code.ENDPOINT_NOT_FOUND, f"EndpointId {endpoint_id}: create the endpoint first")
-    if endpoint.remote:
-        raise HcnError(Code.INVALID_REMOTE_ENDPOINT_OPERATION, f"EndpointId {endpoint_id}")
-    if endpoint.host_compute_namespace not in ("", namespace_id):
-        raise HcnError(Code.ENDPOINT_NAMESPACE_ALREADY_EXISTS, f"EndpointId {endpoint_id}")
-    return endpoint
