@@ -11,6 +11,7 @@
     │   └── OutOfSequence    500   stale version; Docker's status and words, which clients match on
     ├── Unimplemented        501
     └── Unavailable          503   not (yet) able: no manager, no registry, no disk
+        └── NoLeader         503   no manager leads now, in Docker's words
 
 Owns the classes and the status map. Must not know HTTP servers; each edge maps once.
 Statuses follow moby's daemon/server/httpstatus.
@@ -81,6 +82,20 @@ class Unimplemented(OverlaceError):
 class Unavailable(OverlaceError):
     status = 503
     code = "Unavailable"
+
+
+class NoLeader(Unavailable):
+    """`reason` is for logs; people read Docker's words (swarmkit raft ErrNoRaftLeader, moby daemon/cluster)."""
+
+    code = "Unknown"
+    swarm = True
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(
+            "The swarm does not have a leader. It's possible that too few managers are online. "
+            "Make sure more than half of the managers are online."
+        )
+        self.reason = reason
 
 
 def rpc_text(error: OverlaceError) -> str:

@@ -173,15 +173,38 @@ class State:
         for thing in things:
             self._change(None, thing)
 
+    def reload(self, things: Iterable[Base], revision: int) -> None:
+        """Become exactly these objects. Watchers that were elsewhere get Lagged: nobody knows the way there."""
+        wanted = {(thing.kind, thing.id): thing for thing in things}
+        self._let_go_of_view()
+        for table in list(self._tables.values()):
+            for old in list(table.values()):
+                new = wanted.pop((old.kind, old.id), None)
+                if new != old:
+                    self._change(old, new)
+        for thing in wanted.values():
+            self._change(None, thing)
+        self.revision = revision
+        self.history.reset(revision)
+
+    def skip_to(self, revision: int) -> None:
+        """Revisions up to this one brought nothing of their own."""
+        while self.revision < revision:
+            self.apply(Batch(revision=self.revision + 1, events=()))
+
     def apply(self, batch: Batch) -> None:
-        if self._view is not None:
-            self._view = None
-            self._tables = self._tables.copy()
-            self._indexes = self._indexes.copy()
+        self._let_go_of_view()
         for event in batch.events:
             self._change(event.old, event.new)
         self.revision = batch.revision
         self.history.publish(batch)
+
+    def _let_go_of_view(self) -> None:
+        """Before a change: tables a view shares are copied as they are written."""
+        if self._view is not None:
+            self._view = None
+            self._tables = self._tables.copy()
+            self._indexes = self._indexes.copy()
 
     def _change(self, old: Base | None, new: Base | None) -> None:
         generation = self._generation

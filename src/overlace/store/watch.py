@@ -51,6 +51,16 @@ class History:
             raise Lagged(f"revision {revision} is ahead of the store's {self.revision}")
         return self._batches[revision + 1]
 
+    def reset(self, revision: int) -> None:
+        """Forget all batches: the store is at `revision` now, by a way nobody can be told."""
+        if revision == self.revision:
+            return
+        self.revision = revision
+        self._batches.clear()
+        self._oldest = revision + 1
+        self._events = 0
+        self._wake()
+
     def close(self) -> None:
         self.closed = True
         self._wake()

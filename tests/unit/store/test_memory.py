@@ -1,5 +1,4 @@
-"""What every home of the store promises, on the memory one (test_sqlite runs the same promises over a
-disk)."""
+"""What every home of the store promises: in memory, on SQLite and on a real etcd."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from etcd_bed import EtcdBed, leading_store
 
 from overlace.model.errors import Conflict, OutOfSequence, Unavailable
 from overlace.model.objects import Network, NetworkAttachment, Node, Secret, Service, Task, TaskStatus
@@ -29,8 +29,14 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
 async def store(request: pytest.FixtureRequest, tmp_path: object) -> AsyncIterator[Store]:
+    if request.param == "etcd":
+        bed: EtcdBed = request.getfixturevalue("etcd_bed")
+        await bed.empty()
+        async with leading_store(bed, Clock()) as on_etcd:
+            yield on_etcd
+        return
     made: Store = (
         MemoryStore(Clock())
         if request.param == "memory"

@@ -1,0 +1,3 @@
+from etcd_bed import etcd_bed
+
+__all__ = ["etcd_bed"]
