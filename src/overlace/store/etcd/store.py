@@ -21,7 +21,7 @@ from typing import Any, cast
 import msgspec
 import structlog
 
-from overlace.model.errors import Internal, InvalidArgument, NoLeader, OverlaceError, Unavailable
+from overlace.model.errors import Internal, InvalidArgument, NoLeader, Unavailable
 from overlace.model.objects import KINDS, Base, Node, Object, Task
 from overlace.store.base import Batch, Change, Event, Put
 from overlace.store.etcd.client import (
