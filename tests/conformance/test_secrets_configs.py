@@ -54,11 +54,38 @@ def test_sizes_and_names(docker: Docker, swarm: Swarm, kind: str, limit: int) ->
     assert [one["Spec"]["Name"] for one in swarm.get(f"/{kind}s")] == ["fits"]
 
 
-def test_templates_are_refused(docker: Docker, swarm: Swarm) -> None:
-    said = docker.refused(
-        "config", "create", "--template-driver", "golang", "x", "-", stdin="{{.Node.Hostname}}"
+def test_templates_in_secrets_and_configs(docker: Docker, swarm: Swarm, image: Image) -> None:
+    docker("secret", "create", "password", "-", stdin="s3cr3t")
+    docker("config", "create", "plain", "-", stdin="as it is: {{.Node.Hostname}}")
+    docker(
+        *("config", "create", "--template-driver", "golang", "url", "-"),
+        stdin="{{.Service.Name}}.{{.Task.Slot}}@{{.Node.Hostname}} "
+        '{{env "USER"}}:{{secret "password"}} {{config "/plain"}}',
     )
-    assert "Templating is not supported yet" in said and swarm.get("/configs") == []
+    docker(
+        *("secret", "create", "--template-driver", "golang", "token", "-"),
+        stdin="{{.Service.Labels.team}}-{{.Task.ID}}",
+    )
+    docker(
+        *("service", "create", "-d", "--name", "reads", "--label", "team=red"),
+        *("-e", "USER=me{{.Task.Slot}}", "--secret", "password", "--secret", "token"),
+        *("--config", "source=plain,target=/plain", "--config", "source=url,target=/url"),
+        image("app:1"),
+    )
+    [task] = swarm.running("reads")
+    node = swarm.host_of(task)
+    assert swarm.inside(task, "cat /url") == f"reads.1@{node} me1:s3cr3t as it is: {{{{.Node.Hostname}}}}"
+    assert swarm.inside(task, "cat /run/secrets/token") == f"red-{task['ID']}"
+    mounts = swarm.inside(task, "grep -E ' /(url|plain) ' /proc/mounts").splitlines()
+    kinds = {line.split()[1]: line.split()[2] for line in mounts}
+    assert kinds["/url"] == "tmpfs" != kinds["/plain"], "what holds a secret never touches a disk"
+
+    docker("config", "create", "--template-driver", "golang", "wrong", "-", stdin='{{secret "nosuch"}}')
+    docker("service", "create", "-d", "--name", "fails", "--config", "wrong", image("app:1"))
+    swarm.pending("fails", "failed to expand templated config wrong")
+    swarm.pending("fails", "secret target nosuch not found")
+    said = docker.refused("config", "create", "--template-driver", "jinja", "x", "-", stdin="x")
+    assert 'there is no template driver "jinja"; use golang' in said
 
 
 def test_files_in_the_container(docker: Docker, swarm: Swarm, image: Image) -> None:

@@ -6,19 +6,19 @@ Sources: moby daemon/cluster/executor/container/container.go (names and labels),
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from overlace.agent.files import TaskFiles
 from overlace.model import labels
-from overlace.model.errors import InvalidArgument, Unavailable
-from overlace.model.logoptions import parse_log_options
+from overlace.model.errors import InvalidArgument
+from overlace.model.logoptions import log_choice
 from overlace.model.objects import Config, Secret, Task
-from overlace.model.specs import ContainerSpec, Mount
-from overlace.model.template import Context, expand
+from overlace.model.specs import BindOptions, ContainerSpec, Limits, Mount, Resources, VolumeOptions
+from overlace.model.template import Context, expand_container
 from overlace.runtime import base
-
-SECRETS_DIR = "/run/secrets"
 
 
 def container_id(task_id: str) -> str:
@@ -44,11 +44,14 @@ def plan_container(
     spec = task.spec.container_spec
     if spec is None:
         raise InvalidArgument("task has no ContainerSpec: only container tasks run here")
-    resources = task.spec.resources
-    limits = resources.limits if resources else None
+    spec = expand_container(spec, context)
+    env = tuple(spec.env)
+    resources = task.spec.resources or Resources()
+    limits = resources.limits or Limits()
     health = spec.healthcheck
-    driver = task.spec.log_driver
-    log_size, log_files = parse_log_options(driver.options) if driver else (0, 0)
+    logs = log_choice(task.spec.log_driver)
+    privileges = spec.privileges or {}
+    swappiness = resources.memory_swappiness
     return base.ContainerConfig(
         id=container_id(task.id),
         name=task.name,
@@ -56,14 +59,14 @@ def plan_container(
         netns=netns,
         entrypoint=tuple(spec.command) or None,
         args=tuple(spec.args) or None,
-        env=tuple(expand(e, context) for e in spec.env),
+        env=env,
         workdir=spec.dir or None,
         user=spec.user or None,
         groups=tuple(spec.groups),
-        hostname=expand(spec.hostname, context) or container_id(task.id)[:12],
+        hostname=spec.hostname or container_id(task.id)[:12],
         labels=_labels(task, spec, node_id),
-        mounts=tuple(_mount(m, context) for m in spec.mounts),
-        files=_files(spec, secrets, configs),
+        mounts=tuple(_mount(m) for m in spec.mounts),
+        files=TaskFiles(spec, context, env, secrets, configs).plan(),
         resolv_conf=_resolv_conf(spec, resolv_conf),
         hosts=_hosts(spec) + network_hosts,
         tty=spec.tty,
@@ -73,17 +76,21 @@ def plan_container(
         stop_signal=spec.stop_signal or None,
         stop_grace=spec.stop_grace_period if spec.stop_grace_period is not None else 10_000_000_000,
         healthcheck=None if health is None else _healthcheck(health),
-        nano_cpus=limits.nano_cpus if limits else 0,
-        memory=limits.memory_bytes if limits else 0,
-        pids=limits.pids if limits else 0,
+        nano_cpus=limits.nano_cpus,
+        memory=limits.memory_bytes,
+        pids=limits.pids,
         cap_add=tuple(spec.capability_add),
         cap_drop=tuple(spec.capability_drop),
         sysctls=dict(spec.sysctls),
         ulimits=tuple(base.Ulimit(u.name, u.soft, u.hard) for u in spec.ulimits),
         oom_score_adj=spec.oom_score_adj,
-        no_new_privileges=bool((spec.privileges or {}).get("NoNewPrivileges")),
-        log_max_size=log_size,
-        log_max_files=log_files,
+        no_new_privileges=bool(privileges.get("NoNewPrivileges")),
+        seccomp=_seccomp(privileges),
+        swap=resources.swap_bytes,
+        swappiness=-1 if swappiness is None else swappiness,
+        log_driver=logs.driver,
+        log_max_size=logs.max_size,
+        log_max_files=logs.max_files,
     )
 
 
@@ -99,60 +106,48 @@ def _labels(task: Task, spec: ContainerSpec, node_id: str) -> dict[str, str]:
     }
 
 
-def _mount(m: Mount, context: Context) -> base.Mount:
+def _mount(m: Mount) -> base.Mount:
     if m.type not in ("bind", "volume", "tmpfs"):
         raise InvalidArgument(
             f"mount {m.target}: type {m.type!r} cannot be mounted here; use bind, volume or tmpfs"
         )
-    bind, volume, tmpfs = m.bind_options, m.volume_options, m.tmpfs_options
+    bind, volume, tmpfs = (
+        m.bind_options or BindOptions(),
+        m.volume_options or VolumeOptions(),
+        m.tmpfs_options,
+    )
     return base.Mount(
         type=m.type,  # type: ignore[arg-type]  # checked above
-        target=expand(m.target, context),
-        source=expand(m.source, context),
+        target=m.target,
+        source=m.source,
         read_only=m.read_only,
-        propagation=(bind.propagation if bind and bind.propagation else "rprivate"),
+        propagation=bind.propagation or "rprivate",
         tmpfs_size=tmpfs.size_bytes if tmpfs else 0,
         tmpfs_mode=(tmpfs.mode if tmpfs and tmpfs.mode else 0o1777),
-        no_copy=bool(volume and volume.no_copy),
-        create_source=bool(bind and bind.create_mountpoint),
+        tmpfs_exec=["exec"] in tmpfs.options if tmpfs else False,
+        no_copy=volume.no_copy,
+        create_source=bind.create_mountpoint,
+        recursive=not bind.non_recursive,
+        recursive_read_only="must"
+        if bind.read_only_force_recursive
+        else "no"
+        if bind.read_only_non_recursive
+        else "try",
+        subpath=volume.subpath,
+        volume_labels=dict(volume.labels),
+        volume_options=dict(volume.driver_config.options) if volume.driver_config else {},
     )
 
 
-def _files(
-    spec: ContainerSpec, secrets: Mapping[str, Secret], configs: Mapping[str, Config]
-) -> tuple[base.FileMount, ...]:
-    files = []
-    refs: list[tuple[str, str, str, Any, Mapping[str, Any], bool]] = [
-        ("secret", s.secret_id, s.secret_name, s.file, secrets, True) for s in spec.secrets
-    ]
-    refs += [("config", c.config_id, c.config_name, c.file, configs, False) for c in spec.configs if c.file]
-    for kind, id, name, file, there, secret in refs:
-        found = there.get(id)
-        if found is None:
-            raise Unavailable(f"{kind} {name or id} has not arrived on this node yet")
-        target = (file.name if file else "") or name
-        if not target.startswith("/"):
-            target = f"{SECRETS_DIR}/{target}" if secret else f"/{target}"
-        files.append(
-            base.FileMount(
-                target=target,
-                data=found.spec.data,
-                uid=_number(file.uid if file else "0", kind, name),
-                gid=_number(file.gid if file else "0", kind, name),
-                mode=file.mode if file else 0o444,
-                secret=secret,
-            )
-        )
-    return tuple(files)
-
-
-def _number(text: str, kind: str, name: str) -> int:
-    try:
-        return int(text or "0")
-    except ValueError:
-        raise InvalidArgument(
-            f"{kind} {name}: owner {text!r} is not a number; give a numeric UID and GID"
-        ) from None
+def _seccomp(privileges: Mapping[str, Any]) -> str:
+    asked = privileges.get("Seccomp") or {}
+    match asked.get("Mode"):
+        case "unconfined":
+            return "unconfined"
+        case "custom":
+            return base64.b64decode(asked["Profile"]).decode()
+        case _:
+            return ""
 
 
 def _hosts(spec: ContainerSpec) -> tuple[tuple[str, str], ...]:
@@ -165,21 +160,16 @@ def _hosts(spec: ContainerSpec) -> tuple[tuple[str, str], ...]:
 
 
 def _resolv_conf(spec: ContainerSpec, given: str) -> str:
-    """The network's resolv.conf with the service's own search domains and options on top.
-
-    A service's own nameservers replace only what the embedded resolver forwards to in Docker; names of services go on
-    working, so they are listed after it.
-    """
+    """The network's resolv.conf with the service's own search domains and options. Its own nameservers are asked by
+    the host's resolver: names of services go on working."""
     dns = spec.dns_config
-    if dns is None or not (dns.nameservers or dns.search or dns.options):
+    if dns is None or not (dns.search or dns.options):
         return given
-    lines = [ln for ln in given.splitlines() if not (dns.search and ln.startswith("search"))]
-    if dns.options:
-        lines = [ln for ln in lines if not ln.startswith("options")]
-        lines.append("options " + " ".join(dns.options))
-    if dns.search:
-        lines.append("search " + " ".join(dns.search))
-    lines += [f"nameserver {n}" for n in dns.nameservers]
+    lines = given.splitlines()
+    for word, own in (("options", dns.options), ("search", dns.search)):
+        if own:
+            lines = [line for line in lines if not line.startswith(word)]
+            lines.append(f"{word} {' '.join(own)}")
     return "\n".join(lines) + "\n"
 
 

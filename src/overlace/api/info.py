@@ -43,9 +43,9 @@ async def describe(backend: Backend, tools: dict[str, str], listeners: int) -> d
         "DriverStatus": [],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "overlay"],
+            "Network": ["bridge", "host", "null", "overlay"],
             "Authorization": None,
-            "Log": ["json-file"],
+            "Log": ["json-file", "local", "none"],
         },
         "MemoryLimit": True,
         "SwapLimit": False,

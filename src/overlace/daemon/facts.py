@@ -16,7 +16,16 @@ from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
 from overlace.network.addresses import interface_addresses
 
-_PLUGINS = (("Log", "json-file"), ("Network", "bridge"), ("Network", "overlay"), ("Volume", "local"))
+_PLUGINS = (
+    ("Log", "json-file"),
+    ("Log", "local"),
+    ("Log", "none"),
+    ("Network", "bridge"),
+    ("Network", "host"),
+    ("Network", "null"),
+    ("Network", "overlay"),
+    ("Volume", "local"),
+)
 
 
 def interfaces() -> dict[str, str]:

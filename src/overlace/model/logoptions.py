@@ -1,4 +1,4 @@
-"""The options of the json-file log driver: what they mean, and which of them hosts honour.
+"""Log drivers and their options: what they mean, and which of them hosts honour.
 
 Pure. Owns the grammar (moby daemon/logger/jsonfilelog, go-units FromHumanSize). Must not know who keeps logs.
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from typing import Literal
+
+import msgspec
 
 from overlace.model.errors import InvalidArgument, Unimplemented
+from overlace.model.specs import Driver
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
@@ -24,6 +28,7 @@ _OTHERS = {
     "mode": "blocking",
     "tag": "",
 }
+_LOCAL_OTHERS = frozenset(("compress", "max-buffer-size", "mode"))
 
 
 def parse_size(text: str) -> int:
@@ -42,7 +47,40 @@ def size_text(size: int) -> str:
     return str(size)
 
 
-def parse_log_options(options: Mapping[str, str]) -> tuple[int, int]:
+class LogChoice(msgspec.Struct, frozen=True):
+    """Who keeps a container's output: `local` and `json-file` keep the same files, `none` keeps nothing."""
+
+    driver: Literal["json-file", "local", "none"] = "json-file"
+    max_size: int = 0  # bytes of one file; 0: not said
+    max_files: int = 0
+
+
+# moby daemon/logger/local: what is kept when nothing is said
+_LOCAL = LogChoice("local", 20_000_000, 5)
+
+
+def log_choice(driver: Driver | None) -> LogChoice:
+    """Raises InvalidArgument for a wrong value or an option there is not, Unimplemented for a driver or an option of
+    Docker's that hosts do not honour."""
+    if driver is None:
+        return LogChoice()
+    match driver.name:
+        case "" | "json-file":
+            return LogChoice("json-file", *parse_log_options(driver.options))
+        case "local":
+            size, files = parse_log_options(driver.options, "local")
+            return LogChoice("local", size or _LOCAL.max_size, files or _LOCAL.max_files)
+        case "none":
+            if driver.options:
+                raise InvalidArgument(f"unknown log opt '{min(driver.options)}' for none log driver")
+            return LogChoice("none")
+        case name:
+            raise Unimplemented(
+                f"log driver {name} is not supported yet: hosts keep logs with json-file or local, or not at all (none)"
+            )
+
+
+def parse_log_options(options: Mapping[str, str], driver: str = "json-file") -> tuple[int, int]:
     """(bytes of one file, number of files) that `max-size` and `max-file` ask for; 0: not said.
 
     Raises InvalidArgument for a wrong value or an option there is not, Unimplemented for one of Docker's that
@@ -65,12 +103,12 @@ def parse_log_options(options: Mapping[str, str]) -> tuple[int, int]:
                     f"log option max-file: '{value}' is not a number of files; use 1 to 9999"
                 )
             files = int(value)
-        elif key not in _OTHERS:
-            raise InvalidArgument(f"unknown log opt '{key}' for json-file log driver")
+        elif key not in _OTHERS or (driver == "local" and key not in _LOCAL_OTHERS):
+            raise InvalidArgument(f"unknown log opt '{key}' for {driver} log driver")
         elif not _OTHERS[key] or value != _OTHERS[key]:
             raise Unimplemented(
-                f"log option {key} is not supported yet: of json-file's options hosts honour max-size and max-file"
+                f"log option {key} is not supported yet: of {driver}'s options hosts honour max-size and max-file"
             )
-    if size and not files:
+    if size and not files and driver == "json-file":
         files = 1  # as Docker: what does not fit in one file is dropped
     return size, files

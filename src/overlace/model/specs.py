@@ -164,6 +164,10 @@ class Reservations(Doc, frozen=True):
 class Resources(Doc, frozen=True):
     limits: Limits | None = None
     reservations: Reservations | None = None
+    swap_bytes: int | None = (
+        None  # besides the memory limit; -1: all there is (API 1.52, taken from any client)
+    )
+    memory_swappiness: int | None = None  # 0 to 100, -1: the host's own (API 1.52)
 
 
 class RestartPolicy(Doc, frozen=True):

@@ -1,4 +1,4 @@
-"""Templates in a service's env, hostname and mounts: `{{.Service.Name}}.{{.Task.Slot}}` and the like.
+"""Templates in a service's env, hostname and mounts, `{{.Service.Name}}.{{.Task.Slot}}`, and in secrets and configs.
 
 Owns the placeholders and the part of Go's text/template people use with them: fields, `index`, `join`,
 `print`, `printf`, string and number literals, parentheses, pipelines, `{{-` and `-}}`. Pure. Control checks
@@ -8,13 +8,15 @@ Control structures (`if`, `range`, variables) are refused by name."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
 from overlace.model.errors import InvalidArgument
 from overlace.model.specs import ContainerSpec, Labels, Mount
+
+TEMPLATE_DRIVER = "golang"  # the one there is for secrets and configs (swarmkit template/getter.go)
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,8 +75,12 @@ _CONTROL = frozenset(
 )
 
 
-def expand(text: str, context: Context) -> str:
-    """`text` with its placeholders filled in.
+Functions = Mapping[str, Callable[[str], str]]
+"""Functions of one text by name: what `{{secret "x"}}` and its like give. They raise InvalidArgument."""
+
+
+def expand(text: str, context: Context, functions: Functions | None = None) -> str:
+    """`text` with its placeholders filled in; `functions` are those a secret's or config's text has besides.
 
     Raises InvalidArgument `template: expansion:…` for one that does not parse or names something unknown.
     """
@@ -90,7 +96,8 @@ def expand(text: str, context: Context) -> str:
             literal = literal.lstrip()
         out.append(literal.rstrip() if found[1] else literal)
         if not (found[2].startswith("/*") and found[2].endswith("*/")):
-            out.append(_show(_Action(text, found.start(2), found[2]).value(root)))
+            action = _Action(text, found.start(2), found[2], functions or {})
+            out.append(_show(action.value(root)))
         trim = bool(found[3])
         at = found.end()
     rest = text[at:]
@@ -166,8 +173,9 @@ def _error(text: str, at: int, what: str, *, node: str = "", parsing: bool = Fal
 class _Action:
     """What stands between `{{` and `}}`: a pipeline of commands, evaluated as it is read."""
 
-    def __init__(self, text: str, start: int, body: str) -> None:
+    def __init__(self, text: str, start: int, body: str, functions: Functions) -> None:
         self._text = text
+        self._functions = functions
         self._tokens: list[tuple[str, str, int]] = []
         for token in _TOKEN.finditer(body):
             kind = str(token.lastgroup)
@@ -277,8 +285,15 @@ class _Action:
                 return self._printf(str(arguments[0]), arguments[1:], at)
             case "printf":
                 problem = "printf takes a format"
-            case _:
+            case _ if name not in self._functions:
                 raise _error(self._text, at, f'function "{name}" not defined', parsing=True)
+            case _ if len(arguments) != 1:
+                problem = f'{name} takes one name, as in {name} "x"'
+            case _:
+                try:
+                    return self._functions[name](_show(arguments[0]))
+                except InvalidArgument as error:
+                    problem = error.message
         raise _error(self._text, at, f"error calling {name}: {problem}", node=name)
 
     def _printf(self, form: str, arguments: list[Any], at: int) -> str:

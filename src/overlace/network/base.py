@@ -26,12 +26,15 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
     service_name: str
     attachments: tuple[NetworkAttachment, ...] = ()
     host_ports: tuple[PortConfig, ...] = ()  # publish mode host
+    nameservers: tuple[str, ...] = ()  # the service's own, for what is no name of the swarm
     # who may connect as the task was made; what the view says of its service now comes first
     allowed: tuple[Allowed, ...] | None = None
 
     @classmethod
     def of(cls, task: Task, host_ports: tuple[PortConfig, ...]) -> TaskNetwork:
         """What `task` asks for; `host_ports` as wished (the agent) or as in force (who looks at it later)."""
+        container = task.spec.container_spec
+        dns = container.dns_config if container is not None else None
         return cls(
             task_id=task.id,
             task_name=task.name,
@@ -39,6 +42,7 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
             service_name=task.service_name,
             attachments=task.networks,
             host_ports=host_ports,
+            nameservers=tuple(dns.nameservers) if dns is not None else (),
             allowed=allow_from_or_nobody(task.service_labels),
         )
 

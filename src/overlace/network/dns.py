@@ -2,7 +2,8 @@
 
 Owns DNS messages, the sockets it is given and the answers' cache. What a name means is names.py's. Must not
 make sockets inside sandboxes (the data path does) nor know HNS. Queries it forwards leave from the daemon's
-own network namespace. Source of message rules: RFC 1035, 2181, 2308, 6891 (EDNS), 7766 (TCP).
+own network namespace, those for nameservers of the service's own from the task's. Source of message rules:
+RFC 1035, 2181, 2308, 6891 (EDNS), 7766 (TCP).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import asyncio
 import random
 import socket
 import struct
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
 
 import dns.exception
 import dns.flags
@@ -146,9 +147,16 @@ class Upstream(msgspec.Struct, frozen=True):
         return cls(text)
 
 
+class OwnUpstreams(msgspec.Struct, frozen=True):
+    """The nameservers a service asks for; they are asked from the task's sandbox, as Docker does."""
+
+    servers: tuple[Upstream, ...]
+    open_socket: Callable[[bool], Awaitable[socket.socket]]  # True: TCP
+
+
 class _Listener(asyncio.DatagramProtocol):
-    def __init__(self, resolver: Resolver, networks: tuple[str, ...]) -> None:
-        self.resolver, self.networks = resolver, networks
+    def __init__(self, resolver: Resolver, networks: tuple[str, ...], own: OwnUpstreams | None) -> None:
+        self.resolver, self.networks, self.own = resolver, networks, own
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -205,7 +213,9 @@ class Resolver:
             for networks in [n for n in self._cache if touched.intersection(n)]:
                 del self._cache[networks]
 
-    def answer(self, networks: tuple[str, ...], query: Query) -> _Wire | None:
+    def answer(
+        self, networks: tuple[str, ...], query: Query, own: OwnUpstreams | None = None
+    ) -> _Wire | None:
         """The finished answer, or None when the query must be forwarded."""
         if query.opcode != 0:
             return build(query, Answer(True), int(dns.rcode.NOTIMP))
@@ -217,7 +227,7 @@ class Resolver:
             return build(query, found, int(dns.rcode.NXDOMAIN) if missing else 0)
         if "." not in query.name and not self._ready:
             return build(query, found, int(dns.rcode.SERVFAIL))  # the view is not there yet: ask again
-        if not self._upstreams:
+        if not self._upstreams and own is None:
             rcode = dns.rcode.NXDOMAIN if "." not in query.name else dns.rcode.SERVFAIL
             return build(query, found, int(rcode))
         return None
@@ -225,17 +235,22 @@ class Resolver:
     # -- sockets ---------------------------------------------------------------------------------------------
 
     async def serve(
-        self, key: str, networks: tuple[str, ...], udp: socket.socket, tcp: socket.socket
+        self,
+        key: str,
+        networks: tuple[str, ...],
+        udp: socket.socket,
+        tcp: socket.socket,
+        own: OwnUpstreams | None = None,
     ) -> None:
         """Answer on these sockets for a task on `networks`; owns them from here on. Replaces earlier ones of
         `key`."""
         self.drop(key)
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Listener(self, networks), sock=udp)
+        transport, _ = await loop.create_datagram_endpoint(lambda: _Listener(self, networks, own), sock=udp)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                await self._on_tcp(networks, reader, writer)
+                await self._on_tcp(networks, reader, writer, own)
             finally:
                 writer.close()
 
@@ -267,7 +282,7 @@ class Resolver:
         transport = listener.transport
         if transport is None or len(data) < 17:
             return
-        cache = self._cache.get(listener.networks)
+        cache = self._cache.get(listener.networks) if listener.own is None else None
         if cache is not None:
             hit = cache.get(data[2:])
             if hit is not None:
@@ -276,12 +291,13 @@ class Resolver:
         query = parse_query(data)
         if query is None:
             return
-        wire = self.answer(listener.networks, query)
+        wire = self.answer(listener.networks, query, listener.own)
         if wire is not None:
-            self._remember(listener.networks, data, wire)
+            if listener.own is None:
+                self._remember(listener.networks, data, wire)
             transport.sendto(wire.encode(data[:2], tcp=False), addr)
             return
-        task = asyncio.get_running_loop().create_task(self._forward_udp(transport, data, addr, query))
+        task = asyncio.get_running_loop().create_task(self._forward_udp(listener, data, addr, query))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -294,18 +310,23 @@ class Resolver:
         cache[data[2:]] = wire
 
     async def _forward_udp(
-        self, transport: asyncio.DatagramTransport, data: bytes, addr: tuple[str, int], query: Query
+        self, listener: _Listener, data: bytes, addr: tuple[str, int], query: Query
     ) -> None:
-        reply = await self.forward(data, query, tcp=False)
+        reply = await self.forward(data, query, tcp=False, own=listener.own)
         if len(reply) > query.limit:
             # came over TCP: keep header and question, and send the client there too
             cut = build(query, Answer(True)).encode(data[:2], tcp=False)
             reply = cut[:2] + bytes((cut[2] | 0x02,)) + cut[3:]
-        if not transport.is_closing():
+        transport = listener.transport
+        if transport is not None and not transport.is_closing():
             transport.sendto(reply, addr)
 
     async def _on_tcp(
-        self, networks: tuple[str, ...], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        networks: tuple[str, ...],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        own: OwnUpstreams | None,
     ) -> None:
         try:
             while True:
@@ -315,11 +336,11 @@ class Resolver:
                 query = parse_query(data)
                 if query is None:
                     return
-                wire = self.answer(networks, query)
+                wire = self.answer(networks, query, own)
                 if wire is not None:
                     reply = wire.encode(data[:2], tcp=True)
                 else:
-                    reply = await self.forward(data, query, tcp=True)
+                    reply = await self.forward(data, query, tcp=True, own=own)
                 writer.write(struct.pack(">H", len(reply)) + reply)
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, OSError):
@@ -327,7 +348,9 @@ class Resolver:
 
     # -- forwarding ------------------------------------------------------------------------------------------
 
-    async def forward(self, data: bytes, query: Query, *, tcp: bool) -> bytes:
+    async def forward(
+        self, data: bytes, query: Query, *, tcp: bool, own: OwnUpstreams | None = None
+    ) -> bytes:
         """The upstreams' answer under the client's id, or SERVFAIL."""
         failed = build(query, Answer(False), int(dns.rcode.SERVFAIL)).encode(data[:2], tcp=tcp)
         if self._forwards >= MAX_FORWARDS:
@@ -335,32 +358,35 @@ class Resolver:
         self._forwards += 1
         try:
             async with asyncio.timeout(TOTAL_TIMEOUT):
-                return await self._ask_in_turn(data, tcp=tcp) or failed
+                return await self._ask_in_turn(data, own, tcp=tcp) or failed
         except TimeoutError:
             return failed
         finally:
             self._forwards -= 1
 
-    async def _ask_in_turn(self, data: bytes, *, tcp: bool) -> bytes | None:
+    async def _ask_in_turn(self, data: bytes, own: OwnUpstreams | None, *, tcp: bool) -> bytes | None:
         now = asyncio.get_running_loop().time
         refused: bytes | None = None
-        for upstream in sorted(self._upstreams, key=lambda u: self._bad.get(u, 0.0) > now()):
+        upstreams = self._upstreams if own is None else own.servers
+        for upstream in sorted(upstreams, key=lambda u: self._bad.get(u, 0.0) > now()):
             ident = struct.pack(">H", random.getrandbits(16))
             try:
                 async with asyncio.timeout(UPSTREAM_TIMEOUT):
                     if tcp:
-                        reply = await _ask_tcp(upstream, ident + data[2:])
+                        reply = await _ask_tcp(upstream, ident + data[2:], own)
                     else:
-                        reply = await _ask_udp(upstream, ident + data[2:])
+                        reply = await _ask_udp(upstream, ident + data[2:], own)
                         if reply[2] & 0x02:  # truncated
                             try:
-                                reply = await _ask_tcp(upstream, ident + data[2:])
+                                reply = await _ask_tcp(upstream, ident + data[2:], own)
                             except (OSError, asyncio.IncompleteReadError):
                                 pass  # the truncated one still tells the client to try TCP
             except (TimeoutError, OSError, asyncio.IncompleteReadError):
-                self._bad[upstream] = now() + BAD_FOR
+                if own is None:  # where one task cannot reach it others may
+                    self._bad[upstream] = now() + BAD_FOR
                 continue
-            self._bad.pop(upstream, None)
+            if own is None:
+                self._bad.pop(upstream, None)
             reply = data[:2] + reply[2:]
             if reply[3] & 0x0F in (2, 5):  # SERVFAIL, REFUSED: another one may know
                 refused = reply
@@ -369,12 +395,23 @@ class Resolver:
         return refused
 
 
-async def _ask_udp(upstream: Upstream, data: bytes) -> bytes:
+async def _connected(upstream: Upstream, own: OwnUpstreams, *, tcp: bool) -> socket.socket:
+    made = await own.open_socket(tcp)
+    try:
+        await asyncio.get_running_loop().sock_connect(made, (upstream.address, upstream.port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def _ask_udp(upstream: Upstream, data: bytes, own: OwnUpstreams | None = None) -> bytes:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
-    transport, _ = await loop.create_datagram_endpoint(
-        lambda: _Reply(data[:2], done), remote_addr=(upstream.address, upstream.port)
-    )
+    where: dict[str, Any] = {"remote_addr": (upstream.address, upstream.port)}
+    if own is not None:
+        where = {"sock": await _connected(upstream, own, tcp=False)}
+    transport, _ = await loop.create_datagram_endpoint(lambda: _Reply(data[:2], done), **where)
     try:
         transport.sendto(data)
         return await done
@@ -382,8 +419,11 @@ async def _ask_udp(upstream: Upstream, data: bytes) -> bytes:
         transport.close()
 
 
-async def _ask_tcp(upstream: Upstream, data: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(upstream.address, upstream.port)
+async def _ask_tcp(upstream: Upstream, data: bytes, own: OwnUpstreams | None = None) -> bytes:
+    if own is None:
+        reader, writer = await asyncio.open_connection(upstream.address, upstream.port)
+    else:
+        reader, writer = await asyncio.open_connection(sock=await _connected(upstream, own, tcp=True))
     try:
         writer.write(struct.pack(">H", len(data)) + data)
         await writer.drain()

@@ -24,7 +24,7 @@ from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unav
 from overlace.model.netview import NetView, NodeEntry
 from overlace.model.specs import MIN_MTU, MTU_OPTION
 from overlace.network.base import Attached, TaskNetwork
-from overlace.network.dns import Resolver, container_resolv_conf, parse_resolv_conf
+from overlace.network.dns import OwnUpstreams, Resolver, Upstream, container_resolv_conf, parse_resolv_conf
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.plan import Delete, ModifyNamespace, Operation, plan_hns
@@ -80,6 +80,7 @@ class DataPath(Protocol):
     async def detach(self, endpoint_id: str) -> None: ...
     async def counters(self) -> dict[str, int]: ...
     async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
+    async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket: ...
     def underlay(self) -> UnderlayFacts: ...
 
 
@@ -434,7 +435,14 @@ class OverlayDriver:
     async def _serve_dns(self, record: Record) -> None:
         udp, tcp = await self._datapath.bind_dns(Path(record.sandbox))
         networks = tuple(a.network_id for a in record.asked.attachments)
-        await self._resolver.serve(record.asked.task_id, networks, udp, tcp)
+        own = None
+        if record.asked.nameservers:
+            sandbox = Path(record.sandbox)
+            own = OwnUpstreams(
+                servers=tuple(Upstream(address) for address in record.asked.nameservers),
+                open_socket=lambda tcp: self._datapath.client_socket(sandbox, tcp),
+            )
+        await self._resolver.serve(record.asked.task_id, networks, udp, tcp, own)
 
     async def detach(self, task_id: str) -> None:
         async with self._one_at_a_time(task_id):

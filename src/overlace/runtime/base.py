@@ -6,7 +6,7 @@ Must not know swarm objects, networks or HTTP: the agent resolves those before i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Literal, Protocol
 
 import msgspec
@@ -48,6 +48,13 @@ class Mount(msgspec.Struct, frozen=True):
     tmpfs_mode: int = 0o1777
     no_copy: bool = False  # volume: a fresh one stays empty, whatever the image has at `target`
     create_source: bool = False  # bind: make the source as a folder when it is not there
+    recursive: bool = True  # bind: what is mounted below the source is there too
+    # bind: whether what is mounted below is read-only as well; where the kernel can, never, or not without
+    recursive_read_only: Literal["try", "no", "must"] = "try"
+    subpath: str = ""  # volume: this folder or file of it instead of all
+    volume_labels: dict[str, str] = {}  # of a volume that this mount makes
+    volume_options: dict[str, str] = {}  # likewise: type, device and o of what is mounted as the volume
+    tmpfs_exec: bool = False
 
 
 class Volume(msgspec.Struct, frozen=True):
@@ -65,6 +72,8 @@ class StoredVolume(msgspec.Struct, frozen=True):
     name: str
     path: str  # its folder on the host
     created_at: int  # ns
+    labels: dict[str, str] = {}
+    options: dict[str, str] = {}  # type, device, o of what is mounted there
 
 
 class FileMount(msgspec.Struct, frozen=True):
@@ -130,6 +139,10 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     ulimits: tuple[Ulimit, ...] = ()
     oom_score_adj: int = 0
     no_new_privileges: bool = False
+    seccomp: str = ""  # "": the runtime's own filter, `unconfined`: none, else a profile in Docker's JSON
+    swap: int | None = None  # bytes besides `memory`, -1 without end; None: as much as memory
+    swappiness: int = -1  # 0 to 100; -1: the host's
+    log_driver: Literal["json-file", "local", "none"] = "json-file"
     log_max_size: int = 0  # bytes of one log file, 0 = the runtime's default
     log_max_files: int = 0  # files of that size, the one being written included; 0 = the runtime's default
 
@@ -139,6 +152,15 @@ class HealthLog(msgspec.Struct, frozen=True):
     end: int
     exit_code: int
     output: str
+
+
+class HostFiles(msgspec.Struct, frozen=True):
+    """Where on the host some of a container's own files are; empty: it has none."""
+
+    hosts: str = ""
+    hostname: str = ""
+    resolv_conf: str = ""
+    log: str = ""
 
 
 class Container(msgspec.Struct, frozen=True):
@@ -159,6 +181,7 @@ class Container(msgspec.Struct, frozen=True):
     health_log: tuple[HealthLog, ...] = ()
     argv: tuple[str, ...] = ()  # the resolved command line
     volumes: tuple[Volume, ...] = ()  # those of its mounts and those its image declares
+    host_files: HostFiles = HostFiles()
 
 
 class Image(msgspec.Struct, frozen=True):
@@ -229,8 +252,14 @@ class Runtime(Protocol):
     async def volumes(self) -> list[StoredVolume]:
         """Every volume of this host, by name."""
 
-    async def remove_volume(self, name: str) -> None:
-        """With its content. Raises NotFound; Conflict while a container has it, running or not."""
+    async def create_volume(
+        self, name: str, labels: Mapping[str, str], options: Mapping[str, str]
+    ) -> StoredVolume:
+        """One that is there already is given back as it is; no name: one is made up. Raises InvalidArgument."""
+
+    async def remove_volume(self, name: str) -> int:
+        """With its content; the bytes that were in its files. Raises NotFound; Conflict while a container has it, running
+        or not."""
 
     async def create(self, config: ContainerConfig) -> Container: ...
 

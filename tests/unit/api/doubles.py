@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -148,9 +148,18 @@ class FakeRuntime:
     async def volumes(self) -> list[StoredVolume]:
         return list(self.kept.values())
 
-    async def remove_volume(self, name: str) -> None:
+    async def create_volume(
+        self, name: str, labels: Mapping[str, str], options: Mapping[str, str]
+    ) -> StoredVolume:
+        name = name or "ab" * 32
+        return self.kept.setdefault(
+            name, StoredVolume(name, f"/v/{name}/_data", 1, dict(labels), dict(options))
+        )
+
+    async def remove_volume(self, name: str) -> int:
         if self.kept.pop(name, None) is None:
             raise NotFound(f"get {name}: no such volume")
+        return 10
 
     async def layer_size(self, container_id: str) -> int:
         return 4096

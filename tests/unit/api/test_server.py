@@ -20,6 +20,7 @@ from overlace.manager.logs import LogRecord
 from overlace.model.errors import Conflict, InvalidArgument
 from overlace.model.objects import Network, Task
 from overlace.model.specs import NetworkSpec, PortConfig
+from overlace.model.volumes import ANONYMOUS_LABEL
 from overlace.runtime.base import LogLine, Mount, StoredVolume, Volume
 
 from .conftest import Api
@@ -573,6 +574,25 @@ async def test_volumes(api: Api, backend: FakeBackend) -> None:
     assert (await api("GET", "/volumes/old"))[0] == 404
 
 
+async def test_making_and_pruning_volumes(api: Api, backend: FakeBackend) -> None:
+    asked = {"Name": "data", "Labels": {"tier": "db"}, "DriverOpts": {"type": "tmpfs", "device": "tmpfs"}}
+    status, made, _ = await api("POST", "/volumes/create", json=asked)
+    assert (status, made["Labels"], made["Options"]) == (201, {"tier": "db"}, asked["DriverOpts"])
+    _, nameless, _ = await api("POST", "/volumes/create", json={})
+    assert len(nameless["Name"]) == 64 and ANONYMOUS_LABEL in nameless["Labels"]
+    status, said, _ = await api("POST", "/volumes/create", json={"Driver": "nfs"})
+    assert (status, said["message"]) == (404, 'error looking up volume plugin nfs: plugin "nfs" not found')
+    _, listed, _ = await api("GET", "/volumes", params={"filters": '{"label":["tier=db"]}'})
+    assert [v["Name"] for v in listed["Volumes"]] == ["data"]
+    _, pruned, _ = await api("POST", "/volumes/prune")
+    assert pruned == {"VolumesDeleted": [nameless["Name"]], "SpaceReclaimed": 10}, "those with a name stay"
+    kept = {"filters": '{"all":["1"],"label!":["tier=db"]}'}
+    assert (await api("POST", "/volumes/prune", params=kept))[1]["VolumesDeleted"] == []
+    assert (await api("POST", "/volumes/prune", params={"filters": '{"all":["true"]}'}))[1][
+        "VolumesDeleted"
+    ] == ["data"]
+
+
 async def test_containers(api: Api, backend: FakeBackend) -> None:
     backend.runtime.put(container())
     backend.runtime.put(container("old.1.x", "d" * 64, status="exited", exit_code=3, finished_at=1))
@@ -604,7 +624,6 @@ async def test_containers(api: Api, backend: FakeBackend) -> None:
         ("POST", "/containers/nosuch/start", 404),
         ("POST", "/containers/web.1.task/exec", 501),
         ("GET", "/containers/web.1.task/top", 501),
-        ("POST", "/volumes/create", 501),
         ("GET", "/volumes/x", 404),
         ("GET", "/plugins/x/json", 404),
         ("POST", "/build", 501),

@@ -286,9 +286,120 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ),
     (
         "seccomp",
-        {"container": {"Privileges": {"Seccomp": {"Mode": "unconfined"}}}},
+        {"container": {"Privileges": {"Seccomp": {"Mode": "tight"}}}},
+        400,
+        'unknown security option seccomp mode: "tight"; use default, unconfined or custom',
+    ),
+    (
+        "seccomp profile",
+        {"container": {"Privileges": {"Seccomp": {"Mode": "custom", "Profile": "e30="}}}},
+        400,
+        "seccomp profile: unknown action ''",
+    ),
+    (
+        "seccomp profile that is none",
+        {"container": {"Privileges": {"Seccomp": {"Mode": "custom", "Profile": "bm8="}}}},
+        400,
+        "Decoding seccomp profile failed",
+    ),
+    (
+        "selinux",
+        {"container": {"Privileges": {"SELinuxContext": {"Role": "r"}}}},
         501,
-        "Privileges.Seccomp",
+        "Privileges.SELinuxContext.Role is not supported yet",
+    ),
+    (
+        "credspec config",
+        {"container": {"Privileges": {"CredentialSpec": {"Config": "abc"}}}},
+        400,
+        RPC
+        + "CredentialSpec references config 'abc', but that config isn't in config references with RuntimeTarget",
+    ),
+    (
+        "subpath",
+        {
+            "container": {
+                "Mounts": [
+                    {"Type": "volume", "Source": "vv", "Target": "/a", "VolumeOptions": {"Subpath": "../x"}}
+                ]
+            }
+        },
+        400,
+        "subpath must be a relative path within the volume, not '../x'",
+    ),
+    (
+        "volume option",
+        {
+            "container": {
+                "Mounts": [
+                    {
+                        "Type": "volume",
+                        "Source": "vv",
+                        "Target": "/a",
+                        "VolumeOptions": {"DriverConfig": {"Options": {"o": "addr=1.2.3.4"}}},
+                    }
+                ]
+            }
+        },
+        400,
+        'missing required option: "device"',
+    ),
+    (
+        "tmpfs option",
+        {
+            "container": {
+                "Mounts": [{"Type": "tmpfs", "Target": "/a", "TmpfsOptions": {"Options": [["uid", "7"]]}}]
+            }
+        },
+        400,
+        "invalid tmpfs option 'uid=7': only exec and noexec are allowed",
+    ),
+    (
+        "forced read-only",
+        {
+            "container": {
+                "Mounts": [
+                    {
+                        "Type": "bind",
+                        "Source": "/s",
+                        "Target": "/a",
+                        "ReadOnly": True,
+                        "BindOptions": {"ReadOnlyForceRecursive": True},
+                    }
+                ]
+            }
+        },
+        400,
+        "BindOptions.ReadOnlyForceRecursive needs Propagation rprivate",
+    ),
+    (
+        "read-only of what can be written",
+        {
+            "container": {
+                "Mounts": [
+                    {
+                        "Type": "bind",
+                        "Source": "/s",
+                        "Target": "/a",
+                        "BindOptions": {"ReadOnlyNonRecursive": True},
+                    }
+                ]
+            }
+        },
+        400,
+        "BindOptions.ReadOnlyNonRecursive needs a mount that is ReadOnly",
+    ),
+    (
+        "swap",
+        {"template": {"Resources": {"SwapBytes": 5}}},
+        400,
+        "SwapBytes needs a memory limit",
+    ),
+    (
+        "swappiness",
+        {"template": {"Resources": {"MemorySwappiness": 101}}},
+        400,
+        "invalid MemorySwappiness 101",
     ),
     ("log driver", {"template": {"LogDriver": {"Name": "syslog"}}}, 501, "log driver syslog"),
     (
@@ -425,7 +536,13 @@ async def test_a_full_valid_spec_is_taken() -> None:
                 {"Type": "tmpfs", "Target": "/tmp", "TmpfsOptions": {"SizeBytes": 1 << 20, "Mode": 0o700}},
             ],
             "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 1_000_000, "Retries": 2},
-            "Privileges": {"NoNewPrivileges": True, "Seccomp": {"Mode": "default"}, "CredentialSpec": {}},
+            "Privileges": {
+                "NoNewPrivileges": True,
+                "Seccomp": {"Mode": "unconfined"},
+                "AppArmor": {"Mode": "disabled"},
+                "SELinuxContext": {"Disable": True},
+                "CredentialSpec": {},
+            },
             "Isolation": "hyperv",
             "StopSignal": "SIGRTMIN+3",
             "StopGracePeriod": 0,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import msgspec
 
 from overlace.manager.control.base import Core, check_version, swarm
-from overlace.manager.control.container_spec import check_log_driver, unsupported
+from overlace.manager.control.container_spec import check_log_driver
+from overlace.manager.control.words import unsupported
 from overlace.model.errors import InvalidArgument, NotFound
 from overlace.model.objects import Cluster
 from overlace.model.specs import SwarmSpec

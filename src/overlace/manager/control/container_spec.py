@@ -11,13 +11,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
 from overlace.manager.control.base import swarm
-from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
-from overlace.model.logoptions import parse_log_options
+from overlace.manager.control.mount_spec import check_mounts
+from overlace.manager.control.privileges import check_privileges
+from overlace.manager.control.words import ABSOLUTE, unsupported
+from overlace.model.errors import InvalidArgument, OverlaceError
+from overlace.model.logoptions import log_choice
 from overlace.model.reference import parse_reference
 from overlace.model.specs import (
     ConfigReference,
@@ -25,16 +27,12 @@ from overlace.model.specs import (
     Driver,
     FileTarget,
     Healthcheck,
-    Mount,
     SecretReference,
     Ulimit,
 )
 from overlace.model.template import Context, expand_container
 
 _MILLISECOND = 1_000_000
-_ABSOLUTE = re.compile(r"(?:/|[A-Za-z]:[\\/])")
-_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave")
 _ISOLATIONS = ("", "default", "process", "hyperv")
 _ULIMITS = (
     "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss",
@@ -58,21 +56,17 @@ _TRIAL = Context(
 )  # fmt: skip
 
 
-def unsupported(field: str, why: str) -> Unimplemented:
-    return Unimplemented(f"{field} is not supported yet: {why}")
-
-
 def check_container(spec: ContainerSpec, labels: Mapping[str, str]) -> None:
     """Raises InvalidArgument or Unimplemented for the first thing wrong. `labels`: the service's, for its
     templates."""
     _check_isolation(spec)
-    _check_privileges(spec.privileges or {})
+    check_privileges(spec.privileges or {}, spec.configs)
     try:
         expanded = expand_container(spec, _with_labels(labels))
     except InvalidArgument as error:
         raise swarm(error) from None
     check_image(spec.image)
-    _check_mounts(spec.mounts, expanded.mounts)
+    check_mounts(spec.mounts, expanded.mounts)
     _check_healthcheck(spec.healthcheck)
     _check_process(spec)
     _check_hosts_and_dns(spec)
@@ -98,126 +92,6 @@ def _check_isolation(spec: ContainerSpec) -> None:
         raise InvalidArgument(
             f'invalid Isolation: "{spec.isolation}"; a Windows container runs with default, process or hyperv'
         )
-
-
-def _check_privileges(privileges: Mapping[str, Any]) -> None:
-    reasons = {
-        "CredentialSpec": "no host of ours hands gMSA credentials to a container",
-        "SELinuxContext": "containers run without an SELinux label of their own",
-        "Seccomp": "containers run with the runtime's default profile",
-        "AppArmor": "containers run with the runtime's default profile",
-    }
-    for key, value in privileges.items():
-        if key in reasons:
-            if not _is_default(value):
-                raise unsupported(f"Privileges.{key}", reasons[key])
-        elif key != "NoNewPrivileges":
-            raise InvalidArgument(f"unknown field Privileges.{key}")
-        elif not isinstance(value, bool):
-            raise InvalidArgument(f"Privileges.NoNewPrivileges: expected true or false, not {value!r}")
-
-
-def _is_default(value: Any) -> bool:
-    """Whether a privilege document asks for nothing but what is the case anyway."""
-    if isinstance(value, dict):
-        return all(_is_default(member) for member in value.values())
-    return not value or value == "default"
-
-
-# -- mounts --
-
-
-def _check_mounts(mounts: list[Mount], expanded: list[Mount]) -> None:
-    seen: set[str] = set()
-    for mount, final in zip(mounts, expanded, strict=True):
-        if mount.target in seen:
-            raise swarm(InvalidArgument(f"ContainerSpec: duplicate mount point: {mount.target}"))
-        seen.add(mount.target)
-        _check_mount(mount, final)
-
-
-def _check_mount(mount: Mount, final: Mount) -> None:
-    where = f"mount {mount.target or '(no target)'}"
-    if mount.type in ("npipe", "cluster", "image"):
-        raise unsupported(f"{where}: type {mount.type}", "use bind, volume or tmpfs")
-    if mount.type not in ("bind", "volume", "tmpfs"):
-        raise InvalidArgument(f'invalid MountType: "{mount.type}"')
-    if not final.target:
-        raise InvalidArgument("invalid mount target, must not be empty")
-    if not _ABSOLUTE.match(final.target):
-        raise InvalidArgument(f"invalid mount target, must be an absolute path: {final.target}")
-    if final.target.rstrip("/") == "":
-        raise InvalidArgument("invalid mount target: the container's root cannot be mounted over")
-    if mount.consistency not in ("", "default", "consistent", "cached", "delegated"):
-        raise InvalidArgument(f'{where}: invalid Consistency "{mount.consistency}"')
-    for kind, given in (
-        ("bind", mount.bind_options),
-        ("volume", mount.volume_options),
-        ("tmpfs", mount.tmpfs_options),
-        ("image", mount.image_options),
-        ("cluster", mount.cluster_options),
-    ):
-        if given is not None and kind != mount.type:
-            raise InvalidArgument(f"{where}: {kind.capitalize()}Options do not go with type {mount.type}")
-    match mount.type:
-        case "bind":
-            _check_bind(mount, final, where)
-        case "volume":
-            _check_volume(mount, final, where)
-        case _:
-            _check_tmpfs(mount, where)
-
-
-def _check_bind(mount: Mount, final: Mount, where: str) -> None:
-    if not final.source:
-        raise InvalidArgument(f"invalid mount source, must not be empty ({where})")
-    if not _ABSOLUTE.match(final.source):
-        raise InvalidArgument(f"invalid mount source, must be an absolute path: {final.source}")
-    options = mount.bind_options
-    if options is None:
-        return
-    if options.propagation not in _PROPAGATIONS:
-        raise InvalidArgument(f'invalid MountPropagation: "{options.propagation}"')
-    for field, given in (
-        ("NonRecursive", options.non_recursive),
-        ("ReadOnlyNonRecursive", options.read_only_non_recursive),
-        ("ReadOnlyForceRecursive", options.read_only_force_recursive),
-    ):
-        if given:
-            raise unsupported(f"{where}: BindOptions.{field}", "leave it out")
-
-
-def _check_volume(mount: Mount, final: Mount, where: str) -> None:
-    if final.source and not _VOLUME_NAME.fullmatch(final.source):
-        raise InvalidArgument(
-            f'"{final.source}" includes invalid characters for a local volume name, only'
-            ' "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed.'
-            " If you intended to pass a host directory, use absolute path"
-        )
-    options = mount.volume_options
-    if options is None:
-        return
-    if options.subpath:
-        raise unsupported(f"{where}: VolumeOptions.Subpath", "mount the whole volume")
-    driver = options.driver_config
-    if driver is not None and driver.name not in ("", "local"):
-        raise unsupported(f"{where}: volume driver {driver.name}", "hosts have the driver local")
-    if driver is not None and driver.options:
-        raise unsupported(f"{where}: options of the volume driver", "leave them out")
-
-
-def _check_tmpfs(mount: Mount, where: str) -> None:
-    if mount.source:
-        raise InvalidArgument(f"invalid mount source, must be empty for a tmpfs ({where})")
-    options = mount.tmpfs_options
-    if options is None:
-        return
-    if options.size_bytes < 0:
-        raise InvalidArgument(f"{where}: TmpfsOptions.SizeBytes cannot be negative")
-    if not 0 <= options.mode <= 0o7777:
-        raise InvalidArgument(f"{where}: TmpfsOptions.Mode {options.mode} is not a file mode")
-    if options.options:
-        raise unsupported(f"{where}: TmpfsOptions.Options", "only size and mode can be set")
 
 
 # -- the process --
@@ -250,7 +124,7 @@ def _check_process(spec: ContainerSpec) -> None:
             raise InvalidArgument(
                 f"invalid environment variable {entry.partition('=')[0]}: it holds a NUL character"
             )
-    if spec.dir and not _ABSOLUTE.match(spec.dir):
+    if spec.dir and not ABSOLUTE.match(spec.dir):
         raise InvalidArgument(
             f"the working directory '{spec.dir}' is invalid, it needs to be an absolute path"
         )
@@ -321,7 +195,10 @@ def check_config_references(references: list[ConfigReference]) -> None:
         if not ref.config_id or not ref.config_name:
             raise swarm(InvalidArgument("malformed config reference"))
         if ref.runtime is not None:
-            raise unsupported(f"config {ref.config_name}: a Runtime target", "give it a File target")
+            raise unsupported(
+                f"config {ref.config_name}: a Runtime target",
+                "it is for credential specs, which no host takes; give it a File target",
+            )
         if ref.file is None:
             raise swarm(InvalidArgument("malformed config reference, no target provided"))
         _check_file("config", ref.config_name, ref.file, taken)
@@ -348,12 +225,8 @@ def _check_file(kind: str, name: str, file: FileTarget, taken: dict[str, str]) -
 
 
 def check_log_driver(driver: Driver | None, where: str) -> None:
-    """Logs are kept on the host, by the driver json-file; only their size can be asked for yet."""
-    if driver is None:
-        return
-    if driver.name not in ("", "json-file"):
-        raise unsupported(f"{where}: log driver {driver.name}", "hosts keep logs with json-file")
+    """Raises InvalidArgument or Unimplemented naming the field."""
     try:
-        parse_log_options(driver.options)
+        log_choice(driver)
     except OverlaceError as error:
         raise type(error)(f"{where}: {error.message}") from None

@@ -10,9 +10,9 @@ import ipaddress
 
 from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI
 from overlace.manager.control.base import Core, swarm
-from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_dns_name
+from overlace.manager.control.words import unsupported
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument
 from overlace.model.objects import Network, Service
 from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamConfig, NetworkSpec

@@ -10,8 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from overlace.manager.control.base import Core, check_version, swarm
-from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.lookup import find
+from overlace.manager.control.words import unsupported
 from overlace.model.errors import FailedPrecondition, InvalidArgument
 from overlace.model.objects import Node
 from overlace.model.specs import NodeSpec

@@ -11,12 +11,13 @@ from collections.abc import Callable
 import msgspec
 
 from overlace.manager.control.base import Core, check_version, swarm
-from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_secret_name
+from overlace.manager.control.words import unsupported
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import Config, Secret, Service
-from overlace.model.specs import ConfigSpec, ContainerSpec, SecretSpec
+from overlace.model.specs import ConfigSpec, ContainerSpec, Driver, SecretSpec
+from overlace.model.template import TEMPLATE_DRIVER
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
@@ -85,11 +86,23 @@ class Secrets(Core):
 
 
 def _check_new(kind: str, spec: SecretSpec | ConfigSpec, limit: int) -> None:
-    if spec.templating is not None:
-        raise unsupported(f"{kind} Templating", "leave it out; the data is mounted as given")
+    _check_templating(kind, spec.templating)
     check_secret_name(spec.name)
     if not 0 < len(spec.data) < limit:
         raise swarm(InvalidArgument(f"{kind} data must be larger than 0 and less than {limit} bytes"))
+
+
+def _check_templating(kind: str, driver: Driver | None) -> None:
+    if driver is None:
+        return
+    if driver.name != TEMPLATE_DRIVER:
+        raise InvalidArgument(
+            f'{kind} Templating: there is no template driver "{driver.name}"; use {TEMPLATE_DRIVER}'
+        )
+    if driver.options:
+        raise InvalidArgument(
+            f"{kind} Templating: the driver {TEMPLATE_DRIVER} has no option {min(driver.options)}; leave it out"
+        )
 
 
 def _check_labels_only(current: SecretSpec | ConfigSpec, new: SecretSpec | ConfigSpec) -> None:
@@ -98,7 +111,7 @@ def _check_labels_only(current: SecretSpec | ConfigSpec, new: SecretSpec | Confi
     if (
         (new.name and new.name != current.name)
         or (new.data and new.data != current.data)
-        or new.templating is not None
+        or new.templating not in (None, current.templating)
         or driver
     ):
         raise swarm(InvalidArgument("only updates to Labels are allowed"))

@@ -12,8 +12,9 @@ from typing import Any
 import msgspec
 
 from overlace.manager.control.base import swarm
-from overlace.manager.control.container_spec import check_container, check_log_driver, unsupported
+from overlace.manager.control.container_spec import check_container, check_log_driver
 from overlace.manager.control.names import check_dns_name
+from overlace.manager.control.words import unsupported
 from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.schedule.constraint import parse_constraints
 from overlace.model.errors import InvalidArgument
@@ -148,6 +149,16 @@ def _check_resources(resources: Resources | None) -> None:
     if resources.limits is not None and resources.limits.pids < 0:
         raise swarm(
             InvalidArgument(f"invalid pids limit {resources.limits.pids}: Must be 0 (no limit) or more")
+        )
+    swap, swappiness = resources.swap_bytes, resources.memory_swappiness
+    if swap is not None:
+        if swap < -1:
+            raise InvalidArgument(f"invalid SwapBytes {swap}: use bytes, or -1 for all there is")
+        if resources.limits is None or not resources.limits.memory_bytes:
+            raise InvalidArgument("SwapBytes needs a memory limit: set Limits.MemoryBytes too")
+    if swappiness is not None and not -1 <= swappiness <= 100:
+        raise InvalidArgument(
+            f"invalid MemorySwappiness {swappiness}: valid range is 0-100, -1 for the host's"
         )
     if resources.reservations is not None and resources.reservations.generic_resources:
         raise unsupported("Resources.Reservations.GenericResources", "reserve NanoCPUs and MemoryBytes")

@@ -11,11 +11,11 @@ import msgspec
 
 from overlace.manager.allocate.services import settled_endpoint
 from overlace.manager.control.base import check_version, swarm
-from overlace.manager.control.container_spec import unsupported
 from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
 from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
+from overlace.manager.control.words import unsupported
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
 from overlace.model.specs import NetworkAttachmentConfig, PortConfig, ServiceSpec

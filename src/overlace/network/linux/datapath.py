@@ -315,6 +315,10 @@ class DataPath:
         """(UDP, listening TCP) sockets inside the sandbox; `upstream`:53 leads to them there."""
         return await self._do(lambda: dns.bind_dns(sandbox, upstream))
 
+    async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket:
+        """An IPv4 socket inside the sandbox, not connected."""
+        return await self._do(lambda: dns.client_socket(sandbox, socket.AF_INET, tcp=tcp))
+
     # looking
 
     def underlay(self) -> Underlay:

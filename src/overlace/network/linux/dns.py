@@ -47,3 +47,14 @@ table ip {_TABLE} {{
         return udp, tcp
 
     return run_inside(sandbox, body)
+
+
+def client_socket(sandbox: Path, family: int, *, tcp: bool) -> socket.socket:
+    """A non-blocking socket of the sandbox, to ask a nameserver from there."""
+
+    def body() -> socket.socket:
+        made = socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
+        made.setblocking(False)
+        return made
+
+    return run_inside(sandbox, body)

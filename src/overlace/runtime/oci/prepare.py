@@ -13,11 +13,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from overlace.model.errors import Internal, InvalidArgument
-from overlace.runtime.base import ContainerConfig, FileMount, Mount, Volume
-from overlace.runtime.oci.files import read_scoped, remove_tree
+from overlace.model.volumes import ANONYMOUS_LABEL
+from overlace.runtime.base import ContainerConfig, FileMount, HostFiles, Mount, Volume
+from overlace.runtime.oci.files import read_scoped, remove_tree, scoped_path
 from overlace.runtime.oci.mounts import mount_overlay, mount_tmpfs, mounted_below, unmount
 from overlace.runtime.oci.records import Places
-from overlace.runtime.oci.spec import INIT_TARGET, HostMount, Resolved, container_path
+from overlace.runtime.oci.spec import (
+    INIT_TARGET,
+    HostMount,
+    Resolved,
+    bind_options,
+    container_path,
+    kernel_version,
+)
 from overlace.runtime.oci.users import WINDOWS_ACCOUNTS, User, find_user
 from overlace.runtime.oci.volumes import VolumeStore
 
@@ -94,6 +102,17 @@ def etc_binds(
             _write(places.etc / name, text.encode(), 0o644)
             binds.append(HostMount(str(places.etc / name), target, config.read_only, ("bind", "rprivate")))
     return binds
+
+
+def host_files(places: Places, binds: Iterable[HostMount], log_driver: str) -> HostFiles:
+    """Where the container's own files are on this host, as `docker inspect` shows them. Pure."""
+    made = {os.path.basename(bind.source): bind.source for bind in binds}
+    return HostFiles(
+        hosts=made.get("hosts", ""),
+        hostname=made.get("hostname", ""),
+        resolv_conf=made.get("resolv.conf", ""),
+        log="" if log_driver == "none" else str(places.log),
+    )
 
 
 def hosts_text(config: ContainerConfig, resolved: Resolved, addresses: Iterable[str]) -> str:
@@ -201,7 +220,8 @@ async def mount_binds(
     try:
         for mount in wanted:
             target = container_path(mount.target, windows)
-            options = ("rbind", mount.propagation or "rprivate")
+            if mount.type != "tmpfs":
+                options = bind_options(mount, kernel_version())
             if mount.type == "bind":
                 _check_source(mount)
                 binds.append(HostMount(mount.source, target, mount.read_only, options))
@@ -210,14 +230,32 @@ async def mount_binds(
                 if not name:
                     name = secrets.token_hex(32)
                     anonymous.append(name)
-                path = str(await store.ensure(name, image_root, target, fill=not mount.no_copy))
-                volumes.append(Volume(name, mount.target, path, mount.read_only))
-                binds.append(HostMount(path, target, mount.read_only, options))
+                path = await store.ensure(
+                    name,
+                    mount.volume_labels if mount.source else {ANONYMOUS_LABEL: "", **mount.volume_labels},
+                    mount.volume_options,
+                    image_root=image_root,
+                    target=target,
+                    fill=not (mount.no_copy or mount.subpath),
+                )
+                volumes.append(Volume(name, mount.target, str(path), mount.read_only))
+                source = str(_within(path, mount.subpath, name))
+                binds.append(HostMount(source, target, mount.read_only, options))
     except BaseException:
         for name in anonymous:
             await store.remove(name)
         raise
     return binds, volumes, anonymous
+
+
+def _within(volume: Path, subpath: str, name: str) -> Path:
+    """What `subpath` names in a volume, never outside of it. Raises InvalidArgument in Docker's words."""
+    found = scoped_path(volume, subpath) if subpath else volume
+    if not found.exists():
+        raise InvalidArgument(
+            f"cannot access path {subpath} of volume {name}: no such file or directory; make it before it is mounted"
+        )
+    return found
 
 
 def _check_source(mount: Mount) -> None:

@@ -121,7 +121,7 @@ class Runs:
             running = await self.shim.create(
                 slot.id,
                 places.bundle,
-                places.log,
+                places.log if config.log_driver != "none" else None,
                 shim_max(config.log_max_size),
                 tty=config.tty,
                 stdin=config.open_stdin,

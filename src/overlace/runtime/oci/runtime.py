@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, OverlaceError
+from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, OverlaceError, Unimplemented
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
@@ -74,6 +74,7 @@ class OciRuntime:
         self._volumes = VolumeStore(self._data_root / "volumes")
         self._slots: dict[str, Slot] = {}
         self._creating: dict[str, tuple[str, str]] = {}  # id -> (name, image id)
+        self._mounting: dict[str, tuple[str, ...]] = {}  # id of a container being made -> its volumes
         self._locks = KeyedLocks()
         self._making = asyncio.Semaphore(PARALLEL_STARTS)
         self._changes = ChangeFeed()
@@ -193,6 +194,9 @@ class OciRuntime:
             resolve(config, image.config, windows=self._windows)
             self._check_name(config)
             self._creating[config.id] = (config.name, image.id)
+            self._mounting[config.id] = tuple(
+                m.source for m in config.mounts if m.type == "volume" and m.source
+            )
             places = self._places(config.id)
             anonymous: list[str] = []
             try:
@@ -201,12 +205,14 @@ class OciRuntime:
                     await prepare.remove_places(places)  # left by a create whose clean-up failed
                     record = await self._prepare(config, bare, image, places, anonymous)
                     save(places, record)
+                self._slots[config.id] = Slot(record, places)
             except BaseException:
-                await asyncio.shield(self._undo_create(places, anonymous))
+                volumes = self._mounting.pop(config.id)
+                await asyncio.shield(self._undo_create(places, anonymous, volumes))
                 raise
             finally:
                 del self._creating[config.id]
-            self._slots[config.id] = Slot(record, places)
+                self._mounting.pop(config.id, None)
         self._changes.put(config.id)
         return record.container
 
@@ -248,14 +254,16 @@ class OciRuntime:
             created_at=time.time_ns(),
             argv=resolved.argv,
             volumes=tuple(volumes),
+            host_files=prepare.host_files(places, binds, config.log_driver),
         )
         return Record(container, resolved, user, (*binds, *own, *files), tuple(anonymous), has_secrets)
 
-    async def _undo_create(self, places: Places, anonymous: Sequence[str]) -> None:
+    async def _undo_create(self, places: Places, anonymous: Sequence[str], volumes: Sequence[str]) -> None:
         try:
             await prepare.remove_places(places)
             for name in anonymous:
                 await self._volumes.remove(name)
+            await self._release_volumes(volumes)
         except OverlaceError as error:  # the first error is the one to tell; open() removes what is left
             log.warning("left something of a failed create", id=places.data.name, reason=error.message)
 
@@ -287,14 +295,27 @@ class OciRuntime:
         """Every volume of this host, by name."""
         return self._volumes.all()
 
-    async def remove_volume(self, name: str) -> None:
-        """With its content. Raises NotFound; Conflict in Docker's words while a container has it."""
+    async def create_volume(
+        self, name: str, labels: Mapping[str, str], options: Mapping[str, str]
+    ) -> StoredVolume:
+        """See `Runtime.create_volume`."""
+        return await self._volumes.create(name, labels, options)
+
+    async def _release_volumes(self, names: Iterable[str]) -> None:
+        """Volumes a container gave up; those no other has are unmounted."""
+        used = {v.name for slot in self._slots.values() for v in slot.container.volumes}
+        for name in set(names) - used - {n for names in self._mounting.values() for n in names}:
+            await self._volumes.release(name)
+
+    async def remove_volume(self, name: str) -> int:
+        """See `Runtime.remove_volume`. Raises NotFound; Conflict in Docker's words while a container has it."""
         if name not in {volume.name for volume in self._volumes.all()}:
             raise NotFound(f"get {name}: no such volume")
-        users = [c.config.id for c in await self.list() if name in {v.name for v in c.volumes}]
+        users = [i for i, names in self._mounting.items() if name in names]
+        users += [c.config.id for c in await self.list() if name in {v.name for v in c.volumes}]
         if users:
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
-        await self._volumes.remove(name)
+        return await self._volumes.remove(name)
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
@@ -325,6 +346,7 @@ class OciRuntime:
                 raise
             del self._slots[container_id]
             slot.vanish()
+            await self._release_volumes(volume.name for volume in slot.container.volumes)
         self._changes.put(container_id)
 
     # ---- looking ----
@@ -352,6 +374,8 @@ class OciRuntime:
     def logs(self, container_id: str, options: LogOptions) -> AsyncIterator[LogLine]:
         """See `Runtime.logs`; NotFound at once."""
         slot = self._slot(container_id)
+        if slot.container.config.log_driver == "none":
+            raise Unimplemented("configured logging driver does not support reading")
         return read_log(slot.places.log, options, self._watch, slot.ended.is_set, slot.ended)
 
     # ---- housekeeping ----
@@ -362,7 +386,7 @@ class OciRuntime:
             await asyncio.sleep(pause)
             worst = 0.0
             for slot in list(self._slots.values()):
-                if slot.container.status == "running":
+                if slot.container.status == "running" and slot.container.config.log_driver != "none":
                     config, control = slot.container.config, slot.places.bundle / "ctl"
                     over = rotate_if_large(
                         slot.places.log, control, config.log_max_size, config.log_max_files

@@ -150,9 +150,10 @@ class Shim:
         self._base = [runtime, "--root", str(self._state)]
 
     async def create(
-        self, container_id: str, bundle: Path, log_path: Path, log_max: int, *, tty: bool, stdin: bool
+        self, container_id: str, bundle: Path, log_path: Path | None, log_max: int, *, tty: bool, stdin: bool
     ) -> Running:
-        """Create from `bundle/config.json`; when this returns the program waits for `start`.
+        """Create from `bundle/config.json`, its output kept at `log_path` (None: nowhere); when this returns the
+        program waits for `start`.
 
         Raises StartRefused when the program cannot be run, Internal or Unavailable otherwise; nothing stays
         behind.
@@ -186,7 +187,7 @@ class Shim:
             "--conmon-pidfile",
             str(bundle / "shim.pid"),
             "--log-path",
-            f"k8s-file:{log_path}",
+            "none" if log_path is None else f"k8s-file:{log_path}",
             "--log-size-max",
             str(log_max),
             "--log-level",

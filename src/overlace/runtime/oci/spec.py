@@ -1,11 +1,13 @@
 """From an image's config and a container's to the OCI runtime's `config.json`.
 
-Pure: `resolve` decides what runs (argv, environment, user, signal …) as Docker does, `runtime_spec` writes it
-down (runtime-spec 1.0.2). Must not touch files, mounts or processes; host paths come in as arguments.
+`resolve` decides what runs (argv, environment, user, signal …) as Docker does, `runtime_spec` writes it
+down (runtime-spec 1.0.2). Reads nothing but uname(2). Must not touch files, mounts or processes; host paths come in as
+arguments.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterable, Sequence
@@ -14,6 +16,7 @@ from typing import Any
 import msgspec
 
 from overlace.model.errors import InvalidArgument
+from overlace.model.seccomp import profile_for
 from overlace.runtime.base import ContainerConfig, Healthcheck, Mount
 from overlace.runtime.oci import defaults
 from overlace.runtime.oci.users import User
@@ -343,12 +346,43 @@ def runtime_spec(
             "cgroupsPath": cgroup_path,
             "resources": _resources(config, swap_limit),
             "sysctl": dict(config.sysctls),
-            "seccomp": defaults.seccomp(frozenset(kept)),
+            **_seccomp(config.seccomp, kept),
             "maskedPaths": list(defaults.MASKED_PATHS),
             "readonlyPaths": list(defaults.READONLY_PATHS),
             "rootfsPropagation": _root_propagation(config.mounts),
         },
     }
+
+
+def _seccomp(asked: str, capabilities: tuple[str, ...]) -> dict[str, Any]:
+    if asked == "unconfined":
+        return {}
+    if not asked:
+        return {"seccomp": defaults.seccomp(frozenset(capabilities))}
+    return {"seccomp": profile_for(asked, capabilities, os.uname().machine, kernel_version())}
+
+
+def kernel_version() -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def bind_options(mount: Mount, kernel: tuple[int, int]) -> tuple[str, ...]:
+    """The OCI options of a bind or volume mount, `rro` where what lies below is to be read-only too
+    (mount_setattr(2), Linux 5.12). Raises InvalidArgument when it must be and cannot."""
+    options = ["rbind" if mount.recursive else "bind", mount.propagation or "rprivate"]
+    if not mount.read_only:
+        return (*options, "rw")
+    able = kernel >= (5, 12)
+    if mount.recursive_read_only == "must" and not able:
+        raise InvalidArgument(
+            f"mount {mount.target}: recursive read-only mounts need Linux 5.12, this host has"
+            f" {kernel[0]}.{kernel[1]}: leave ReadOnlyForceRecursive out"
+        )
+    options.append("ro")
+    if able and mount.type == "bind" and mount.recursive and mount.recursive_read_only != "no":
+        options.append("rro")
+    return tuple(options)
 
 
 def _root_propagation(mounts: Iterable[Mount]) -> str:
@@ -373,8 +407,12 @@ def _resources(config: ContainerConfig, swap_limit: bool) -> dict[str, Any]:
     if config.memory:
         memory: dict[str, int] = {"limit": config.memory}
         if swap_limit:
-            memory["swap"] = config.memory * 2  # as Docker: as much swap as memory
+            # the kernel's number is memory and swap together; unless said otherwise as much swap as memory, as Docker
+            extra = config.memory if config.swap is None else config.swap
+            memory["swap"] = -1 if extra < 0 else config.memory + extra
         resources["memory"] = memory
+    if config.swappiness >= 0:
+        resources.setdefault("memory", {})["swappiness"] = config.swappiness
     if config.nano_cpus:
         resources["cpu"] = {"quota": config.nano_cpus * _CPU_PERIOD // 1_000_000_000, "period": _CPU_PERIOD}
     if config.pids > 0:
@@ -385,13 +423,15 @@ def _resources(config: ContainerConfig, swap_limit: bool) -> dict[str, Any]:
 def _mounts(config: ContainerConfig, binds: Sequence[HostMount], windows: bool) -> list[dict[str, Any]]:
     made = []
     for bind in binds:
-        options = [*bind.options, "ro" if bind.read_only else "rw"]
+        options = [*bind.options]
+        if not {"ro", "rw"} & set(options):
+            options.append("ro" if bind.read_only else "rw")
         made.append({"destination": bind.target, "type": "bind", "source": bind.source, "options": options})
     for mount in config.mounts:
         if mount.type != "tmpfs":
             continue
         options = [
-            "noexec",
+            "exec" if mount.tmpfs_exec else "noexec",
             "nosuid",
             "nodev",
             f"mode={mount.tmpfs_mode:o}",
