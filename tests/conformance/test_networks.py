@@ -27,6 +27,7 @@ def test_create_ls_inspect_rm(docker: Docker, swarm: Swarm, image: Image) -> Non
     docker(
         *("network", "create", "-d", "overlay", "--attachable", "--internal", "--label", "a=b"),
         *("--subnet", "10.77.0.0/16", "--gateway", "10.77.3.1", "--ip-range", "10.77.8.0/24"),
+        *("--aux-address", "router=10.77.8.1"),
         *("--opt", f"{VNI}=7777", "chosen"),
     )
     chosen = docker.one("network", "inspect", "chosen")
@@ -36,6 +37,7 @@ def test_create_ls_inspect_rm(docker: Docker, swarm: Swarm, image: Image) -> Non
         "Subnet": "10.77.0.0/16",
         "IPRange": "10.77.8.0/24",
         "Gateway": "10.77.3.1",
+        "AuxiliaryAddresses": {"router": "10.77.8.1"},
     }
     docker("service", "create", "-d", "--name", "ranged", "--network", "chosen", image("app:1"))
     [task] = swarm.running("ranged")
@@ -57,6 +59,35 @@ def test_create_ls_inspect_rm(docker: Docker, swarm: Swarm, image: Image) -> Non
     docker.refused("network", "inspect", "chosen")
     docker.refused("network", "rm", "chosen")
     assert swarm.refusal("GET", "/networks/chosen") == (404, "network chosen not found")
+
+
+def test_several_subnets(anydocker: Docker, swarm: Swarm, image: Image, outside: str) -> None:
+    """One full, tasks get addresses of the next; all reach each other, by name too, and the world."""
+    docker = anydocker
+    docker(
+        *("network", "create", "-d", "overlay", "--subnet", "10.78.0.0/29", "--subnet", "10.79.0.0/24"),
+        *("--gateway", "10.78.0.1", "--gateway", "10.79.0.254", "wide"),
+    )
+    assert docker.one("network", "inspect", "wide")["IPAM"]["Config"] == [
+        {"Subnet": "10.78.0.0/29", "Gateway": "10.78.0.1"},
+        {"Subnet": "10.79.0.0/24", "Gateway": "10.79.0.254"},
+    ]
+    docker(
+        "service", "create", "-d", "--name", "wide", "--network", "wide", "--replicas", "6", image("app:1")
+    )
+    tasks = swarm.running("wide", 6)
+    by_subnet: dict[str, list[dict[str, object]]] = {}
+    for task in tasks:
+        by_subnet.setdefault(overlay_address(task, "wide")[:5], []).append(task)
+    assert set(by_subnet) == {"10.78", "10.79"}, "the small one holds five"
+    low, high = by_subnet["10.78"][0], by_subnet["10.79"][0]
+    for one, other in ((low, high), (high, low)):
+        url = f"http://{overlay_address(other, 'wide')}/cgi-bin/who"
+        eventually(lambda one=one, url=url: swarm.fetch(one, url, 1), f"{url} from the other subnet")
+        eventually(lambda one=one: swarm.fetch(one, "http://wide/cgi-bin/who", 1), "by the service's name")
+        assert swarm.inside(one, "ping -c 1 -W 2 10.79.0.254 && ping -c 1 -W 2 10.78.0.1"), "both gateways"
+        said = eventually(lambda one=one: swarm.fetch(one, outside, 2), "the world")
+        assert said.strip() == swarm.lab.host(swarm.host_of(one)).address
 
 
 def test_refusals(docker: Docker, swarm: Swarm) -> None:

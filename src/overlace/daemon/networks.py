@@ -14,7 +14,7 @@ from overlace.daemon.host import NodeHost
 from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
 from overlace.model.specs import VNI_OPTION
-from overlace.network.overlay import LOCAL_NETWORK, guid_of
+from overlace.network.overlay import LOCAL_NETWORK, guid_of, prefix_of
 
 
 def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Sequence[LocalNetwork]:
@@ -36,7 +36,7 @@ def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Seque
                         name=e.task_name,
                         endpoint_id=guid_of("endpoint", n.id, e.task_id),
                         mac=e.mac,
-                        address=f"{e.address}/{n.subnets[0].rpartition('/')[2]}",
+                        address=f"{e.address}/{prefix_of(n, e.address)}",
                     )
                     for e in view.endpoints(n.id)
                     if e.node_id == node_id

@@ -76,6 +76,7 @@ class DataPath(Protocol):
         default_route: bool,
         gateway: str,
         mtu: int,
+        routes: tuple[str, ...] = (),
     ) -> None: ...
     async def detach(self, endpoint_id: str) -> None: ...
     async def counters(self) -> dict[str, int]: ...
@@ -374,7 +375,7 @@ class OverlayDriver:
         addresses: dict[str, str] = {}
         macs: dict[str, str] = {}
         gateways: dict[str, str] = {}
-        for i, ((network_id, address), (name, gateway, entry)) in enumerate(
+        for i, ((network_id, address), (name, gateway, others, entry)) in enumerate(
             zip(record.local.placements, entries, strict=True)
         ):
             await self._datapath.attach(
@@ -384,6 +385,7 @@ class OverlayDriver:
                 network_id == via,
                 gateway,
                 record.local.mtu.get(network_id, self._datapath.underlay().mtu - ENCAP_OVERHEAD),
+                others,
             )
             addresses[name], macs[name], gateways[name] = address, entry.mac, gateway
         if not self._resolver.serving(task.task_id):
@@ -399,8 +401,9 @@ class OverlayDriver:
 
     def _entry(
         self, record: Record, network_id: str, address: str, hns: HnsService, compiler: Compiler
-    ) -> tuple[str, str, LocalEndpoint]:
-        """(network name, gateway, table entry) of one placement. Raises why HNS does not have it."""
+    ) -> tuple[str, str, tuple[str, ...], LocalEndpoint]:
+        """(network name, gateway, the network's other subnets, table entry) of one placement. Raises why HNS does not
+        have it."""
         guid = guid_of("endpoint", network_id, record.asked.task_id)
         bare = address.split("/")[0]
         network = hns.state.get(guid_of("network", network_id), HostComputeNetwork)
@@ -408,13 +411,9 @@ class OverlayDriver:
             entry = compiler.tables.get(("endpoint", network.vsid or LOCAL_VNI, bare))
             if isinstance(entry, LocalEndpoint) and entry.endpoint_id == guid:
                 parsed = IPv4Address(bare)
-                gateways = (
-                    r.next_hop
-                    for s in network.subnets
-                    if parsed in IPv4Network(s.ip_address_prefix)
-                    for r in s.routes
-                )
-                return network.name, next(gateways, ""), entry
+                mine = [s for s in network.subnets if parsed in IPv4Network(s.ip_address_prefix)]
+                others = tuple(s.ip_address_prefix for s in network.subnets if s not in mine)
+                return network.name, next((r.next_hop for s in mine for r in s.routes), ""), others, entry
         raise self._why_missing(record, guid)
 
     def _why_missing(self, record: Record, guid: Guid) -> OverlaceError:

@@ -306,7 +306,7 @@ class OverlayPlanner:
                     name=f"{network.name}-{node.hostname or node_id}",
                     host_compute_network=guid_of("network", network_id),
                     mac_address=normal_mac(container_mac(address)),
-                    ip_configurations=(IpConfiguration(address, _prefix(network, address)),),
+                    ip_configurations=(IpConfiguration(address, prefix_of(network, address)),),
                     policies=(_pa(node.provider_address if remote else self.provider_address),),
                     flags=int(EndpointFlags.REMOTE) if remote else 0,
                 )
@@ -327,7 +327,7 @@ class OverlayPlanner:
                 name=e.task_name,
                 host_compute_network=guid_of("network", e.network_id),
                 mac_address=normal_mac(e.mac),
-                ip_configurations=(IpConfiguration(e.address, _prefix(network, e.address)),),
+                ip_configurations=(IpConfiguration(e.address, prefix_of(network, e.address)),),
                 policies=(_pa(node.provider_address),),
                 flags=int(EndpointFlags.REMOTE),
             )
@@ -368,7 +368,14 @@ class OverlayPlanner:
                     routes=(Route(gateway, ANYWHERE),) if network_id == via else (),
                     policies=(
                         *self._endpoint_policies(local, network_id, network, published=network_id == via),
-                        *self._acls(local, network, gateway, view, published=network_id == via),
+                        # (who comes back from its own VIP has the network's first gateway as its name)
+                        *self._acls(
+                            local,
+                            network,
+                            network.gateways[0] if network is not None else gateway,
+                            view,
+                            published=network_id == via,
+                        ),
                     ),
                 )
             )
@@ -507,7 +514,8 @@ def _subnet_of(network: NetworkEntry, address: str) -> int:
     return 0
 
 
-def _prefix(network: NetworkEntry, address: str) -> int:
+def prefix_of(network: NetworkEntry, address: str) -> int:
+    """Length of the prefix of the subnet an address is in."""
     return _net(network.subnets[_subnet_of(network, address)]).prefixlen
 
 

@@ -164,7 +164,7 @@ api = schemathesis.openapi.from_dict(document())
 
 @api.parametrize()
 @settings(
-    max_examples=8,
+    max_examples=5,
     derandomize=True,
     deadline=None,
     database=None,

@@ -89,10 +89,11 @@ def ipam(**config: Any) -> dict[str, Any]:
         ),
         ({"IPAM": ipam(Gateway="10.9.0.1")}, 400, "needs a subnet"),
         (
-            {"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}, {"Subnet": "10.8.0.0/24"}]}},
-            501,
-            "more than one subnet",
+            {"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}, {"Subnet": "10.9.0.128/25"}]}},
+            400,
+            "subnets 10.9.0.0/24 and 10.9.0.128/25 of the network overlap",
         ),
+        ({"IPAM": {"Config": [{"Subnet": "10.9.0.0/24"}, {}]}}, 400, "each must be given"),
     ],
 )
 async def test_bad_network(members: dict[str, Any], status: int, text: str) -> None:

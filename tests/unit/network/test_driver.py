@@ -19,7 +19,9 @@ from overlace.network.driver import OverlayDriver
 from overlace.network.hostports import listening, plan_host_ports
 from overlace.network.overlay import guid_of
 from overlace.network.records import LocalAddresses
-from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
+from overlace.network.vfp.forward import forward_from_container
+from overlace.network.vfp.model import Packet
+from overlace.network.vfp.tables import Delta, LocalEndpoint, Network, Tables
 
 from .world import HOST, ME, OTHER, endpoint, network, node, port, service, task
 
@@ -44,6 +46,7 @@ class Kernel:
         self.tables = Tables()
         self.sandboxes: set[str] = set()
         self.interfaces: dict[str, tuple[str, str, bool, str, int]] = {}  # by endpoint id
+        self.routes: dict[str, tuple[str, ...]] = {}
 
 
 class MemoryDataPath:
@@ -93,9 +96,17 @@ class MemoryDataPath:
         self.kernel.sandboxes.discard(sandbox_id)
 
     async def attach(
-        self, e: LocalEndpoint, sandbox: Path, ifname: str, default_route: bool, gateway: str, mtu: int
+        self,
+        e: LocalEndpoint,
+        sandbox: Path,
+        ifname: str,
+        default_route: bool,
+        gateway: str,
+        mtu: int,
+        routes: tuple[str, ...] = (),
     ) -> None:
         await self._step("attach")
+        self.kernel.routes[e.endpoint_id] = routes
         self.kernel.interfaces[e.endpoint_id] = (sandbox.name, ifname, default_route, gateway, mtu)
 
     async def detach(self, endpoint_id: str) -> None:
@@ -182,6 +193,30 @@ async def test_a_task_gets_its_interfaces_in_order_and_one_default_route(host: H
     assert (await d.attach(web("t2", 10))).addresses == {"back": "10.0.1.10/24", "ingress": "10.0.0.10/24"}
     only = await d.attach(task("t3", ("ingress", "10.0.0.11/24")))
     assert host.kernel.interfaces[guid_of("endpoint", "ingress", "t3")][2] and only.host_ports == ()
+
+
+async def test_of_several_subnets_each_task_reaches_all_and_every_gateway_answers(host: Host) -> None:
+    v = view()
+    wide = msgspec.structs.replace(
+        network("back", 4097, 1), subnets=("10.0.1.0/24", "10.9.0.0/24"), gateways=("10.0.1.1", "10.9.0.1")
+    )
+    v.put(wide)
+    v.put(endpoint("t1", "back", ME, "10.9.0.9"))
+    d = await host.start(v=v)
+    a = await d.attach(task("t1", ("back", "10.9.0.9/24")))
+    guid = guid_of("endpoint", "back", "t1")
+    assert host.kernel.interfaces[guid][2:4] == (True, "10.9.0.1"), "out by the gateway of its own subnet"
+    assert host.kernel.routes[guid] == ("10.0.1.0/24",) and a.addresses == {"back": "10.9.0.9/24"}
+    entry = host.kernel.tables.get(("network", 4097))
+    assert isinstance(entry, Network) and entry.gateways == ("10.0.1.1", "10.9.0.1")
+    source = host.kernel.tables.get(("endpoint", 4097, "10.9.0.9"))
+    assert isinstance(source, LocalEndpoint)
+
+    def way(dst: str) -> str:
+        packet = Packet("10.9.0.9", dst, 6, 4000, 80)
+        return forward_from_container(host.kernel.tables, 4097, source, HOST, packet).action
+
+    assert (way("10.0.1.7"), way("10.0.1.1"), way("10.9.0.1")) == ("encap", "answer", "answer")
 
 
 async def test_the_mtu_fits_every_host_and_the_networks_wish(host: Host) -> None:

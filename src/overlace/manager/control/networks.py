@@ -83,11 +83,21 @@ def check_network(spec: NetworkSpec) -> None:
         raise unsupported(f"IPAM driver {spec.ipam.driver}", "addresses are given out by the swarm (default)")
     if spec.ipam.options:
         raise unsupported(f"IPAM option {next(iter(spec.ipam.options))}", "leave the IPAM options out")
-    if len(spec.ipam.config) > 1:
-        raise unsupported("more than one subnet for a network", "give one subnet")
     for config in spec.ipam.config:
         _check_ipam(config)
+    _check_apart([c.subnet for c in spec.ipam.config])
     _check_options(spec.options)
+
+
+def _check_apart(subnets: list[str]) -> None:
+    """A network's own subnets: each said, none within another."""
+    if len(subnets) > 1 and "" in subnets:
+        raise InvalidArgument("ipam configuration: of several subnets each must be given")
+    nets = [ipaddress.ip_network(subnet) for subnet in subnets if subnet]
+    for i, one in enumerate(nets):
+        for other in nets[i + 1 :]:
+            if one.overlaps(other):
+                raise InvalidArgument(f"ipam configuration: subnets {one} and {other} of the network overlap")
 
 
 def _check_ipam(config: IpamConfig) -> None:

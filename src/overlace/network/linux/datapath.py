@@ -269,11 +269,18 @@ class DataPath:
         await self._do(lambda: remove_namespace(self.exec_dir / "netns" / sandbox_id))
 
     async def attach(
-        self, endpoint: LocalEndpoint, sandbox: Path, ifname: str, default_route: bool, gateway: str, mtu: int
+        self,
+        endpoint: LocalEndpoint,
+        sandbox: Path,
+        ifname: str,
+        default_route: bool,
+        gateway: str,
+        mtu: int,
+        routes: tuple[str, ...] = (),
     ) -> None:
         """Give the sandbox an interface `ifname` that is `endpoint`, and enter the endpoint into the
         tables."""
-        wanted = veth.Wanted(ifname, default_route, gateway, mtu)
+        wanted = veth.Wanted(ifname, default_route, gateway, mtu, routes)
         await self._do(lambda: self._attach(endpoint, sandbox, wanted))
 
     def _attach(self, endpoint: LocalEndpoint, sandbox: Path, wanted: veth.Wanted) -> None:

@@ -184,9 +184,9 @@ def _encode_network(net: Network) -> list[Row]:
     gateway = _ip(net.gateway) if net.gateway else bytes(4)
     mac = _mac(net.gateway_mac)
     rows = [Row("networks", struct.pack("I", net.vni), struct.pack("4s6sBx", gateway, mac, flags))]
-    if net.gateway:
+    for address in net.gateways:
         value = _endpoint(bytes(4), 0, 0, mac, KIND_GATEWAY)
-        rows.append(Row("endpoints", address_key(net.vni, net.gateway), value))
+        rows.append(Row("endpoints", address_key(net.vni, address), value))
     for cidr in net.subnets:
         subnet = IPv4Network(cidr, strict=False)
         key = struct.pack("I4s", subnet.prefixlen, subnet.network_address.packed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ class Wanted(msgspec.Struct, frozen=True):
     default_route: bool
     gateway: str
     mtu: int
+    routes: tuple[str, ...] = ()  # CIDRs reached directly: the network's further subnets
 
 
 def host_name(endpoint_id: str) -> str:
@@ -113,6 +115,8 @@ def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> 
             write_sysctl(f"ipv6/conf/{wanted.ifname}/disable_ipv6", "1")
             netlink.add_address(link.ifindex, endpoint.address, endpoint.prefix)
             netlink.set_link(link.ifindex, up=True, mtu=wanted.mtu)
+            for subnet in map(IPv4Network, wanted.routes):
+                netlink.add_route(link.ifindex, str(subnet.network_address), subnet.prefixlen)
             if wanted.default_route and wanted.gateway:
                 netlink.add_route(link.ifindex, gateway=wanted.gateway)
 

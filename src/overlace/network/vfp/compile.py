@@ -48,7 +48,7 @@ def vni_of(network: HostComputeNetwork) -> int:
 
 def compile_network(d: HostComputeNetwork, state: State) -> Network:
     subnets = tuple(s.ip_address_prefix for s in d.subnets)
-    gateway = next((r.next_hop for s in d.subnets for r in s.routes), "")
+    gateway, *others = list(dict.fromkeys(r.next_hop for s in d.subnets for r in s.routes)) or [""]
     router = p.policy_of(d.policies, p.DrMacAddress)
     mac = (
         colon_mac(router.settings.address)
@@ -59,7 +59,9 @@ def compile_network(d: HostComputeNetwork, state: State) -> Network:
     )
     balancers = (state.get(lb, HostComputeLoadBalancer) for lb in state.network_balancers.get(d.id, ()))
     ingress = any(lb is not None and not lb.frontend_vips for lb in balancers)
-    return Network(vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT")
+    return Network(
+        vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT", other_gateways=tuple(others)
+    )
 
 
 def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[Entry]:

@@ -76,7 +76,7 @@ def forward_from_container(
         if packet.protocol == ICMP:
             return Way("answer", packet, vni=vni)
         vni, packet = balanced
-    if packet.dst == network.gateway:
+    if packet.dst in network.gateways:
         return Way("answer", packet, vni=vni)
     if within(packet.dst, network.subnets):
         return _deliver(tables, vni, packet, may_leave=True)

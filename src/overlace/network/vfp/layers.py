@@ -165,8 +165,8 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         kept = (*segment.subnets, *(nat.settings.exceptions if nat is not None else ()))
         nat_rules = (Rule("OUTBOUND_NAT", 100, Condition(dst_not=kept), SourceNat(host)),)
     router: tuple[Rule, ...] = ()
-    if segment.gateway:
-        to_gateway = Condition(dst=(f"{segment.gateway}/32",))
+    if segment.gateways:
+        to_gateway = Condition(dst=tuple(f"{gateway}/32" for gateway in segment.gateways))
         router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
     layers = (
         *meter_layers(e),

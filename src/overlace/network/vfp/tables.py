@@ -26,6 +26,11 @@ class Network(msgspec.Struct, frozen=True, tag="network"):
         False  # replies of connections that came in through another node go back through that node
     )
     local: bool = False  # never leaves this host (the node's own bridge-like network)
+    other_gateways: tuple[str, ...] = ()  # those of its further subnets, answered alike
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        return (self.gateway, *self.other_gateways) if self.gateway else ()
 
     @property
     def key(self) -> tuple[object, ...]:
