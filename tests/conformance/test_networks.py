@@ -90,6 +90,37 @@ def test_several_subnets(anydocker: Docker, swarm: Swarm, image: Image, outside:
         assert said.strip() == swarm.lab.host(swarm.host_of(one)).address
 
 
+def test_a_network_that_fills_up(anydocker: Docker, swarm: Swarm, image: Image) -> None:
+    """It says so before tasks have to wait: in inspect, as an event, in `docker info`; and waiting tasks say why."""
+    docker = anydocker
+    docker("network", "create", "-d", "overlay", "--subnet", "10.83.0.0/28", "tight")
+    with docker.following("events", "--filter", "type=network", "--format", "{{json .Actor}}") as events:
+        eventually(
+            lambda: docker.json("info", "--format", "{{json .}}")["NEventsListener"], "the CLI listens"
+        )
+        docker(
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "many",
+            "--network",
+            "tight",
+            "--replicas",
+            "9",
+            image("app:1"),
+        )
+        events.wait_for(lambda line: '"name":"tight"' in line and '"warning":' in line, "a warning as event")
+    [found] = swarm.get("/networks", name=["tight"])
+    assert "80 % or more of its 13 addresses are in use" in found["Warning"]
+    assert f"WARNING: network tight: {found['Warning']}" in docker.said("info")
+    docker("service", "scale", "-d", "many=20")
+    swarm.pending("many", "no address left for task many.")
+    docker("service", "scale", "-d", "many=1")
+    eventually(lambda: "Warning" not in swarm.get("/networks/tight"), "the warning goes")
+    swarm.running("many", 1)
+
+
 def test_refusals(docker: Docker, swarm: Swarm) -> None:
     docker("network", "create", "-d", "overlay", "--subnet", "10.80.0.0/16", "--opt", f"{VNI}=5000", "first")
     create = ("network", "create", "-d", "overlay")

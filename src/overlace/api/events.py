@@ -128,6 +128,8 @@ def swarm_event(event: Event, now: int) -> ApiEvent | None:
         attributes = _service_attributes(old if isinstance(old, Service) and new is not None else None, shown)
     elif isinstance(shown, (Network, Secret, Config)):
         attributes = {"name": shown.spec.name}
+        if isinstance(shown, Network) and shown.warning and new is not None:
+            attributes["warning"] = shown.warning
     else:
         return None
     return ApiEvent(event.kind, action, event.id, attributes, "swarm", _when(shown, action, now))

@@ -17,9 +17,10 @@ from overlace.api.backend import Backend, EngineOptions, LocalSwarm, ManagerHand
 from overlace.api.codec import rfc3339
 from overlace.api.convert.cluster import cluster_info
 from overlace.api.version import SERVER_VERSION
+from overlace.manager.allocate.room import explain_pool
 from overlace.model.errors import OverlaceError
 from overlace.model.labels import EMULATED, OS_VERSION
-from overlace.model.objects import Cluster, Node
+from overlace.model.objects import Cluster, Network, Node
 
 _TWO_MANAGERS = (
     "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n"
@@ -94,7 +95,7 @@ async def describe(backend: Backend, tools: dict[str, str], listeners: int) -> d
         "SecurityOptions": [] if options.os == "windows" else ["name=seccomp,profile=builtin"],
         "ProductLicense": "",
         "DefaultAddressPools": [],
-        "Warnings": warnings(options, tools.get("error", "")),
+        "Warnings": warnings(options, tools.get("error", "")) + room_warnings(backend.manager),
         "CDISpecDirs": [],
     }
 
@@ -128,6 +129,20 @@ def warnings(options: EngineOptions, runtime_error: str) -> list[str]:
             f"{options.os} kernel"
         )
     return found
+
+
+def room_warnings(manager: ManagerHandle | None) -> list[str]:
+    """Networks, and the pool they come from, that are nearly full."""
+    if manager is None:
+        return []
+    try:
+        view = manager.store.view()
+    except OverlaceError:
+        return []
+    networks = list(view.all(Network))
+    found = [f"network {n.spec.name}: {n.warning}" for n in networks if n.warning]
+    found += [text for c in view.all(Cluster) if (text := explain_pool(c, networks))]
+    return [f"WARNING: {text}" for text in found]
 
 
 def swarm_info(swarm: LocalSwarm, manager: ManagerHandle | None) -> dict[str, Any]:

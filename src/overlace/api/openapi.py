@@ -160,6 +160,7 @@ _ANSWERS: dict[str, Json] = {
                 ),
             },
             "Error": TEXT,
+            "Warning": TEXT,
         },
         Name=TEXT,
         Id=ID,

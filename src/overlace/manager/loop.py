@@ -170,6 +170,8 @@ class ManagerLoop:
             if subject not in tick.errors:
                 self._errors.pop(subject, None)
         self._wakes |= tick.wakes
+        for network in tick.warned:
+            log.warning("network nearly full", network=network.spec.name, says=network.warning)
         for subject, error in tick.errors.items():
             failures = self._errors[subject] = self._errors.get(subject, 0) + 1
             retry = min(_FIRST_RETRY << min(failures - 1, 10), _LAST_RETRY)

@@ -1,7 +1,7 @@
 """One tick of the manager: from what changed to all that follows from it, as one list of store changes.
 
 Owns what makes what dirty and the order of the stages: networks, constraint enforcement, services,
-allocation, scheduling, node addresses. Each stage sees the ones before (draft.py). Pure: no clock,
+allocation, scheduling, node addresses, warnings. Each stage sees the ones before (draft.py). Pure: no clock,
 randomness, I/O. An error in one service's decision is returned, not raised, and stops nothing else.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from overlace.manager.allocate.networks import plan_networks
+from overlace.manager.allocate.room import plan_warning
 from overlace.manager.allocate.services import Blocked, plan_endpoint
 from overlace.manager.allocate.tasks import plan_node_addresses, plan_task_blocked, plan_task_networks
 from overlace.manager.draft import Draft
@@ -104,6 +105,7 @@ class Tick(msgspec.Struct, frozen=True):
     draft: Draft
     wakes: dict[Subject, int]
     errors: dict[Subject, Exception]
+    warned: tuple[Network, ...] = ()  # networks that are nearly full from now on
 
 
 def plan_tick(view: View, index: Index, dirty: Dirty, now: int, new_id: NewId) -> Tick:
@@ -125,6 +127,7 @@ class _Planner:
         self.waiting: dict[str, list[Task]] = {}  # tasks without addresses by service
         self.wakes: dict[Subject, int] = {}
         self.errors: dict[Subject, Exception] = {}
+        self.warned: list[Network] = []
 
     def run(self) -> Tick:
         if self.dirty.networks:
@@ -138,8 +141,9 @@ class _Planner:
             self._guard("service", id, self._allocate)
         self._schedule()
         self._node_addresses()
+        self._warnings()
         self.index.freed = self.index.fresh = False
-        return Tick(self.draft, self.wakes, self.errors)
+        return Tick(self.draft, self.wakes, self.errors, tuple(self.warned))
 
     def _guard(self, kind: str, id: str, stage: Callable[[str], None]) -> None:
         """An error stays with its subject; what the stage had applied until then is whole and stays."""
@@ -235,6 +239,18 @@ class _Planner:
         for id in list(nodes):
             self._guard("node", id, self._address_node)
         nodes.clear()
+
+    def _warnings(self) -> None:
+        book = self.index.book
+        for id in book.moved:
+            network = self.draft.get(Network, id)
+            if network is None:
+                continue
+            self.draft.apply(plan_warning(network, *book.capacity(id)))
+            after = self.draft.get(Network, id)
+            if after is not None and after.warning and after.warning != network.warning:
+                self.warned.append(after)
+        book.moved = {}
 
     def _address_node(self, id: str) -> None:
         node = self.draft.get(Node, id)

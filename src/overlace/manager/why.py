@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.manager.allocate.services import host_mode_ports
+from overlace.manager.allocate.services import attachments, host_mode_ports
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.orchestrate.replicated import replicas_of
@@ -19,7 +19,7 @@ from overlace.manager.orchestrate.work import SECOND, Work, effective_spec, node
 from overlace.manager.schedule.explain import FITS, Look, Verdict, explain_look, hostname
 from overlace.manager.schedule.remedy import Remedy, explain_remedies
 from overlace.model.errors import NotFound
-from overlace.model.objects import Cluster, Node, Service, Task, TaskStatus
+from overlace.model.objects import Cluster, Network, Node, Service, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.store.base import View
 
@@ -227,6 +227,10 @@ def _progress(view: View, service: Service, tasks: Sequence[Task]) -> str:
         attempts = policy_of(stopped[-1]).max_attempts
         limit = f", at most {attempts} attempts" if attempts else ""
         words.append(f"{len(stopped)} ended and get no other try (restart condition {condition}{limit})")
+    for config in attachments(service.spec):
+        network = view.get(Network, config.target)
+        if network is not None and network.warning:
+            words.append(f"network {network.spec.name}: {network.warning}")
     status = service.update_status
     if status is not None and status.state in ("paused", "rollback_paused", "updating", "rollback_started"):
         words.append(status.message)

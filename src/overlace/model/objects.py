@@ -192,6 +192,7 @@ class Network(Base, frozen=True, kw_only=True):
     vni: int = 0  # 0 until allocated
     subnets: tuple[Subnet, ...] = ()
     error: str = ""  # why allocation failed, for people
+    warning: str = ""  # what will fail soon, for people
 
 
 class Secret(Base, frozen=True, kw_only=True):

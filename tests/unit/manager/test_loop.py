@@ -13,7 +13,17 @@ import overlace.manager.plan as plan
 from overlace.manager.loop import ManagerLoop
 from overlace.model.errors import OutOfSequence, Unavailable
 from overlace.model.objects import Cluster, Network, Node, NodeDescription, NodeStatus, Service, Task
-from overlace.model.specs import NetworkSpec, ReplicatedService, ServiceMode, ServiceSpec
+from overlace.model.specs import (
+    EndpointSpec,
+    Ipam,
+    IpamConfig,
+    NetworkAttachmentConfig,
+    NetworkSpec,
+    ReplicatedService,
+    ServiceMode,
+    ServiceSpec,
+    TaskSpec,
+)
 from overlace.model.states import NodeState, TaskState
 from overlace.store.base import Change, Delete, Put
 from overlace.store.memory import MemoryStore
@@ -170,3 +180,50 @@ async def test_task_progress_alone_makes_the_manager_write_nothing() -> None:
     before = store.view().revision
     await rest(loop)
     assert store.view().revision == before
+
+
+async def test_a_network_says_that_it_fills_up_before_a_task_waits_for_an_address() -> None:
+    store = await a_store()
+    small = NetworkSpec(name="small", ipam=Ipam(config=[IpamConfig(subnet="10.7.0.0/28")]))
+    wish = TaskSpec(networks=[NetworkAttachmentConfig(target="small")])
+
+    def of(replicas: int) -> Service:
+        made = service("web", replicas)
+        return msgspec.structs.replace(
+            made,
+            spec=msgspec.structs.replace(made.spec, task_template=wish, endpoint_spec=EndpointSpec("dnsrr")),
+        )
+
+    def said() -> str:
+        found = store.view().get(Network, "small")
+        assert found is not None
+        return found.warning
+
+    loop = ManagerLoop(store)
+    await store.commit([Put(Network(id="small", spec=small), 0), Put(of(6), 0)])
+    await rest(loop)
+    assert said() == ""
+    for replicas, warns in ((9, True), (20, True), (2, False)):
+        now = store.view().get(Service, "web")
+        assert now is not None
+        await store.commit([Put(msgspec.structs.replace(of(replicas), version=now.version))])
+        await rest(loop)
+        waiting = [t.status.err for t in store.view().tasks_of_service("web") if t.status.err]
+        if warns:
+            assert "% or more of its 13 addresses are in use" in said()
+        if replicas == 20:
+            assert waiting and all("no address left for task" in err for err in waiting)
+        if replicas == 2:
+            stopped = [
+                Put(
+                    msgspec.structs.replace(
+                        t, status=msgspec.structs.replace(t.status, state=TaskState.SHUTDOWN)
+                    )
+                )
+                for t in store.view().tasks_of_service("web")
+                if not t.desired_state.wanted
+            ]
+            await store.commit(stopped)
+            await rest(loop)
+            assert said() == ""
+    loop.close()

@@ -138,6 +138,8 @@ def network(found: Network) -> Json:
     if found.error:
         # not a member Docker has: its users learn of a failed allocation from manager logs only
         shown["Error"] = found.error
+    if found.warning:
+        shown["Warning"] = found.warning
     return shown
 
 

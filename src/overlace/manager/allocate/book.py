@@ -61,6 +61,9 @@ class AddressBook:
         self._shares: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
         self._ports: dict[PortKey, dict[str, None]] = {}  # -> service ids (one, unless something went wrong)
         self._service_ports: dict[str, tuple[PortKey, ...]] = {}
+        self.moved: dict[
+            str, None
+        ] = {}  # networks with more or fewer addresses in use; whoever looks empties it
         self.ingress_id = ""  # id of the ingress network, "" when there is none
 
     # -- keeping it ------------------------------------------------------------------------------------------
@@ -85,6 +88,7 @@ class AddressBook:
         old = self._shares.get((kind, id), ())
         if old == share:
             return freed
+        self.moved |= dict.fromkeys(network_id for network_id, _ in (*share, *old))
         for network_id, address in share:
             self._used.setdefault(network_id, Counter())[address] += 1
         for network_id, address in old:
@@ -107,6 +111,7 @@ class AddressBook:
         subnets = network.subnets if network is not None else ()
         if subnets == self._subnets.get(id, ()):
             return
+        self.moved[id] = None
         if network is None or not subnets:
             self._pools.pop(id, None)
             self._subnets.pop(id, None)

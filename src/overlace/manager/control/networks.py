@@ -9,12 +9,13 @@ from __future__ import annotations
 import ipaddress
 
 from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI
+from overlace.manager.allocate.room import explain_pool
 from overlace.manager.control.base import Core, swarm
 from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_dns_name
 from overlace.manager.control.words import unsupported
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument
-from overlace.model.objects import Network, Service
+from overlace.model.objects import Cluster, Network, Service
 from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamConfig, NetworkSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
@@ -24,7 +25,10 @@ _SMALLEST_PREFIX, _LARGEST_PREFIX = 29, 8
 
 class Networks(Core):
     async def create_network(self, spec: NetworkSpec) -> tuple[str, str]:
-        """The new network's id and a warning (""). Raises InvalidArgument, Conflict, Unimplemented."""
+        """The new network's id, and a warning when few subnets are left ("" otherwise).
+
+        Raises InvalidArgument, Conflict, Unimplemented.
+        """
         check_network(spec)
         async with self._lock:
             view = self.store.view()
@@ -33,7 +37,9 @@ class Networks(Core):
                 raise name_conflict(network)
             check_against_others(view, spec)
             await self._commit([Put(network, expect=0)])
-        return network.id, ""
+        own = any(config.subnet for config in spec.ipam.config)
+        cluster = next(iter(view.all(Cluster)), None)
+        return network.id, "" if own or cluster is None else explain_pool(cluster, view.all(Network))
 
     async def remove_network(self, id: str) -> None:
         """Raises NotFound, FailedPrecondition while a service needs it."""
