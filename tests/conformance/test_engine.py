@@ -190,7 +190,6 @@ NOT_YET = [
     (("search", "x"), "ask the registry itself"),
     (("image", "prune", "-f"), "remove images by name"),
     (("container", "prune", "-f"), "docker service update, scale or rm"),
-    (("system", "df"), "docker system df is not supported yet"),
 ]
 NOT_YET_CONTAINER = [
     (("exec", "ID", "true"), "docker exec is not supported yet"),
@@ -232,7 +231,6 @@ def test_not_there_is_501_and_never_a_wrong_success(swarm: Swarm) -> None:
         ("POST", "/volumes/create", {"Name": "v"}),
         ("POST", "/images/load", None),
         ("POST", "/build", None),
-        ("GET", "/system/df", None),
     ):
         answer = swarm.refusal(method, url, body)
         assert answer.status == 501 and len(answer.message.split()) > 3, (url, answer)

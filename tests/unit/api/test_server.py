@@ -690,3 +690,31 @@ def test_the_double_is_a_runtime() -> None:
     wanted = {n for n in vars(Runtime) if not n.startswith("_")}
     there = set(dir(FakeRuntime))
     assert wanted - there <= {"open", "close", "create", "start", "stop", "kill", "remove", "wait"}
+
+
+# -- disk usage --------------------------------------------------------------------------------------------------
+
+
+async def test_disk_usage_counts_what_there_is_and_who_uses_it(
+    api: Api, backend: FakeBackend, tmp_path: Path
+) -> None:
+    data = tmp_path / "_data"
+    (data / "deep").mkdir(parents=True)
+    (data / "one").write_bytes(b"x" * 1000)
+    os.link(data / "one", data / "deep" / "again")
+    runtime = backend.runtime
+    runtime.kept["mine"] = StoredVolume("mine", str(data), 1)
+    stored = image()
+    runtime.stored[stored.id] = stored
+    runtime.put(container(image_id=stored.id))
+    status, found, _ = await api("GET", "/v1.41/system/df")
+    assert status == 200 and found["BuildCache"] == [] and found["BuilderSize"] == 0
+    assert found["LayersSize"] == 5_000_000 and found["Images"][0]["Containers"] == 1
+    assert found["Containers"][0]["SizeRw"] == 4096 and found["Containers"][0]["SizeRootFs"] == 5_004_096
+    assert found["Volumes"][0]["UsageData"] == {"Size": 1000, "RefCount": 0}, (
+        "a file with two names counts once"
+    )
+    _, found, _ = await api("GET", "/system/df?type=volume&type=image")
+    assert found["Containers"] is None and found["BuildCache"] is None and found["Volumes"]
+    assert "BuilderSize" not in found
+    assert (await api("GET", "/system/df?type=odd"))[:2] == (400, {"message": "unknown object type: odd"})

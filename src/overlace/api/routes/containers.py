@@ -88,7 +88,7 @@ async def list_containers(call: Call) -> web.StreamResponse:
         if not _kept(container, filters):
             continue
         ports = await call.backend.container_ports(container.config.id)
-        image = await _image_config(call, container)
+        image = await image_config(call, container)
         if not _ports_kept(show.exposed_ports(image, ports), ports, filters):
             continue
         addresses = await call.backend.container_addresses(container.config.id)
@@ -98,7 +98,7 @@ async def list_containers(call: Call) -> web.StreamResponse:
             continue
         line = show.summary(container, addresses, now, ports, image)
         if call.flag("size"):
-            line |= await _sizes(call, container)
+            line |= await sizes(call, container)
         shown.append(line)
         if 0 < int(limit or 0) <= len(shown):
             break
@@ -150,7 +150,7 @@ def _port_range(key: str, value: str) -> tuple[range, str]:
     return range(int(first), int(last or first) + 1), protocol or "tcp"
 
 
-async def _image_config(call: Call, found: Container) -> dict[str, Any]:
+async def image_config(call: Call, found: Container) -> dict[str, Any]:
     """The config of a container's image; empty when it was removed by force since."""
     try:
         return dict((await call.backend.runtime.image(found.image_id)).config)
@@ -158,7 +158,7 @@ async def _image_config(call: Call, found: Container) -> dict[str, Any]:
         return {}
 
 
-async def _sizes(call: Call, found: Container) -> dict[str, int]:
+async def sizes(call: Call, found: Container) -> dict[str, int]:
     """What `--size` shows: the container's own layer, and that on top of its image."""
     try:
         own = await call.backend.runtime.layer_size(found.config.id)
@@ -173,11 +173,11 @@ async def _sizes(call: Call, found: Container) -> dict[str, int]:
 
 async def inspect(call: Call) -> web.StreamResponse:
     found = await find(call, call.args["id"])
-    image = await _image_config(call, found)
+    image = await image_config(call, found)
     ports = await call.backend.container_ports(found.config.id)
     shown = show.inspect(found, await _addresses(call, found), call.backend.options.os, image, ports)
     if call.flag("size"):
-        shown |= await _sizes(call, found)
+        shown |= await sizes(call, found)
     return answer(shown)
 
 

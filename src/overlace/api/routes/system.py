@@ -1,4 +1,4 @@
-"""/_ping, /version, /info, /events, /system/df, /auth."""
+"""/_ping, /version, /info, /events, /auth."""
 
 from __future__ import annotations
 
@@ -123,12 +123,6 @@ async def events(call: Call) -> web.StreamResponse:
     return response
 
 
-async def disk_usage(call: Call) -> web.StreamResponse:
-    raise Unimplemented(
-        "docker system df is not supported yet: docker image ls and docker ps --size show the parts"
-    )
-
-
 async def auth(call: Call) -> web.StreamResponse:
     raise Unimplemented(
         "checking a login with the registry is not supported yet; credentials are used as sent with pull and"
@@ -148,7 +142,6 @@ ROUTES = [
     Route("GET", "/version", version),
     Route("GET", "/info", info),
     Route("GET", "/events", events, streams=True),
-    Route("GET", "/system/df", disk_usage),
     Route("POST", "/auth", auth),
     Route("POST", "/session", session),
 ]

@@ -19,7 +19,7 @@ FILTERS = frozenset(("dangling", "driver", "label", "name"))
 PRUNE_FILTERS = frozenset(("all", "label", "label!"))
 
 
-def _shown(volume: StoredVolume) -> dict[str, Any]:
+def show_volume(volume: StoredVolume) -> dict[str, Any]:
     return {
         "CreatedAt": codec.rfc3339(volume.created_at // 10**9 * 10**9),
         "Driver": "local",
@@ -46,7 +46,7 @@ async def list_volumes(call: Call) -> web.StreamResponse:
             continue
         if any(codec.flag(value) == (volume.name in used) for value in filters.get("dangling", ())):
             continue
-        shown.append(_shown(volume))
+        shown.append(show_volume(volume))
     return answer({"Volumes": shown, "Warnings": None})
 
 
@@ -54,7 +54,7 @@ async def inspect(call: Call) -> web.StreamResponse:
     name = call.args["name"]
     for volume in await call.backend.runtime.volumes():
         if volume.name == name:
-            return answer(_shown(volume))
+            return answer(show_volume(volume))
     raise NotFound(f"get {name}: no such volume")
 
 
