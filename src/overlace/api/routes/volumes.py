@@ -85,7 +85,7 @@ async def create(call: Call) -> web.StreamResponse:
         raise NotFound(f'error looking up volume plugin {asked.driver}: plugin "{asked.driver}" not found')
     labels = asked.labels if asked.name else {ANONYMOUS_LABEL: "", **asked.labels}
     made = await call.backend.runtime.create_volume(asked.name, labels, asked.driver_opts)
-    return answer(_shown(made), 201)
+    return answer(show_volume(made), 201)
 
 
 async def prune(call: Call) -> web.StreamResponse:
