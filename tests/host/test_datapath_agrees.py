@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from overlace.network.linux import bpf_syscall
+from overlace.network.linux import bpf_syscall, unified
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
 from overlace.network.vfp.access import Connections
@@ -140,6 +140,7 @@ def _fill(loader: Loader, tables: Tables, source: LocalEndpoint | None) -> None:
     for name in TABLE_MAPS:
         loader.maps[name].put_many(changes.put[name].items())
         loader.maps[name].delete_many(changes.remove[name])
+    unified.renew(loader.maps["generation"])
 
 
 def _ip(packet: Packet, flags: int = 2) -> bytes:

@@ -20,7 +20,7 @@ import structlog
 
 from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Tables
 
-from . import dns, nft, veth
+from . import dns, nft, unified, veth
 from .bpf_syscall import Map
 from .loader import Loader
 from .maps import REASONS, TABLE_MAPS, Attachment, Changes, Rows, config_value, decode_key, encode
@@ -111,6 +111,7 @@ class DataPath:
                 under.ifindex, under.address, under.prefix, under.mtu, vxlan.ifindex, _LO, self._vxlan_port
             ),
         )
+        unified.renew(self._map("generation"))
         self._attached = veth.attachments(netlink.links(), self.instance)
         for endpoint_id, at in self._attached.items():
             self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
@@ -211,12 +212,16 @@ class DataPath:
         if self._doubtful:
             changes = self._rows.difference(self._dump())
         self._doubtful = True
-        for name in TABLE_MAPS:
-            if changes.put.get(name):
-                self._map(name).put_many(changes.put[name].items())
-        for name in reversed(TABLE_MAPS):
-            if changes.remove.get(name):
-                self._map(name).delete_many(changes.remove[name])
+        try:
+            for name in TABLE_MAPS:
+                if changes.put.get(name):
+                    self._map(name).put_many(changes.put[name].items())
+            for name in reversed(TABLE_MAPS):
+                if changes.remove.get(name):
+                    self._map(name).delete_many(changes.remove[name])
+        finally:
+            if changes:
+                unified.renew(self._map("generation"))
         self._doubtful = False
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:

@@ -41,6 +41,8 @@ MAPS = (
     "turns",
     "flows",
     "fragments",
+    "generation",
+    "ways",
     "counters",
 )
 _BPF_FS_MAGIC = 0xCAFE4A11

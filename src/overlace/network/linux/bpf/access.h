@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Who may open connections to and from an endpoint, and the last step into a container. vfp/access.py is the same in
- * Python, and the definition. */
+/* Who may open connections to and from an endpoint. vfp/access.py is the same in Python, and the definition. */
 #pragma once
 #include "packet.h"
 
@@ -11,35 +10,53 @@ INLINE int in_set(__u32 low, __u32 high, __be32 addr)
 	return bpf_map_lookup_elem(&address_sets, &key) != 0;
 }
 
-/* What the list says of a connection: 1 yes, 0 no. Global, so that the verifier looks at its loop once.
- * `ports`: local << 16 | remote, host order. */
-__attribute__((noinline)) int judge(__u64 list, __u32 local, __u32 remote, __u32 ports, __u32 proto)
+struct asked { /* about a connection; ports in host order */
+	struct access_list *list;
+	__u32 local, remote;
+	__u16 local_port, remote_port;
+	__u16 passed; /* tier whose rest is left out */
+	__u8 proto, answer;
+};
+
+/* One rule: 1 ends the search. */
+static long ask_rule(__u32 i, struct asked *a)
 {
-	struct access_list *l = bpf_map_lookup_elem(&access_lists, &list);
-	__u32 local_port = ports >> 16, remote_port = ports & 0xffff, passed = 256;
+	struct access_rule *r;
 
-	if (!l)
+	if (i >= ACCESS_RULES || i >= a->list->count)
+		return 1;
+	r = &a->list->rules[i];
+	if (r->tier == a->passed)
 		return 0;
-	for (__u32 i = 0; i < ACCESS_RULES && i < l->count; i++) {
-		struct access_rule *r = &l->rules[i];
-
-		if (r->tier == passed)
-			continue;
-		if (r->proto && r->proto != proto)
-			continue;
-		if (local_port < r->local_low || local_port > r->local_high || remote_port < r->remote_low ||
-		    remote_port > r->remote_high)
-			continue;
-		if (r->sets & SET_LOCAL ? !in_set(r->local, r->local_mask, local) : (local ^ r->local) & r->local_mask)
-			continue;
-		if (r->sets & SET_REMOTE ? !in_set(r->remote, r->remote_mask, remote) :
-					   (remote ^ r->remote) & r->remote_mask)
-			continue;
-		if (r->action != RULE_PASS)
-			return r->action == RULE_ALLOW;
-		passed = r->tier;
+	if (r->proto && r->proto != a->proto)
+		return 0;
+	if (a->local_port < r->local_low || a->local_port > r->local_high || a->remote_port < r->remote_low ||
+	    a->remote_port > r->remote_high)
+		return 0;
+	if (r->sets & SET_LOCAL ? !in_set(r->local, r->local_mask, a->local) : (a->local ^ r->local) & r->local_mask)
+		return 0;
+	if (r->sets & SET_REMOTE ? !in_set(r->remote, r->remote_mask, a->remote) :
+				   (a->remote ^ r->remote) & r->remote_mask)
+		return 0;
+	if (r->action == RULE_PASS) {
+		a->passed = r->tier;
+		return 0;
 	}
-	return 0;
+	a->answer = r->action == RULE_ALLOW;
+	return 1;
+}
+
+/* What the list says of a connection: 1 yes, 0 no. `ports`: local << 16 | remote, host order. */
+NOINLINE int judge(__u64 list, __u32 local, __u32 remote, __u32 ports, __u32 proto)
+{
+	struct asked a = {
+		.list = bpf_map_lookup_elem(&access_lists, &list), .local = local, .remote = remote, .local_port = ports >> 16,
+		.remote_port = ports & 0xffff, .passed = 256, .proto = proto,
+	};
+
+	if (a.list)
+		bpf_loop(ACCESS_RULES, ask_rule, &a, 0);
+	return a.answer;
 }
 
 INLINE int judged(__u64 list, const struct access_key *key)
@@ -101,23 +118,4 @@ NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 direct
 	new.direction = direction;
 	bpf_map_update_elem(&allowed, &key, &new, BPF_ANY);
 	return 1;
-}
-
-/* Into the container of local endpoint `e`; the packet is as the container shall see it. */
-INLINE int deliver(struct __sk_buff *ctx, const struct pkt *p, struct endpoint *e)
-{
-	__u32 ifindex = e->ifindex;
-
-	if (!ifindex)
-		return drop(ctx, R_DROP_NO_ENDPOINT);
-	if (e->flags & ENDPOINT_FILTERED) {
-		struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-
-		if (!port || ((port->flags & PORT_FILTERED) && !admitted(p, port, GOES_IN)))
-			return drop(ctx, R_DROP_POLICY);
-	}
-	if (bpf_skb_store_bytes(ctx, 0, e->mac, 6, 0))
-		return drop(ctx, R_DROP_ERROR);
-	bpf_skb_change_type(ctx, HOST_PACKET);
-	return end(ctx, R_DELIVERED, bpf_redirect_peer(ifindex, 0));
 }

@@ -190,6 +190,13 @@ NOINLINE int answer_too_big(struct __sk_buff *ctx, struct pkt *p)
 	return answer_unreachable(ctx, p, 4, cfg->underlay_mtu - VXLAN_PUSH, 48, R_TOO_BIG);
 }
 
+NOINLINE int answer_port_unreachable(struct __sk_buff *ctx, struct pkt *p)
+{
+	if (!p)
+		return drop(ctx, R_DROP_ERROR);
+	return answer_unreachable(ctx, p, 3, 0, 28, R_REFUSED);
+}
+
 /* Nobody serves this address and port. */
 NOINLINE int refuse(struct __sk_buff *ctx, struct pkt *p)
 {
@@ -198,6 +205,6 @@ NOINLINE int refuse(struct __sk_buff *ctx, struct pkt *p)
 	if (p->proto == PROTO_TCP)
 		return answer_reset(ctx, p);
 	if (p->proto == PROTO_UDP)
-		return answer_unreachable(ctx, p, 3, 0, 28, R_REFUSED);
+		return answer_port_unreachable(ctx, p);
 	return drop(ctx, R_DROP_NO_BACKEND);
 }

@@ -3,6 +3,7 @@
  * connections that entered through another host. */
 #pragma once
 #include "affinity.h"
+#include "way.h"
 
 enum { B_GO, B_PASS, B_REFUSE, B_DROP };
 
@@ -88,6 +89,15 @@ INLINE int pick(const struct frontend *fe, const struct question *q, const struc
 	return -1;
 }
 
+/* What went from backend to client under these names so far went untranslated. */
+INLINE void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f)
+{
+	struct endpoint *e = endpoint_of(vni, f->daddr);
+
+	if (e)
+		forget(e->kind == K_LOCAL ? e->ifindex : AT_TUNNEL | vni, f->daddr, f->saddr, f->dport, f->sport, p->proto);
+}
+
 /* Enter the reply translation of the new connection `f`; another source port is taken when the backend already has
  * such a connection under another name (two VIPs over one backend). */
 INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow *f)
@@ -112,6 +122,8 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 			     old->sport == reply.sport && old->dport == reply.dport) ||
 		    (old->kind == F_VIA && p->sport == port)) {
 			f->sport = port;
+			if (!old)
+				forget_reply(p, f->peer_vni, f);
 			return bpf_map_update_elem(&flows, &key, &reply, BPF_ANY);
 		}
 		port = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
@@ -121,7 +133,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 
 /* The backend of this packet to a frontend: the remembered one, or a new one for a new connection.
  * B_GO: `out` holds the translation, out->vni the backend's network. B_PASS: not ours. B_REFUSE: nobody serves it. */
-NOINLINE int balance(struct __sk_buff *ctx, const struct pkt *p, const struct question *q, struct flow *out)
+NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow *out)
 {
 	struct frontend *fe;
 	struct flow *f;
@@ -162,20 +174,22 @@ NOINLINE int balance(struct __sk_buff *ctx, const struct pkt *p, const struct qu
 	struct flow_key key = {
 		.scope = q->scope, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport, .proto = p->proto,
 	};
-	struct flow new = { .kind = F_FORWARD, .saddr = q->source, .sport = p->sport, .seen = now() };
-
-	if (pick(fe, q, p, &new))
+	__builtin_memset(out, 0, sizeof(*out));
+	out->kind = F_FORWARD;
+	out->saddr = q->source;
+	out->sport = p->sport;
+	out->seen = now();
+	if (pick(fe, q, p, out))
 		return B_REFUSE;
-	if (new.daddr == q->source && new.vni == q->client_vni) { /* hairpin: the client must not see itself */
-		struct network *net = bpf_map_lookup_elem(&networks, &new.vni);
+	if (out->daddr == q->source && out->vni == q->client_vni) { /* hairpin: the client must not see itself */
+		struct network *net = bpf_map_lookup_elem(&networks, &out->vni);
 
 		if (!net)
 			return B_DROP;
-		new.saddr = net->gateway;
+		out->saddr = net->gateway;
 	}
-	if (bind_reply(p, q, &new) || bpf_map_update_elem(&flows, &key, &new, BPF_ANY))
+	if (bind_reply(p, q, out) || bpf_map_update_elem(&flows, &key, out, BPF_ANY))
 		return B_DROP;
-	*out = new;
 	return B_GO;
 }
 
@@ -201,5 +215,6 @@ INLINE void note_via(const struct pkt *p, __u32 vni, __be32 provider, const stru
 		return;
 	if (f && p->proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN))
 		return; /* another connection of the same name is alive */
+	forget(e->ifindex, p->daddr, p->saddr, p->dport, p->sport, p->proto);
 	bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
 }

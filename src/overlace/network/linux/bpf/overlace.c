@@ -5,10 +5,9 @@
  *   from_vxlan      ingress of the kernel's vxlan device (slow path)
  *   from_host       ingress of lo: the host's own connections to published ports
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
-#include "access.h"
 #include "answer.h"
 #include "flow.h"
-#include "qos.h"
+#include "way.h"
 
 char LICENSE[] SEC("license") = "GPL";
 
@@ -40,6 +39,8 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to,
 		} else if (bpf_skb_load_bytes(ctx, 6, hop.src, 6)) {
 			return drop(ctx, R_DROP_ERROR);
 		}
+		if (!big)
+			remember(p, W_ENCAPSULATE, 0, &hop);
 		return encapsulate(ctx, p, &hop, big);
 	}
 	if (e->kind != K_LOCAL)
@@ -50,12 +51,8 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to,
 	} else {
 		struct flow *f = flow_of(vni, p);
 
-		if (f && f->kind == F_REPLY) {
-			struct flow copy = *f;
-
-			if (translate(ctx, p, &copy))
-				return drop(ctx, R_DROP_ERROR);
-		}
+		if (f && f->kind == F_REPLY && translate(ctx, p, f))
+			return drop(ctx, R_DROP_ERROR);
 	}
 	return deliver(ctx, p, e);
 }
@@ -68,14 +65,13 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 
 	if (!cfg || !p || !f || translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
-	if (f->out == OUT_UNDERLAY)
+	if (f->out == OUT_UNDERLAY) {
+		remember(p, W_UNDERLAY, 0, 0);
 		return to_underlay(ctx, cfg, f->daddr, R_TO_UNDERLAY);
+	}
 	if (f->out == OUT_HOST) {
-		struct eth eth = { .proto = bpf_htons(ETH_IP) }; /* lo's own address is all zeros */
-
-		if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
-			return drop(ctx, R_DROP_ERROR);
-		return end(ctx, R_TO_HOST, bpf_redirect(cfg->lo_ifindex, BPF_F_INGRESS));
+		remember(p, W_LOOPBACK, 0, 0);
+		return to_loopback(ctx, cfg);
 	}
 	e = endpoint_of(f->vni, f->daddr);
 	if (!e || e->kind != K_LOCAL)
@@ -83,11 +79,42 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	return deliver(ctx, p, e);
 }
 
-/* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
-INLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
+/* A container's answer to a client that came in through another host goes out there, too. */
+NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 {
-	struct flow f, *known;
+	struct config *cfg = settings();
+	struct network *net;
+	struct endpoint *e;
+	struct hop hop;
+	int big;
 
+	if (!cfg || !p || !f)
+		return drop(ctx, R_DROP_ERROR);
+	hop.vni = f->vni;
+	hop.provider = f->provider;
+	net = bpf_map_lookup_elem(&networks, &hop.vni);
+	e = endpoint_of(hop.vni, f->saddr);
+	big = too_big(ctx, cfg, p);
+	if (!net || !e)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	copy_mac(hop.src, e->mac);
+	copy_mac(hop.dst, net->gateway_mac);
+	if (big && p->df)
+		return answer_too_big(ctx, p);
+	if (translate(ctx, p, f))
+		return drop(ctx, R_DROP_ERROR);
+	if (!big)
+		remember(p, W_ENCAPSULATE, 0, &hop);
+	return encapsulate(ctx, p, &hop, big);
+}
+
+/* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
+NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
+{
+	struct flow f = {}, *known;
+
+	if (!p || !q)
+		return drop(ctx, R_DROP_ERROR);
 	if (p->error) {
 		known = flow_of(q->scope, p);
 		if (!known || known->kind != F_FORWARD)
@@ -95,7 +122,7 @@ INLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 		f = *known;
 		return forward(ctx, p, f.vni, f.daddr, &f);
 	}
-	switch (balance(ctx, p, q, &f)) {
+	switch (balance(p, q, &f)) {
 	case B_GO:
 		return forward(ctx, p, f.vni, f.daddr, &f);
 	case B_PASS:
@@ -106,7 +133,8 @@ INLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 	return drop(ctx, R_DROP_ERROR);
 }
 
-/* A container's packet to an address outside its network, or with the source of another of its interfaces. */
+/* A container's packet to an address outside its network, or with the source of another of its interfaces. MISS: it is
+ * for a published port of this very host. */
 NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
 {
 	struct config *cfg = settings();
@@ -120,27 +148,8 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 	key.daddr = p->daddr;
 	key.proto = p->error ? p->error_proto : p->proto;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (f) {
-		struct flow copy = *f;
-
-		if (f->kind == F_REPLY)
-			return reply(ctx, p, &copy);
-
-		struct hop hop = { .vni = f->vni, .provider = f->provider };
-		struct network *net = bpf_map_lookup_elem(&networks, &hop.vni);
-		struct endpoint *e = endpoint_of(hop.vni, copy.saddr);
-		int big = too_big(ctx, cfg, p);
-
-		if (!net || !e)
-			return drop(ctx, R_DROP_NO_ENDPOINT);
-		copy_mac(hop.src, e->mac);
-		copy_mac(hop.dst, net->gateway_mac);
-		if (big && p->df)
-			return answer_too_big(ctx, p);
-		if (translate(ctx, p, &copy))
-			return drop(ctx, R_DROP_ERROR);
-		return encapsulate(ctx, p, &hop, big);
-	}
+	if (f)
+		return f->kind == F_REPLY ? reply(ctx, p, f) : back_through(ctx, p, f);
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
 	if ((port->flags & PORT_FILTERED) && !admitted(p, port, GOES_OUT))
@@ -153,29 +162,25 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_ISOLATION); /* translated, it would look like tunnel traffic of this host */
 	if (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
-	if (frontend_of(0, p->daddr, p->dport, p->proto)) { /* a published port of this very host */
-		p->complain = p->daddr;
-		struct question q = { .client_vni = port->vni, .front = p->daddr, .source = cfg->underlay_addr };
-
-		return balanced(ctx, p, &q);
-	}
+	if (frontend_of(0, p->daddr, p->dport, p->proto))
+		return MISS;
 
 	struct exception_key except = { .prefix = 64, .list = port->exceptions, .to = p->daddr };
 
 	if (bpf_map_lookup_elem(&exceptions, &except))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
-	bpf_skb_change_type(ctx, HOST_PACKET);
-	return end(ctx, R_TO_HOST, TC_ACT_UNSPEC);
+	remember(p, W_TO_HOST, 0, 0);
+	return to_host(ctx);
 }
 
-SEC("tc")
-int from_container(struct __sk_buff *ctx)
+/* All of from_container for a packet that no unified flow took. */
+NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 {
 	__u32 ifindex = ctx->ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	struct endpoint *e;
 	struct network *net;
-	struct pkt p;
+	struct pkt p = {};
 	struct eth eth;
 	__u32 vni, bad;
 
@@ -200,11 +205,21 @@ int from_container(struct __sk_buff *ctx)
 		return drop(ctx, R_DROP_UNKNOWN_VNI);
 	p.origin = FROM_CONTAINER;
 	p.complain = net->gateway;
-	if (p.saddr != port->addr)
-		return leave_overlay(ctx, &p, port, 1);
-	e = endpoint_of(vni, p.daddr);
-	if (!e)
-		return leave_overlay(ctx, &p, port, 0);
+	came(&p, ifindex, generation);
+	copy_mac(p.own, eth.src);
+	p.metered = (port->flags & PORT_METERED) != 0;
+	e = p.saddr == port->addr ? endpoint_of(vni, p.daddr) : 0;
+	if (!e) {
+		int taken = leave_overlay(ctx, &p, port, p.saddr != port->addr);
+		struct config *cfg = settings();
+		struct question q = { .client_vni = vni, .front = p.daddr };
+
+		if (taken != MISS || !cfg)
+			return taken;
+		p.complain = p.daddr;
+		q.source = cfg->underlay_addr;
+		return balanced(ctx, &p, &q);
+	}
 	if ((port->flags & PORT_FILTERED) && !admitted(&p, port, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
 	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
@@ -222,22 +237,28 @@ int from_container(struct __sk_buff *ctx)
 	}
 	struct flow *f = flow_of(vni, &p); /* the gateway's name stands for the client in a hairpin */
 
-	if (f && f->kind == F_REPLY) {
-		struct flow copy = *f;
-
-		return reply(ctx, &p, &copy);
-	}
+	if (f && f->kind == F_REPLY)
+		return reply(ctx, &p, f);
 	return refuse(ctx, &p);
 }
 
+SEC("tc")
+int from_container(struct __sk_buff *ctx)
+{
+	__u32 generation = current_generation();
+	int taken = again_from_container(ctx, generation);
+
+	return taken == MISS ? walk_from_container(ctx, generation) : taken;
+}
+
 /* A frame of network `vni` from host `provider`, with `base` bytes of tunnel still in front of it. */
-INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, const __u32 base)
+INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, const __u32 base, __u32 generation)
 {
 	struct network *net = bpf_map_lookup_elem(&networks, &vni);
 	struct endpoint *e;
-	struct pkt p;
+	struct pkt p = {};
 	struct eth eth;
-	struct flow f, *known;
+	struct flow f = {}, *known;
 	__u32 bad, outside = 0, renamed = 0;
 
 	if (!net || (net->flags & NET_LOCAL))
@@ -249,6 +270,8 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	bad = parse(ctx, base + ETH_LEN, vni, &p);
 	if (bad)
 		return drop(ctx, bad);
+	came(&p, AT_TUNNEL | vni, generation);
+	p.from = provider;
 	e = endpoint_of(vni, p.saddr);
 	if (e) {
 		if (e->kind != K_REMOTE || e->provider != provider)
@@ -277,13 +300,10 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 			return TC_ACT_UNSPEC;
 	}
 	if (base) {
-		if (bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) ||
-		    bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+		if (pop_tunnel(ctx, tos) || bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 			return drop(ctx, R_DROP_ERROR);
 		p.l3 -= base;
 		p.l4 -= base;
-		if ((tos & 3) == 3) /* congestion seen on the underlay, RFC 6040 */
-			bpf_skb_ecn_set_ce(ctx);
 	}
 	if (!e)
 		return reply(ctx, &p, &f);
@@ -292,35 +312,40 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	return deliver(ctx, &p, e);
 }
 
-/* VXLAN to this host, header plain: outer IP without options and not a fragment. */
-NOINLINE int from_tunnel(struct __sk_buff *ctx, __be32 provider, __u8 tos)
+/* VXLAN to this host, header plain: outer IP without options and not a fragment. MISS: it is something else. */
+NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 {
+	struct config *cfg = settings();
+	struct ip ip;
+	struct {
+		__be16 sport, dport, length, sum;
+	} udp;
 	struct {
 		__be32 flags, vni;
 	} vxlan;
 
+	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || bpf_skb_load_bytes(ctx, ETH_LEN, &ip, sizeof(ip)) ||
+	    ip.version_ihl != 0x45 || ip.proto != PROTO_UDP || ip.daddr != cfg->underlay_addr ||
+	    (ip.frag & bpf_htons(0x3fff)) || bpf_ntohs(ip.length) + ETH_LEN > ctx->len ||
+	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN, &udp, sizeof(udp)) || udp.dport != cfg->vxlan_port)
+		return MISS;
 	if (bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN + 8, &vxlan, sizeof(vxlan)))
 		return drop(ctx, R_DROP_GARBAGE);
 	if (!(vxlan.flags & bpf_htonl(0x08000000)))
 		return drop(ctx, R_DROP_GARBAGE);
-	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, provider, tos, VXLAN_PUSH);
+	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, ip.saddr, ip.tos, VXLAN_PUSH, generation);
 }
 
-SEC("tc")
-int from_underlay(struct __sk_buff *ctx)
+/* All of from_underlay for a packet outside the tunnel that no unified flow took. */
+NOINLINE int walk_from_underlay(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
-	struct pkt p;
+	struct pkt p = {};
 
 	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
-	if (p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later) {
-		__be16 frag;
-
-		if (p.ihl != IP_LEN || bpf_skb_load_bytes(ctx, p.l3 + 6, &frag, 2) || (frag & bpf_htons(0x3fff)))
-			return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
-		return from_tunnel(ctx, p.saddr, p.tos);
-	}
+	if (p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later)
+		return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
 	if (!p.error && !frontend_of(0, p.daddr, p.dport, p.proto))
 		return TC_ACT_UNSPEC;
 
@@ -328,7 +353,21 @@ int from_underlay(struct __sk_buff *ctx)
 
 	p.origin = FROM_UNDERLAY;
 	p.complain = p.daddr;
+	came(&p, ctx->ifindex, generation);
 	return balanced(ctx, &p, &q);
+}
+
+SEC("tc")
+int from_underlay(struct __sk_buff *ctx)
+{
+	__u32 generation = current_generation();
+	int taken = again_from_underlay(ctx, generation);
+
+	if (taken == MISS)
+		taken = from_tunnel(ctx, generation);
+	if (taken == MISS)
+		taken = again(ctx, generation);
+	return taken == MISS ? walk_from_underlay(ctx, generation) : taken;
 }
 
 SEC("tc")
@@ -338,16 +377,15 @@ int from_vxlan(struct __sk_buff *ctx)
 
 	if (bpf_skb_get_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), 0))
 		return drop(ctx, R_DROP_GARBAGE);
-	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0);
+	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
 }
 
-SEC("tc")
-int from_host(struct __sk_buff *ctx)
+NOINLINE int walk_from_host(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
 	struct question q = { .out = OUT_HOST };
 	const __be32 net = bpf_htonl(0xff000000), loopback = bpf_htonl(0x7f000000);
-	struct pkt p;
+	struct pkt p = {};
 
 	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
@@ -362,5 +400,15 @@ int from_host(struct __sk_buff *ctx)
 	}
 	p.origin = FROM_HOST;
 	p.complain = p.daddr;
+	came(&p, ctx->ifindex, generation);
 	return balanced(ctx, &p, &q);
+}
+
+SEC("tc")
+int from_host(struct __sk_buff *ctx)
+{
+	__u32 generation = current_generation();
+	int taken = again(ctx, generation);
+
+	return taken == MISS ? walk_from_host(ctx, generation) : taken;
 }

@@ -59,8 +59,13 @@ INLINE __u16 fold(__u64 sum)
 
 INLINE void seal_ip(struct ip *ip)
 {
+	const __u16 *half = (const __u16 *)ip;
+	__u32 sum = 0;
+
 	ip->sum = 0;
-	ip->sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)ip, sizeof(*ip), 0));
+	for (int i = 0; i < IP_LEN / 2; i++)
+		sum += half[i];
+	ip->sum = fold(sum);
 }
 
 /* RFC 792: the error quotes the IP header and 8 bytes of the packet it is about. A quote too short to tell is none. */
@@ -272,11 +277,15 @@ struct hop {
 };
 
 /* The kernel's own vxlan device: it can fragment the outer packet. */
-INLINE int slow_path(struct __sk_buff *ctx, const struct config *cfg, const struct hop *hop)
+NOINLINE int slow_path(struct __sk_buff *ctx, const struct hop *hop)
 {
-	struct bpf_tunnel_key key = { .tunnel_id = hop->vni, .tunnel_ttl = 64 };
+	struct config *cfg = settings();
+	struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
 	struct eth eth = { .proto = bpf_htons(ETH_IP) };
 
+	if (!cfg || !hop)
+		return drop(ctx, R_DROP_ERROR);
+	key.tunnel_id = hop->vni;
 	copy_mac(eth.src, hop->src);
 	copy_mac(eth.dst, hop->dst);
 	key.remote_ipv4 = bpf_ntohl(hop->provider);
@@ -288,8 +297,8 @@ INLINE int slow_path(struct __sk_buff *ctx, const struct config *cfg, const stru
 	return end(ctx, R_SLOW_PATH, bpf_redirect(cfg->vxlan_ifindex, 0));
 }
 
-/* Push outer IP, UDP, VXLAN and inner Ethernet, and send. The caller has looked at the size. */
-NOINLINE int encapsulate(struct __sk_buff *ctx, const struct pkt *p, const struct hop *hop, __u32 slow)
+/* Push outer IP, UDP, VXLAN and inner Ethernet, and send. MISS, the packet untouched, when the kernel cannot. */
+NOINLINE int push_tunnel(struct __sk_buff *ctx, const struct pkt *p, const struct hop *hop)
 {
 	struct config *cfg = settings();
 	struct outer o __attribute__((aligned(8))) = {};
@@ -297,8 +306,6 @@ NOINLINE int encapsulate(struct __sk_buff *ctx, const struct pkt *p, const struc
 
 	if (!cfg || !p || !hop)
 		return drop(ctx, R_DROP_ERROR);
-	if (slow || length > 0xffff)
-		return slow_path(ctx, cfg, hop);
 	hash = bpf_get_hash_recalc(ctx);
 	o.ip.version_ihl = 0x45;
 	o.ip.tos = p->tos & 3; /* ECN, RFC 6040 */
@@ -311,7 +318,7 @@ NOINLINE int encapsulate(struct __sk_buff *ctx, const struct pkt *p, const struc
 	o.ip.proto = PROTO_UDP;
 	o.ip.saddr = cfg->underlay_addr;
 	o.ip.daddr = hop->provider;
-	o.ip.sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)&o, sizeof(o.ip), 0));
+	seal_ip(&o.ip);
 	o.sport = bpf_htons(32768 | ((hash ^ (hash >> 16)) & 0x7fff));
 	o.dport = cfg->vxlan_port;
 	o.udp_len = bpf_htons(length - IP_LEN);
@@ -324,8 +331,20 @@ NOINLINE int encapsulate(struct __sk_buff *ctx, const struct pkt *p, const struc
 				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 					BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
 					BPF_F_ADJ_ROOM_FIXED_GSO))
-		return slow_path(ctx, cfg, hop);
+		return MISS;
 	if (bpf_skb_store_bytes(ctx, ETH_LEN, &o, sizeof(o), 0))
 		return drop(ctx, R_DROP_ERROR);
 	return to_underlay(ctx, cfg, hop->provider, R_ENCAPSULATED);
+}
+
+/* To another host. The caller has looked at the size: too big for one frame goes the slow path. */
+INLINE int encapsulate(struct __sk_buff *ctx, const struct pkt *p, const struct hop *hop, __u32 slow)
+{
+	if (!slow && ctx->len - ETH_LEN + VXLAN_PUSH <= 0xffff) {
+		int sent = push_tunnel(ctx, p, hop);
+
+		if (sent != MISS)
+			return sent;
+	}
+	return slow_path(ctx, hop);
 }

@@ -9,7 +9,8 @@
 
 #define LAYOUT 4
 #define INLINE static __always_inline
-#define NOINLINE static __attribute__((noinline))
+/* A global function: the verifier looks at it once, not once per call. */
+#define NOINLINE __attribute__((noinline))
 
 #define ETH_LEN 14
 #define IP_LEN 20
@@ -30,6 +31,9 @@
 #define ACCESS_RULES 512 /* of one list; maps.py refuses more */
 #define AFFINITY_PROTOCOL 0x80000000
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
+#define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
+#define AT_TUNNEL 0x80000000
+#define MISS 0x100 /* no end of the packet's way: somebody else must do */
 
 /* Where a packet ended. datapath.py reads these names from here. */
 enum reason {
@@ -235,6 +239,32 @@ struct flow { /* addresses and ports are those the packet shall have */
 	__u8 kind, state, out, pad[5];
 };
 
+/* The unified flow: what the layers together made of a connection's first packet, so that later ones need one lookup. */
+struct way_key { /* the packet as it came */
+	__u32 point; /* ifindex it came in by, or AT_TUNNEL and the VNI */
+	__be32 saddr, daddr;
+	__be16 sport, dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+enum { W_DELIVER = 1, W_ENCAPSULATE, W_UNDERLAY, W_TO_HOST, W_LOOPBACK };
+
+struct way {
+	__u32 generation; /* of the tables it was decided by; another one: decide anew */
+	__u32 decided, seen; /* as struct flow's */
+	__be32 saddr, daddr; /* the packet as it goes on */
+	__be16 sport, dport;
+	__be32 from; /* AT_TUNNEL: the host it must come from */
+	__be32 provider; /* W_ENCAPSULATE: the host it goes to */
+	__u32 vni; /* W_ENCAPSULATE */
+	__u32 ifindex; /* W_DELIVER */
+	__u8 own[6]; /* of a container: its source MAC */
+	__u8 src[6], dst[6]; /* MACs it goes on with */
+	__u8 verdict, metered;
+	__u64 packets, bytes;
+};
+
 struct fragment_key {
 	__u32 scope;
 	__be32 saddr, daddr;
@@ -274,6 +304,8 @@ MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, 131072, 0);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, 131072, 0);
+MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u32, 1, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, ways, struct way_key, struct way, 65536, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 4096, 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, R_COUNT, 0);
 
@@ -292,6 +324,11 @@ struct pkt {
 	__u8 error, error_proto;
 	__be32 error_saddr, error_daddr;
 	__be32 complain; /* source address of ICMP errors about this packet */
+	struct way_key came;
+	__u32 generation; /* read before any table; 0: this packet makes no unified flow */
+	__be32 from;
+	__u8 own[6];
+	__u8 metered; /* its sender has a rate limit */
 };
 
 INLINE int end(struct __sk_buff *ctx, __u32 reason, int verdict)
@@ -332,5 +369,5 @@ INLINE int is_overlay(__be32 addr)
 
 INLINE __u32 now(void)
 {
-	return bpf_ktime_get_ns() >> 30;
+	return bpf_ktime_get_coarse_ns() >> 30;
 }
