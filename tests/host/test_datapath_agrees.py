@@ -271,6 +271,100 @@ def test_packets_of_the_tunnel(loader: Loader, tables: Tables, data: st.DataObje
         _check(tables, code, out, reason, [way])
 
 
+def _layers_only(loader: Loader, program: str, frame: bytes) -> tuple[int, bytes, str]:
+    """What the layers make of a packet, without unified flows."""
+    generation = loader.maps["generation"]
+    now = generation.lookup(bytes(4)) or b""
+    generation.update(bytes(4), bytes(4))
+    try:
+        return _run(loader, program, frame)
+    finally:
+        generation.update(bytes(4), now)
+
+
+def _run(loader: Loader, program: str, frame: bytes) -> tuple[int, bytes, str]:
+    code, out, reason = bpf_syscall.run_program(loader.programs[program], frame, _LO)
+    name = REASONS[reason]
+    if name == "encapsulated":  # the outer IP header's identification is random, and in its checksum
+        out = out[:18] + bytes(2) + out[20:24] + bytes(2) + out[26:]
+    return code, out, name
+
+
+@st.composite
+def _conversation(draw: st.DrawFn) -> tuple[list[Tables], list[tuple[object, ...]]]:
+    """Some tables one after the other, and a few connections' packets in any order among them."""
+    phases = draw(st.lists(_tables(), min_size=1, max_size=3))
+    packet = st.tuples(
+        st.integers(0, 2), st.sampled_from(["container", "client", "tunnel"]), _target, _proto, _dport,
+        st.sampled_from([0x02, 0x10, 0x18, 0x11, 0x04]), st.integers(2, 7),
+    )  # fmt: skip
+    return phases, draw(st.lists(packet, min_size=4, max_size=25))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_conversation(), st.integers(1, 60000))
+def test_a_flow_is_what_its_layers_say(
+    loader: Loader, conversation: tuple[list[Tables], list[tuple[object, ...]]], port: int
+) -> None:
+    """However packets and changes of the tables follow each other: taken by its unified flow, a packet ends where the
+    layers would have it end, with the same headers."""
+    phases, packets = conversation
+    for at, tables in enumerate(phases):
+        locals_ = [e for e in tables if isinstance(e, LocalEndpoint)]
+        remotes = [e for e in tables if isinstance(e, RemoteEndpoint)]
+        source = locals_[0] if locals_ else None
+        _fill(loader, tables, source)
+        for phase, kind, target, proto, dport, flags, last in packets:
+            if phase > at:
+                continue
+            if kind == "container" and source:
+                packet = Packet(source.address, str(target), int(str(proto)), port, int(str(dport)))
+                frame, program = (
+                    _eth(_ip(packet, int(str(flags))), _mac_bytes(source.address)),
+                    "from_container",
+                )
+            elif kind == "tunnel" and remotes:
+                sender = remotes[int(str(last)) % len(remotes)]
+                to = f"10.0.{sender.vni - 4096}.{last}"
+                packet = Packet(sender.address, to, int(str(proto)), port, int(str(dport)))
+                frame, program = _tunnelled(_ip(packet, int(str(flags))), sender), "from_underlay"
+            else:
+                packet = Packet(OUTSIDE, HOST, int(str(proto)), port, int(str(dport)))
+                frame, program = _eth(_ip(packet, int(str(flags))), b"\2\0\0\0\0\xdd"), "from_underlay"
+            got = _run(loader, program, frame)
+            assert got == _layers_only(loader, program, frame), (packet, flags)
+            assert _run(loader, program, frame) == got, (packet, flags)
+
+
+def test_later_packets_are_counted_in_their_flow(loader: Loader) -> None:
+    source = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
+    peer = RemoteEndpoint(4097, "10.0.1.5", _mac("10.0.1.5"), PEERS[0])
+    _fill(loader, Tables([NETWORKS[1], source, peer]), source)
+    packet = Packet(source.address, peer.address, 17, next(_ports), 53)
+    for _ in range(5):
+        _run(loader, "from_container", _eth(_ip(packet), _mac_bytes(source.address)))
+    (found,) = (w for w in unified.read(loader.maps["ways"], loader.maps["generation"]) if w.came == packet)
+    assert (found.packets, found.bytes, found.verdict) == (5, 5 * 32, "encapsulate")
+    assert (found.went, found.provider_address, found.vni, found.current) == (packet, PEERS[0], 4097, True)
+    unified.renew(loader.maps["generation"])
+    (found,) = (w for w in unified.read(loader.maps["ways"], loader.maps["generation"]) if w.came == packet)
+    assert not found.current
+
+
+def test_a_frame_with_anothers_mac_is_no_packet_of_the_flow(loader: Loader) -> None:
+    source = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
+    peer = RemoteEndpoint(4097, "10.0.1.5", _mac("10.0.1.5"), PEERS[0])
+    _fill(loader, Tables([NETWORKS[1], source, peer]), source)
+    packet = _ip(Packet(source.address, peer.address, 17, next(_ports), 53))
+    assert _run(loader, "from_container", _eth(packet, _mac_bytes(source.address)))[2] == "encapsulated"
+    assert _run(loader, "from_container", _eth(packet, _mac_bytes("10.0.1.9")))[2] == "drop_spoofed"
+    back = Packet(peer.address, source.address, 17, 53, 5353)
+    frame = _tunnelled(_ip(back), peer)
+    assert _run(loader, "from_underlay", frame)[2] == "delivered"
+    elsewhere = _tunnelled(_ip(back), msgspec.structs.replace(peer, provider_address=PEERS[1]))
+    assert _run(loader, "from_underlay", elsewhere)[2] == "drop_wrong_provider"
+
+
 _few = st.sampled_from([80, 443, 5000])
 _step = st.tuples(
     st.sampled_from(["IN", "OUT"]),

@@ -42,6 +42,7 @@ from overlace.network.overlay import (
 from overlace.network.records import LocalAddresses, Record, Records
 from overlace.network.switch import Switch
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
+from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,7 @@ class DataPath(Protocol):
     ) -> None: ...
     async def detach(self, endpoint_id: str) -> None: ...
     async def counters(self) -> dict[str, int]: ...
+    async def flows(self) -> list[UnifiedFlow]: ...
     async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
     async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket: ...
     def underlay(self) -> UnderlayFacts: ...
@@ -196,7 +198,8 @@ class OverlayDriver:
     def switch(self) -> Switch:
         """To look at what is programmed. Raises Unavailable before `open`."""
         _, hns, _ = self._open_parts()
-        return Switch(hns.state, self._datapath.underlay().address, self._datapath.counters)
+        path = self._datapath
+        return Switch(hns.state, path.underlay().address, path.counters, path.flows)
 
     def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:
         if self._planner is None or self._hns is None or self._compiler is None:

@@ -1,4 +1,4 @@
-"""The switch of this host, to look at: its ports, layers, rules and counters.
+"""The switch of this host, to look at: its ports, layers, rules, flows and counters.
 
 Owns the questions people may ask of a running host's network. Must not change anything.
 """
@@ -9,17 +9,25 @@ from collections.abc import Awaitable, Callable
 
 from overlace.model.errors import NotFound
 from overlace.network.hns.state import State
+from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.reasons import Counter, explain_counters
 from overlace.network.vfp.show import PortShown, find_ports, local_ports, show_port
 
 
 class Switch:
-    """`host`: the host's underlay address; `counters`: reads the data path's."""
+    """`host`: the host's underlay address; `counters` and `flows`: read the data path's."""
 
-    def __init__(self, state: State, host: str, counters: Callable[[], Awaitable[dict[str, int]]]) -> None:
+    def __init__(
+        self,
+        state: State,
+        host: str,
+        counters: Callable[[], Awaitable[dict[str, int]]],
+        flows: Callable[[], Awaitable[list[UnifiedFlow]]],
+    ) -> None:
         self._state = state
         self._host = host
         self._counters = counters
+        self._flows = flows
 
     def ports(self) -> list[PortShown]:
         """Every port, without its layers."""
@@ -35,3 +43,13 @@ class Switch:
     async def counters(self) -> list[Counter]:
         """Packets by what became of them."""
         return explain_counters(await self._counters())
+
+    async def flows(self, port: str = "") -> list[UnifiedFlow]:
+        """Unified flows, busiest first; of the ports a person means by `port`, or all. Raises NotFound."""
+        flows = await self._flows()
+        if port:
+            found = set(find_ports(port, self._state))
+            if not found:
+                raise NotFound(f"no port {port!r} on this host: `overlace vfp ports` lists them")
+            flows = [f for f in flows if f.point in found or f.to_endpoint in found]
+        return sorted(flows, key=lambda f: -f.bytes)

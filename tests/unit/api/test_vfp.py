@@ -11,8 +11,11 @@ from click.testing import CliRunner, Result
 from network.world import HOST, running
 
 from overlace.cli.main import cli, main
+from overlace.model.errors import NotFound
 from overlace.network.overlay import guid_of
 from overlace.network.switch import Switch
+from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.model import Packet
 
 from .conftest import Api
 from .doubles import FakeBackend
@@ -24,9 +27,30 @@ async def counts() -> dict[str, int]:
     return {"delivered": 12, "drop_isolation": 3, "drop_arp": 0}
 
 
+def flow(point: str, to: str, size: int) -> UnifiedFlow:
+    packet = Packet("10.0.1.9", "10.0.1.10", 6, 40000, 80)
+    return UnifiedFlow(
+        point=point, ifindex=7, came=packet, went=packet, verdict="deliver", vni=4097, from_provider="",
+        provider_address="", to_ifindex=8, mac="02:42:0a:00:01:0a", packets=1, bytes=size, idle=0, generation=1,
+        current=True, to_endpoint=to,
+    )  # fmt: skip
+
+
+async def flows() -> list[UnifiedFlow]:
+    return [flow("host", "", 10), flow(BACK, "", 20), flow("tunnel", BACK, 30)]
+
+
+async def test_flows_of_a_port_are_those_from_and_to_it() -> None:
+    switch = Switch(running().hns.state, HOST, counts, flows)
+    assert [f.bytes for f in await switch.flows()] == [30, 20, 10]
+    assert [f.bytes for f in await switch.flows("10.0.1.9")] == [30, 20]
+    with pytest.raises(NotFound, match="no port 'nobody'"):
+        await switch.flows("nobody")
+
+
 @pytest.fixture
 def host(backend: FakeBackend, server: str, monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
-    backend.switch = Switch(running().hns.state, HOST, counts)
+    backend.switch = Switch(running().hns.state, HOST, counts, flows)
     monkeypatch.setenv("DOCKER_HOST", f"unix://{server}")
     return backend
 

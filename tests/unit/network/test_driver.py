@@ -19,6 +19,7 @@ from overlace.network.driver import OverlayDriver
 from overlace.network.hostports import listening, plan_host_ports
 from overlace.network.overlay import guid_of
 from overlace.network.records import LocalAddresses
+from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.forward import forward_from_container
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Network, Tables
@@ -126,6 +127,9 @@ class MemoryDataPath:
 
     async def counters(self) -> dict[str, int]:
         return {"delivered": 1}
+
+    async def flows(self) -> list[UnifiedFlow]:
+        return []
 
     def underlay(self) -> Under:
         return Under()

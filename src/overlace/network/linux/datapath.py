@@ -18,6 +18,8 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Tables
 
 from . import dns, nft, unified, veth
@@ -342,6 +344,21 @@ class DataPath:
     async def counters(self) -> dict[str, int]:
         """Packets by what became of them, since the maps were made."""
         return await self._do(self._counters)
+
+    async def flows(self) -> list[UnifiedFlow]:
+        """Every unified flow, with the GUIDs of local endpoints; in no order."""
+        return await self._do(self._flows)
+
+    def _flows(self) -> list[UnifiedFlow]:
+        names = {at.ifindex: endpoint_id for endpoint_id, at in self._attached.items()}
+        return [
+            msgspec.structs.replace(
+                flow,
+                point=flow.point or names.get(flow.ifindex, HOST_PORT),
+                to_endpoint=names.get(flow.to_ifindex, ""),
+            )
+            for flow in unified.read(self._map("ways"), self._map("generation"))
+        ]
 
     def _counters(self) -> dict[str, int]:
         counters = self._map("counters")

@@ -1,0 +1,40 @@
+"""Unified flows as people look at them: what the layers together made of a connection.
+
+Owns the record. Must not know where flows are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from overlace.network.vfp.model import Packet
+
+Verdict = Literal["deliver", "encapsulate", "underlay", "host", "loopback"]
+TUNNEL = "tunnel"
+
+
+class UnifiedFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """One direction of a connection at the place where it enters this host's switch.
+
+    `verdict`: deliver (into a container), encapsulate (to another host), underlay (a translated answer to a client
+    outside), host (to the host's own stack: outbound NAT), loopback (to a client on this host).
+    """
+
+    point: str  # GUID of the local endpoint it comes from; "tunnel", "host" (plain on the underlay, or lo)
+    ifindex: int  # the interface it comes in by; 0: the tunnel
+    came: Packet
+    went: Packet  # what differs was rewritten
+    verdict: Verdict
+    vni: int  # of the tunnel it comes from or goes into; 0: neither
+    from_provider: str  # out of the tunnel: the host it must come from
+    provider_address: str  # encapsulate: the host it goes to
+    to_ifindex: int  # deliver: the container's interface, host side
+    mac: str  # destination MAC it goes on with
+    packets: int
+    bytes: int  # of IP packets
+    idle: int  # seconds, about
+    generation: int
+    current: bool  # decided by the tables as they are; else decided anew at its next packet
+    to_endpoint: str = ""  # deliver: GUID of the local endpoint
