@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "overlace.cli.check:check",
     "daemon": "overlace.cli.daemon:daemon",
     "lab": "overlace.lab.commands:lab",
+    "policy": "overlace.cli.policy:policy",
     "trace": "overlace.cli.trace:trace",
     "vfp": "overlace.cli.vfp:vfp",
     "version": "overlace.cli.version:version",

@@ -14,7 +14,8 @@ from overlace.daemon.host import NodeHost
 from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
 from overlace.model.specs import VNI_OPTION
-from overlace.network.overlay import LOCAL_NETWORK, guid_of, prefix_of
+from overlace.network.endpoints import LOCAL_NETWORK
+from overlace.network.overlay import guid_of, prefix_of
 
 
 def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Sequence[LocalNetwork]:

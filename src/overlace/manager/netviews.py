@@ -24,8 +24,9 @@ from overlace.model.netview import (
     entry_hash,
 )
 from overlace.model.objects import Network, Node, Service, Task
-from overlace.model.policy import allow_from_or_nobody
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, kept_policy
 from overlace.model.states import TaskState
+from overlace.model.traffic import kept_affinity, kept_egress_limit
 from overlace.store.base import View
 
 KINDS = (Network.kind, Node.kind, Service.kind, Task.kind)
@@ -58,6 +59,8 @@ def network_entry(network: Network) -> NetworkEntry | None:
         internal=network.spec.internal,
         ingress=network.spec.ingress,
         driver_opts=network.spec.options,
+        allowed=kept_policy(ALLOW_FROM, network.spec.labels),
+        allowed_to=kept_policy(ALLOW_TO, network.spec.labels),
     )
 
 
@@ -112,7 +115,8 @@ def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
     if not mode and spec.endpoint_spec is not None:
         mode = spec.endpoint_spec.mode
     networks = dict(vips)
-    allowed = allow_from_or_nobody(spec.labels)
+    allowed, allowed_to = (kept_policy(label, spec.labels) for label in (ALLOW_FROM, ALLOW_TO))
+    affinity, egress = kept_affinity(spec.labels), kept_egress_limit(spec.labels)
     if mode == "dnsrr":
         networks |= {target: "" for target in wanted if target not in vips}
     return [
@@ -124,6 +128,9 @@ def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
             aliases=wanted.get(network_id, ()),
             ports=ports if network_id in ingress else (),
             allowed=allowed,
+            allowed_to=allowed_to,
+            affinity=affinity,
+            egress=egress,
         )
         for network_id, vip in networks.items()
     ]

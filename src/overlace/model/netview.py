@@ -12,7 +12,7 @@ from typing import TypeVar, Union
 
 import msgspec
 
-from overlace.model.policy import Allowed
+from overlace.model.policy import Items
 from overlace.model.specs import PortConfig
 
 
@@ -33,6 +33,8 @@ class NodeEntry(msgspec.Struct, frozen=True, tag="node"):
 
 
 class NetworkEntry(msgspec.Struct, frozen=True, tag="network"):
+    """`allowed`, `allowed_to`: as in ServiceEntry, for services that do not say."""
+
     id: str
     name: str
     vni: int
@@ -41,6 +43,8 @@ class NetworkEntry(msgspec.Struct, frozen=True, tag="network"):
     internal: bool = False
     ingress: bool = False
     driver_opts: dict[str, str] = {}
+    allowed: Items | None = None
+    allowed_to: Items | None = None
 
     @property
     def key(self) -> str:
@@ -68,7 +72,9 @@ class EndpointEntry(msgspec.Struct, frozen=True, tag="endpoint"):
 
 class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
     """A service on a network; `vip` empty with dnsrr. `ports`: ingress-mode ports, on the ingress network only.
-    `allowed`: who may open connections to its tasks there; None: anyone on the network."""
+    `allowed`: who may open connections to its tasks there, `allowed_to`: what they may open; None: as the network says,
+    else anyone, anything. `affinity`: seconds in which a client keeps its backend, 0: each connection anew. `egress`:
+    bytes per second each task may send, 0: no limit."""
 
     service_id: str
     network_id: str
@@ -76,7 +82,10 @@ class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
     vip: str = ""
     aliases: tuple[str, ...] = ()
     ports: tuple[PortConfig, ...] = ()
-    allowed: tuple[Allowed, ...] | None = None
+    allowed: Items | None = None
+    allowed_to: Items | None = None
+    affinity: int = 0
+    egress: int = 0
 
     @property
     def key(self) -> str:

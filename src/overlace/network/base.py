@@ -12,8 +12,9 @@ import msgspec
 
 from overlace.model.netview import NetView
 from overlace.model.objects import NetworkAttachment, Task
-from overlace.model.policy import Allowed, allow_from_or_nobody
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Items, kept_policy
 from overlace.model.specs import PortConfig
+from overlace.model.traffic import kept_egress_limit
 
 
 class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,8 +28,10 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
     attachments: tuple[NetworkAttachment, ...] = ()
     host_ports: tuple[PortConfig, ...] = ()  # publish mode host
     nameservers: tuple[str, ...] = ()  # the service's own, for what is no name of the swarm
-    # who may connect as the task was made; what the view says of its service now comes first
-    allowed: tuple[Allowed, ...] | None = None
+    # what its service's labels said as the task was made; what the view says of the service now comes first
+    allowed: Items | None = None
+    allowed_to: Items | None = None
+    egress: int = 0  # bytes per second
 
     @classmethod
     def of(cls, task: Task, host_ports: tuple[PortConfig, ...]) -> TaskNetwork:
@@ -43,7 +46,9 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
             attachments=task.networks,
             host_ports=host_ports,
             nameservers=tuple(dns.nameservers) if dns is not None else (),
-            allowed=allow_from_or_nobody(task.service_labels),
+            allowed=kept_policy(ALLOW_FROM, task.service_labels),
+            allowed_to=kept_policy(ALLOW_TO, task.service_labels),
+            egress=kept_egress_limit(task.service_labels),
         )
 
 

@@ -25,20 +25,13 @@ from overlace.model.netview import NetView, NodeEntry
 from overlace.model.specs import MIN_MTU, MTU_OPTION
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.dns import OwnUpstreams, Resolver, Upstream, container_resolv_conf, parse_resolv_conf
+from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK, PROTOCOLS, LocalTask
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.plan import Delete, ModifyNamespace, Operation, plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hostports import HostPort, listening, plan_host_ports
-from overlace.network.overlay import (
-    ENCAP_OVERHEAD,
-    LOCAL_NETWORK,
-    PROTOCOLS,
-    LocalTask,
-    OverlayPlanner,
-    gateway_network,
-    guid_of,
-)
+from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.records import LocalAddresses, Record, Records
 from overlace.network.switch import Switch
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
@@ -298,7 +291,10 @@ class OverlayDriver:
         async with self._one_at_a_time(task.task_id):
             record = self._records.get(task.task_id)
             if record is not None and record.asked != msgspec.structs.replace(
-                task, allowed=record.asked.allowed
+                task,
+                allowed=record.asked.allowed,
+                allowed_to=record.asked.allowed_to,
+                egress=record.asked.egress,
             ):
                 await self._forget(record)
                 record = None

@@ -13,7 +13,7 @@ import msgspec
 
 from overlace.model.errors import Conflict, InvalidArgument
 from overlace.model.specs import PortConfig
-from overlace.network.overlay import PROTOCOLS
+from overlace.network.endpoints import PROTOCOLS
 
 PROC_NET = Path("/proc/thread-self/net")  # `self` is the main thread's, which may stand elsewhere
 DYNAMIC = range(32768, 61000)  # Docker takes unnamed host ports from the kernel's ephemeral range

@@ -17,6 +17,7 @@ import msgspec
 
 from overlace.model.netview import (
     EndpointEntry,
+    Entry,
     NetView,
     NetworkEntry,
     NodeEntry,
@@ -24,8 +25,18 @@ from overlace.model.netview import (
     container_mac,
 )
 from overlace.network.base import TaskNetwork
+from overlace.network.endpoints import (
+    LOCAL_NETWORK,
+    PROTOCOLS,
+    LocalTask,
+    endpoint_policies,
+    party_of,
+    provider,
+    restricts,
+)
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
+    Distribution,
     Document,
     EndpointFlags,
     Guid,
@@ -43,36 +54,17 @@ from overlace.network.hns.documents import (
     Subnet,
     normal_mac,
 )
-from overlace.network.policy import plan_acls
+from overlace.network.policy import HOSTS, Peers
 
 OWNER = "overlace"
 NAMES = uuid.UUID("7d1f6f0a-3c53-5f0e-9d0a-6f7665726c61")
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
-ENCAP_OVERHEAD = 50  # outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 octets
 ANYWHERE = "0.0.0.0/0"
-HOSTS = ("", "")  # what a task watches to hear of hosts' addresses
 
 
 @lru_cache(maxsize=65536)
 def guid_of(*parts: str) -> Guid:
     """The GUID of a cluster object's document, e.g. guid_of("endpoint", network_id, task_id)."""
     return str(uuid.uuid5(NAMES, "/".join(parts))).upper()
-
-
-class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A task of this node whose sandbox exists (or is being made)."""
-
-    task: TaskNetwork
-    mtu: dict[str, int] = {}  # by network id, fixed when the task came: HNS applies it once per endpoint
-    local_address: str = ""  # with prefix length, on the node's NAT network; only without attachments
-
-    @property
-    def placements(self) -> tuple[tuple[str, str], ...]:
-        """(network id, address with prefix length) in interface order."""
-        if not self.task.attachments:
-            return ((LOCAL_NETWORK, self.local_address),)
-        return tuple((a.network_id, a.addresses[0]) for a in self.task.attachments)
 
 
 def gateway_network(task: TaskNetwork, view: NetView) -> str:
@@ -119,9 +111,7 @@ class OverlayPlanner:
         self._known: dict[str, EndpointEntry] = {}  # endpoint entries as last seen, by key
         self._by_service: dict[tuple[str, str], dict[str, None]] = {}
         self._by_node: dict[str, dict[str, None]] = {}
-        self._by_name: dict[tuple[str, str], dict[str, None]] = {}  # (network, service name) -> endpoints
-        self._watching: dict[tuple[str, str], set[str]] = {}  # ... -> local tasks whose ACLs name it
-        self._watched: dict[str, set[tuple[str, str]]] = {}  # the same by task
+        self._peers = Peers()
         self._provider: dict[str, str] = {}  # provider address as last seen, by node
         self._tasks_of: dict[str, set[str]] = {}  # network id -> local task ids
         self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
@@ -161,9 +151,14 @@ class OverlayPlanner:
                         if (network_id, service_id) in self._task_networks[t]
                     }
                 )
+                concerned, wide = self._peers.note(network_id, service_id, party_of(view.get(key)))
+                wide = wide or restricts(view.network(network_id))
+                task_sources.update(
+                    {("task", t): None for t in (self._tasks_of.get(network_id, ()) if wide else concerned)}
+                )
             elif kind == "node":
                 networks[("node", rest)] = None
-                task_sources.update({("task", t): None for t in self._watching.get(HOSTS, ())})
+                task_sources.update({("task", t): None for t in self._peers.watchers(*HOSTS)})
                 node = view.node(rest)
                 address = node.provider_address if node is not None else ""
                 if self._provider.get(rest, "") != address:
@@ -195,7 +190,7 @@ class OverlayPlanner:
             for entry in (self._index(key, view), view.get(key)):
                 if isinstance(entry, EndpointEntry):
                     services[("service", entry.network_id, entry.service_id)] = None
-                    watching = self._watching.get((entry.network_id, entry.service_name), ())
+                    watching = self._peers.watchers(entry.network_id, entry.service_name)
                     task_sources.update({("task", t): None for t in watching})
         out: set[Guid] = set()
         for source in networks:
@@ -239,15 +234,12 @@ class OverlayPlanner:
             if not self._by_service.get((old.network_id, old.service_id), True):
                 del self._by_service[(old.network_id, old.service_id)]
             self._by_node.get(old.node_id, {}).pop(key, None)
-            self._by_name.get((old.network_id, old.service_name), {}).pop(key, None)
-            if not self._by_name.get((old.network_id, old.service_name), True):
-                del self._by_name[(old.network_id, old.service_name)]
         new = view.get(key)
         if isinstance(new, EndpointEntry):
             self._known[key] = new
             self._by_service.setdefault((new.network_id, new.service_id), {})[key] = None
             self._by_node.setdefault(new.node_id, {})[key] = None
-            self._by_name.setdefault((new.network_id, new.service_name), {})[key] = None
+        self._peers.move(key, _named(old), _named(new))
         return old
 
     # -- documents -------------------------------------------------------------------------------------------
@@ -307,7 +299,7 @@ class OverlayPlanner:
                     host_compute_network=guid_of("network", network_id),
                     mac_address=normal_mac(container_mac(address)),
                     ip_configurations=(IpConfiguration(address, prefix_of(network, address)),),
-                    policies=(_pa(node.provider_address if remote else self.provider_address),),
+                    policies=(provider(node.provider_address if remote else self.provider_address),),
                     flags=int(EndpointFlags.REMOTE) if remote else 0,
                 )
             )
@@ -328,7 +320,7 @@ class OverlayPlanner:
                 host_compute_network=guid_of("network", e.network_id),
                 mac_address=normal_mac(e.mac),
                 ip_configurations=(IpConfiguration(e.address, prefix_of(network, e.address)),),
-                policies=(_pa(node.provider_address),),
+                policies=(provider(node.provider_address),),
                 flags=int(EndpointFlags.REMOTE),
             )
         ]
@@ -339,7 +331,7 @@ class OverlayPlanner:
             members.discard(task_id)
             if not members:
                 self._tasks_of.pop(network_id, None)
-        self._watch(task_id, set())
+        self._peers.watch(task_id, set())
         local = tasks.get(task_id)
         if local is None:
             return []
@@ -366,16 +358,17 @@ class OverlayPlanner:
                     mac_address=normal_mac(container_mac(address)),
                     ip_configurations=(IpConfiguration(address, int(length)),),
                     routes=(Route(gateway, ANYWHERE),) if network_id == via else (),
-                    policies=(
-                        *self._endpoint_policies(local, network_id, network, published=network_id == via),
+                    policies=endpoint_policies(
+                        local,
+                        network_id,
+                        address,
+                        view,
+                        self._peers,
+                        provider_address=self.provider_address,
                         # (who comes back from its own VIP has the network's first gateway as its name)
-                        *self._acls(
-                            local,
-                            network,
-                            network.gateways[0] if network is not None else gateway,
-                            view,
-                            published=network_id == via,
-                        ),
+                        gateway=network.gateways[0] if network is not None else gateway,
+                        overlays=self._exceptions,
+                        published=network_id == via,
                     ),
                 )
             )
@@ -391,68 +384,6 @@ class OverlayPlanner:
                 )
             )
         return out
-
-    def _endpoint_policies(
-        self, local: LocalTask, network_id: str, network: NetworkEntry | None, *, published: bool
-    ) -> tuple[p.EndpointPolicy, ...]:
-        out: list[p.EndpointPolicy] = []
-        if network is not None:
-            out.append(_pa(self.provider_address))
-            out.append(p.EncapOverhead(p.EncapOverheadSettings(ENCAP_OVERHEAD)))
-            if not network.internal:
-                out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=self._exceptions)))
-        mtu = local.mtu.get(network_id, 0)
-        if mtu:
-            out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))
-        if published:
-            out += [
-                p.PortMapping(p.PortMappingSettings(PROTOCOLS[x.protocol], x.target_port, x.published_port))
-                for x in local.task.host_ports
-            ]
-        return tuple(out)
-
-    def _acls(
-        self, local: LocalTask, network: NetworkEntry | None, gateway: str, view: NetView, *, published: bool
-    ) -> tuple[p.Acl, ...]:
-        """What the service's policy means for its task's endpoint on `network`; none without a policy."""
-        t = local.task
-        entry = view.get(f"service/{network.id}/{t.service_id}") if network is not None else None
-        allowed = entry.allowed if isinstance(entry, ServiceEntry) else t.allowed
-        if network is None or allowed is None:
-            return ()
-        names = {name for item in allowed for name in item.services}
-        where = {(network.id, name) for name in names} | {HOSTS}
-        self._watch(t.task_id, self._watched.get(t.task_id, set()) | where)
-        ports = [(PROTOCOLS[x.protocol], x.target_port) for x in t.host_ports] if published else []
-        if isinstance(entry, ServiceEntry):
-            ports += [
-                (PROTOCOLS[x.protocol], x.target_port) for x in entry.ports if x.publish_mode == "ingress"
-            ]
-        return plan_acls(
-            allowed,
-            {
-                name: [self._known[key].address for key in self._by_name.get((network.id, name), ())]
-                for name in names
-            },
-            own_name=t.service_name,
-            gateway=gateway,
-            hosts=sorted(
-                n.addresses[network.id].split("/")[0] for n in view.of(NodeEntry) if network.id in n.addresses
-            ),
-            overlays=self._exceptions,
-            published=ports,
-        )
-
-    def _watch(self, task_id: str, names: set[tuple[str, str]]) -> None:
-        """Have changes of these services' endpoints bring up the task's ACLs."""
-        for where in self._watched.pop(task_id, set()) - names:
-            self._watching[where].discard(task_id)
-            if not self._watching[where]:
-                del self._watching[where]
-        for where in names:
-            self._watching.setdefault(where, set()).add(task_id)
-        if names:
-            self._watched[task_id] = names
 
     def _service(self, source: Source, view: NetView) -> list[Document]:
         _, network_id, service_id = source
@@ -476,9 +407,15 @@ class OverlayPlanner:
             host_compute_endpoints=tuple(members),
             source_vip=source_vip,
         )
+        spread = LoadBalancerPortMapping()
+        if entry.affinity:  # Windows has its own idea of how long
+            seconds = 0 if self.windows else entry.affinity
+            spread = LoadBalancerPortMapping(
+                distribution_type=int(Distribution.SOURCE_IP), affinity_seconds=seconds
+            )
         out: list[Document] = []
         if entry.vip:
-            every = LoadBalancerPortMapping(flags=int(PortMappingFlags.INTERNAL_LOAD_BALANCER))
+            every = msgspec.structs.replace(spread, flags=int(PortMappingFlags.INTERNAL_LOAD_BALANCER))
             out.append(
                 msgspec.structs.replace(
                     base,
@@ -490,14 +427,19 @@ class OverlayPlanner:
         for port in entry.ports:
             if port.publish_mode != "ingress" or not port.published_port:
                 continue
-            mapping = LoadBalancerPortMapping(PROTOCOLS[port.protocol], port.target_port, port.published_port)
+            mapping = msgspec.structs.replace(
+                spread,
+                protocol=PROTOCOLS[port.protocol],
+                internal_port=port.target_port,
+                external_port=port.published_port,
+            )
             guid = guid_of("port", network_id, service_id, port.protocol, str(port.published_port))
             out.append(msgspec.structs.replace(base, id=guid, port_mappings=(mapping,)))
         return out
 
 
-def _pa(address: str) -> p.ProviderAddress:
-    return p.ProviderAddress(p.ProviderAddressSettings(address))
+def _named(e: Entry | None) -> tuple[str, str, str] | None:
+    return (e.network_id, e.service_name, e.address) if isinstance(e, EndpointEntry) else None
 
 
 @lru_cache(maxsize=4096)

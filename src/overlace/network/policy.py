@@ -1,45 +1,55 @@
-"""From who may connect (names, addresses, ingress) to the ACL policies of one endpoint. Pure.
+"""From who may connect to whom (names, addresses, the outside) to the ACL policies of one endpoint. Pure.
 
 Owns the priorities and what each item means as ACLs; the same go to Windows' HNS and to ours. Must not know the
 view's bookkeeping nor VFP.
 
-In order of priority: named services and addresses are allowed; for `ingress`, the hosts' own addresses are allowed
-(a Windows host translates a client's address to its own), overlay networks are not, everything else is; the rest is
-blocked. What the endpoint opens itself is not restricted.
+A connection between two services must be allowed by the receiver's `allow-from` and by the sender's `allow-to`, and both
+ends' endpoints get ACLs that say so: the sender's host refuses it before it crosses the underlay, the receiver's does
+not depend on that. In order of priority: what named services may do; services that restrict it otherwise are blocked;
+addresses; for the outside, the hosts' own addresses (a Windows host translates a client's address to its own), then
+overlay networks are blocked and everything else is allowed; the rest is blocked where the endpoint has a policy of its
+own for that direction, and allowed where it has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, collapse_addresses
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Literal
 
-from overlace.model.policy import Allowed
+import msgspec
+
+from overlace.model.policy import Items, holds, meet
 from overlace.network.hns import policies as p
+from overlace.network.hns.acl import MAX_ADDRESSES
 
-LISTED, HOSTS, OVERLAYS, OUTSIDE, REST = 1000, 2000, 3000, 4000, 65500
+LISTED, PEERS, ADDRESSES, BY_HOSTS, OVERLAYS, OUTSIDE, REST = 1000, 1200, 1500, 2000, 3000, 4000, 65500
 ANY = "256"
+HOSTS = ("", "")  # what a task watches to hear of hosts' addresses
+What = tuple[int, str]  # protocol (0: any), ports of the receiver ("": any)
+Way = Literal["In", "Out"]
 
 
-def _acl(
-    action: Literal["Allow", "Block"],
-    direction: Literal["In", "Out"],
-    priority: int,
-    remote: Iterable[str] = (),
-    protocol: int = 0,
-    ports: str = "",
-) -> p.Acl:
-    return p.Acl(
-        p.AclSettings(
-            action=action,
-            direction=direction,
-            protocols=str(protocol) if protocol else ANY,
-            remote_addresses=",".join(remote),
-            local_ports=ports,
-            rule_type="Switch",
-            priority=priority,
+class Party(msgspec.Struct, frozen=True, kw_only=True):
+    """A service on one network; `allowed` and `allowed_to` as in its entry of the view."""
+
+    name: str
+    addresses: tuple[str, ...] = ()  # of its tasks on this network
+    vip: str = ""
+    allowed: Items | None = None
+    allowed_to: Items | None = None
+
+    @property
+    def restricts(self) -> bool:
+        return self.allowed is not None or self.allowed_to is not None
+
+    def or_else(self, default: Party) -> Party:
+        """With the default's policies where it has none."""
+        return msgspec.structs.replace(
+            self,
+            allowed=default.allowed if self.allowed is None else self.allowed,
+            allowed_to=default.allowed_to if self.allowed_to is None else self.allowed_to,
         )
-    )
 
 
 def shorten(addresses: Iterable[str]) -> list[str]:
@@ -47,48 +57,220 @@ def shorten(addresses: Iterable[str]) -> list[str]:
     return [str(n) for n in collapse_addresses(IPv4Network(a) for a in addresses)]
 
 
+class _Acls:
+    """ACLs of one direction as they come, same ones once. `way`: In has the container's ports as local ones."""
+
+    def __init__(self, way: Way) -> None:
+        self.way = way
+        self.made: dict[p.Acl, None] = {}
+
+    def add(
+        self,
+        action: Literal["Allow", "Block"],
+        priority: int,
+        remote: Sequence[str] = (),
+        what: What = (0, ""),
+    ) -> None:
+        protocol, ports = what
+        for i in range(0, max(len(remote), 1), MAX_ADDRESSES):
+            settings = p.AclSettings(
+                action=action,
+                direction=self.way,
+                protocols=str(protocol) if protocol else ANY,
+                remote_addresses=",".join(remote[i : i + MAX_ADDRESSES]),
+                local_ports=ports if self.way == "In" else "",
+                remote_ports=ports if self.way == "Out" else "",
+                rule_type="Switch",
+                priority=priority,
+            )
+            self.made[p.Acl(settings)] = None
+
+
 def plan_acls(
-    allowed: Sequence[Allowed],
-    members: Mapping[str, Sequence[str]],
+    own: Party,
+    address: str,
+    peers: Sequence[Party],
     *,
-    own_name: str,
     gateway: str,
     hosts: Sequence[str],
     overlays: Sequence[str],
     published: Sequence[tuple[int, int]],
 ) -> tuple[p.Acl, ...]:
-    """ACLs of an endpoint whose service allows `allowed`.
+    """ACLs of the endpoint with `address` of service `own`; none when nobody restricts anything.
 
-    `members`: addresses on this network by service name. `own_name`, `gateway`: a task that meets itself behind its own
-    VIP comes from the gateway's address. `hosts`: the hosts' own addresses on this network. `overlays`: subnets of
-    overlay networks. `published`: (protocol, port of the container) reached from outside by this endpoint.
+    `peers`: services on this network that restrict who speaks with them or that `own` names; `own` among them when its
+    tasks speak to each other. `gateway`: a task that meets itself behind its own VIP comes from this address. `hosts`:
+    the hosts' own addresses on this network. `overlays`: subnets of overlay networks. `published`: (protocol, port of
+    the container) reached from outside by this endpoint.
     """
-    out: list[p.Acl] = []
-    outside: dict[tuple[int, str], None] = {}
-    for item in allowed:
-        if item.ingress:
-            for protocol, port in published:
-                if item.protocol in (0, protocol) and _within(port, item.ports):
-                    outside[(protocol, str(port))] = None
+    if not own.restricts and not any(peer.restricts for peer in peers):
+        return ()
+    into, out = _Acls("In"), _Acls("Out")
+    _between(into, own, (address,), peers, gateway)
+    _between(out, own, (address, own.vip) if own.vip else (address,), peers, "")
+    if own.allowed is not None:
+        outside = {
+            (protocol, str(port)): None
+            for item in own.allowed
+            if item.outside
+            for protocol, port in published
+            if item.protocol in (0, protocol) and holds(item.ports, port)
+        }
+        for what in outside:
+            if hosts:
+                into.add("Allow", BY_HOSTS, shorten(hosts), what)
+        if outside and overlays:
+            into.add("Block", OVERLAYS, shorten(overlays))
+        for what in outside:
+            into.add("Allow", OUTSIDE, (), what)
+    if own.allowed_to is not None:
+        items = [item for item in own.allowed_to if item.outside]
+        if items and overlays:
+            out.add("Block", OVERLAYS, shorten(overlays))
+        for item in items:
+            out.add("Allow", OUTSIDE, (), (item.protocol, item.ports))
+    into.add("Allow" if own.allowed is None else "Block", REST)
+    out.add("Allow" if own.allowed_to is None else "Block", REST)
+    return (*into.made, *out.made)
+
+
+def _between(acls: _Acls, own: Party, mine: tuple[str, ...], peers: Sequence[Party], gateway: str) -> None:
+    """What may pass between the endpoint, whose addresses are `mine`, and other services' tasks."""
+    into = acls.way == "In"
+    items = own.allowed if into else own.allowed_to
+    granted: dict[What, dict[str, None]] = {}
+    closed: dict[str, None] = {}
+    for peer in peers:
+        theirs = peer.allowed_to if into else peer.allowed
+        addresses = [*peer.addresses, *([peer.vip] if peer.vip and not into else [])]
+        if peer.name == own.name and gateway:
+            addresses.append(gateway)
+        if not addresses:
             continue
-        remote = [item.cidr] if item.cidr else [a for name in item.services for a in members.get(name, ())]
-        if own_name in item.services and gateway:
-            remote.append(gateway)
-        if remote:
-            out.append(_acl("Allow", "In", LISTED, shorten(remote), item.protocol, item.ports))
-    if outside:
-        if hosts:
-            out += [_acl("Allow", "In", HOSTS, shorten(hosts), *what) for what in outside]
-        if overlays:
-            out.append(_acl("Block", "In", OVERLAYS, shorten(overlays)))
-        out += [_acl("Allow", "In", OUTSIDE, (), *what) for what in outside]
-    out.append(_acl("Block", "In", REST))
-    out.append(_acl("Allow", "Out", LISTED))
-    return tuple(dict.fromkeys(out))
+        if theirs is not None:
+            closed |= dict.fromkeys(addresses)
+        for where, what in _named(items, peer.name, addresses, anyone=theirs is not None):
+            for other in _grants(theirs, own.name, mine):
+                both = _meet(what, other)
+                if both is not None:
+                    granted.setdefault(both, {}).update(dict.fromkeys(where))
+    for what, found in sorted(granted.items()):
+        acls.add("Allow", LISTED, shorten(found), what)
+    if closed:
+        acls.add("Block", PEERS, shorten(closed))
+    for item in items or ():
+        if item.cidr:
+            acls.add("Allow", ADDRESSES, (item.cidr,), (item.protocol, item.ports))
 
 
-def _within(port: int, ports: str) -> bool:
-    if not ports:
-        return True
-    low, dash, high = ports.partition("-")
-    return int(low) <= port <= int(high if dash else low)
+def _named(
+    items: Items | None, name: str, addresses: Sequence[str], *, anyone: bool
+) -> list[tuple[list[str], What]]:
+    """Which of a peer's addresses the endpoint's own items allow. `anyone`: the peer restricts, so that items without its
+    name count too (else they are ACLs of their own)."""
+    if items is None:
+        return [(list(addresses), (0, ""))] if anyone else []
+    out = []
+    for item in items:
+        if name in item.services:
+            out.append((list(addresses), (item.protocol, item.ports)))
+        elif item.cidr and anyone:
+            out.append(([a for a in addresses if _in(a, item.cidr)], (item.protocol, item.ports)))
+    return [found for found in out if found[0]]
+
+
+def _grants(items: Items | None, name: str, addresses: Sequence[str]) -> list[What]:
+    """What the other side's items allow with service `name` at any of `addresses`."""
+    if items is None:
+        return [(0, "")]
+    return [
+        (item.protocol, item.ports)
+        for item in items
+        if name in item.services or (item.cidr and any(_in(a, item.cidr) for a in addresses))
+    ]
+
+
+def _in(address: str, cidr: str) -> bool:
+    return IPv4Address(address) in IPv4Network(cidr)
+
+
+def _meet(a: What, b: What) -> What | None:
+    if a[0] and b[0] and a[0] != b[0]:
+        return None
+    ports = meet(a[1], b[1])
+    return None if ports is None else (a[0] or b[0], ports)
+
+
+class Peers:
+    """Who is on which network under which name, and which local tasks' ACLs depend on whom.
+
+    Follows the view's endpoint and service entries; `parties` is what `plan_acls` needs of them.
+    """
+
+    def __init__(self) -> None:
+        self._by_name: dict[
+            tuple[str, str], dict[str, str]
+        ] = {}  # (network, service) -> address by endpoint key
+        self._parties: dict[
+            str, dict[str, Party]
+        ] = {}  # network -> services as last seen, by id, no addresses
+        self._watching: dict[tuple[str, str], set[str]] = {}  # (network, service) -> local tasks that name it
+        self._watched: dict[str, set[tuple[str, str]]] = {}  # the same by task
+
+    def move(self, key: str, old: tuple[str, str, str] | None, new: tuple[str, str, str] | None) -> None:
+        """An endpoint's (network, service name, address) changed."""
+        if old is not None:
+            members = self._by_name.get(old[:2], {})
+            members.pop(key, None)
+            if not members:
+                self._by_name.pop(old[:2], None)
+        if new is not None:
+            self._by_name.setdefault(new[:2], {})[key] = new[2]
+
+    def note(self, network_id: str, service_id: str, party: Party | None) -> tuple[set[str], bool]:
+        """A service came, changed or went (None): local tasks whose ACLs follow that, and whether those of every task
+        on the network do."""
+        there = self._parties.setdefault(network_id, {})
+        old = there.pop(service_id, None)
+        if party is not None:
+            there[service_id] = party
+        if not there:
+            del self._parties[network_id]
+        if old == party:
+            return set(), False
+        both = [one for one in (old, party) if one is not None]
+        tasks = {t for one in both for t in self.watchers(network_id, one.name)}
+        return tasks, any(one.restricts for one in both)
+
+    def parties(self, network_id: str, names: Iterable[str], default: Party) -> list[Party]:
+        """Services of the network that restrict, or that are named, with their tasks' addresses. `default`: the network's
+        own policy, for services without one."""
+        found = {party.name: party.or_else(default) for party in self._parties.get(network_id, {}).values()}
+        wanted = {n: found.get(n) or msgspec.structs.replace(default, name=n) for n in names}
+        wanted |= {n: party for n, party in found.items() if party.restricts}
+        return [
+            msgspec.structs.replace(party, addresses=tuple(self._by_name.get((network_id, n), {}).values()))
+            for n, party in sorted(wanted.items())
+        ]
+
+    def watch(self, task_id: str, names: set[tuple[str, str]]) -> None:
+        """Have changes of these services' endpoints bring up the task's ACLs."""
+        for where in self._watched.pop(task_id, set()) - names:
+            self._watching[where].discard(task_id)
+            if not self._watching[where]:
+                del self._watching[where]
+        for where in names:
+            self._watching.setdefault(where, set()).add(task_id)
+        if names:
+            self._watched[task_id] = names
+
+    def watch_also(self, task_id: str, names: set[tuple[str, str]]) -> None:
+        self.watch(task_id, self._watched.get(task_id, set()) | names)
+
+    def watchers(self, network_id: str, name: str) -> set[str]:
+        return self._watching.get((network_id, name), set())
+
+
+def names_of(*items: Items | None) -> set[str]:
+    """Every service the items name."""
+    return {name for some in items for item in some or () for name in item.services}

@@ -17,7 +17,7 @@ import structlog
 
 from overlace.model.errors import Unavailable
 from overlace.network.base import TaskNetwork
-from overlace.network.overlay import LocalTask
+from overlace.network.endpoints import LocalTask
 
 log = structlog.get_logger(__name__)
 

@@ -297,9 +297,9 @@ async def test_a_policy_that_does_not_name_the_sender(swarm: Swarm) -> None:
     assert (await swarm.trace("db", "order")).broken is None
     t = await swarm.trace("web", "order")
     where, reason, remedy = broken(t)
-    assert where == "win" and "an ACL of priority 65500 blocks it" in reason  # a Windows host's documents
-    assert remedy.startswith("the label overlace.policy.allow-from of order does not let it in")
-    assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID IN FW_ACL_IN/ACL_IN")
+    assert where == "one" and "an ACL of priority 1200 blocks it" in reason, "it never crosses the underlay"
+    assert remedy.startswith("the label overlace.policy.allow-from of order does not let web in")
+    assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID OUT FW_ACL_OUT/ACL_OUT")
 
 
 async def test_a_windows_host_without_its_own_address_balances_nothing(swarm: Swarm) -> None:

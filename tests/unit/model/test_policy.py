@@ -5,29 +5,36 @@ from __future__ import annotations
 import pytest
 
 from overlace.model.errors import InvalidArgument
-from overlace.model.policy import Allowed, allow_from, check_policy_labels, parse_allow_from
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Allowed, check_policy_labels, parse_items, read_policy
 
 LABEL = "overlace.policy.allow-from"
 
 
 def test_items() -> None:
-    assert parse_allow_from(" web , ingress:tcp/80,10.0.0.0/8:udp/53-54, 192.0.2.7:icmp,db:tcp") == (
+    assert parse_items(ALLOW_FROM, " web , ingress:tcp/80,10.0.0.0/8:udp/53-54, 192.0.2.7:icmp,db:tcp") == (
         Allowed(services=("web",)),
-        Allowed(ingress=True, protocol=6, ports="80"),
+        Allowed(outside=True, protocol=6, ports="80"),
         Allowed(cidr="10.0.0.0/8", protocol=17, ports="53-54"),
         Allowed(cidr="192.0.2.7/32", protocol=1),
         Allowed(services=("db",), protocol=6),
     )
-    assert parse_allow_from("none") == ()
-    assert parse_allow_from("web", "shop") == (Allowed(services=("web", "shop_web")),)
-    assert allow_from({}) is None
-    assert allow_from({LABEL: "web", "com.docker.stack.namespace": "shop"}) == parse_allow_from("web", "shop")
+    assert parse_items(ALLOW_FROM, "none") == ()
+    assert parse_items(ALLOW_TO, "internet:tcp/443, web") == (
+        Allowed(outside=True, protocol=6, ports="443"),
+        Allowed(services=("web",)),
+    )
+    assert parse_items(ALLOW_FROM, "web", "shop") == (Allowed(services=("web", "shop_web")),)
+    assert read_policy(ALLOW_FROM, {}) is None
+    assert read_policy(ALLOW_FROM, {LABEL: "web", "com.docker.stack.namespace": "shop"}) == parse_items(
+        ALLOW_FROM, "web", "shop"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "is empty: name who may connect, such as web or ingress:tcp/80, or write none"),
+        ("internet", "internet belongs to the other label; here it is ingress"),
         ("web,", "item 2 '': name a service, ingress or an address"),
         ("web,none", "item 2 'none': none stands alone"),
         ("web:", "a protocol is missing after the colon, for example tcp/80"),
@@ -45,7 +52,7 @@ def test_items() -> None:
 )
 def test_refusals_name_the_item_and_the_remedy(text: str, words: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        parse_allow_from(text)
+        parse_items(ALLOW_FROM, text)
     assert f"label {LABEL}" in refused.value.message and words in refused.value.message
 
 
@@ -56,6 +63,6 @@ def test_labels_that_would_do_nothing_are_refused() -> None:
         return refused.value.message
 
     check_policy_labels({LABEL: "web", "other": ""}, ["maker"], reachable=True)
-    assert f"{LABEL} is" in refusal({"overlace.policy.allowfrom": "web"})
+    assert f"{LABEL} and overlace.policy.allow-to are" in refusal({"overlace.policy.allowfrom": "web"})
     assert "put it on the service" in refusal({}, (LABEL,))
     assert "--network" in refusal({LABEL: "web"}, reachable=False)

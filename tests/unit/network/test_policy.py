@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from overlace.model.policy import parse_allow_from
+from overlace.model.policy import ALLOW_FROM, parse_items
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import MAX_ADDRESSES, MAX_RULES, parse_acl, tiers_of
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, encode, parse
@@ -23,7 +23,7 @@ BACK = guid_of("endpoint", "back", "t1")
 def guarded(text: str | None, windows: bool = False) -> World:
     """db runs here on `back` and `ingress`, published at 8080 (its port 80); web elsewhere."""
     w = shop()
-    allowed = None if text is None else parse_allow_from(text)
+    allowed = None if text is None else parse_items(ALLOW_FROM, text)
     w.change(
         put=(
             msgspec.structs.replace(service("db", "back", "10.0.1.5"), allowed=allowed),
@@ -85,7 +85,7 @@ def test_a_policy_changes_and_goes() -> None:
     w = guarded("none")
     assert from_peer(w, "10.0.1.10").action == "drop"
     entry = service("db", "back", "10.0.1.5")
-    w.change(put=(msgspec.structs.replace(entry, allowed=parse_allow_from("10.0.1.8/29")),))
+    w.change(put=(msgspec.structs.replace(entry, allowed=parse_items(ALLOW_FROM, "10.0.1.8/29")),))
     assert [from_peer(w, a).action for a in ("10.0.1.10", "10.0.1.16")] == ["deliver", "drop"]
     w.change(put=(entry,))
     assert from_peer(w, "10.0.1.16").action == "deliver"
@@ -113,7 +113,7 @@ def test_a_task_behind_its_own_vip() -> None:
 def test_a_service_that_goes_leaves_its_tasks_guarded() -> None:
     w = guarded("web")
     t = w.tasks["t1"].task
-    w.run(msgspec.structs.replace(t, allowed=parse_allow_from("web")))
+    w.run(msgspec.structs.replace(t, allowed=parse_items(ALLOW_FROM, "web")))
     w.change(remove=("service/back/db", "service/ingress/db"))
     assert [from_peer(w, a).action for a in ("10.0.1.10", "10.0.1.11")] == ["deliver", "drop"]
 
@@ -132,7 +132,10 @@ def test_windows_gets_the_same_documents() -> None:
         "RuleType": "Switch",
         "Priority": 1000,
     } in acls
-    assert acls[-2]["Action"] == "Block" and acls[-2]["Priority"] == 65500
+    assert [(a["Action"], a["Direction"]) for a in acls if a["Priority"] == 65500] == [
+        ("Block", "In"),
+        ("Allow", "Out"),
+    ]
     assert parse("endpoint", encode(e)) == e
 
 

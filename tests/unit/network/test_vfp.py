@@ -7,7 +7,7 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlace.model.policy import parse_allow_from
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, parse_items
 from overlace.network.linux.maps import REASONS
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.compile import compile_all
@@ -151,21 +151,30 @@ policies = st.sampled_from(
     [
         None,
         (),
-        parse_allow_from("web"),
-        parse_allow_from("db:tcp/80, ingress"),
-        parse_allow_from("10.0.1.0/30:udp, 10.0.0.0/25, ingress:tcp/81-90"),
-        parse_allow_from("web:tcp/8000-9001, db:icmp"),
+        parse_items(ALLOW_FROM, "web"),
+        parse_items(ALLOW_FROM, "db:tcp/80, ingress"),
+        parse_items(ALLOW_FROM, "10.0.1.0/30:udp, 10.0.0.0/25, ingress:tcp/81-90"),
+        parse_items(ALLOW_FROM, "web:tcp/8000-9001, db:icmp"),
+    ]
+)
+policies_to = st.sampled_from(
+    [
+        None,
+        None,
+        (),
+        parse_items(ALLOW_TO, "web:tcp"),
+        parse_items(ALLOW_TO, "10.0.1.8/29, internet:tcp/80, db:udp"),
     ]
 )
 change = st.one_of(
     st.tuples(st.just("endpoint"), nets, slots, st.booleans(), st.sampled_from([ME, OTHER])),
     st.tuples(st.just("no endpoint"), nets, slots),
-    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans(), policies),
+    st.tuples(st.just("service"), nets, services, st.booleans(), st.booleans(), policies, policies_to),
     st.tuples(st.just("no service"), nets, services),
     st.tuples(st.just("run"), slots, st.lists(nets, max_size=3, unique=True), st.booleans()),
     st.tuples(st.just("stop"), slots),
     st.tuples(st.just("no network"), nets),
-    st.tuples(st.just("network"), nets),
+    st.tuples(st.just("network"), nets, st.sampled_from([None, None, (), parse_items(ALLOW_FROM, "web")])),
     st.tuples(st.just("node"), st.sampled_from([PA, "172.28.1.13", None])),
 )
 
@@ -183,11 +192,11 @@ def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
             )
         case "no endpoint", net, slot:
             w.change(remove=(f"endpoint/{net}/t{slot}",))
-        case "service", net, svc, vip, published, allowed:
+        case "service", net, svc, vip, published, allowed, allowed_to:
             number = {"web": 0, "db": 1}[svc]
             ports = (port(80, 8000 + number),) if published and net == "ingress" else ()
             entry = service(svc, net, f"10.0.{THIRD[net]}.{100 + number}" if vip else "", *ports)
-            w.change(put=(msgspec.structs.replace(entry, allowed=allowed),))
+            w.change(put=(msgspec.structs.replace(entry, allowed=allowed, allowed_to=allowed_to),))
         case "no service", net, svc:
             w.change(remove=(f"service/{net}/{svc}",))
         case "run", slot, where, published:
@@ -212,8 +221,9 @@ def play(w: World, c: tuple) -> None:  # type: ignore[type-arg]
             w.stop(f"t{slot}")
         case "no network", net:
             w.change(remove=(f"network/{net}",))
-        case "network", net:
-            w.change(put=(next(n for n in NETS if n.name == net),))
+        case "network", net, allowed:
+            found = next(n for n in NETS if n.name == net)
+            w.change(put=(msgspec.structs.replace(found, allowed=allowed),))
         case "node", None:
             w.change(remove=(f"node/{OTHER}",))
         case "node", address:

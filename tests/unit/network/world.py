@@ -14,9 +14,10 @@ from overlace.model.netview import (
 from overlace.model.objects import NetworkAttachment
 from overlace.model.specs import PortConfig
 from overlace.network.base import TaskNetwork
+from overlace.network.endpoints import LocalTask
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
-from overlace.network.overlay import LocalTask, OverlayPlanner
+from overlace.network.overlay import OverlayPlanner
 from overlace.network.vfp.compile import Compiler
 from overlace.network.vfp.tables import Tables
 

@@ -16,6 +16,7 @@ from overlace.manager.control.names import check_dns_name
 from overlace.manager.control.words import unsupported
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument
 from overlace.model.objects import Cluster, Network, Service
+from overlace.model.policy import check_network_labels
 from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamConfig, NetworkSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
@@ -73,6 +74,7 @@ def _check_unused(view: View, network: Network) -> None:
 def check_network(spec: NetworkSpec) -> None:
     """Raises InvalidArgument or Unimplemented for the first thing wrong with the spec itself."""
     check_dns_name(spec.name)
+    check_network_labels(spec.labels)
     if spec.driver not in ("", "overlay"):
         raise unsupported(
             f"network driver {spec.driver}", "networks of a swarm are overlays (--driver overlay)"

@@ -33,6 +33,7 @@ from overlace.model.specs import (
     TaskSpec,
     UpdateConfig,
 )
+from overlace.model.traffic import check_traffic_labels
 
 _MIN_NANO_CPUS = 1_000_000
 _MIN_MEMORY = 4 * 1024 * 1024
@@ -74,6 +75,11 @@ def _check_policy(spec: ServiceSpec) -> None:
         container.labels if container is not None else (),
         reachable=bool(spec.task_template.networks or spec.networks)
         or any(p.publish_mode != "host" for p in ports),
+    )
+    check_traffic_labels(
+        spec.labels,
+        container.labels if container is not None else (),
+        mode=spec.endpoint_spec.mode if spec.endpoint_spec is not None else "",
     )
 
 

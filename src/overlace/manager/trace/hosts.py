@@ -12,11 +12,12 @@ from overlace.model.netview import NetView
 from overlace.model.objects import Node, Task
 from overlace.model.states import NodeState
 from overlace.network.base import TaskNetwork
+from overlace.network.endpoints import LocalTask
 from overlace.network.hns.documents import Guid, HostComputeEndpoint
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.state import State
-from overlace.network.overlay import LocalTask, OverlayPlanner, guid_of
+from overlace.network.overlay import OverlayPlanner, guid_of
 from overlace.store.base import View
 
 

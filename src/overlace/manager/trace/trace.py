@@ -26,8 +26,9 @@ from overlace.manager.trace.walk import End, Walk, show_packet
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.specs import PortConfig
+from overlace.network.endpoints import LOCAL_NETWORK
 from overlace.network.names import Names, lookup
-from overlace.network.overlay import LOCAL_NETWORK, gateway_network, guid_of
+from overlace.network.overlay import gateway_network, guid_of
 from overlace.network.vfp.model import Packet, within
 from overlace.network.vfp.tables import Backend
 from overlace.store.base import View

@@ -13,11 +13,15 @@ import msgspec
 from overlace.manager.trace.answer import PROTOCOLS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.model.objects import Task
-from overlace.model.policy import ALLOW_FROM
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO
 from overlace.model.states import NodeState, TaskState
+from overlace.network.endpoints import ENCAP_OVERHEAD
 from overlace.network.hns import policies as p
-from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
-from overlace.network.overlay import ENCAP_OVERHEAD
+from overlace.network.hns.documents import (
+    HostComputeEndpoint,
+    HostComputeLoadBalancer,
+    HostComputeNetwork,
+)
 from overlace.network.vfp.compile import compile_network
 from overlace.network.vfp.layers import network_by_vni
 from overlace.network.vfp.model import HOST_PORT, Packet, within
@@ -237,9 +241,16 @@ class Walk:
         if step is not None and step.layer.startswith("FW_"):
             task = host.tasks.get(step.port)
             name = task.service_name if task is not None else "the service"
+            where = "(docker service inspect shows what it holds; overlace policy show shows all)"
+            if step.direction == "IN":
+                return (
+                    f"the label {ALLOW_FROM} of {name} does not let it in, or {ALLOW_TO} of the sender does not let it "
+                    f"out: docker service update --label-add {ALLOW_FROM}=... {name} {where}"
+                )
+            peer = _service_at(host, verdict.vni, packet.dst) or "the receiver"
             return (
-                f"the label {ALLOW_FROM} of {name} does not let it in: docker service update "
-                f"--label-add {ALLOW_FROM}=... {name} (docker service inspect shows what it holds)"
+                f"the label {ALLOW_FROM} of {peer} does not let {name} in, or {ALLOW_TO} of {name} does not let it out: "
+                f"docker service update --label-add {ALLOW_FROM}=... {peer} {where}"
             )
         if step is not None and step.layer.startswith("SLB_"):
             return "docker service ps --no-trunc says what keeps its tasks from running"
@@ -265,6 +276,19 @@ class Walk:
 
 def _says(step: Step, reason: str) -> bool:
     return reason in step.effect
+
+
+def _service_at(host: Host, vni: int, address: str) -> str:
+    """The service behind a VIP or a task's address, as the host's documents name it; empty: nobody's."""
+    network = network_by_vni(vni, host.state)
+    if network is None:
+        return ""
+    for guid in host.state.network_balancers.get(network.id, ()):
+        lb = host.state.get(guid, HostComputeLoadBalancer)
+        if lb is not None and address in lb.frontend_vips:
+            return lb.name
+    e = host.state.get(host.state.by_address.get((network.id, address), ""), HostComputeEndpoint)
+    return e.name.rsplit(".", 2)[0] if e is not None else ""
 
 
 def _mtu(host: Host) -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 import msgspec
 
+from overlace.model.traffic import DEFAULT_AFFINITY
 from overlace.network.hns import policies as p
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.spelling import colon_mac, normal_guid, normal_mac, normal_members, refusal
@@ -87,9 +88,6 @@ class Distribution(IntEnum):
     SourceIPProtocol = 1
     SOURCE_IP = 2
     SourceIP = 2
-
-
-DEFAULT_AFFINITY = 10800  # seconds, as Kubernetes' ClientIP affinity has it
 
 
 class SubnetFlags(IntFlag):

@@ -1,0 +1,216 @@
+"""`overlace policy`: who may speak to whom, of all services, as one file.
+
+Owns the file's form and which services' labels an apply changes (`plan_changes`, pure). The labels are the truth
+(docs/policy.md) and the manager judges them; this is a way to write many at once and to read them together.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import yaml
+
+from overlace.cli.asking import host_option
+from overlace.cli.engine import Engine, EngineError
+from overlace.model.errors import InvalidArgument, NotFound, OverlaceError
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, STACK, parse_items
+from overlace.model.traffic import AFFINITY, EGRESS, parse_affinity, parse_egress_limit
+
+MEMBERS = {
+    "allow-from": ALLOW_FROM,
+    "allow-to": ALLOW_TO,
+    "session-affinity": AFFINITY,
+    "egress-limit": EGRESS,
+}
+LISTS = ("allow-from", "allow-to")
+ATTEMPTS = 5
+Wanted = dict[str, dict[str, str | None]]  # label values by service; None: the label goes
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Labels of one service as they shall be."""
+
+    service: str
+    labels: dict[str, str]
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+def read_file(text: str, where: str = "the file") -> Wanted:
+    """Raises InvalidArgument naming the place and the remedy."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise InvalidArgument(f"{where}: {' '.join(str(e).split())}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("services"), dict):
+        raise InvalidArgument(f"{where}: it must begin with services: and hold one member per service")
+    for other in document:
+        if other == "networks":
+            raise InvalidArgument(
+                f"{where}: networks: a network's labels are given when it is made: "
+                f"docker network create --label {ALLOW_FROM}=none NAME"
+            )
+        if other != "services":
+            raise InvalidArgument(f"{where}: {other}: is not known; services: is")
+    out: Wanted = {}
+    for service, members in document["services"].items():
+        if not isinstance(members, dict):
+            raise InvalidArgument(f"{where}: services.{service}: give {', '.join(MEMBERS)}")
+        for name in members:
+            if name not in MEMBERS:
+                known = ", ".join(MEMBERS)
+                raise InvalidArgument(f"{where}: services.{service}.{name} is not known; {known} are")
+        out[str(service)] = {
+            MEMBERS[name]: _value(f"{where}: services.{service}.{name}", name, value)
+            for name, value in members.items()
+        }
+    return out
+
+
+def _value(place: str, name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, list) and name in LISTS and all(isinstance(x, str) for x in value):
+        text = ", ".join(value) or "none"
+    elif isinstance(value, str):
+        text = value
+    else:
+        form = "a text or a list of texts" if name in LISTS else "a text"
+        raise InvalidArgument(f"{place}: {value!r} is neither {form} nor null")
+    try:
+        if name in LISTS:
+            parse_items(MEMBERS[name], text)
+        else:
+            {"session-affinity": parse_affinity, "egress-limit": parse_egress_limit}[name](text)
+    except InvalidArgument as e:
+        raise InvalidArgument(f"{place}: {e.message}") from None
+    return text
+
+
+def plan_changes(wanted: Wanted, services: Mapping[str, Mapping[str, str]], *, prune: bool) -> list[Change]:
+    """`services`: labels by name. A name may leave its stack's out when only one stack has it. `prune`: labels of
+    services and members that `wanted` does not name go. Raises NotFound, InvalidArgument."""
+    named: dict[str, dict[str, str | None]] = {}
+    for text, labels in wanted.items():
+        name = _find(text, services)
+        if name in named:
+            raise InvalidArgument(f"service {name} is named twice, once as {text}: keep one")
+        named[name] = labels
+    out = []
+    for name, have in sorted(services.items()):
+        asked = named.get(name, {})
+        gone = {label for label, value in asked.items() if value is None}
+        if prune:
+            gone |= {label for label in MEMBERS.values() if label not in asked}
+        after = {k: v for k, v in have.items() if k not in gone}
+        after |= {label: value for label, value in asked.items() if value is not None}
+        if after != have:
+            added = tuple(f"{k}={v}" for k, v in sorted(after.items()) if have.get(k) != v)
+            removed = tuple(sorted(k for k in have if k not in after))
+            out.append(Change(name, after, added, removed))
+    return out
+
+
+def _find(text: str, services: Mapping[str, Mapping[str, str]]) -> str:
+    if text in services:
+        return text
+    found = [
+        name for name, labels in services.items() if STACK in labels and name == f"{labels[STACK]}_{text}"
+    ]
+    if not found:
+        raise NotFound(f"service {text} not found: make it first, its policy is part of it")
+    if len(found) > 1:
+        raise InvalidArgument(f"service {text} is in several stacks: write {' or '.join(sorted(found))}")
+    return found[0]
+
+
+def show_policies(services: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The document `apply` takes, of the labels there are."""
+    out: dict[str, Any] = {}
+    for name, labels in sorted(services.items()):
+        members: dict[str, Any] = {}
+        for member, label in MEMBERS.items():
+            if label in labels:
+                text = labels[label]
+                split = (
+                    [item.strip() for item in text.split(",")] if member in LISTS and text != "none" else text
+                )
+                members[member] = split
+        if members:
+            out[name] = members
+    return {"services": out}
+
+
+def _services(engine: Engine) -> dict[str, dict[str, str]]:
+    found = _call(engine, "GET", "/services")
+    return {s["Spec"]["Name"]: dict(s["Spec"].get("Labels") or {}) for s in found}
+
+
+def _call(engine: Engine, method: str, url: str, body: object = None) -> Any:
+    try:
+        return engine.call(method, url, body)
+    except EngineError as error:
+        raise OverlaceError(error.text or error.message) from None
+
+
+def _set_labels(engine: Engine, change: Change) -> None:
+    """Write the labels into the service's newest spec; somebody else may be changing it as well."""
+    ours: Sequence[str] = tuple(MEMBERS.values())
+    for attempt in range(ATTEMPTS):
+        found = _call(engine, "GET", f"/services/{change.service}")
+        spec = found["Spec"]
+        kept = {k: v for k, v in (spec.get("Labels") or {}).items() if k not in ours}
+        spec["Labels"] = kept | {k: v for k, v in change.labels.items() if k in ours}
+        version = found["Version"]["Index"]
+        try:
+            engine.call("POST", f"/services/{found['ID']}/update?version={version}", spec)
+            return
+        except EngineError as error:
+            if "out of sequence" not in error.text or attempt == ATTEMPTS - 1:
+                raise OverlaceError(f"{change.service}: {error.text or error.message}") from None
+
+
+@click.group()
+def policy() -> None:
+    """Who may speak to whom: the overlace.policy labels of all services as one file."""
+
+
+@policy.command("show")
+@host_option
+def show(host: str) -> None:
+    """Print the policies there are, in the form `apply` takes."""
+    document = show_policies(_services(Engine.of_user(host)))
+    click.echo(yaml.safe_dump(document, sort_keys=False, default_flow_style=False), nl=False)
+
+
+@policy.command("apply")
+@click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML; - reads standard input.")
+@click.option("--prune", is_flag=True, help="Remove policies that the file does not name.")
+@click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
+@host_option
+def apply_file(path: str, prune: bool, dry_run: bool, host: str) -> None:
+    """Give services the policies of FILE. No task is restarted.
+
+    The whole file is checked first; then services change one by one. A member that is null goes.
+    """
+    if path == "-":
+        text = sys.stdin.read()
+    else:
+        try:
+            text = Path(path).read_text()
+        except OSError as e:
+            raise InvalidArgument(f"{path}: {e.strerror}") from None
+    engine = Engine.of_user(host)
+    changes = plan_changes(read_file(text, path), _services(engine), prune=prune)
+    for change in changes:
+        if not dry_run:
+            _set_labels(engine, change)
+        for line in (*(f"+{a}" for a in change.added), *(f"-{r}" for r in change.removed)):
+            click.echo(f"{change.service}: {line}")
+    if not changes:
+        click.echo("nothing to change")

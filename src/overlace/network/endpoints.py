@@ -1,0 +1,126 @@
+"""The policies of a local task's endpoint as HNS documents. Pure.
+
+Owns what a task's wish and its service's entry mean as endpoint policies. Must not know which documents there are
+besides: that is overlay.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from overlace.model.netview import Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
+from overlace.network.base import TaskNetwork
+from overlace.network.hns import policies as p
+from overlace.network.policy import HOSTS, Party, Peers, names_of, plan_acls
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
+ENCAP_OVERHEAD = 50  # outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 octets
+
+
+class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task of this node whose sandbox exists (or is being made)."""
+
+    task: TaskNetwork
+    mtu: dict[str, int] = {}  # by network id, fixed when the task came: HNS applies it once per endpoint
+    local_address: str = ""  # with prefix length, on the node's NAT network; only without attachments
+
+    @property
+    def placements(self) -> tuple[tuple[str, str], ...]:
+        """(network id, address with prefix length) in interface order."""
+        if not self.task.attachments:
+            return ((LOCAL_NETWORK, self.local_address),)
+        return tuple((a.network_id, a.addresses[0]) for a in self.task.attachments)
+
+
+def endpoint_policies(
+    local: LocalTask,
+    network_id: str,
+    address: str,
+    view: NetView,
+    peers: Peers,
+    *,
+    provider_address: str,
+    gateway: str,
+    overlays: Sequence[str],
+    published: bool,
+) -> tuple[p.EndpointPolicy, ...]:
+    """`overlays`: subnets of the overlay networks known here. `published`: the endpoint carries the task's host ports."""
+    t, network = local.task, view.network(network_id)
+    entry = view.get(f"service/{network_id}/{t.service_id}")
+    service = entry if isinstance(entry, ServiceEntry) else None
+    out: list[p.EndpointPolicy] = []
+    egress = service.egress if service is not None else t.egress
+    if egress:
+        out.append(p.Qos(p.QosSettings(egress)))
+    if network is not None:
+        out.append(provider(provider_address))
+        out.append(p.EncapOverhead(p.EncapOverheadSettings(ENCAP_OVERHEAD)))
+        if not network.internal:
+            out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=tuple(overlays))))
+    mtu = local.mtu.get(network_id, 0)
+    if mtu:
+        out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))
+    if published:
+        out += [
+            p.PortMapping(p.PortMappingSettings(PROTOCOLS[x.protocol], x.target_port, x.published_port))
+            for x in t.host_ports
+        ]
+    if network is not None:
+        out += _acls(t, service, network, address, gateway, view, peers, overlays, published=published)
+    return tuple(out)
+
+
+def _acls(
+    t: TaskNetwork,
+    service: ServiceEntry | None,
+    network: NetworkEntry,
+    address: str,
+    gateway: str,
+    view: NetView,
+    peers: Peers,
+    overlays: Sequence[str],
+    *,
+    published: bool,
+) -> tuple[p.Acl, ...]:
+    """What policies mean for the task's endpoint on `network`; none where nobody has one. The task watches whom its
+    ACLs depend on."""
+    default = Party(name="", allowed=network.allowed, allowed_to=network.allowed_to)
+    own = party_of(service) or Party(name=t.service_name, allowed=t.allowed, allowed_to=t.allowed_to)
+    own = own.or_else(default)
+    known = peers.parties(network.id, names_of(own.allowed, own.allowed_to), default)
+    if not own.restricts and not any(peer.restricts for peer in known):
+        return ()
+    peers.watch_also(t.task_id, {(network.id, peer.name) for peer in known} | {HOSTS})
+    ports = [(PROTOCOLS[x.protocol], x.target_port) for x in t.host_ports] if published else []
+    if service is not None:
+        ports += [
+            (PROTOCOLS[x.protocol], x.target_port) for x in service.ports if x.publish_mode == "ingress"
+        ]
+    hosts = (n.addresses[network.id] for n in view.of(NodeEntry) if network.id in n.addresses)
+    return plan_acls(
+        own,
+        address,
+        known,
+        gateway=gateway,
+        hosts=sorted(h.split("/")[0] for h in hosts),
+        overlays=overlays,
+        published=ports,
+    )
+
+
+def restricts(network: NetworkEntry | None) -> bool:
+    """Whether services without a policy of their own have the network's."""
+    return network is not None and (network.allowed is not None or network.allowed_to is not None)
+
+
+def party_of(entry: Entry | None) -> Party | None:
+    if not isinstance(entry, ServiceEntry):
+        return None
+    return Party(name=entry.name, vip=entry.vip, allowed=entry.allowed, allowed_to=entry.allowed_to)
+
+
+def provider(address: str) -> p.ProviderAddress:
+    return p.ProviderAddress(p.ProviderAddressSettings(address))
