@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from overlace.model.traffic import MAX_AFFINITY
 from overlace.network.hns.documents import (
     Distribution,
     HostComputeEndpoint,
@@ -29,8 +30,6 @@ from overlace.network.hns.validate import (
     check_protocol,
     check_sdn_route,
 )
-
-MAX_AFFINITY = 30 * 86400
 
 
 def check_route(d: HostComputeRoute, state: State) -> HostComputeRoute:
