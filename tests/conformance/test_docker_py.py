@@ -149,3 +149,91 @@ def test_events(client: docker.DockerClient) -> None:
         stream.close()
         reader.join(10)
     assert not reader.is_alive()
+
+
+def test_the_swarm_itself(client: docker.DockerClient) -> None:
+    before = client.api.inspect_swarm()
+    assert client.swarm.update(task_history_retention_limit=4)
+    client.swarm.reload()
+    assert client.swarm.attrs["Spec"]["Orchestration"]["TaskHistoryRetentionLimit"] == 4
+    assert client.swarm.update(task_history_retention_limit=5)
+    assert client.swarm.update(rotate_manager_token=True)
+    client.swarm.reload()
+    tokens = client.swarm.attrs["JoinTokens"]
+    assert (
+        tokens["Manager"] != before["JoinTokens"]["Manager"]
+        and tokens["Worker"] == before["JoinTokens"]["Worker"]
+    )
+    assert client.swarm.get_unlock_key() == {"UnlockKey": ""}
+    with pytest.raises(docker.errors.APIError, match="swarm is not locked"):
+        client.swarm.unlock("SWMKEY-1-x")
+    with pytest.raises(docker.errors.APIError, match="Removing the last manager erases"):
+        client.swarm.leave()
+    manager = next(node for node in client.nodes.list(filters={"role": "manager"}))
+    with pytest.raises(docker.errors.APIError, match="must be demoted to worker before removal"):
+        client.api.remove_node(manager.id)
+
+
+def test_networks_and_tasks(client: docker.DockerClient, swarm: Swarm, image: Image) -> None:
+    ipam = docker.types.IPAMConfig(
+        pool_configs=[
+            docker.types.IPAMPool(
+                subnet="10.91.0.0/24", gateway="10.91.0.7", aux_addresses={"r": "10.91.0.9"}
+            )
+        ]
+    )
+    net = client.networks.create(
+        "pywide",
+        driver="overlay",
+        ipam=ipam,
+        attachable=True,
+        options={"com.docker.network.driver.mtu": "1300"},
+    )
+    service = client.services.create(image("app:1"), name="pytasks", networks=["pywide"], labels={"by": "py"})
+    [running] = swarm.running("pytasks")
+    task = client.api.inspect_task(running["ID"])
+    assert task["ServiceID"] == service.id and task["Status"]["ContainerStatus"]["ExitCode"] == 0
+    assert [one["ID"] for one in client.api.tasks(filters={"label": "by=py"})] == [task["ID"]]
+    assert swarm.inside(running, "cat /sys/class/net/eth0/mtu") == "1300"
+    found = client.networks.get(net.id, verbose=True).attrs
+    [config] = found["IPAM"]["Config"]
+    assert (config["Gateway"], config["AuxiliaryAddresses"]) == ("10.91.0.7", {"r": "10.91.0.9"})
+    [shown] = found["Services"]["pytasks"]["Tasks"]
+    assert shown["EndpointIP"] == task["NetworksAttachments"][0]["Addresses"][0].partition("/")[0]
+    assert found["Peers"][0]["Name"] == swarm.host_of(running)
+    assert client.networks.get(net.id, scope="swarm").id == net.id
+    unused = client.networks.create("pyunused", driver="overlay", labels={"gone": "soon"})
+    pruned = client.networks.prune(filters={"label": ["gone=soon"]})
+    assert pruned["NetworksDeleted"] == ["pyunused"]
+    with pytest.raises(docker.errors.NotFound):
+        unused.reload()
+    with pytest.raises(docker.errors.APIError, match=f"network {net.id} is in use by service {service.id}"):
+        net.remove()
+    eventually(lambda: b"".join(client.api.service_logs(service.id, stdout=True)), "a line")
+    lines = b"".join(client.api.service_logs(service.id, stdout=True, tail=1, details=True, timestamps=True))
+    assert f"com.docker.swarm.task.id={task['ID']}".encode() in lines and lines.endswith(
+        b"app 1 says hello\n"
+    )
+    usage = client.df()
+    assert {"Images", "Containers", "Volumes", "BuildCache"} <= set(usage) and usage["LayersSize"] > 0
+    service.remove()
+
+
+def test_labels_are_all_that_changes_of_a_secret(client: docker.DockerClient) -> None:
+    for kind, objects in (("secrets", client.secrets), ("configs", client.configs)):
+        made = objects.create(name="relabelled", data=b"x", labels={"a": "1"})
+        made.reload()
+        spec, version = made.attrs["Spec"], made.attrs["Version"]["Index"]
+        url = client.api._url(f"/{kind}/{{0}}/update", made.id)
+        answer = client.api._post_json(url, data=spec | {"Labels": {"a": "2"}}, params={"version": version})
+        assert answer.status_code == 200, answer.text
+        made.reload()
+        assert made.attrs["Spec"]["Labels"] == {"a": "2"}
+        refused = client.api._post_json(url, data=spec | {"Labels": {}}, params={"version": version})
+        assert refused.status_code == 500 and "update out of sequence" in refused.json()["message"]
+        other = spec | {"Name": "other"}
+        refused = client.api._post_json(url, data=other, params={"version": made.attrs["Version"]["Index"]})
+        assert (
+            refused.status_code == 400 and "only updates to Labels are allowed" in refused.json()["message"]
+        )
+        assert made.remove()

@@ -85,6 +85,33 @@ def test_drain_moves_tasks_and_active_takes_new_ones(docker: Docker, swarm: Swar
         docker("node", "update", "--availability", "active", "linux-2")
 
 
+def test_a_drain_waits_for_the_successor_where_updates_start_first(
+    anydocker: Docker, swarm: Swarm, image: Image
+) -> None:
+    """The only replica stays until another runs: here none can at first."""
+    docker = anydocker
+    docker("node", "update", "--label-add", "shop=1", "linux-2")
+    try:
+        docker(
+            *("service", "create", "-d", "--name", "only", "--constraint", "node.labels.shop==1"),
+            *("--update-order", "start-first", "-p", "8761:80", image("app:1")),
+        )
+        [task] = swarm.running("only")
+        docker("node", "update", "--availability", "drain", "linux-2")
+        swarm.pending("only", "no suitable node")
+        assert swarm.answers(f"http://{swarm.lab.manager.address}:8761/cgi-bin/who"), "it still answers"
+        assert swarm.inspect(task)["State"]["Running"]
+        assert "1/1" in docker("service", "ls", "-f", "name=only")
+        docker("node", "update", "--label-add", "shop=1", "linux-1")
+        eventually(lambda: set(swarm.where("only")) == {"linux-1"}, "its successor runs, and it is gone")
+        eventually(lambda: not swarm.containers("linux-2", "only"), "its container ends")
+        assert swarm.answers(f"http://{swarm.lab.host('linux-2').address}:8761/cgi-bin/who")
+    finally:
+        docker("node", "update", "--availability", "active", "linux-2")
+        for host in ("linux-1", "linux-2"):
+            docker.run("node", "update", "--label-rm", "shop", host)
+
+
 def test_pause_keeps_what_runs(docker: Docker, swarm: Swarm, image: Image) -> None:
     docker(
         "service",
