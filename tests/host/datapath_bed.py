@@ -176,6 +176,9 @@ class Bed:
         run("ip", "-n", ns, "link", "set", "eth0", "up")
         run("ip", "-n", ns, "addr", "add", address, "dev", "eth0")
 
+    def unplug(self, ns: str) -> None:
+        run("ip", "netns", "del", ns)
+
     def host(self, name: str) -> Host:
         host = Host(self, name, 11 + len(self.hosts))
         self.hosts.append(host)

@@ -16,6 +16,7 @@ from overlace.model.errors import OverlaceError
 COMMANDS = {
     "check": "overlace.cli.check:check",
     "daemon": "overlace.cli.daemon:daemon",
+    "hns": "overlace.cli.hns:hns",
     "lab": "overlace.lab.commands:lab",
     "policy": "overlace.cli.policy:policy",
     "trace": "overlace.cli.trace:trace",

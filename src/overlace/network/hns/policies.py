@@ -375,9 +375,13 @@ class TierAcl(Policy, frozen=True, tag="TierAcl"):
     settings: TierAclSettings
 
 
+class FirewallPolicyFlags(IntFlag):
+    ConstrainedInterface = 1
+
+
 class FirewallSettings(Doc, frozen=True):
     vm_type: Literal["Invalid", "Host", "WSA", "WSL"] = "Invalid"
-    firewall_policy_flags: U32 = 0
+    firewall_policy_flags: Annotated[int, msgspec.Meta(ge=0), FirewallPolicyFlags] = 0
 
 
 class Firewall(Policy, frozen=True, tag="Firewall"):

@@ -65,6 +65,16 @@ from overlace.network.hns.versions import LATEST, HnsVersion, check_modify_balan
 __all__ = ["JOURNAL", "Event", "HnsService", "HostFacts", "Notification"]
 
 
+COUNTERS = (
+    "BytesReceived",
+    "BytesSent",
+    "DroppedPacketsIncoming",
+    "DroppedPacketsOutgoing",
+    "PacketsReceived",
+    "PacketsSent",
+)
+
+
 class Notification(IntEnum):
     """HCN_NOTIFICATIONS; endpoints have no event before they are attached."""
 
@@ -97,11 +107,13 @@ class Event(msgspec.Struct, frozen=True):
 
 class HostFacts(msgspec.Struct, frozen=True):
     """What a host's HNS knows of its host, for clients other than our driver: it fills in more then, and holds
-    to more of Windows' rules. `check`: what this host's data path cannot do, refused (raises HcnError)."""
+    to more of Windows' rules. `check`: what this host's data path cannot do, refused (raises HcnError); `stats`:
+    counters of an endpoint's port, by hcsshim's names."""
 
     provider_address: str = ""
     version: HnsVersion = LATEST
     check: Callable[[Document, State], None] | None = None
+    stats: Callable[[Guid], dict[str, int]] | None = None
 
 
 Changes = list[tuple[Guid, Document | None]]  # GUID and what was there before, in order
@@ -174,6 +186,11 @@ class HnsService:
         changed, self._changed = list(self._changed), {}
         return changed
 
+    @property
+    def changed(self) -> bool:
+        """Whether `drain` has something."""
+        return bool(self._changed)
+
     def take_events(self) -> list[Event]:
         """What happened since the last call; only kept for a host with facts."""
         events, self._events = self._events, []
@@ -182,6 +199,16 @@ class HnsService:
     @property
     def version(self) -> HnsVersion:
         return self._facts.version if self._facts is not None else LATEST
+
+    def stats(self, endpoint: Guid) -> dict[str, object]:
+        """Counters of an endpoint; all zero where nothing carries packets."""
+        found = self._facts.stats(endpoint) if self._facts is not None and self._facts.stats else {}
+        return {"EndpointId": endpoint, "InstanceId": endpoint} | {k: found.get(k, 0) for k in COUNTERS}
+
+    @property
+    def version_number(self) -> int:
+        """HNS's version as documents write it."""
+        return self.version[0] << 32 | self.version[1]
 
     # -- writing ---------------------------------------------------------------------------------------------
 

@@ -102,6 +102,39 @@ def _inner(namespace: int, ifname: str, mac: str) -> bool:
     return run_inside(namespace, body)
 
 
+def free_ifname(sandbox: Path, mac: str) -> str:
+    """The name of the interface with this MAC, else the first of eth0, eth1, … that is not there. Raises
+    FileNotFoundError when there is no such sandbox."""
+
+    def body() -> str:
+        with Netlink() as netlink:
+            links = netlink.links()
+        names = {link.name for link in links}
+        found = next((link.name for link in links if link.mac == mac.lower()), "")
+        return found or next(f"eth{n}" for n in range(len(names) + 1) if f"eth{n}" not in names)
+
+    return run_inside(sandbox, body)
+
+
+def port_counters(endpoint_id: str) -> dict[str, int]:
+    """Of proc(5) net/dev, turned round: what the host's side sent, the container received."""
+    name = host_name(endpoint_id) + ":"
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        head, *numbers = line.split()
+        if head == name:
+            rx_bytes, rx_packets, _, rx_drops, *_ = map(int, numbers)
+            tx_bytes, tx_packets, _, tx_drops, *_ = map(int, numbers[8:])
+            return {
+                "BytesReceived": tx_bytes,
+                "BytesSent": rx_bytes,
+                "PacketsReceived": tx_packets,
+                "PacketsSent": rx_packets,
+                "DroppedPacketsIncoming": tx_drops,
+                "DroppedPacketsOutgoing": rx_drops,
+            }
+    return {}
+
+
 def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> None:
     """Address, MTU, routes and state of the sandbox side. Idempotent."""
 

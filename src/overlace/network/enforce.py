@@ -1,0 +1,157 @@
+"""HNS documents made true on this Linux host, for clients that bring documents of their own.
+
+Owns following the service: tables through the VFP compiler, and which endpoint's interface is in which network
+namespace. Our own driver does this with its tasks; here the Namespace document says where: the first resource of type
+Container whose Id is a path, or the name of a namespace in /var/run/netns, is the place; without one the namespace
+gets a sandbox of its own. Level-triggered: a failure is made good by comparing everything at the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from overlace.network.driver import DataPath
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import (
+    Guid,
+    HostComputeEndpoint,
+    HostComputeNamespace,
+    HostComputeNetwork,
+)
+from overlace.network.hns.service import HnsService
+from overlace.network.vfp.compile import Compiler, vni_of
+from overlace.network.vfp.tables import LocalEndpoint
+
+NAMESPACES = Path("/var/run/netns")
+OVERHEAD = 50  # VXLAN over IPv4
+ANYWHERE = "0.0.0.0/0"
+_log = structlog.get_logger(__name__)
+
+
+class HostDataPath(DataPath, Protocol):
+    """What it needs beyond the driver's data path."""
+
+    async def free_ifname(self, sandbox: Path, mac: str) -> str: ...
+
+
+class NetworkEnforcer:
+    """`host`: the underlay address, where published ports are."""
+
+    def __init__(self, service: HnsService, datapath: HostDataPath, host: str) -> None:
+        self._service = service
+        self._datapath = datapath
+        self._compiler = Compiler(service.state, host)
+        self._placed: dict[Guid, Path] = {}
+        self._doubt = True
+
+    async def open(self) -> None:
+        """Bring the data path up to the kept documents. Namespaces that are gone meanwhile are said in the log."""
+        changed = self._service.drain()
+        self._compiler.update(changed)
+        await self._datapath.reconcile(self._compiler.tables)
+        self._doubt = False
+        for guid in self._endpoints():
+            try:
+                await self._place(guid)
+            except OSError as e:
+                _log.error("a kept endpoint cannot be attached again", endpoint=guid, error=str(e))
+
+    async def follow(self) -> None:
+        """Bring the data path up to what the service holds. Raises OSError."""
+        changed = self._service.drain()
+        delta = self._compiler.update(changed)
+        doubt, self._doubt = self._doubt, True
+        for guid in self._touched(changed) if not doubt else set(self._placed) | set(self._endpoints()):
+            if guid in self._placed and self._place_of(guid) != self._placed[guid]:
+                await self._datapath.detach(guid)
+                del self._placed[guid]
+        if doubt:
+            await self._datapath.reconcile(self._compiler.tables)
+        elif delta:
+            await self._datapath.apply(delta)
+        for guid in self._touched(changed) if not doubt else self._endpoints():
+            await self._place(guid)
+        for guid in changed:
+            if guid not in self._service.documents:
+                await self._datapath.remove_sandbox(guid.lower())
+        self._doubt = False
+
+    def _endpoints(self) -> list[Guid]:
+        return [d.id for d in self._service.documents.values() if isinstance(d, HostComputeEndpoint)]
+
+    def _touched(self, changed: Iterable[Guid]) -> set[Guid]:
+        """Endpoints whose place may differ: their own change, or their namespace's."""
+        out: set[Guid] = set()
+        for guid in changed:
+            d = self._service.documents.get(guid)
+            if isinstance(d, HostComputeNamespace):
+                out.update(d.endpoints)
+            elif guid in self._placed or isinstance(d, HostComputeEndpoint):
+                out.add(guid)
+        return out
+
+    def _place_of(self, endpoint: Guid) -> Path | None:
+        """Where the endpoint's interface belongs; None: nowhere. A sandbox of ours is named, not yet made."""
+        d = self._service.state.get(endpoint, HostComputeEndpoint)
+        if d is None or d.remote:
+            return None
+        namespace = self._service.state.get(d.host_compute_namespace, HostComputeNamespace)
+        if namespace is None:
+            return None
+        for container in namespace.containers:
+            if container.startswith("/"):
+                return Path(container)
+            if "/" not in container and (NAMESPACES / container).exists():
+                return NAMESPACES / container
+        return Path(namespace.id.lower())
+
+    async def _place(self, guid: Guid) -> None:
+        where = self._place_of(guid)
+        d = self._service.state.get(guid, HostComputeEndpoint)
+        if where is None or d is None:
+            return
+        network = self._service.state.get(d.host_compute_network, HostComputeNetwork)
+        assert network is not None  # the service holds no endpoint without its network
+        entry = self._compiler.tables.get(("endpoint", vni_of(network), d.address))
+        if not isinstance(entry, LocalEndpoint) or entry.endpoint_id != guid:
+            return
+        sandbox = where if where.is_absolute() else await self._datapath.ensure_sandbox(where.name)
+        await self._datapath.attach(
+            entry,
+            sandbox,
+            await self._datapath.free_ifname(sandbox, entry.mac),
+            self._has_default(d),
+            _gateway(network, d.address),
+            self._mtu(d, network),
+        )
+        self._placed[guid] = where
+
+    def _has_default(self, d: HostComputeEndpoint) -> bool:
+        """Whether the namespace's way out is through this endpoint: the first that has a default route."""
+        namespace = self._service.state.get(d.host_compute_namespace, HostComputeNamespace)
+        for guid in namespace.endpoints if namespace is not None else ():
+            other = self._service.state.get(guid, HostComputeEndpoint)
+            if other is not None and any(r.destination_prefix == ANYWHERE for r in other.routes):
+                return other.id == d.id
+        return False
+
+    def _mtu(self, d: HostComputeEndpoint, network: HostComputeNetwork) -> int:
+        asked = p.policy_of(d.policies, p.InterfaceParameters)
+        overhead = p.policy_of(d.policies, p.EncapOverhead)
+        lost = OVERHEAD if network.type == "Overlay" else 0
+        if overhead is not None:
+            lost = max(lost, overhead.settings.overhead)
+        fits = self._datapath.underlay().mtu - lost
+        return min(asked.settings.mtu or fits, fits) if asked is not None else fits
+
+
+def _gateway(network: HostComputeNetwork, address: str) -> str:
+    for s in network.subnets:
+        if IPv4Address(address) in IPv4Network(s.ip_address_prefix):
+            return next((r.next_hop for r in s.routes if r.destination_prefix == ANYWHERE), "")
+    return ""

@@ -1,0 +1,133 @@
+"""What a Linux host enforces of HCN's documents; everything else is refused, not taken and forgotten.
+
+Owns the list (pure). Kept and returned without an effect here: Dns members and AutomaticDNS (nobody answers names for
+`overlace hns serve`; who runs the container writes its resolv.conf), persistence flags (--state decides).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import (
+    Document,
+    EndpointFlags,
+    HostComputeEndpoint,
+    HostComputeLoadBalancer,
+    HostComputeNamespace,
+    HostComputeNetwork,
+    HostComputeRoute,
+    LoadBalancerFlags,
+    NetworkFlags,
+    PortMappingFlags,
+)
+from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.state import State
+
+NETWORK_FLAGS = NetworkFlags.EnableNonPersistent | NetworkFlags.EnablePersistent
+NETWORK_POLICIES = (
+    p.ProviderAddress, p.DrMacAddress, p.NetAdapterName, p.VxlanPort, p.AutomaticDns, p.SetPolicy,
+)  # fmt: skip
+ENDPOINT_POLICIES = (
+    p.ProviderAddress, p.OutBoundNat, p.PortMapping, p.EncapOverhead, p.InterfaceParameters, p.Acl, p.TierAcl, p.Qos,
+)  # fmt: skip
+
+
+def linux_check(address: str, ifname: str, vxlan_port: int) -> Callable[[Document, State], None]:
+    """The check for a host whose underlay is `address` on `ifname`."""
+
+    def check(d: Document, state: State) -> None:
+        if isinstance(d, HostComputeNetwork):
+            _network(d, state, address, ifname, vxlan_port)
+        elif isinstance(d, HostComputeEndpoint):
+            _endpoint(d)
+        elif isinstance(d, HostComputeLoadBalancer):
+            _balancer(d)
+        elif isinstance(d, HostComputeNamespace):
+            _namespace(d)
+        elif isinstance(d, HostComputeRoute):
+            raise _no("SDN routes")
+
+    return check
+
+
+def _no(what: str, remedy: str = "leave it out, or use --backend model") -> HcnError:
+    return HcnError(Code.NOT_SUPPORTED, f"{what}: this host's data path does not do that; {remedy}")
+
+
+def _bits(
+    value: int, allowed: int, kind: type[NetworkFlags] | type[EndpointFlags] | type[LoadBalancerFlags]
+) -> None:
+    if value & ~allowed:
+        names = [n for n, m in kind.__members__.items() if m & value & ~allowed]
+        raise _no(f"Flags: {', '.join(names)}")
+
+
+def _network(d: HostComputeNetwork, state: State, address: str, ifname: str, vxlan_port: int) -> None:
+    if d.type not in ("NAT", "Overlay"):
+        raise HcnError(Code.VFP_NOT_ALLOWED, f"Type {d.type}: this host carries NAT and Overlay networks")
+    _bits(d.flags, int(NETWORK_FLAGS), NetworkFlags)
+    if d.type == "NAT":
+        for other in state.by_network_name.values():
+            found = state.get(other, HostComputeNetwork)
+            if found is not None and found.id != d.id and found.type == "NAT":
+                raise _no(f"Type NAT: network {found.name} is the host's one NAT network", "use that one")
+    for policy in d.policies:
+        if not isinstance(policy, NETWORK_POLICIES):
+            raise _no(f"Policies: {p.type_name(policy)}")
+        if isinstance(policy, p.NetAdapterName) and policy.settings.network_adapter_name != ifname:
+            name = policy.settings.network_adapter_name
+            raise HcnError(
+                Code.ADAPTER_NOT_FOUND, f"NetworkAdapterName {name!r}: the underlay is on {ifname!r}"
+            )
+        if isinstance(policy, p.ProviderAddress) and policy.settings.provider_address != address:
+            raise HcnError(
+                Code.INVALID_POLICY,
+                f"ProviderAddress {policy.settings.provider_address}: this host is {address}",
+            )
+        if isinstance(policy, p.VxlanPort) and policy.settings.port != vxlan_port:
+            raise _no(f"VxlanPort {policy.settings.port}", f"this host's is {vxlan_port}")
+
+
+def _endpoint(d: HostComputeEndpoint) -> None:
+    _bits(d.flags, int(EndpointFlags.REMOTE), EndpointFlags)
+    if not d.remote and len(d.ip_configurations) != 1:
+        raise _no(f"IpConfigurations: {len(d.ip_configurations)} addresses", "give the endpoint one")
+    if sum(isinstance(x, p.OutBoundNat) for x in d.policies) > 1:
+        raise _no("Policies: a second OutBoundNAT")
+    for policy in d.policies:
+        if not isinstance(policy, ENDPOINT_POLICIES):
+            raise _no(f"Policies: {p.type_name(policy)}")
+        if isinstance(policy, p.OutBoundNat):
+            s = policy.settings
+            for field, value in (
+                ("VirtualIP", s.virtual_ip),
+                ("Destinations", s.destinations),
+                ("Flags", s.flags),
+                ("MaxPortPoolUsage", s.max_port_pool_usage),
+            ):
+                if value:
+                    raise _no(f"OutBoundNAT.{field}")
+        elif isinstance(policy, p.PortMapping) and policy.settings.flags & ~int(
+            p.NatFlags.ExternalPortReserved
+        ):
+            raise _no("PortMapping.Flags: LocalRoutedVip, IPv6")
+
+
+def _balancer(d: HostComputeLoadBalancer) -> None:
+    # the source's own switch port decides, and answers go straight back: that is what DSR asks for
+    _bits(d.flags, int(LoadBalancerFlags.EnableDirectServerReturn), LoadBalancerFlags)
+    for m in d.port_mappings:
+        if m.flags & ~int(PortMappingFlags.INTERNAL_LOAD_BALANCER):
+            raise _no("PortMappings.Flags: only EnableInternalLoadBalancer")
+
+
+def _namespace(d: HostComputeNamespace) -> None:
+    if d.namespace_id == 1 and d.endpoints:
+        raise _no("NamespaceId 1: an endpoint in the host's own namespace")
+    places = {c for c in d.containers if c.startswith("/")}
+    if len(places) > 1:
+        raise HcnError(
+            Code.NAMESPACE_ATTACH_FAILED,
+            f"Resources names {len(places)} network namespaces: {', '.join(sorted(places))}",
+        )
