@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import Tier, is_closed, is_filtered, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
+    Distribution,
     Guid,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
@@ -124,7 +125,7 @@ def _members(lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: Sta
     )
     if not backends:
         return Block(f"{lb.name} has no task that takes connections")
-    return LoadBalance(backends, m.affinity)
+    return LoadBalance(backends, m.affinity, m.distribution_type == Distribution.SOURCE_IP_PROTOCOL)
 
 
 def mapping_group(network: HostComputeNetwork, state: State) -> Group:

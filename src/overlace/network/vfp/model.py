@@ -90,6 +90,7 @@ class LoadBalance(msgspec.Struct, frozen=True, tag="lb"):
 
     backends: tuple[Backend, ...]
     affinity: int = 0
+    by_protocol: bool = False  # affinity holds for each protocol of the client apart
 
 
 class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
