@@ -109,7 +109,7 @@ def measure_programming(host: DataPathHost, endpoints: int, rounds: int, say: Sa
     needs for them, given to `ip` and `bridge` in one batch each."""
     say(f"control: {endpoints} remote endpoints into the tables")
     figure = Figure("remote endpoints programmed", "/s", [Peer("docker's design")], group=GROUP)
-    addresses = [f"10.200.{i >> 8}.{i & 255}" for i in range(endpoints)]
+    addresses = [f"10.{200 + (i >> 16)}.{i >> 8 & 255}.{i & 255}" for i in range(endpoints)]
     provider = PAIRS["overlace"][1].address
     entries = tuple(RemoteEndpoint(VNI, address, mac_of(address), provider) for address in addresses)
     batches = [
@@ -135,7 +135,7 @@ def measure_programming(host: DataPathHost, endpoints: int, rounds: int, say: Sa
                 "nud",
                 "permanent",
                 "to",
-                "10.200.0.0/16",
+                "10.192.0.0/10",
             ]
         )
         removals = batches[1].replace("fdb replace", "fdb del")

@@ -138,7 +138,7 @@ def _fill(loader: Loader, tables: Tables, source: LocalEndpoint | None) -> None:
         rows.replace((), [Row("ports", struct.pack("I", _LO), port.value)])
     changes = rows.difference({name: dict(loader.maps[name].items()) for name in TABLE_MAPS})
     for name in TABLE_MAPS:
-        loader.maps[name].put_many(changes.put[name].items())
+        loader.maps[name].put_many(changes.put[name])
         loader.maps[name].delete_many(changes.remove[name])
     unified.renew(loader.maps["generation"])
 

@@ -10,7 +10,7 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
@@ -20,6 +20,7 @@ _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 TCX_INGRESS = 46
 _BATCH = 4096
+_FEW = 4  # up to so many rows go one by one
 _ENOTSUPP = 524  # the kernel's own, not in errno
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -80,33 +81,45 @@ class Map:
         except FileNotFoundError:
             pass
 
-    def put_many(self, items: Iterable[tuple[bytes, bytes]]) -> None:
+    def put_many(self, rows: Mapping[bytes, bytes]) -> None:
         """Write in batches. Raises OSError with the map's name; it says so when the map is full."""
-        rows = list(items)
         try:
-            for at in range(0, len(rows), _BATCH):
-                self._put_batch(rows[at : at + _BATCH])
+            if len(rows) < _FEW:
+                for key, value in rows.items():
+                    self.update(key, value)
+                return
+            attr, _ = self._batch(b"".join(rows.keys()), b"".join(rows.values()), len(rows))
+            _bpf(_UPDATE_BATCH, attr, f"map {self.name}, {len(rows)} updates")
         except OSError as e:
             if e.errno in (errno.E2BIG, errno.ENOSPC):
                 raise OSError(e.errno, f"map {self.name} is full: it holds {self.max_entries} rows") from e
             raise
 
-    def _put_batch(self, part: list[tuple[bytes, bytes]]) -> None:
-        if len(part) < 4:
-            for key, value in part:
-                self.update(key, value)
-            return
-        keys = b"".join(k for k, _ in part)
-        values = b"".join(v for _, v in part)
-        key_buffer = ctypes.create_string_buffer(keys, len(keys))
-        value_buffer = ctypes.create_string_buffer(values, len(values))
-        attr = struct.pack(
-            "QQQQIIQQ", 0, 0, _address(key_buffer), _address(value_buffer), len(part), self.fd, 0, 0
-        )
-        _bpf(_UPDATE_BATCH, attr, f"map {self.name}, {len(part)} updates")
+    def _batch(
+        self, keys: bytes, values: bytes, count: int
+    ) -> tuple[ctypes.Array[ctypes.c_char], tuple[object, ...]]:
+        """The call's attributes, and the buffers they point into."""
+        buffers = [ctypes.create_string_buffer(part, len(part)) if part else None for part in (keys, values)]
+        where = [_address(buffer) if buffer else 0 for buffer in buffers]
+        attr = ctypes.create_string_buffer(56)
+        struct.pack_into("QQQQIIQQ", attr, 0, 0, 0, *where, count, self.fd, 0, 0)
+        return attr, tuple(buffers)
 
     def delete_many(self, keys: Iterable[bytes]) -> None:
-        for key in keys:
+        """Remove; absent ones are fine."""
+        left = list(keys)
+        while len(left) >= _FEW:
+            attr, _ = self._batch(b"".join(left), b"", len(left))
+            try:
+                _bpf(_DELETE_BATCH, attr, f"map {self.name}, {len(left)} removals")
+                return
+            except OSError as e:
+                if e.errno in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP):  # type without batches
+                    break
+                if e.errno != errno.ENOENT:
+                    raise
+                left = left[struct.unpack_from("I", attr, 32)[0] + 1 :]  # it stops at one that is absent
+        for key in left:
             self.delete(key)
 
     def _next(self, key: bytes | None) -> bytes | None:
@@ -151,11 +164,9 @@ class Map:
                 done = True
             first = False
             (count,) = struct.unpack_from("I", attr, 32)
+            ks, vs, k, v = keys.raw, values.raw, self.key_size, self.value_size
             for i in range(count):
-                yield (
-                    keys.raw[i * self.key_size : (i + 1) * self.key_size],
-                    values.raw[i * self.value_size : (i + 1) * self.value_size],
-                )
+                yield ks[i * k : (i + 1) * k], vs[i * v : (i + 1) * v]
             if done:
                 return
 

@@ -20,18 +20,29 @@ import structlog
 
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.model import HOST_PORT
-from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Tables
+from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, RemoteEndpoint, Tables
 
 from . import dns, nft, unified, veth
 from .bpf_syscall import Map
 from .loader import Loader
-from .maps import REASONS, TABLE_MAPS, Attachment, Changes, Rows, config_value, decode_key, encode
+from .maps import (
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    Changes,
+    Rows,
+    config_value,
+    decode_key,
+    encode,
+    encode_remotes,
+)
 from .netlink import Netlink
 from .netns import ensure_namespace, remove_namespace, write_sysctl
 
 _T = TypeVar("_T")
 VXLAN_DEVICE = "vxlan-overlace"
 _LO = 1
+_MANY = 64
 _log = structlog.get_logger(__name__)
 
 
@@ -192,6 +203,9 @@ class DataPath:
     def _change(self, put: Iterable[Entry], remove: Iterable[Key]) -> Changes:
         """Bring tables and rows to the new state; what that changes in the maps."""
         put, remove = tuple(put), tuple(remove)
+        many = self._change_many(put, remove)
+        if many is not None:
+            return many
         old = [e for key in (*remove, *(e.key for e in put)) if (e := self._tables.get(key)) is not None]
         new_rows = [
             row for entry in put for row in encode(entry, self._attached)
@@ -206,6 +220,29 @@ class DataPath:
                 self._local[entry.endpoint_id] = entry.key
         return self._rows.replace(old_rows, new_rows)
 
+    def _change_many(self, put: tuple[Entry, ...], remove: tuple[Key, ...]) -> Changes | None:
+        """The same for what comes by the thousand, new or gone remote endpoints; None when there is more to do."""
+        if len(put) + len(remove) < _MANY or (put and remove):
+            return None
+        if put:
+            remotes = [e for e in put if type(e) is RemoteEndpoint]
+            if len(remotes) == len(put):
+                rows = encode_remotes(remotes)  # before any change: may raise
+                if not self._rows.has_any("endpoints", rows) and self._tables.add(remotes):
+                    return self._rows.add("endpoints", rows)
+                return None
+            rest = tuple(e for e in put if type(e) is not RemoteEndpoint)
+            if not remotes or not rest or len(remotes) < _MANY:
+                return None
+            return _merge(self._change(rest, ()), self._change(remotes, ()))
+        old = [e for key in remove if type(e := self._tables.get(key)) is RemoteEndpoint]
+        if len(old) != len(remove):
+            return None
+        changes = self._rows.take("endpoints", encode_remotes(old))
+        if changes is not None:
+            self._tables.apply(Delta((), remove))
+        return changes
+
     def _dump(self) -> dict[str, dict[bytes, bytes]]:
         return {name: dict(self._map(name).items()) for name in TABLE_MAPS}
 
@@ -217,7 +254,7 @@ class DataPath:
         try:
             for name in TABLE_MAPS:
                 if changes.put.get(name):
-                    self._map(name).put_many(changes.put[name].items())
+                    self._map(name).put_many(changes.put[name])
             for name in reversed(TABLE_MAPS):
                 if changes.remove.get(name):
                     self._map(name).delete_many(changes.remove[name])
@@ -259,7 +296,10 @@ class DataPath:
         self._doubtful = False
         self._write(changes)
         self._route(e for e in desired if isinstance(e, LocalEndpoint))
-        put = tuple(e for e in desired if any(r.key in changes.put[r.map] for r in encode(e, self._attached)))
+        put: tuple[Entry, ...] = ()
+        if any(changes.put.values()):
+            written = changes.put
+            put = tuple(e for e in desired if any(r.key in written[r.map] for r in encode(e, self._attached)))
         stray = (
             decode_key(name, key, actual[name][key]) for name in TABLE_MAPS for key in changes.remove[name]
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
+from socket import AF_INET, inet_pton
 
 import msgspec
 
@@ -24,8 +25,9 @@ from overlace.network.vfp.tables import (
     RemoteEndpoint,
 )
 
-LAYOUT = 4  # as in bpf/types.h
+LAYOUT = 5  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
+_REMOTE = bytes((KIND_REMOTE, 0))
 # enum reason of bpf/types.h, in its order
 REASONS = (
     "delivered",
@@ -141,8 +143,7 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             rows.append(Row("ports", struct.pack("I", ifindex), port))
             return rows
         case RemoteEndpoint():
-            value = _endpoint(_ip(entry.provider_address), 0, 0, _mac(entry.mac), KIND_REMOTE)
-            return [Row("endpoints", address_key(entry.vni, entry.address), value)]
+            return [Row("endpoints", key, value) for key, value in encode_remotes((entry,)).items()]
         case Frontend():
             return _encode_frontend(entry)
         case AccessList():
@@ -150,6 +151,30 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             sets = {s for r in entry.rules for s in (r.local, r.remote) if len(s) > 1}
             rows += [row for s in sorted(sets) for row in _address_set(s)]
             return rows
+
+
+def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
+    """The rows of `endpoints` of many remote endpoints: as encode(), without an object for each.
+
+    A cluster has a hundred thousand of them, and a host that joins it wants all at once.
+    """
+    try:
+        macs = bytes.fromhex("".join([e.mac for e in entries]).replace(":", "").replace("-", ""))
+        hosts = {a: inet_pton(AF_INET, a) + bytes(8) for a in {e.provider_address for e in entries}}
+        networks = {vni: struct.pack("I", vni) for vni in {e.vni for e in entries}}
+        keys = [networks[e.vni] + inet_pton(AF_INET, e.address) for e in entries]
+    except OSError:
+        for e in entries:
+            _ip(e.address), _ip(e.provider_address)  # says which
+        raise
+    if len(macs) != 6 * len(entries):
+        wrong = next(e for e in entries if len(_mac(e.mac)) != 6)
+        raise ValueError(f"{wrong.mac!r} of {wrong.address} is no MAC address")
+    values = [
+        hosts[e.provider_address] + macs[at : at + 6] + _REMOTE
+        for at, e in zip(range(0, len(macs), 6), entries, strict=True)
+    ]
+    return dict(zip(keys, values, strict=True))
 
 
 def _address_set(cidrs: tuple[str, ...]) -> list[Row]:
@@ -251,7 +276,7 @@ class Rows:
     a subnet, two frontends a VIP or a list of backends."""
 
     def __init__(self) -> None:
-        self._wanted: dict[tuple[str, bytes], int] = {}
+        self._more: dict[tuple[str, bytes], int] = {}  # how many want it beside the first
         self._value: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLE_MAPS}
 
     def replace(self, old: Iterable[Row], new: Iterable[Row]) -> Changes:
@@ -266,16 +291,15 @@ class Rows:
         for row in old:
             note(row)
             where = (row.map, row.key)
-            left = self._wanted.get(where, 0) - 1
-            if left > 0:
-                self._wanted[where] = left
+            if where in self._more:
+                self._less(where)
             else:
-                self._wanted.pop(where, None)
                 self._value[row.map].pop(row.key, None)
         for row in new:
             note(row)
             where = (row.map, row.key)
-            self._wanted[where] = self._wanted.get(where, 0) + 1
+            if row.key in self._value[row.map]:
+                self._more[where] = self._more.get(where, 0) + 1
             self._value[row.map][row.key] = row.value
         changes = Changes({}, {})
         for (name, key), before in touched.items():
@@ -286,6 +310,28 @@ class Rows:
             elif after != before:
                 changes.put.setdefault(name, {})[key] = after
         return changes
+
+    def _less(self, where: tuple[str, bytes]) -> None:
+        self._more[where] -= 1
+        if not self._more[where]:
+            del self._more[where]
+
+    def has_any(self, name: str, keys: Mapping[bytes, bytes]) -> bool:
+        return not self._value[name].keys().isdisjoint(keys)
+
+    def add(self, name: str, rows: dict[bytes, bytes]) -> Changes:
+        """As replace((), ...) for rows of one map none of which is there."""
+        self._value[name].update(rows)
+        return Changes({name: rows}, {})
+
+    def take(self, name: str, rows: Mapping[bytes, bytes]) -> Changes | None:
+        """As replace(..., ()) for rows of one map that nobody else wants; None, and nothing done, otherwise."""
+        mine = self._value[name]
+        if any(where[0] == name and where[1] in rows for where in self._more) or not rows.keys() <= mine.keys():
+            return None
+        for key in rows:
+            del mine[key]
+        return Changes({}, {name: set(rows)})
 
     def difference(self, actual: Mapping[str, Mapping[bytes, bytes]]) -> Changes:
         """What turns `actual` (dumped maps) into these rows."""

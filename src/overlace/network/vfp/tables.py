@@ -9,7 +9,7 @@ itself.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Union
 
 import msgspec
@@ -165,6 +165,14 @@ class Tables:
 
     def get(self, key: Key) -> Entry | None:
         return self._by_key.get(key)
+
+    def add(self, remotes: Sequence[RemoteEndpoint]) -> bool:
+        """Put many entries at once; False, and nothing done, when one of the addresses has an entry."""
+        new: dict[Key, Entry] = {("endpoint", e.vni, e.address): e for e in remotes}
+        if not self._by_key.keys().isdisjoint(new):
+            return False
+        self._by_key.update(new)
+        return True
 
     def apply(self, delta: Delta) -> None:
         for key in delta.remove:

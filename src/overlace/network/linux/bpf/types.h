@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 4
+#define LAYOUT 5
 #define INLINE static __always_inline
 /* A global function: the verifier looks at it once, not once per call. */
 #define NOINLINE __attribute__((noinline))
@@ -289,7 +289,7 @@ struct fragment {
 MAP(BPF_MAP_TYPE_ARRAY, layout, __u32, __u64, 2, 0);
 MAP(BPF_MAP_TYPE_ARRAY, config, __u32, struct config, 1, 0);
 MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 4096, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, 0); /* preallocated: filled in bulk */
 MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
