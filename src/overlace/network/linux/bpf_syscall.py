@@ -132,6 +132,10 @@ class Map:
             return None
         return out.raw
 
+    def count(self) -> int:
+        """Rows there are."""
+        return sum(1 for _ in self.items())
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row, by batch where the map's type can, else key by key."""
         try:

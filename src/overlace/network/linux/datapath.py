@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, RemoteEndpoint, Tables
 
@@ -26,6 +26,7 @@ from . import dns, nft, unified, veth
 from .bpf_syscall import Map
 from .loader import Loader
 from .maps import (
+    EVICTING,
     REASONS,
     TABLE_MAPS,
     Attachment,
@@ -84,6 +85,7 @@ class DataPath:
         self._tables = Tables()
         self._rows = Rows()
         self._doubtful = False  # a write failed halfway
+        self._told_full: set[str] = set()
         self._attached: dict[str, Attachment] = {}
         self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
 
@@ -126,11 +128,25 @@ class DataPath:
         )
         unified.renew(self._map("generation"))
         self._attached = veth.attachments(netlink.links(), self.instance)
+        if not self._loader.is_switching:  # else reconcile() does, when the new maps are filled
+            self._attach_programs(netlink, under.ifindex, vxlan.ifindex)
+
+    def _attach_programs(self, netlink: Netlink, underlay: int, vxlan: int) -> None:
         for endpoint_id, at in self._attached.items():
             self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
-        self._loader.ensure_attached(netlink, vxlan.ifindex, "from_vxlan", "vxlan")
-        self._loader.ensure_attached(netlink, under.ifindex, "from_underlay", "underlay")
+        self._loader.ensure_attached(netlink, vxlan, "from_vxlan", "vxlan")
+        self._loader.ensure_attached(netlink, underlay, "from_underlay", "underlay")
         self._loader.ensure_attached(netlink, _LO, "from_host", "lo")
+
+    def _switch(self, netlink: Netlink) -> None:
+        """Go over to the programs and maps of a new layout, filled by now. A crash in here: all of it again."""
+        vxlan = netlink.link(VXLAN_DEVICE)
+        assert vxlan is not None
+        self._loader.carry_connections()
+        self._attach_programs(netlink, self.underlay().ifindex, vxlan.ifindex)
+        self._loader.carry_connections()
+        self._loader.finish_switch()
+        _log.info("the data path has a new layout; its connections were carried over")
 
     def _find_underlay(self, netlink: Netlink) -> Underlay:
         for address in netlink.addresses():
@@ -287,14 +303,19 @@ class DataPath:
         keep = {"underlay", "vxlan", "lo"} | {veth.host_name(endpoint_id) for endpoint_id in self._attached}
         for name in self._loader.link_names() - keep:
             self._loader.detach(name)
-        for endpoint_id, at in self._attached.items():
-            self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
+        if not self._loader.is_switching:
+            for endpoint_id, at in self._attached.items():
+                self._loader.ensure_attached(
+                    netlink, at.ifindex, "from_container", veth.host_name(endpoint_id)
+                )
         self._tables, self._rows, self._local = Tables(), Rows(), {}
         self._change(tuple(desired), ())
         actual = self._dump()
         changes = self._rows.difference(actual)
         self._doubtful = False
         self._write(changes)
+        if self._loader.is_switching:
+            self._switch(netlink)
         self._route(e for e in desired if isinstance(e, LocalEndpoint))
         put: tuple[Entry, ...] = ()
         if any(changes.put.values()):
@@ -407,6 +428,30 @@ class DataPath:
             )
             for flow in unified.read(self._map("ways"), self._map("generation"))
         ]
+
+    async def fill(self) -> list[TableFill]:
+        """How full each table is. Counting reads a table whole: not for every second."""
+        return await self._do(self._fill)
+
+    def _fill(self) -> list[TableFill]:
+        found = []
+        for name in (*TABLE_MAPS, *EVICTING):
+            table = self._map(name)
+            fill = TableFill(
+                name=name, rows=table.count(), capacity=table.max_entries, evicts=name in EVICTING
+            )
+            if fill.is_full and name not in self._told_full:
+                _log.warning(
+                    "a table of the data path is full",
+                    table=name,
+                    rows=fill.rows,
+                    consequence="the oldest entries give way to new ones"
+                    if fill.evicts
+                    else "new entries are refused",
+                )
+            (self._told_full.add if fill.is_full else self._told_full.discard)(name)
+            found.append(fill)
+        return found
 
     def _counters(self) -> dict[str, int]:
         counters = self._map("counters")

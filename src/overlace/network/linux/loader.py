@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 from . import bpf_syscall as bpf
@@ -45,6 +46,9 @@ MAPS = (
     "ways",
     "counters",
 )
+# What a new layout takes over from an old one, as it is when keys and values have the same sizes. Who gives their bytes
+# another meaning gives the map another name.
+CARRIED = ("affinities", "flows", "allowed")
 _BPF_FS_MAGIC = 0xCAFE4A11
 
 
@@ -73,9 +77,12 @@ def kernel_has_tcx() -> bool:
 
 class Loader:
     """Programs and maps of one instance. `tcx`: attach by tcx links (kernel 6.6) or, False, by clsact
-    filters."""
+    filters. `sizes`: rows of maps that shall hold another number than types.h says."""
 
-    def __init__(self, instance: str, tcx: bool | None = None) -> None:
+    def __init__(
+        self, instance: str, tcx: bool | None = None, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        self._sizes = dict(sizes or {})
         self.root = BPFFS / "overlace" / instance
         self.maps: dict[str, bpf.Map] = {}
         self.programs: dict[str, int] = {}
@@ -89,23 +96,62 @@ class Loader:
         """Adopt the pinned programs and maps, or load them. True when the maps were made anew (and are
         empty).
 
-        The maps are kept across a change of the programs alone; a change of the layout drops everything
-        pinned. Raises LoadError; BuildError when the object must be built and clang is missing.
+        The maps are kept across a change of the programs alone. After a change of the layout `is_switching` holds:
+        fill the new maps, then carry_connections(), attach, carry_connections(), finish_switch(). Raises LoadError;
+        BuildError when the object must be built and clang is missing.
         """
         ensure_bpffs()
         path = ensure_built()
         digest = int.from_bytes(hashlib.blake2b(path.read_bytes(), digest_size=8).digest(), "little")
+        layout, loaded = self._pinned_layout()
+        fresh = layout != LAYOUT or self.is_switching
+        if fresh:
+            self._step_aside(layout)
         for part in ("maps", "progs", "links"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
-        layout, loaded = self._pinned_layout()
-        fresh = layout != LAYOUT
-        if fresh:
-            self.drop_pins()
         if fresh or loaded != digest or not self._adopt():
             self._load(path)
             self.maps["layout"].update(struct.pack("I", 0), struct.pack("Q", LAYOUT))
             self.maps["layout"].update(struct.pack("I", 1), struct.pack("Q", digest))
         return fresh
+
+    # another layout: the old programs go on with the old maps until the new maps are filled
+
+    @property
+    def is_switching(self) -> bool:
+        """True between open() on pins of another layout and finish_switch(): links still carry the old programs."""
+        return (self.root / "old").is_dir()
+
+    def _step_aside(self, layout: int) -> None:
+        """Make room for new maps. What an unfinished switch had made goes, its old maps stay."""
+        if not layout and not self.is_switching:
+            self.drop_pins()
+            return
+        if not self.is_switching:
+            os.rename(self.root / "maps", self.root / "old")
+        for part in ("maps", "progs"):
+            _remove_pins(self.root / part)
+
+    def carry_connections(self) -> None:
+        """Bring to the new maps what the old ones know of connections and the new ones do not. Called once before the
+        links are switched, for connections to go on, and once after, for those that began meanwhile."""
+        for name in CARRIED:
+            try:
+                old = bpf.Map(bpf.get_pinned(self.root / "old" / name), name)
+            except FileNotFoundError:
+                continue
+            try:
+                new = self.maps[name]
+                if (old.key_size, old.value_size) == (new.key_size, new.value_size):
+                    known = {key for key, _ in new.items()}
+                    new.put_many({key: value for key, value in old.items() if key not in known})
+            finally:
+                old.close()
+
+    def finish_switch(self) -> None:
+        """The old maps go. They live on for as long as a link has the old programs."""
+        _remove_pins(self.root / "old")
+        (self.root / "old").rmdir()
 
     def _pinned_layout(self) -> tuple[int, int]:
         try:
@@ -139,6 +185,8 @@ class Loader:
                 handle = lib.bpf_object__find_map_by_name(obj, name.encode())
                 if not handle:
                     raise LoadError(f"{path.name} has no map {name}: build it again")
+                if name in self._sizes:
+                    lib.bpf_map__set_max_entries(handle, self._sizes[name])
                 lib.bpf_map__set_pin_path(handle, str(self.root / "maps" / name).encode())
             error = lib.bpf_object__load(obj)
             if error:
@@ -218,11 +266,8 @@ class Loader:
         """Detach every link and remove every pin."""
         for name in self.link_names():
             self.detach(name)
-        for part in ("links", "progs", "maps"):
-            folder = self.root / part
-            if folder.is_dir():
-                for pinned in folder.iterdir():
-                    pinned.unlink()
+        for part in ("links", "progs", "maps", "old"):
+            _remove_pins(self.root / part)
 
     def destroy(self) -> None:
         """Remove everything of this instance from bpffs."""
@@ -234,6 +279,12 @@ class Loader:
             self.root.parent.rmdir()
         except OSError:
             pass  # another instance lives there
+
+
+def _remove_pins(folder: Path) -> None:
+    if folder.is_dir():
+        for pinned in folder.iterdir():
+            pinned.unlink()
 
 
 def _libbpf() -> ctypes.CDLL:
@@ -249,6 +300,7 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_object__close", None, [pointer]),
         ("bpf_object__find_map_by_name", pointer, [pointer, text]),
         ("bpf_map__set_pin_path", ctypes.c_int, [pointer, text]),
+        ("bpf_map__set_max_entries", ctypes.c_int, [pointer, ctypes.c_uint32]),
         ("bpf_object__find_map_fd_by_name", ctypes.c_int, [pointer, text]),
         ("bpf_object__find_program_by_name", pointer, [pointer, text]),
         ("bpf_program__fd", ctypes.c_int, [pointer]),

@@ -59,6 +59,7 @@ TABLE_MAPS = (
     "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "ports", "endpoints", "backends",
     "members", "frontends",
 )  # fmt: skip
+EVICTING = ("flows", "allowed", "ways", "affinities")  # full, the least recently used row gives way
 ACCESS_RULES = 512  # as in bpf/types.h
 ACTIONS = {"block": 0, "allow": 1, "pass": 2}  # enum verdict of bpf/types.h
 AFFINITY_PROTOCOL = 1 << 31
@@ -327,7 +328,10 @@ class Rows:
     def take(self, name: str, rows: Mapping[bytes, bytes]) -> Changes | None:
         """As replace(..., ()) for rows of one map that nobody else wants; None, and nothing done, otherwise."""
         mine = self._value[name]
-        if any(where[0] == name and where[1] in rows for where in self._more) or not rows.keys() <= mine.keys():
+        if (
+            any(where[0] == name and where[1] in rows for where in self._more)
+            or not rows.keys() <= mine.keys()
+        ):
             return None
         for key in rows:
             del mine[key]

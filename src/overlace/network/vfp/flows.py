@@ -38,3 +38,17 @@ class UnifiedFlow(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     current: bool  # decided by the tables as they are; else decided anew at its next packet
     to_endpoint: str = ""  # deliver: GUID of the local endpoint
+
+
+class TableFill(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of the data path. `evicts`: full, the oldest rows give way; otherwise new ones are refused."""
+
+    name: str
+    rows: int
+    capacity: int
+    evicts: bool
+
+    @property
+    def is_full(self) -> bool:
+        """An evicting table frees rows a little before the last one is taken."""
+        return self.rows >= self.capacity * (0.9 if self.evicts else 1)

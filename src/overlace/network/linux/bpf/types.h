@@ -261,7 +261,7 @@ struct way {
 	__u32 ifindex; /* W_DELIVER */
 	__u8 own[6]; /* of a container: its source MAC */
 	__u8 src[6], dst[6]; /* MACs it goes on with */
-	__u8 verdict, metered;
+	__u8 verdict, metered, pad[4];
 	__u64 packets, bytes;
 };
 
