@@ -182,8 +182,6 @@ def test_events(docker: Docker, swarm: Swarm, image: Image) -> None:
 NOT_YET = [
     (("run", "IMAGE"), "docker service create"),
     (("create", "IMAGE"), "docker service create"),
-    (("volume", "create", "v"), "docker volume create is not supported yet"),
-    (("volume", "prune", "-f"), "docker volume prune is not supported yet"),
     (("network", "create", "plain"), "create an overlay network"),
     (("plugin", "install", "--grant-all-permissions", "x"), "plugins are not supported"),
     (("import", "-"), "push the image to a registry"),
@@ -192,13 +190,11 @@ NOT_YET = [
     (("container", "prune", "-f"), "docker service update, scale or rm"),
 ]
 NOT_YET_CONTAINER = [
-    (("exec", "ID", "true"), "docker exec is not supported yet"),
     (("attach", "ID"), "501"),  # the CLI shows no words of a refused upgrade
     (("stop", "ID"), "containers belong to services here"),
     (("kill", "ID"), "containers belong to services here"),
     (("rm", "-f", "ID"), "containers belong to services here"),
     (("restart", "ID"), "containers belong to services here"),
-    (("top", "ID"), "docker top is not supported yet"),
     (("cp", "ID:/etc/version", "-"), "docker cp is not supported yet"),
     (("diff", "ID"), "docker diff is not supported yet"),
     (("commit", "ID", "x"), "push them to a registry"),
@@ -228,7 +224,6 @@ def test_what_containers_cannot_do_yet_is_said(docker: Docker, swarm: Swarm, ima
 def test_not_there_is_501_and_never_a_wrong_success(swarm: Swarm) -> None:
     for method, url, body in (
         ("POST", "/containers/create", {"Image": "x"}),
-        ("POST", "/volumes/create", {"Name": "v"}),
         ("POST", "/images/load", None),
         ("POST", "/build", None),
     ):

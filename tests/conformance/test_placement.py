@@ -104,3 +104,49 @@ def test_reservations_are_counted(docker: Docker, swarm: Swarm, image: Image) ->
     found = swarm.inspect(swarm.running("bound")[0])
     assert (found["HostConfig"]["Memory"], found["HostConfig"]["NanoCpus"]) == (32 << 20, 500_000_000)
     assert json.loads(docker("service", "inspect", "bound"))[0]["Spec"]["TaskTemplate"]["Resources"]["Limits"]
+
+
+def test_generic_resources(anydocker: Docker, swarm: Swarm, image: Image) -> None:
+    """The lab's Linux hosts pretend two GPUs by name and three licences each."""
+    docker = anydocker
+    manager = next(n for n, node in swarm.nodes().items() if node["Spec"]["Role"] == "manager")
+    shown = docker.one("node", "inspect", "self")["Description"]["Resources"]["GenericResources"]
+    assert shown == [
+        {"NamedResourceSpec": {"Kind": "gpu", "Value": f"{manager}-gpu0"}},
+        {"NamedResourceSpec": {"Kind": "gpu", "Value": f"{manager}-gpu1"}},
+        {"DiscreteResourceSpec": {"Kind": "licence", "Value": 3}},
+    ]
+    docker(
+        *(
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "renders",
+            "--replicas",
+            "3",
+            "--constraint",
+            f"node.hostname=={manager}",
+        ),
+        *("--generic-resource", "gpu=1", "--generic-resource", "licence=1", image("app:1")),
+    )
+    swarm.pending("renders", "insufficient resources on 2 nodes")
+    there = [t for t in swarm.tasks("renders") if t["Status"]["State"] != "pending"]
+    held = {task["GenericResources"][0]["NamedResourceSpec"]["Value"]: task for task in there}
+    assert set(held) == {f"{manager}-gpu0", f"{manager}-gpu1"}
+
+    def running() -> bool:
+        return sum(t["Status"]["State"] == "running" for t in swarm.tasks("renders")) == 2
+
+    eventually(running, "two of them run")
+    for name, task in held.items():
+        environment = swarm.inspect(task)["Config"]["Env"]
+        assert f"DOCKER_RESOURCE_GPU={name}" in environment and "DOCKER_RESOURCE_LICENCE=1" in environment
+    why = json.dumps(swarm.call("GET", "/overlace/v1/why?of=renders"))
+    assert "needs 1 of gpu, 0 of 2 are free" in why, why
+    docker("service", "scale", "-d", "renders=2")
+    docker(
+        "service", "update", "-d", "--generic-resource-rm", "licence", "--update-parallelism", "0", "renders"
+    )
+    swarm.updated("renders")
+    swarm.running("renders", 2)

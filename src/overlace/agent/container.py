@@ -14,6 +14,7 @@ from typing import Any
 from overlace.agent.files import TaskFiles
 from overlace.model import labels
 from overlace.model.errors import InvalidArgument
+from overlace.model.generic import environment
 from overlace.model.logoptions import log_choice
 from overlace.model.objects import Config, Secret, Task
 from overlace.model.specs import BindOptions, ContainerSpec, Limits, Mount, Resources, VolumeOptions
@@ -45,7 +46,7 @@ def plan_container(
     if spec is None:
         raise InvalidArgument("task has no ContainerSpec: only container tasks run here")
     spec = expand_container(spec, context)
-    env = tuple(spec.env)
+    env = (*spec.env, *environment(task.generic))
     resources = task.spec.resources or Resources()
     limits = resources.limits or Limits()
     health = spec.healthcheck

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from overlace.model.generic import GenericResources
 from overlace.model.objects import Subnet, Task
 from overlace.model.specs import (
     ConfigSpec,
@@ -69,6 +70,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     emulated: bool = False  # a Windows host without a Windows kernel
     insecure_registries: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    generic: GenericResources = GenericResources()  # what this host offers to reserve
     hosts: tuple[str, ...] = ()  # where the API listens, unix:// and tcp://
     runtime: str = "runc"
     started_at: int = 0  # ns

@@ -7,7 +7,7 @@ nouns.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ from overlace.model.errors import InvalidArgument, OverlaceError, rpc_text
 if TYPE_CHECKING:
     from overlace.api.convert.common import Rendered
     from overlace.api.events import EventHub
+    from overlace.api.execs import Instances
 
 T = TypeVar("T")
 
@@ -33,6 +34,9 @@ class Services(msgspec.Struct):
 
     rendered: Rendered
     events: EventHub
+    execs: Instances
+    headers: dict[str, str]  # of every answer
+    carry: Callable[[Coroutine[Any, Any, None]], None]  # work that goes on when its request is answered
     tools: dict[str, str] = {}
 
 

@@ -19,6 +19,7 @@ from overlace.api.convert.cluster import cluster_info
 from overlace.api.version import SERVER_VERSION
 from overlace.manager.allocate.room import explain_pool
 from overlace.model.errors import OverlaceError
+from overlace.model.generic import offered_documents
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import Cluster, Network, Node
 
@@ -74,7 +75,7 @@ async def describe(backend: Backend, tools: dict[str, str], listeners: int) -> d
         "RegistryConfig": _registries(options),
         "NCPU": os.cpu_count() or 1,
         "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "GenericResources": None,
+        "GenericResources": offered_documents(options.generic) or None,
         "DockerRootDir": options.data_root,
         "HttpProxy": "",
         "HttpsProxy": "",

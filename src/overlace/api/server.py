@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from overlace.api.backend import Backend
 from overlace.api.call import MAX_BODY, Call, Route, Router, Services, answer, error_text
 from overlace.api.convert.common import Rendered
 from overlace.api.events import EventHub
+from overlace.api.execs import Instances
 from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
 from overlace.model.errors import (
     Conflict,
@@ -69,9 +70,9 @@ class ApiServer:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._router = Router(routes.ALL)
-        self._shared = Services(rendered=Rendered(), events=EventHub(backend))
         self._runner: web.AppRunner | None = None
         self._kept: set[asyncio.Task[web.StreamResponse]] = set()
+        self._carried: set[asyncio.Future[None]] = set()
         self._reading: set[asyncio.Task[Any]] = set()
         self._sockets: list[tuple[Path, tuple[int, int]]] = []
         options = backend.options
@@ -81,6 +82,13 @@ class ApiServer:
             "Docker-Experimental": "false",
             "Server": f"Overlace/{SERVER_VERSION} ({options.os})",
         }
+        self._shared = Services(
+            rendered=Rendered(),
+            events=EventHub(backend),
+            execs=Instances(),
+            headers=self._headers,
+            carry=self._carry,
+        )
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY)
@@ -118,7 +126,7 @@ class ApiServer:
                 pass
         self._sockets.clear()
         await self._shared.events.close()
-        for task in list(self._reading):
+        for task in [*self._reading, *self._carried]:
             task.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
@@ -163,6 +171,11 @@ class ApiServer:
             log.exception("request failed", method=request.method, path=request.path)
             failed = OverlaceError(f"internal error: {type(error).__name__}: {error}")
             return error_answer(failed)
+
+    def _carry(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._carried.add(task)
+        task.add_done_callback(self._carried.discard)
 
     async def _read(self, route: Route, call: Call) -> web.StreamResponse:
         """Changes nothing here: ended with its client, and when the server closes."""

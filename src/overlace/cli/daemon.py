@@ -15,6 +15,7 @@ import click
 import msgspec
 
 from overlace.model.errors import InvalidArgument, PermissionDenied
+from overlace.model.generic import GenericResources, parse_node_resources
 
 DEFAULT_DATA_ROOT = "/var/lib/overlace"
 DEFAULT_EXEC_ROOT = "/run/overlace"
@@ -32,6 +33,7 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
     underlay_address: str = ""  # empty: the daemon takes the address of the default route
     insecure_registries: tuple[str, ...] = ()
     labels: dict[str, str] = {}
+    generic: GenericResources = GenericResources()
     dns: tuple[str, ...] = ()
     emulate_windows: str = ""  # a Windows build, 10.0.20348.2527; empty: this is the Linux host it is
     log_level: str = "info"
@@ -65,6 +67,13 @@ def check_labels(labels: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+def _check_generic(given: tuple[str, ...]) -> GenericResources:
+    try:
+        return parse_node_resources(given)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"invalid --node-generic-resource: {error.message}") from None
+
+
 def _check_address(option: str, address: str, whole: str | None = None) -> str:
     try:
         ipaddress.ip_address(address)
@@ -85,6 +94,7 @@ def check_options(
     underlay_address: str | None,
     insecure_registries: tuple[str, ...],
     labels: tuple[str, ...],
+    generic: tuple[str, ...] = (),
     dns: tuple[str, ...],
     emulate_windows: str | None,
     log_level: str,
@@ -106,6 +116,7 @@ def check_options(
         underlay_address=_check_address("--underlay-address", underlay_address) if underlay_address else "",
         insecure_registries=insecure_registries,
         labels=check_labels(labels),
+        generic=_check_generic(generic),
         dns=tuple(_check_address("--dns", address) for address in dns),
         emulate_windows=emulate_windows or "",
         log_level=log_level,
@@ -127,6 +138,12 @@ def check_options(
     "--insecure-registry", "insecure_registries", multiple=True, help="HOST:PORT spoken to in plain HTTP."
 )
 @click.option("--label", "labels", multiple=True, help="Engine label KEY=VALUE.")
+@click.option(
+    "--node-generic-resource",
+    "generic",
+    multiple=True,
+    help="KIND=NAME or KIND=NUMBER that services can reserve here, such as gpu=UUID1 or ssd=3.",
+)
 @click.option(
     "--dns", multiple=True, help="Name server that answers what is not a service (default: the host's)."
 )

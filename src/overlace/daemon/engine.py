@@ -77,6 +77,7 @@ class Engine:
             insecure_registries=options.insecure_registries,
             labels=facts.engine_labels(options.labels, options.emulate_windows),
             hosts=options.hosts,
+            generic=options.generic,
             started_at=time.time_ns(),
         )
         self._runtime: Runtime = OciRuntime(
@@ -152,6 +153,7 @@ class Engine:
             exec_root=self._exec_root,
             hostname=self._daemon.hostname,
             labels=dict(self._daemon.labels),
+            generic=self._daemon.generic,
             underlay_address=membership.underlay_address,
             windows_build=self._daemon.emulate_windows,
             dns=self._daemon.dns,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from overlace import __version__
 from overlace.model.errors import InvalidArgument
+from overlace.model.generic import GenericResources
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
 from overlace.network.addresses import interface_addresses
@@ -82,6 +83,7 @@ def describe(
     *,
     hostname: str,
     labels: Mapping[str, str],
+    generic: GenericResources,
     underlay_address: str,
     mtu: int,
     windows_build: str,
@@ -94,7 +96,7 @@ def describe(
         os="windows" if emulated else "linux",
         architecture=platform.machine(),
         os_version=windows_build or platform.release(),
-        resources=NodeResources(nano_cpus=(os.cpu_count() or 1) * 1_000_000_000, memory_bytes=memory_bytes()),
+        resources=NodeResources((os.cpu_count() or 1) * 1_000_000_000, memory_bytes(), generic),
         engine_version=__version__,
         engine_labels=engine_labels(labels, windows_build),
         plugins=_PLUGINS,

@@ -21,6 +21,7 @@ from overlace.agent.worker import NodeFacts
 from overlace.daemon.facts import describe
 from overlace.model.architecture import fold_architecture
 from overlace.model.errors import OverlaceError
+from overlace.model.generic import GenericResources
 from overlace.model.labels import TASK_ID
 from overlace.model.objects import NodeDescription
 from overlace.network.driver import OverlayDriver
@@ -54,6 +55,7 @@ class NodeHost:
         exec_root: Path,
         hostname: str,
         labels: dict[str, str],
+        generic: GenericResources,
         underlay_address: str,
         windows_build: str,
         dns: tuple[str, ...],
@@ -74,7 +76,7 @@ class NodeHost:
             os="windows" if windows_build else "linux",
             upstreams=dns,
         )
-        self._said = (hostname, labels, underlay_address, windows_build)
+        self._said = (hostname, labels, generic, underlay_address, windows_build)
         platform = platform_of(windows_build)
         facts = NodeFacts(
             node_id=node_id,
@@ -91,10 +93,11 @@ class NodeHost:
 
     def description(self) -> NodeDescription:
         """As it is now: the underlay's MTU may change."""
-        hostname, labels, underlay_address, windows_build = self._said
+        hostname, labels, generic, underlay_address, windows_build = self._said
         return describe(
             hostname=hostname,
             labels=labels,
+            generic=generic,
             underlay_address=underlay_address,
             mtu=self.datapath.underlay().mtu,
             windows_build=windows_build,

@@ -38,6 +38,9 @@ def daemon_argv(plan: LabPlan, host: Host) -> list[str]:
     argv += ["--insecure-registry", plan.registry, "--dns", OUTSIDE_ADDRESS]
     if host.emulated:
         argv += ["--emulate-windows", WINDOWS_BUILD]
+    else:  # pretended ones, so that reservations can be tried: two by name, and a number
+        for resource in (f"gpu={host.name}-gpu0", f"gpu={host.name}-gpu1", "licence=3"):
+            argv += ["--node-generic-resource", resource]
     return argv
 
 

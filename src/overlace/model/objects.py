@@ -10,6 +10,7 @@ from typing import ClassVar, Union
 
 import msgspec
 
+from overlace.model.generic import Claim, GenericResources
 from overlace.model.specs import (
     ConfigSpec,
     EndpointSpec,
@@ -42,6 +43,7 @@ class Base(msgspec.Struct, frozen=True, kw_only=True):
 class NodeResources(msgspec.Struct, frozen=True):
     nano_cpus: int = 0
     memory_bytes: int = 0
+    generic: GenericResources = GenericResources()
 
 
 class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +167,7 @@ class Task(Base, frozen=True, kw_only=True):
     status: TaskStatus = TaskStatus()
     networks: tuple[NetworkAttachment, ...] = ()
     ports: tuple[PortConfig, ...] = ()  # host-mode ports of the endpoint spec
+    generic: tuple[Claim, ...] = ()  # generic resources it has on its node, from its assignment
     not_before: int = 0  # restart delay: stays desired READY until then
     job_iteration: int | None = None  # of a job: the run it belongs to
     started_at: int = (

@@ -212,6 +212,50 @@ class LogOptions(msgspec.Struct, frozen=True):
     tail: int = -1  # lines, -1 = all
 
 
+class ExecConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A program to run in a container besides its own; what is not said is as the container's."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    workdir: str = ""
+    user: str = ""
+    privileged: bool = False
+    tty: bool = False
+    stdin: bool = False
+    stdout: bool = True
+    stderr: bool = True
+    size: tuple[int, int] | None = None  # (height, width) of its terminal, in cells
+
+
+class ExecOutput(msgspec.Struct, frozen=True):
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class Exec(Protocol):
+    """A program started by `Runtime.exec`. One reader of `output` at a time; `close` when done with it."""
+
+    @property
+    def pid(self) -> int:
+        """On this host; 0 when it is not known."""
+
+    def output(self) -> AsyncIterator[ExecOutput]:
+        """What it writes until it ends; a program that could not be run says why, on stderr."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    def close_stdin(self) -> None: ...
+
+    def resize(self, height: int, width: int) -> None:
+        """Raises Conflict when it has no terminal."""
+
+    async def wait(self) -> int:
+        """Its exit code: 128+n for signal n; 126, 127 when it could not be run, as a shell says."""
+
+    async def close(self) -> None:
+        """Let go of it, ended or not."""
+
+
 PullProgress = Callable[[str, str], None]
 """Called with a layer's short id and Docker's word for how far it is: `Pulling fs layer`, `Download complete`,
 `Pull complete`, `Already exists`."""
@@ -249,6 +293,10 @@ class Runtime(Protocol):
 
     async def remove_image(self, name: str, force: bool = False) -> list[str]: ...
 
+    async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
+        """(titles, rows) of its processes, as `ps ARGUMENTS` on this host prints them. Raises NotFound, Conflict (it
+        does not run), InvalidArgument."""
+
     async def volumes(self) -> list[StoredVolume]:
         """Every volume of this host, by name."""
 
@@ -269,6 +317,9 @@ class Runtime(Protocol):
         """Stop signal, then SIGKILL after `grace` ns (default: the container's own)."""
 
     async def kill(self, container_id: str, signal: str) -> None: ...
+
+    async def exec(self, container_id: str, config: ExecConfig) -> Exec:
+        """Run another program in it. Raises NotFound, Conflict (it does not run), InvalidArgument (user, folder)."""
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs. Absent: no error."""

@@ -25,7 +25,7 @@ from overlace.api.backend import (
 )
 from overlace.manager.control import Control
 from overlace.manager.logs import LogRecord
-from overlace.model.errors import NotFound, Unavailable
+from overlace.model.errors import Conflict, NotFound, Unavailable
 from overlace.model.ids import new_id
 from overlace.model.objects import (
     Cluster,
@@ -50,6 +50,8 @@ from overlace.network.switch import Switch
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
+    ExecConfig,
+    ExecOutput,
     Image,
     LogLine,
     LogOptions,
@@ -81,6 +83,38 @@ def image(
         config={"Env": ["PATH=/bin"], "Cmd": ["serve"], "Labels": {"maker": "tests"}},
         layers=("sha256:" + "22" * 32,),
     )
+
+
+class FakeExec:
+    """A program that gives back on stdout what it reads, says its name on stderr and ends with code 5."""
+
+    pid = 7
+
+    def __init__(self, config: ExecConfig) -> None:
+        self.config = config
+        self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
+        if not config.stdin:
+            self.close_stdin()
+
+    async def output(self) -> AsyncIterator[ExecOutput]:
+        yield ExecOutput("stderr", self.config.argv[0].encode())
+        while (piece := await self._pieces.get()) is not None:
+            yield ExecOutput("stdout", piece)
+
+    async def write(self, data: bytes) -> None:
+        self._pieces.put_nowait(data)
+
+    def close_stdin(self) -> None:
+        self._pieces.put_nowait(None)
+
+    def resize(self, height: int, width: int) -> None:
+        raise Conflict("cannot resize: the exec has no terminal")
+
+    async def wait(self) -> int:
+        return 5
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class FakeRuntime:
@@ -144,6 +178,12 @@ class FakeRuntime:
 
     async def list(self) -> list[Container]:
         return list(self.containers.values())
+
+    async def exec(self, container_id: str, config: ExecConfig) -> FakeExec:
+        return FakeExec(config)
+
+    async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
+        return ["PID", "CMD"], [["7", arguments]]
 
     async def volumes(self) -> list[StoredVolume]:
         return list(self.kept.values())

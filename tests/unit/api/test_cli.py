@@ -232,7 +232,9 @@ async def test_this_host(docker: Docker, backend: FakeBackend, api: Api) -> None
     shown = json.loads(good(await docker("inspect", "--size", "web.1.task")))[0]
     assert (shown["SizeRw"], shown["SizeRootFs"]) == (4096, 5_004_096)
     assert "Untagged" in good(await docker("rmi", "registry:5000/shop/web:1"))
-    assert "not supported yet" in bad(await docker("exec", "web.1.task", "true"))
+    ran = await docker("exec", "-i", "web.1.task", "parrot", stdin="one\ntwo\n")
+    assert (ran.code, ran.out, ran.err) == (5, "one\ntwo\n", "parrot")
+    assert "not supported yet" in bad(await docker("cp", "web.1.task:/x", "-"))
 
 
 async def test_events(docker: Docker, swarm: Api) -> None:

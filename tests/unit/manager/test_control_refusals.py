@@ -274,9 +274,23 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ("plugin", {"template": {"Runtime": "plugin"}}, 501, "Runtime plugin is not supported yet"),
     (
         "generic",
-        {"template": {"Resources": {"Reservations": {"GenericResources": [{}]}}}},
-        501,
-        "Resources.Reservations.GenericResources is not supported yet",
+        {"template": {"Resources": {"Reservations": {"GenericResources": [{"NamedResourceSpec": {}}]}}}},
+        400,
+        "Resources.Reservations.GenericResources[0]: reserve a number, not names",
+    ),
+    (
+        "generic of none",
+        {
+            "template": {
+                "Resources": {
+                    "Reservations": {
+                        "GenericResources": [{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 0}}]
+                    }
+                }
+            }
+        },
+        400,
+        "Value of gpu is 0; reserve 1 or more",
     ),
     (
         "credspec",

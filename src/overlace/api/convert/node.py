@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from overlace.api.convert.cluster import tls_info
 from overlace.api.convert.common import Json, document, header
+from overlace.model.generic import offered_documents
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import Node, NodeDescription
 
 
 def description(found: NodeDescription, ca_cert_pem: str) -> Json:
     labels = dict(found.engine_labels)
+    generic = offered_documents(found.resources.generic)
     platform = {"Architecture": found.architecture, "OS": found.os}
     if found.os_version:
         platform["OSVersion"] = found.os_version
@@ -26,6 +28,7 @@ def description(found: NodeDescription, ca_cert_pem: str) -> Json:
         "Resources": {
             "NanoCPUs": found.resources.nano_cpus,
             "MemoryBytes": found.resources.memory_bytes,
+            **({"GenericResources": generic} if generic else {}),
         },
         "Engine": {
             "EngineVersion": found.engine_version,

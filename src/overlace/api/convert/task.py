@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from overlace.api.codec import rfc3339
 from overlace.api.convert.common import Json, document, header
 from overlace.api.convert.network import swarm_network
+from overlace.model.generic import documents
 from overlace.model.objects import Network, Task
 
 
@@ -37,6 +38,8 @@ def task(found: Task, networks: Mapping[str, Network]) -> Json:
     if found.node_id:
         shown["NodeID"] = found.node_id
     shown["Status"] = shown_status
+    if found.generic:
+        shown["GenericResources"] = documents(found.generic)
     shown["DesiredState"] = found.desired_state.word
     if found.networks:
         ingress = {id for id, network in networks.items() if network.spec.ingress}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from overlace.api.routes import (
     absent,
     containers,
+    execs,
     files,
     images,
     networks,
@@ -30,6 +31,7 @@ ALL = [
     *files.ROUTES,
     *networks.ROUTES,
     *containers.ROUTES,
+    *execs.ROUTES,
     *images.ROUTES,
     *trace.ROUTES,
     *usage.ROUTES,

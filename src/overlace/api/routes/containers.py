@@ -198,6 +198,12 @@ async def logs(call: Call) -> web.StreamResponse:
     return await stream_lines(call, lines(), found.config.tty)
 
 
+async def top(call: Call) -> web.StreamResponse:
+    found = await find(call, call.args["id"])
+    titles, rows = await call.backend.runtime.top(found.config.id, call.text("ps_args") or "-ef")
+    return answer({"Titles": titles, "Processes": rows})
+
+
 # -- what is not there yet -----------------------------------------------------------------------------------
 
 
@@ -220,10 +226,9 @@ ROUTES = [
     Route("GET", "/containers/{id}/logs", logs, streams=True),
     Route("POST", "/containers/create", refused(f"creating single containers (docker run) {_PLAIN}")),
     Route("POST", "/containers/prune", refused(f"pruning containers {_OWNED}")),
-    Route("POST", "/containers/{id}/exec", refused(f"docker exec {_LATER}")),
     Route("POST", "/containers/{id}/attach", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/attach/ws", refused(f"docker attach {_LATER}")),
-    Route("GET", "/containers/{id}/top", refused(f"docker top {_LATER}")),
+    Route("GET", "/containers/{id}/top", top),
     Route("GET", "/containers/{id}/stats", refused(f"docker stats {_LATER}")),
     Route("GET", "/containers/{id}/changes", refused(f"docker diff {_LATER}")),
     Route("GET", "/containers/{id}/export", refused(f"docker export {_LATER}")),
@@ -237,9 +242,6 @@ ROUTES = [
         Route("POST", f"/containers/{{id}}/{verb}", refused(f"docker {verb} {_OWNED}"))
         for verb in ("start", "stop", "restart", "kill", "pause", "unpause", "rename", "update")
     ),
-    Route("GET", "/exec/{exec}/json", refused(f"docker exec {_LATER}")),
-    Route("POST", "/exec/{exec}/start", refused(f"docker exec {_LATER}")),
-    Route("POST", "/exec/{exec}/resize", refused(f"docker exec {_LATER}")),
     Route(
         "POST",
         "/commit",

@@ -18,6 +18,7 @@ from overlace.manager.control.words import unsupported
 from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.schedule.constraint import parse_constraints
 from overlace.model.errors import InvalidArgument
+from overlace.model.generic import parse_reservation
 from overlace.model.policy import check_policy_labels
 from overlace.model.specs import (
     Doc,
@@ -166,8 +167,8 @@ def _check_resources(resources: Resources | None) -> None:
         raise InvalidArgument(
             f"invalid MemorySwappiness {swappiness}: valid range is 0-100, -1 for the host's"
         )
-    if resources.reservations is not None and resources.reservations.generic_resources:
-        raise unsupported("Resources.Reservations.GenericResources", "reserve NanoCPUs and MemoryBytes")
+    if resources.reservations is not None:
+        parse_reservation(resources.reservations.generic_resources)
 
 
 def _check_restart_words(policy: RestartPolicy | None) -> None:

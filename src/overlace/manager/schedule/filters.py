@@ -14,6 +14,7 @@ from overlace.manager.schedule.constraint import Constraint, first_unmet, node_v
 from overlace.manager.schedule.occupancy import HostPort, NodeUse, host_ports, reserved
 from overlace.manager.schedule.platform import platform_words, runs_any
 from overlace.model.errors import InvalidArgument
+from overlace.model.generic import lacking, parse_reservation, total
 from overlace.model.objects import Node, Task
 from overlace.model.specs import Platform, TaskSpec
 from overlace.model.states import NodeState
@@ -55,6 +56,7 @@ class Needs(msgspec.Struct, frozen=True):
     isolation: str
     ports: tuple[HostPort, ...]
     max_replicas: int
+    generic: tuple[tuple[str, int], ...] = ()  # (kind, number)
 
 
 def _constraints(spec: TaskSpec) -> tuple[Constraint, ...] | None:
@@ -76,7 +78,13 @@ def needs_of(task: Task) -> Needs:
         isolation=isolation_of(task.spec),
         ports=host_ports(task),
         max_replicas=placement.max_replicas if placement else 0,
+        generic=_generic(task.spec),
     )
+
+
+def _generic(spec: TaskSpec) -> tuple[tuple[str, int], ...]:
+    wants = spec.resources.reservations if spec.resources else None
+    return parse_reservation(wants.generic_resources) if wants else ()
 
 
 def isolation_of(spec: TaskSpec) -> str:
@@ -117,8 +125,11 @@ def failures(needs: Needs, node: Node, use: NodeUse) -> Iterator[str]:
     about = node.description
     if about is None:
         return
-    if (needs.nano_cpus and about.resources.nano_cpus - use.nano_cpus < needs.nano_cpus) or (
-        needs.memory_bytes and about.resources.memory_bytes - use.memory_bytes < needs.memory_bytes
+    has = about.resources
+    if (
+        (needs.nano_cpus and has.nano_cpus - use.nano_cpus < needs.nano_cpus)
+        or (needs.memory_bytes and has.memory_bytes - use.memory_bytes < needs.memory_bytes)
+        or lacking(has.generic, use.generic, needs.generic)
     ):
         yield RESOURCES
     if needs.constraints is None or first_unmet(needs.constraints, node) is not None:
@@ -153,10 +164,19 @@ def detail(name: str, needs: Needs, node: Node, use: NodeUse) -> str:
         case "resources":
             free_cpus = (about.resources.nano_cpus - use.nano_cpus) / 1e9
             free_mib = (about.resources.memory_bytes - use.memory_bytes) >> 20
-            return (
-                f"needs {needs.nano_cpus / 1e9:g} CPUs and {needs.memory_bytes >> 20} MiB, "
-                f"{free_cpus:g} CPUs and {free_mib} MiB are not reserved"
-            )
+            missing = [
+                f"needs {wanted} of {kind}, {left} of {total(about.resources.generic, kind)} are free"
+                for kind, wanted, left in lacking(about.resources.generic, use.generic, needs.generic)
+            ]
+            if (
+                about.resources.nano_cpus - use.nano_cpus < needs.nano_cpus
+                or free_mib < needs.memory_bytes >> 20
+            ):
+                missing.append(
+                    f"needs {needs.nano_cpus / 1e9:g} CPUs and {needs.memory_bytes >> 20} MiB, "
+                    f"{free_cpus:g} CPUs and {free_mib} MiB are not reserved"
+                )
+            return "; ".join(missing)
         case "constraints":
             unmet = first_unmet(needs.constraints, node) if needs.constraints is not None else None
             if unmet is None:

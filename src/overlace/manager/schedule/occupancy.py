@@ -7,9 +7,11 @@ an older one again leaves them right. Must not decide anything nor read a store.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import msgspec
 
+from overlace.model.generic import Claim
 from overlace.model.objects import Task
 from overlace.model.states import TaskState
 
@@ -28,12 +30,13 @@ class Share(msgspec.Struct, frozen=True):
     nano_cpus: int
     memory_bytes: int
     ports: tuple[HostPort, ...]
+    generic: tuple[Claim, ...] = ()
 
 
 class NodeUse:
     """What is taken on one node."""
 
-    __slots__ = ("by_service", "memory_bytes", "nano_cpus", "ports", "tasks")
+    __slots__ = ("by_service", "generic", "memory_bytes", "nano_cpus", "ports", "tasks")
 
     def __init__(self) -> None:
         self.tasks = 0
@@ -41,6 +44,14 @@ class NodeUse:
         self.nano_cpus = 0
         self.memory_bytes = 0
         self.ports: Counter[HostPort] = Counter()
+        self.generic: Counter[tuple[str, str]] = Counter()  # see model.generic.Taken
+
+    def claim(self, claims: Iterable[Claim], sign: int = 1) -> None:
+        for one in claims:
+            key = one.kind, one.value
+            self.generic[key] += sign * (1 if one.value else one.count)
+            if not self.generic[key]:
+                del self.generic[key]
 
 
 _NOTHING = NodeUse()
@@ -68,6 +79,7 @@ def share_of(task: Task) -> Share | None:
         cpus,
         memory,
         host_ports(task),
+        task.generic,
     )
 
 
@@ -132,3 +144,4 @@ class Occupancy:
             use.ports[port] += sign
             if not use.ports[port]:
                 del use.ports[port]
+        use.claim(share.generic, sign)

@@ -16,6 +16,7 @@ import msgspec
 
 from overlace.manager.schedule.filters import Needs, first_failure, needs_of, summary
 from overlace.manager.schedule.occupancy import MAX_FAILURES, NodeUse, Occupancy
+from overlace.model.generic import Claim, claim
 from overlace.model.objects import Node, Task, TaskStatus
 from overlace.model.specs import PlacementPreference, PortConfig
 from overlace.model.states import TaskState
@@ -64,9 +65,9 @@ def _confirm(
     failed = first_failure(needs, node, use)
     if failed is not None:
         return _refuse([task], summary({failed: 1}), now)
-    _take(use, needs)
+    claims = _take(use, needs, node)
     extra[node.id] = use
-    return [_assign(task, task.node_id, CONFIRMED, now)]
+    return [_assign(task, task.node_id, claims, CONFIRMED, now)]
 
 
 def _place_group(
@@ -100,14 +101,15 @@ def _place_group(
         chosen = tree.take(tally)
         if chosen is None:
             break
-        changes.append(_assign(left.pop(0), chosen.node.id, ASSIGNED, now))
+        changes.append(_assign(left.pop(0), chosen.node.id, chosen.claims, ASSIGNED, now))
     why = summary(tally)
     return changes + _refuse(left, f"no suitable node ({why})" if why else "no suitable node", now)
 
 
-def _assign(task: Task, node_id: str, message: str, now: int) -> Change:
+def _assign(task: Task, node_id: str, claims: tuple[Claim, ...], message: str, now: int) -> Change:
     status = TaskStatus(state=TaskState.ASSIGNED, timestamp=now, message=message)
-    return Put(msgspec.structs.replace(task, node_id=node_id, status=status), expect=task.version)
+    placed = msgspec.structs.replace(task, node_id=node_id, generic=claims, status=status)
+    return Put(placed, expect=task.version)
 
 
 def _refuse(tasks: Iterable[Task], why: str, now: int) -> list[Change]:
@@ -126,27 +128,35 @@ def _copy(use: NodeUse) -> NodeUse:
     copy.nano_cpus = use.nano_cpus
     copy.memory_bytes = use.memory_bytes
     copy.ports = use.ports.copy()
+    copy.generic = use.generic.copy()
     return copy
 
 
-def _take(use: NodeUse, needs: Needs) -> None:
+def _take(use: NodeUse, needs: Needs, node: Node) -> tuple[Claim, ...]:
+    """Note one task more on a node that has room for it; the generic resources it gets."""
+    claims: tuple[Claim, ...] = ()
+    if needs.generic and node.description is not None:
+        claims = claim(node.description.resources.generic, use.generic, needs.generic)
+        use.claim(claims)
     use.tasks += 1
     use.by_service[needs.service_id] += 1
     use.nano_cpus += needs.nano_cpus
     use.memory_bytes += needs.memory_bytes
     for port in needs.ports:
         use.ports[port] += 1
+    return claims
 
 
 class Candidate:
     """A node that passed the filters, with what this group has taken on it so far."""
 
-    __slots__ = ("failures", "needs", "node", "use")
+    __slots__ = ("claims", "failures", "needs", "node", "use")
 
     def __init__(self, node: Node, use: NodeUse, needs: Needs, failures: int) -> None:
         self.node = node
         self.use = use
         self.needs = needs
+        self.claims: tuple[Claim, ...] = ()  # of the task it was chosen for last
         self.failures = failures if failures >= MAX_FAILURES else 0
 
     def rank(self) -> tuple[int, int, int, str]:
@@ -211,7 +221,7 @@ class Branch:
                     break
         elif self.heap:
             chosen = self.heap[0][1]
-            _take(chosen.use, chosen.needs)
+            chosen.claims = _take(chosen.use, chosen.needs, chosen.node)
             failed = first_failure(chosen.needs, chosen.node, chosen.use)
             if failed is None:
                 heapq.heapreplace(self.heap, (chosen.rank(), chosen))

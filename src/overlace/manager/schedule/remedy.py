@@ -12,6 +12,7 @@ from overlace.manager.schedule.explain import Look, hostname
 from overlace.manager.schedule.filters import CONSTRAINTS, RESOURCES, failures
 from overlace.manager.schedule.occupancy import NodeUse, host_ports
 from overlace.manager.schedule.platform import platform_words
+from overlace.model.generic import lacking, total
 from overlace.model.objects import Node
 from overlace.model.states import NodeState
 from overlace.store.base import View
@@ -23,6 +24,7 @@ _KEYS = (
     " and engine.labels.NAME"
 )
 NODE = "NODE"
+_OFFER = "--node-generic-resource "
 
 
 class Remedy(msgspec.Struct, frozen=True):
@@ -90,12 +92,17 @@ def _make_room(look: Look, node: Node, use: NodeUse) -> list[str]:
     has = about.resources
     if has.nano_cpus < look.needs.nano_cpus or has.memory_bytes < look.needs.memory_bytes:
         return []  # it would not fit an empty node
+    short = lacking(has.generic, use.generic, look.needs.generic)
+    absent = [f"{kind}={wanted}" for kind, wanted, _ in short if total(has.generic, kind) < wanted]
+    if absent:
+        return [f"start the daemon of {NODE} with {' and '.join(_OFFER + one for one in absent)}"]
     cpus, memory = about.resources.nano_cpus - use.nano_cpus, about.resources.memory_bytes - use.memory_bytes
     lacks = []
     if cpus < look.needs.nano_cpus:
         lacks.append(f"{(look.needs.nano_cpus - cpus) / 1e9:g} CPUs")
     if memory < look.needs.memory_bytes:
         lacks.append(f"{-(-(look.needs.memory_bytes - memory) // 1048576)} MiB")
+    lacks += [f"{wanted - left} {kind}" for kind, wanted, left in short]
     return [f"free {' and '.join(lacks)} of reservations on {NODE}"]
 
 
@@ -155,7 +162,9 @@ def _add_a_node(look: Look, large: bool) -> str:
         words += " with Hyper-V isolation" if needs.isolation == "hyperv" else ""
     having = [str(c) for c in needs.constraints or ()]
     if large:
-        having.append(f"{needs.nano_cpus / 1e9:g} CPUs and {needs.memory_bytes >> 20} MiB to reserve")
+        if needs.nano_cpus or needs.memory_bytes or not needs.generic:
+            having.append(f"{needs.nano_cpus / 1e9:g} CPUs and {needs.memory_bytes >> 20} MiB to reserve")
+        having += [f"{count} of {kind} ({_OFFER}{kind}={count})" for kind, count in needs.generic]
     return words + (f", with {', '.join(having)}" if having else "")
 
 
@@ -166,6 +175,8 @@ def _lower_reservation(look: Look) -> list[Remedy]:
         if node.description is None or set(failures(look.needs, node, use)) != {RESOURCES}:
             continue
         has = node.description.resources
+        if lacking(has.generic, use.generic, look.needs.generic):
+            continue
         cpus, memory = max(has.nano_cpus - use.nano_cpus, 0), max(has.memory_bytes - use.memory_bytes, 0)
         if best is None or (cpus, memory) > best[:2]:
             best = cpus, memory, hostname(node)

@@ -20,6 +20,7 @@ from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound,
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
+    ExecConfig,
     Image,
     LogLine,
     LogOptions,
@@ -30,6 +31,7 @@ from overlace.runtime.base import (
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
+from overlace.runtime.oci.execs import OciExec, start_exec
 from overlace.runtime.oci.files import tree_size
 from overlace.runtime.oci.images import ImageStore
 from overlace.runtime.oci.locks import KeyedLocks
@@ -40,6 +42,7 @@ from overlace.runtime.oci.runs import Runs
 from overlace.runtime.oci.shim import Shim, choose_runtime
 from overlace.runtime.oci.slots import Slot
 from overlace.runtime.oci.spec import container_path, resolve, signal_number
+from overlace.runtime.oci.top import top
 from overlace.runtime.oci.untag import User as ImageUser
 from overlace.runtime.oci.volumes import VolumeStore
 from overlace.runtime.oci.watch import FolderWatch
@@ -290,6 +293,20 @@ class OciRuntime:
         if slot.container.status != "running":
             raise Conflict(f"Cannot kill container: {container_id}: Container {container_id} is not running")
         await self._require_runs().shim.kill(container_id, number)
+
+    async def exec(self, container_id: str, config: ExecConfig) -> OciExec:
+        """See `Runtime.exec`."""
+        slot = self._slot(container_id)
+        if slot.container.status != "running":
+            raise Conflict(f"container {container_id} is not running")
+        return await start_exec(self._require_runs().shim, slot, config, windows=self._windows)
+
+    async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
+        """See `Runtime.top`."""
+        slot = self._slot(container_id)
+        if slot.container.status != "running":
+            raise Conflict(f"container {container_id} is not running")
+        return await top(f"{self._cgroup_parent}/{container_id}", arguments)
 
     async def volumes(self) -> list[StoredVolume]:
         """Every volume of this host, by name."""

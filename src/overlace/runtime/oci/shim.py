@@ -149,6 +149,11 @@ class Shim:
         self._state = exec_root / "oci"
         self._base = [runtime, "--root", str(self._state)]
 
+    @property
+    def command(self) -> list[str]:
+        """How every command line of the OCI runtime begins."""
+        return [*self._base]
+
     async def create(
         self, container_id: str, bundle: Path, log_path: Path | None, log_max: int, *, tty: bool, stdin: bool
     ) -> Running:

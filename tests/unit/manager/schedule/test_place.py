@@ -11,6 +11,7 @@ import msgspec
 from overlace.manager.schedule.explain import Look, explain_look
 from overlace.manager.schedule.occupancy import Occupancy
 from overlace.manager.schedule.place import plan_placement
+from overlace.model.generic import Claim, GenericResources
 from overlace.model.objects import Node, NodeDescription, NodeResources, NodeStatus, Task, TaskStatus
 from overlace.model.specs import (
     ContainerSpec,
@@ -267,3 +268,38 @@ def test_explain_names_every_node_with_its_reason() -> None:
     )
     assert [r.hostname for r in verdicts["fits"].nodes] == ["host-ok", "host-ok2"]
     assert verdicts["fits"].nodes[0].detail == "0 other tasks of the service, 0 in all; chosen"
+
+
+def gpus(count: int) -> Resources:
+    return Resources(
+        reservations=Reservations(
+            generic_resources=[{"DiscreteResourceSpec": {"Kind": "gpu", "Value": count}}]
+        )
+    )
+
+
+def test_generic_resources_are_given_once_and_come_back() -> None:
+    offered = NodeResources(4_000_000_000, 8 * GIB, GenericResources({"gpu": ("u1", "u2", "u3")}))
+    nodes = [node("a", resources=offered), node("b")]
+    changes = plan_placement(nodes, occupancy(), tasks(3, resources=gpus(2)), NOW)
+    first, *others = put(changes)
+    assert (first.node_id, first.generic) == ("a", (Claim("gpu", "u1"), Claim("gpu", "u2")))
+    assert [other.status.err for other in others] == [
+        "no suitable node (insufficient resources on 2 nodes)"
+    ] * 2
+    held = msgspec.structs.replace(first, status=TaskStatus(TaskState.RUNNING))
+    occupied = occupancy(held)
+    [one] = put(plan_placement(nodes, occupied, tasks(1, resources=gpus(1)), NOW))
+    assert one.generic == (Claim("gpu", "u3"),)
+    occupied.observe(held.id, msgspec.structs.replace(held, status=TaskStatus(TaskState.FAILED)))
+    [one] = put(plan_placement(nodes, occupied, tasks(1, resources=gpus(3)), NOW))
+    assert len(one.generic) == 3, "what a task had that ended is free again"
+
+
+def test_a_global_services_task_gets_them_on_its_own_node() -> None:
+    offered = NodeResources(4_000_000_000, 8 * GIB, GenericResources(discrete={"gpu": 1}))
+    own = [task("t1", on="a", state=TaskState.PENDING, resources=gpus(1)),
+           task("t2", on="a", state=TaskState.PENDING, resources=gpus(1))]  # fmt: skip
+    got = {one.id: one for one in put(plan_placement([node("a", resources=offered)], occupancy(), own, NOW))}
+    assert got["t1"].generic == (Claim("gpu", count=1),)
+    assert got["t2"].status.err == "insufficient resources on 1 node"

@@ -1,0 +1,100 @@
+# ruff: noqa: F401, F811 - fixtures are imported by name
+"""Other programs in a running container: pipes, terminals, users, exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from oci_bed import Bed, bed, pushed, registry, rootfs
+
+from overlace.model.errors import Conflict, InvalidArgument
+from overlace.runtime.base import Exec, ExecConfig
+
+pytestmark = pytest.mark.host
+
+
+async def feed(running: Exec, stdin: bytes) -> None:
+    await running.write(stdin)
+    running.close_stdin()
+
+
+async def ran(bed: Bed, container: str, *argv: str, stdin: bytes = b"", **asked: Any) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a program."""
+    running = await bed.runtime.exec(container, ExecConfig(argv=argv, stdin=bool(stdin), **asked))
+    said = {"stdout": b"", "stderr": b""}
+    try:
+        feeding = asyncio.create_task(feed(running, stdin))
+        async for piece in running.output():
+            said[piece.stream] += piece.data
+        await feeding
+        return await running.wait(), said["stdout"].decode(), said["stderr"].decode()
+    finally:
+        await running.close()
+
+
+async def test_it_is_as_the_container_unless_said(bed: Bed) -> None:
+    config = await bed.running(env=("A=1", "B=2"), workdir="/var", user="7", cap_drop=("ALL",))
+    script = "echo $A $B; pwd; id -u; grep CapBnd /proc/self/status; echo oops >&2; exit 3"
+    code, out, err = await ran(bed, config.id, "sh", "-c", script)
+    assert (code, err) == (3, "oops\n")
+    assert out.split() == ["1", "2", "/var", "7", "CapBnd:", "0" * 16]
+    code, out, _ = await ran(
+        bed, config.id, "sh", "-c", "echo $A $B; pwd; id -u", env=("B=3",), workdir="/tmp", user="root"
+    )
+    assert (code, out.split()) == (0, ["1", "3", "/tmp", "0"])
+    _, out, _ = await ran(bed, config.id, "grep", "CapBnd", "/proc/self/status", privileged=True)
+    assert int(out.split()[1], 16) > 1 << 35
+
+
+async def test_input_output_and_much_of_it(bed: Bed) -> None:
+    config = await bed.running()
+    much = b"x" * 1_000_000
+    code, out, _ = await ran(bed, config.id, "cat", stdin=much)
+    assert code == 0 and out.encode() == much
+    code, out, _ = await ran(bed, config.id, "sh", "-c", "sleep 60 >/dev/null 2>&1 & echo done")
+    assert (code, out) == (0, "done\n"), "what it leaves behind does not hold it"
+
+
+async def test_a_terminal_and_its_size(bed: Bed) -> None:
+    config = await bed.running()
+    asked = ExecConfig(argv=("sh",), tty=True, stdin=True, size=(33, 77))
+    running = await bed.runtime.exec(config.id, asked)
+    seen = b""
+    try:
+        await running.write(b"stty size; tty; echo $TERM; read x; stty size; exit 5\n")
+        async for piece in running.output():
+            seen += piece.data
+            if b"xterm\r\n" in seen and b"40 99" not in seen:
+                running.resize(40, 99)
+                await running.write(b"\n")
+        assert await running.wait() == 5
+    finally:
+        await running.close()
+    assert b"33 77\r\n" in seen and b"/dev/pts/" in seen and b"40 99\r\n" in seen, seen
+
+
+async def test_what_cannot_be_run(bed: Bed) -> None:
+    config = await bed.running()
+    code, _, err = await ran(bed, config.id, "nosuch")
+    assert code == 127 and err.startswith("OCI runtime exec failed: ") and "nosuch" in err
+    code, _, err = await ran(bed, config.id, "/etc/passwd")
+    assert code == 126 and "permission denied" in err.lower()
+    with pytest.raises(InvalidArgument, match="unable to find user nobody-such"):
+        await ran(bed, config.id, "true", user="nobody-such")
+    with pytest.raises(InvalidArgument, match="No exec command specified"):
+        await ran(bed, config.id, "")
+    await bed.runtime.stop(config.id, 0)
+    with pytest.raises(Conflict, match="is not running"):
+        await ran(bed, config.id, "true")
+    assert not list((bed.exec_root / "bundles" / config.id / "execs").glob("*"))
+
+
+async def test_its_processes(bed: Bed) -> None:
+    config = await bed.running("sh", "-c", "sleep 1234; true")
+    titles, rows = await bed.runtime.top(config.id, "-eo pid,args")
+    assert titles == ["PID", "COMMAND"]
+    assert sorted(row[1] for row in rows) == ["sh -c sleep 1234; true", "sleep 1234"]
+    with pytest.raises(InvalidArgument, match="Couldn't find PID field"):
+        await bed.runtime.top(config.id, "-eo args")
