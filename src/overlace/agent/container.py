@@ -46,6 +46,7 @@ def plan_container(
     if spec is None:
         raise InvalidArgument("task has no ContainerSpec: only container tasks run here")
     spec = expand_container(spec, context)
+    on_host = netns == "host"
     env = (*spec.env, *environment(task.generic))
     resources = task.spec.resources or Resources()
     limits = resources.limits or Limits()
@@ -64,7 +65,7 @@ def plan_container(
         workdir=spec.dir or None,
         user=spec.user or None,
         groups=tuple(spec.groups),
-        hostname=spec.hostname or container_id(task.id)[:12],
+        hostname=spec.hostname or (context.node_hostname if on_host else container_id(task.id)[:12]),
         labels=_labels(task, spec, node_id),
         mounts=tuple(_mount(m) for m in spec.mounts),
         files=TaskFiles(spec, context, env, secrets, configs).plan(),

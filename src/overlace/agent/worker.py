@@ -286,14 +286,15 @@ class Worker:
         spec = task.spec.container_spec
         if spec is not None:
             await self._image(task, spec.image)
-        attached = slot.attached = await self._network.attach(TaskNetwork.of(task, task.ports))
+        network = TaskNetwork.of(task, task.ports)
+        attached = slot.attached = await self._network.attach(network)
         config = plan_container(
             task,
             self._context(task),
             self._facts.node_id,
             self._secrets,
             self._configs,
-            str(attached.sandbox),
+            str(attached.sandbox or (network.mode if network.mode == "host" else "")),
             attached.resolv_conf,
             tuple((config_host, a.split("/")[0]) for config_host, a in _own_names(task, attached.addresses)),
         )

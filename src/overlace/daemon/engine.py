@@ -352,7 +352,7 @@ class Engine:
 
     def local_networks(self) -> Sequence[LocalNetwork]:
         if self._host is None or self._membership is None:
-            return ()
+            return networks.own_networks(self._options)
         return networks.local_networks(self._host, self._membership.node_id, self._options)
 
     async def container_addresses(self, container: str) -> Sequence[ContainerAddress]:

@@ -13,7 +13,7 @@ from overlace.api.backend import ContainerAddress, EngineOptions, LocalEndpoint,
 from overlace.daemon.host import NodeHost
 from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
-from overlace.model.specs import VNI_OPTION
+from overlace.model.specs import VNI_OPTION, host_network
 from overlace.network.endpoints import LOCAL_NETWORK
 from overlace.network.overlay import guid_of, prefix_of
 
@@ -23,6 +23,7 @@ def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Seque
     view = host.agent.view
     return [
         _bridge(host, engine),
+        *own_networks(engine),
         *(
             LocalNetwork(
                 id=n.id,
@@ -51,11 +52,21 @@ def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Seque
     ]
 
 
+def own_networks(engine: EngineOptions) -> list[LocalNetwork]:
+    """The host's stack and no network at all, as Docker lists them."""
+    return [
+        LocalNetwork(
+            id=_own_id(engine.id, name), name=name, driver=driver, scope="local", created_at=engine.started_at
+        )
+        for name, driver in (("host", "host"), ("none", "null"))
+    ]
+
+
 def _bridge(host: NodeHost, engine: EngineOptions) -> LocalNetwork:
     """The node's NAT network, where tasks without a network are."""
     subnet = host.driver.local_subnet
     return LocalNetwork(
-        id=_bridge_id(engine.id),
+        id=_own_id(engine.id, LOCAL_NETWORK),
         name=LOCAL_NETWORK,
         driver="bridge",
         scope="local",
@@ -75,9 +86,9 @@ def _bridge(host: NodeHost, engine: EngineOptions) -> LocalNetwork:
     )
 
 
-def _bridge_id(engine_id: str) -> str:
+def _own_id(engine_id: str, name: str) -> str:
     """64 hex digits, as Docker has for networks of one host; the same after a restart."""
-    return hashlib.sha256(f"{engine_id} {LOCAL_NETWORK}".encode()).hexdigest()
+    return hashlib.sha256(f"{engine_id} {name}".encode()).hexdigest()
 
 
 def container_addresses(host: NodeHost, container: str, engine_id: str) -> Sequence[ContainerAddress]:
@@ -86,11 +97,14 @@ def container_addresses(host: NodeHost, container: str, engine_id: str) -> Seque
     if found is None:
         return ()
     task, attached = found
+    mode = host_network(task.spec.networks)
+    if mode in ("host", "none"):
+        return [ContainerAddress(network=mode, network_id=_own_id(engine_id, mode))]
     view = host.agent.view
     ids = {n.name: n.id for a in task.networks if (n := view.network(a.network_id)) is not None}
     keys = dict(ids)  # what endpoints are named by
     if not task.networks:
-        ids, keys = {LOCAL_NETWORK: _bridge_id(engine_id)}, {LOCAL_NETWORK: LOCAL_NETWORK}
+        ids, keys = {LOCAL_NETWORK: _own_id(engine_id, LOCAL_NETWORK)}, {LOCAL_NETWORK: LOCAL_NETWORK}
     aliases = {a.network_id: a.aliases for a in task.networks}
     return [
         ContainerAddress(

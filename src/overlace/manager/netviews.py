@@ -25,6 +25,7 @@ from overlace.model.netview import (
 )
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO, kept_policy
+from overlace.model.specs import HOST_NETWORKS
 from overlace.model.states import TaskState
 from overlace.model.traffic import kept_affinity, kept_egress_limit
 from overlace.store.base import View
@@ -118,7 +119,7 @@ def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
     allowed, allowed_to = (kept_policy(label, spec.labels) for label in (ALLOW_FROM, ALLOW_TO))
     affinity, egress = kept_affinity(spec.labels), kept_egress_limit(spec.labels)
     if mode == "dnsrr":
-        networks |= {target: "" for target in wanted if target not in vips}
+        networks |= {t: "" for t in wanted if t not in vips and t not in HOST_NETWORKS}
     return [
         ServiceEntry(
             service_id=service.id,

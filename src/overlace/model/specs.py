@@ -200,10 +200,19 @@ class Placement(Doc, frozen=True):
     platforms: list[Platform] = []
 
 
+# Docker's predefined networks, which every host has of its own: its NAT network, its own stack, nothing but loopback.
+HOST_NETWORKS = ("bridge", "host", "none")
+
+
 class NetworkAttachmentConfig(Doc, frozen=True):
     target: str = ""  # network id or name
     aliases: list[str] = []
     driver_opts: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+def host_network(networks: list[NetworkAttachmentConfig]) -> str:
+    """The predefined network a task is on instead of the swarm's; a task on no network at all is on `bridge`."""
+    return next((n.target for n in networks if n.target in HOST_NETWORKS), "" if networks else "bridge")
 
 
 class TaskSpec(Doc, frozen=True):

@@ -13,7 +13,7 @@ import msgspec
 from overlace.model.netview import NetView
 from overlace.model.objects import NetworkAttachment, Task
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Items, kept_policy
-from overlace.model.specs import PortConfig
+from overlace.model.specs import PortConfig, host_network
 from overlace.model.traffic import kept_egress_limit
 
 
@@ -27,6 +27,7 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
     service_name: str
     attachments: tuple[NetworkAttachment, ...] = ()
     host_ports: tuple[PortConfig, ...] = ()  # publish mode host
+    mode: str = ""  # "host": the host's own stack, "none": loopback alone; else as `attachments` say
     nameservers: tuple[str, ...] = ()  # the service's own, for what is no name of the swarm
     # what its service's labels said as the task was made; what the view says of the service now comes first
     allowed: Items | None = None
@@ -45,6 +46,7 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
             service_name=task.service_name,
             attachments=task.networks,
             host_ports=host_ports,
+            mode=mode if (mode := host_network(task.spec.networks)) != "bridge" else "",
             nameservers=tuple(dns.nameservers) if dns is not None else (),
             allowed=kept_policy(ALLOW_FROM, task.service_labels),
             allowed_to=kept_policy(ALLOW_TO, task.service_labels),
@@ -55,7 +57,7 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
 class Attached(msgspec.Struct, frozen=True):
     """Where the task's interfaces live: what a runtime and `docker inspect` need."""
 
-    sandbox: Path  # network namespace to join
+    sandbox: Path | None  # network namespace to join; None: the host's own, or a new one with loopback alone
     resolv_conf: str  # content for the container
     addresses: dict[str, str]  # network name -> address/prefix
     macs: dict[str, str]

@@ -203,6 +203,11 @@ class Resolver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._forwards = 0
 
+    @property
+    def upstreams(self) -> list[str]:
+        """Addresses of the nameservers that are asked for what is not ours."""
+        return [upstream.address for upstream in self._upstreams]
+
     # -- what it knows ---------------------------------------------------------------------------------------
 
     def update(self, view: NetView, changed: set[str] | None) -> None:
@@ -455,6 +460,15 @@ def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:
         elif words[0] == "options":
             options += words[1:]
     return servers, search, options
+
+
+def host_resolv_conf(servers: Sequence[str], search: Sequence[str], options: Sequence[str]) -> str:
+    """What a container on the host's own stack reads: the host's nameservers, not our resolver."""
+    lines = [f"nameserver {server}" for server in servers]
+    lines += [
+        f"{word} {' '.join(values)}" for word, values in (("search", search), ("options", options)) if values
+    ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def container_resolv_conf(search: Sequence[str], options: Sequence[str]) -> str:

@@ -24,7 +24,14 @@ from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unav
 from overlace.model.netview import NetView, NodeEntry
 from overlace.model.specs import MIN_MTU, MTU_OPTION
 from overlace.network.base import Attached, TaskNetwork
-from overlace.network.dns import OwnUpstreams, Resolver, Upstream, container_resolv_conf, parse_resolv_conf
+from overlace.network.dns import (
+    OwnUpstreams,
+    Resolver,
+    Upstream,
+    container_resolv_conf,
+    host_resolv_conf,
+    parse_resolv_conf,
+)
 from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK, PROTOCOLS, LocalTask
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.errors import Code, HcnError
@@ -287,7 +294,19 @@ class OverlayDriver:
             if not turn.users:
                 self._turns.pop(task_id, None)
 
+    def _outside(self, task: TaskNetwork) -> Attached:
+        """A task on the host's own stack, or on none: there is nothing to make, nor to give back."""
+        if task.mode == "host" and self._windows:
+            raise InvalidArgument(
+                f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
+            )
+        servers = task.nameservers or self._resolver.upstreams
+        text = host_resolv_conf(servers, self._search, self._options) if task.mode == "host" else ""
+        return Attached(sandbox=None, resolv_conf=text, addresses={}, macs={}, gateways={})
+
     async def attach(self, task: TaskNetwork) -> Attached:
+        if task.mode:
+            return self._outside(task)
         async with self._one_at_a_time(task.task_id):
             record = self._records.get(task.task_id)
             if record is not None and record.asked != msgspec.structs.replace(

@@ -110,7 +110,9 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     id: str  # 64 hex digits, chosen by the caller
     name: str
     image: str  # reference as pulled; digest included when the manager pinned it
-    netns: str  # path of the network namespace to join
+    netns: (
+        str  # path of the network namespace to join; "": a new one with loopback alone, "host": this host's
+    )
     entrypoint: tuple[str, ...] | None = None
     args: tuple[str, ...] | None = None
     env: tuple[str, ...] = ()

@@ -320,7 +320,6 @@ async def test_registry_credentials_are_kept_and_not_shown(swarm: Api, backend: 
         ("GET", "/secrets/x", None, 404, "secret x not found"),
         ("GET", "/configs/x", None, 404, "config x not found"),
         ("GET", "/networks/x", None, 404, "network x not found"),
-        ("GET", "/networks/host?scope=swarm", None, 501, "publish ports with mode=host"),
         ("POST", "/networks/create", {"Name": "ingress", "Driver": "overlay"}, 409, "already exists"),
         ("POST", "/networks/create", {"Name": "x", "Driver": "macvlan"}, 501, "macvlan"),
         (

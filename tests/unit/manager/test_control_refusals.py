@@ -57,10 +57,40 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
     ),
     ("no network", {"template": {"Networks": [{"Target": "nosuchnet"}]}}, 400, "network nosuchnet not found"),
     (
-        "host's network",
-        {"template": {"Networks": [{"Target": "host"}]}},
-        501,
-        "network host is not supported yet",
+        "host's network and another",
+        {"template": {"Networks": [{"Target": "host"}, {"Target": "back"}]}},
+        400,
+        "conflicting options: network host is each host's own",
+    ),
+    (
+        "host's network and ports",
+        {"template": {"Networks": [{"Target": "host"}]}, "EndpointSpec": ports({"TargetPort": 80})},
+        400,
+        "conflicting options: port publishing and network host",
+    ),
+    (
+        "none and a host's port",
+        {
+            "template": {"Networks": [{"Target": "none"}]},
+            "EndpointSpec": ports({"TargetPort": 80, "PublishMode": "host"}),
+        },
+        400,
+        "conflicting options: port publishing and network none",
+    ),
+    (
+        "host's network and an alias",
+        {"template": {"Networks": [{"Target": "host", "Aliases": ["x"]}]}},
+        400,
+        "network-scoped aliases are only supported for overlay networks, not for host",
+    ),
+    (
+        "host's network and a sysctl",
+        {
+            "template": {"Networks": [{"Target": "host"}]},
+            "container": {"Sysctls": {"net.ipv4.ip_forward": "1"}},
+        },
+        400,
+        "sysctl 'net.ipv4.ip_forward' is not allowed in the host network namespace",
     ),
     (
         "ingress network",
@@ -464,12 +494,6 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         "volume driver nfs",
     ),
     ("sctp", {"EndpointSpec": ports({"TargetPort": 1, "Protocol": "sctp"})}, 501, "protocol sctp"),
-    (
-        "host network",
-        {"template": {"Networks": [{"Target": "host"}]}},
-        501,
-        "network host is not supported yet",
-    ),
     (
         "driver opts",
         {"template": {"Networks": [{"Target": "n", "DriverOpts": {"a": "b"}}]}},

@@ -353,3 +353,13 @@ async def test_a_spec_read_and_sent_back_with_a_new_scale_changes_no_task() -> N
         endpoint_spec=EndpointSpec(mode="vip"),
     )
     assert not may_change_tasks(normalise(sent), normalise(back))
+
+
+@pytest.mark.parametrize("network", ["host", "none", "bridge"])
+async def test_a_hosts_own_network_needs_nothing_allocated(network: str) -> None:
+    kit = Kit()
+    await kit.ingress()
+    id, _ = await kit.control.create_service(spec(template={"Networks": [{"Target": network}]}))
+    stored = kit.service(id)
+    assert [n.target for n in stored.spec.task_template.networks] == [network]
+    assert stored.endpoint is not None and not stored.endpoint.virtual_ips

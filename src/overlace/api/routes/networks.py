@@ -23,12 +23,11 @@ from overlace.model.errors import (
     Unimplemented,
 )
 from overlace.model.objects import Network, Node, Service
-from overlace.model.specs import Doc, Ipam, NetworkSpec
+from overlace.model.specs import HOST_NETWORKS, Doc, Ipam, NetworkSpec
 
-HOST_NETWORKS = ("bridge", "host", "none")  # Docker's predefined ones
 FILTERS = frozenset(("dangling", "driver", "id", "label", "name", "scope", "type"))
 PRUNE_FILTERS = frozenset(("label", "label!", "until"))
-PREDEFINED = frozenset(("bridge", "host", "none", "default"))
+PREDEFINED = frozenset((*HOST_NETWORKS, "default"))
 Found = Network | LocalNetwork
 
 
@@ -160,16 +159,18 @@ async def list_networks(call: Call) -> web.StreamResponse:
     return answer([*(show.local_network(n) for n in local), *(_show(call, n) for n in swarm)])
 
 
+def _predefined(name: str) -> LocalNetwork:
+    driver = "null" if name == "none" else name
+    return LocalNetwork(id=name, name=name, driver=driver, labels={"com.docker.swarm.predefined": "true"})
+
+
 async def inspect(call: Call) -> web.StreamResponse:
     scope = call.text("scope")
     if scope not in ("", "swarm", "local", "global"):
         raise InvalidArgument(f"invalid scope {scope!r}: use swarm or local")
     if scope == "swarm" and call.args["id"] in HOST_NETWORKS:
-        # what `docker service create --network host` asks first: 404 would read as a typing error
-        raise Unimplemented(
-            f"network {call.args['id']}: services cannot use a host's own network yet; "
-            "use an overlay network, or publish ports with mode=host"
-        )
+        # what `docker service create --network host` asks first: in the swarm it goes by its name
+        return answer(show.local_network(_predefined(call.args["id"])))
     found = find(call, call.args["id"], scope)
     if isinstance(found, LocalNetwork):
         return answer(show.local_network(found))

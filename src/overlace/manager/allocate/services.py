@@ -12,7 +12,7 @@ import msgspec
 from overlace.manager.allocate.book import AddressBook, PortKey
 from overlace.manager.allocate.networks import is_allocated, is_overlay
 from overlace.model.objects import Endpoint, Network, Service, VirtualIP
-from overlace.model.specs import EndpointSpec, NetworkAttachmentConfig, PortConfig, ServiceSpec
+from overlace.model.specs import HOST_NETWORKS, EndpointSpec, NetworkAttachmentConfig, PortConfig, ServiceSpec
 from overlace.store.base import View
 
 DYNAMIC_PORTS = range(30000, 32768)
@@ -57,6 +57,11 @@ def usable_network(view: View, target: str) -> Network:
     return network
 
 
+def _on_the_swarm(spec: ServiceSpec) -> list[NetworkAttachmentConfig]:
+    """Without the networks every host has of its own: there is nothing to allocate on them."""
+    return [config for config in attachments(spec) if config.target not in HOST_NETWORKS]
+
+
 def service_networks(
     view: View, book: AddressBook, spec: ServiceSpec
 ) -> Iterator[tuple[Network, NetworkAttachmentConfig]]:
@@ -65,7 +70,7 @@ def service_networks(
     Raises Blocked.
     """
     seen: set[str] = set()
-    for config in attachments(spec):
+    for config in _on_the_swarm(spec):
         network = usable_network(view, config.target)
         if network.id not in seen:
             seen.add(network.id)
@@ -91,7 +96,7 @@ def settled_endpoint(spec: ServiceSpec) -> Endpoint | None:
     """The endpoint of a service that needs nothing allocated, None for others. Given at its creation, it saves a
     second write, and clients that change what they have just created meet the version they were told.
     """
-    if attachments(spec) or ingress_ports(spec):
+    if _on_the_swarm(spec) or ingress_ports(spec):
         return None
     asked = endpoint_spec(spec)
     return Endpoint(asked, tuple(asked.ports))

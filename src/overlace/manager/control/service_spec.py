@@ -21,8 +21,10 @@ from overlace.model.errors import InvalidArgument
 from overlace.model.generic import parse_reservation
 from overlace.model.policy import check_policy_labels
 from overlace.model.specs import (
+    HOST_NETWORKS,
     Doc,
     EndpointSpec,
+    NetworkAttachmentConfig,
     Placement,
     PortConfig,
     ReplicatedJob,
@@ -74,7 +76,7 @@ def _check_policy(spec: ServiceSpec) -> None:
     check_policy_labels(
         spec.labels,
         container.labels if container is not None else (),
-        reachable=bool(spec.task_template.networks or spec.networks)
+        reachable=any(n.target not in HOST_NETWORKS for n in spec.task_template.networks or spec.networks)
         or any(p.publish_mode != "host" for p in ports),
     )
     check_traffic_labels(
@@ -105,7 +107,7 @@ def check_service(spec: ServiceSpec) -> None:
     assert template.container_spec is not None
     check_container(template.container_spec, spec.labels)
     _check_policy(spec)
-    _check_networks(template)
+    _check_networks(spec)
     _check_endpoint(spec.endpoint_spec)
     if is_job(spec):
         if spec.update_config is not None:
@@ -224,14 +226,38 @@ def _check_update(config: UpdateConfig | None, where: str) -> None:
         )
 
 
-def _check_networks(template: TaskSpec) -> None:
+def _check_networks(spec: ServiceSpec) -> None:
+    template = spec.task_template
     for network in template.networks:
         if not network.target:
             raise InvalidArgument("Networks: an entry has no Target; name a network")
-        if network.target in ("host", "bridge", "none"):
-            raise unsupported(f"network {network.target}", "attach services to overlay networks")
         if network.driver_opts:
             raise unsupported(f"DriverOpts for network {network.target}", "leave them out")
+        if network.target in HOST_NETWORKS:
+            _check_host_network(spec, network)
+
+
+def _check_host_network(spec: ServiceSpec, network: NetworkAttachmentConfig) -> None:
+    """What a network of one host cannot do. moby runconfig/hostconfig.go, daemon/network."""
+    name, template = network.target, spec.task_template
+    if len(template.networks) > 1:
+        raise InvalidArgument(
+            f"conflicting options: network {name} is each host's own and cannot be used together with another network"
+        )
+    if network.aliases:
+        raise InvalidArgument(
+            f"network-scoped aliases are only supported for overlay networks, not for {name}"
+        )
+    ports = spec.endpoint_spec.ports if spec.endpoint_spec is not None else []
+    if ports and name != "bridge":
+        why = "its programs have the host's own ports" if name == "host" else "it has no network"
+        raise InvalidArgument(
+            f"conflicting options: port publishing and network {name}: a task on it publishes nothing, {why}"
+        )
+    container = template.container_spec
+    for key in container.sysctls if container is not None and name == "host" else ():
+        if key.startswith("net."):
+            raise InvalidArgument(f"sysctl '{key}' is not allowed in the host network namespace")
 
 
 def _check_endpoint_words(endpoint: EndpointSpec | None) -> None:

@@ -15,10 +15,9 @@ from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
 from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
-from overlace.manager.control.words import unsupported
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
-from overlace.model.specs import NetworkAttachmentConfig, PortConfig, ServiceSpec
+from overlace.model.specs import HOST_NETWORKS, NetworkAttachmentConfig, PortConfig, ServiceSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
@@ -180,10 +179,9 @@ def _with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:
     for attachment in spec.task_template.networks:
         target = attachment.target
         network = view.get(Network, target) or view.by_name(Network, target)
-        if network is None and target in ("bridge", "host", "none"):
-            raise unsupported(
-                f"network {target}", "services attach to overlay networks; leave it out or name one"
-            )
+        if network is None and target in HOST_NETWORKS:
+            found.append(attachment)
+            continue
         if network is None:
             raise InvalidArgument(f"network {target} not found")
         if network.spec.ingress:

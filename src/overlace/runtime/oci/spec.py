@@ -331,9 +331,9 @@ def runtime_spec(
         "noNewPrivileges": config.no_new_privileges,
         "oomScoreAdj": config.oom_score_adj,
     }
-    network: dict[str, Any] = {"type": "network"}
-    if config.netns:
-        network["path"] = config.netns
+    network: list[dict[str, Any]] = []
+    if config.netns != "host":
+        network.append({"type": "network", **({"path": config.netns} if config.netns else {})})
     return {
         "ociVersion": "1.0.2",
         "process": process,
@@ -342,7 +342,7 @@ def runtime_spec(
         "mounts": [*defaults.base_mounts(), *_mounts(config, binds, windows)],
         "annotations": {"com.overlace.container.name": config.name},
         "linux": {
-            "namespaces": [network, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
+            "namespaces": [*network, {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
             "cgroupsPath": cgroup_path,
             "resources": _resources(config, swap_limit),
             "sysctl": dict(config.sysctls),
