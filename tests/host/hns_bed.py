@@ -63,6 +63,16 @@ class Wire:
             return read_answer(connection)
 
 
+def free_port(where: Path | None) -> int:
+    """One that stays the same over restarts."""
+
+    def body() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            return int(probe.getsockname()[1])
+
+    return run_inside(where, body) if where else body()
+
+
 def read_answer(connection: socket.socket) -> Answer:
     with connection.makefile("rb") as stream:
         hr, handle, *sizes = stream.readline().decode().split()
@@ -169,21 +179,20 @@ class Served:
     ) -> None:
         self.folder, self.backend, self.where, self.options = folder, backend, where, options
         self.process: subprocess.Popen[str] | None = None
-        self.wire = Wire(0, where)
+        self.wire = Wire(free_port(where), where)
         self.hcn = Hcn(self.wire)
         self.start()
 
     def start(self) -> None:
         inside = ["nsenter", f"--net={self.where}"] if self.where else []
         self.process = subprocess.Popen(
-            [*inside, sys.executable, "-m", "overlace.cli.main", "hns", "serve", "--port", "0", "--backend",
-             self.backend, "--exec-root", str(self.folder / "run"), *self.options],
+            [*inside, sys.executable, "-m", "overlace.cli.main", "hns", "serve", "--port", str(self.wire.port),
+             "--backend", self.backend, "--exec-root", str(self.folder / "run"), *self.options],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout
         first = self.process.stdout.readline()
-        assert first.startswith("hns 127.0.0.1:"), first
-        self.wire.port = int(first.rpartition(":")[2])
+        assert first == f"hns 127.0.0.1:{self.wire.port}\n", first
 
     def kill(self) -> None:
         self.end(signal.SIGKILL)

@@ -103,7 +103,6 @@ async def run_linux(
     from overlace.network.enforce import NetworkEnforcer
     from overlace.network.hns.enforced import linux_check
     from overlace.network.linux.datapath import DataPath
-    from overlace.network.linux.veth import port_counters
 
     # several may run on one machine, in network namespaces that share the BPF file system
     instance = "h" + hashlib.sha256(str(exec_root.absolute()).encode()).hexdigest()[:6]
@@ -111,7 +110,7 @@ async def run_linux(
     await datapath.open()
     try:
         check = linux_check(address, datapath.underlay().ifname, VXLAN_PORT)
-        service = _service(folder, HostFacts(address, version, check, port_counters))
+        service = _service(folder, HostFacts(address, version, check, lambda e: enforcer.counters(e)))
         enforcer = NetworkEnforcer(service, datapath, address)
         await enforcer.open()
         await run_server(Server(HnsCalls(service), port, enforcer), port)

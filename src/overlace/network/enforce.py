@@ -37,6 +37,7 @@ class HostDataPath(DataPath, Protocol):
     """What it needs beyond the driver's data path."""
 
     async def free_ifname(self, sandbox: Path, mac: str) -> str: ...
+    def port_counters(self, sandbox: Path, mac: str) -> dict[str, int]: ...
 
 
 class NetworkEnforcer:
@@ -47,6 +48,7 @@ class NetworkEnforcer:
         self._datapath = datapath
         self._compiler = Compiler(service.state, host)
         self._placed: dict[Guid, Path] = {}
+        self._sandboxes: dict[Guid, tuple[Path, str]] = {}  # with the MAC inside
         self._doubt = True
 
     async def open(self) -> None:
@@ -61,6 +63,14 @@ class NetworkEnforcer:
             except OSError as e:
                 _log.error("a kept endpoint cannot be attached again", endpoint=guid, error=str(e))
 
+    def counters(self, endpoint: Guid) -> dict[str, int]:
+        """Of an attached endpoint's interface, by hcsshim's names; empty when it is nowhere."""
+        place = self._sandboxes.get(endpoint)
+        try:
+            return self._datapath.port_counters(*place) if place is not None else {}
+        except OSError:
+            return {}  # its namespace went without a word
+
     async def follow(self) -> None:
         """Bring the data path up to what the service holds. Raises OSError."""
         changed = self._service.drain()
@@ -69,7 +79,7 @@ class NetworkEnforcer:
         for guid in self._touched(changed) if not doubt else set(self._placed) | set(self._endpoints()):
             if guid in self._placed and self._place_of(guid) != self._placed[guid]:
                 await self._datapath.detach(guid)
-                del self._placed[guid]
+                del self._placed[guid], self._sandboxes[guid]
         if doubt:
             await self._datapath.reconcile(self._compiler.tables)
         elif delta:
@@ -130,6 +140,7 @@ class NetworkEnforcer:
             self._mtu(d, network),
         )
         self._placed[guid] = where
+        self._sandboxes[guid] = sandbox, entry.mac
 
     def _has_default(self, d: HostComputeEndpoint) -> bool:
         """Whether the namespace's way out is through this endpoint: the first that has a default route."""

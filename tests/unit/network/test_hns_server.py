@@ -105,6 +105,10 @@ async def test_a_client_that_stops_halfway_ends_only_itself(server: Server, data
     assert (await exchange(server, b"EnumerateNetworks 0 - -1\n"))[1] == b"[]"
 
 
+async def test_a_guid_that_is_none_is_said(server: Server) -> None:
+    assert code_of(*await exchange(server, b"OpenNetwork 0 nonsense -1\n")) == Code.GUID_CONVERSION_FAILURE
+
+
 async def test_bytes_that_are_no_text_are_said(server: Server) -> None:
     assert code_of(*await exchange(server, b"CreateNetwork 0 - 2\n\xff\xfe")) == Code.INVALID_JSON
     deep = b"[" * 100_000

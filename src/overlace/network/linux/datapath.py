@@ -388,9 +388,9 @@ class DataPath:
         """The name of the sandbox's interface with this MAC, else the first of eth0, eth1, … it has not."""
         return await self._do(lambda: veth.free_ifname(sandbox, mac))
 
-    async def port_counters(self, endpoint_id: str) -> dict[str, int]:
-        """Bytes, packets and drops of an endpoint's interface, as the container sees them; none: not attached."""
-        return await self._do(lambda: veth.port_counters(endpoint_id))
+    def port_counters(self, sandbox: Path, mac: str) -> dict[str, int]:
+        """Bytes, packets and drops of the sandbox's interface with this MAC."""
+        return veth.port_counters(sandbox, mac)
 
     async def bind_dns(
         self, sandbox: Path, upstream: str = "127.0.0.11"

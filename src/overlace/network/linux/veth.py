@@ -116,23 +116,28 @@ def free_ifname(sandbox: Path, mac: str) -> str:
     return run_inside(sandbox, body)
 
 
-def port_counters(endpoint_id: str) -> dict[str, int]:
-    """Of proc(5) net/dev, turned round: what the host's side sent, the container received."""
-    name = host_name(endpoint_id) + ":"
-    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-        head, *numbers = line.split()
-        if head == name:
-            rx_bytes, rx_packets, _, rx_drops, *_ = map(int, numbers)
-            tx_bytes, tx_packets, _, tx_drops, *_ = map(int, numbers[8:])
-            return {
-                "BytesReceived": tx_bytes,
-                "BytesSent": rx_bytes,
-                "PacketsReceived": tx_packets,
-                "PacketsSent": rx_packets,
-                "DroppedPacketsIncoming": tx_drops,
-                "DroppedPacketsOutgoing": rx_drops,
-            }
-    return {}
+def port_counters(sandbox: Path, mac: str) -> dict[str, int]:
+    """Of the sandbox's interface with this MAC, as proc(5) net/dev has them: redirected packets never touch the host's
+    side. Empty when it is not there."""
+
+    def body() -> dict[str, int]:
+        with Netlink() as netlink:
+            name = next((link.name for link in netlink.links() if link.mac == mac.lower()), "")
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+            head, _, rest = line.strip().partition(":")
+            if head == name:
+                numbers = [int(n) for n in rest.split()]
+                return {
+                    "BytesReceived": numbers[0],
+                    "PacketsReceived": numbers[1],
+                    "DroppedPacketsIncoming": numbers[3],
+                    "BytesSent": numbers[8],
+                    "PacketsSent": numbers[9],
+                    "DroppedPacketsOutgoing": numbers[11],
+                }
+        return {}
+
+    return run_inside(sandbox, body)
 
 
 def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> None:

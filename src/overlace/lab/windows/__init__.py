@@ -1,0 +1,1 @@
+"""Stand-ins for what a Windows host has: its DLLs, forwarding to `overlace hns serve`."""

@@ -1,0 +1,72 @@
+"""Builds the stand-in libraries from C: `python -m overlace.lab.windows.build [--windows]`.
+
+Owns when and how. A shared object with gcc for the binding on Linux; with mingw the two DLLs for a Windows Python.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from overlace.model.errors import Unavailable
+
+SOURCE = Path(__file__).parent / "computenetwork.c"
+OBJECT = SOURCE.with_name("computenetwork.so")
+WARNINGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type")
+MINGW = "x86_64-w64-mingw32-gcc"
+
+
+def _compile(command: list[str], target: Path) -> Path:
+    """Raises Unavailable when the compiler is missing or refuses."""
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        run = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise Unavailable(f"{command[0]} not found: install it to build {target.name}") from None
+    if run.returncode:
+        raise Unavailable(f"{' '.join(command)}\n{run.stderr}")
+    os.replace(partial, target)
+    return target
+
+
+def ensure_object() -> Path:
+    """The shared object, built when its source is newer. Raises Unavailable."""
+    if OBJECT.exists() and OBJECT.stat().st_mtime >= SOURCE.stat().st_mtime:
+        return OBJECT
+    command = [
+        os.environ.get("CC", "gcc"),
+        *WARNINGS,
+        "-D_GNU_SOURCE",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+    ]
+    return _compile([*command, str(SOURCE), "-lpthread"], OBJECT)
+
+
+def build_dlls(folder: Path) -> list[Path]:
+    """computenetwork.dll and vmcompute.dll for x86_64 Windows, in `folder`. Raises Unavailable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for name, flags in (("computenetwork.dll", ()), ("vmcompute.dll", ("-DVMCOMPUTE",))):
+        command = [MINGW, *WARNINGS, "-Wno-unused-function", *flags, "-shared", "-static-libgcc", str(SOURCE)]
+        made.append(_compile([*command, "-lws2_32", "-lole32"], folder / name))
+    return made
+
+
+def main() -> int:
+    try:
+        if sys.argv[1:2] == ["--windows"]:
+            print(*build_dlls(Path(sys.argv[2])), sep="\n")
+        else:
+            print(ensure_object())
+    except Unavailable as e:
+        print(e.message, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

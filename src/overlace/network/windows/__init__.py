@@ -1,0 +1,1 @@
+"""A Windows host's own HNS, through its DLLs."""

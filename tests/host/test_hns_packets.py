@@ -1,0 +1,275 @@
+"""Documents through `overlace hns serve --backend linux` on two hosts, and what packets make of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datapath_bed import Bed, ask, connect, echo, line, run
+from hns_bed import Hcn, Refused, Served, local, mapping, overlay, remote
+
+pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+NETNS = Path("/var/run/netns")
+
+
+class HnsHost:
+    """A host with an HNS and network namespaces for containers."""
+
+    def __init__(self, bed: Bed, folder: Path, last: int) -> None:
+        self.bed, self.address, self.folder = bed, f"172.28.77.{last}", folder
+        self.path = NETNS / f"{bed.name}-h{last}"
+        self.containers: list[str] = []
+        bed.plug(self.path.name, f"h{last}", f"{self.address}/24")
+        self.state = ("--state", str(folder / "state"), "--provider-address", self.address)
+        self.served = Served(folder, "linux", self.path, *self.state)
+
+    @property
+    def hcn(self) -> Hcn:
+        return self.served.hcn
+
+    def container(self, name: str) -> Path:
+        """A network namespace, as a container runtime makes it."""
+        full = f"{self.bed.name}-{name}"
+        run("ip", "netns", "add", full)
+        run("ip", "-n", full, "link", "set", "lo", "up")
+        self.containers.append(full)
+        return NETNS / full
+
+    def place(self, endpoint: str, where: str) -> str:
+        """A namespace document for `where` with the endpoint in it; its id."""
+        resource = {"Type": "Container", "Data": {"Id": where}}
+        namespace = str(self.hcn.create("Namespace", {"Type": "Guest", "Resources": [resource]})["ID"])
+        self.hcn.attach(namespace, endpoint)
+        return namespace
+
+    def remove(self) -> None:
+        self.hcn.clear()
+        self.served.end()
+        self.served.options = ("--provider-address", self.address)  # without a state, the end takes all along
+        self.served.start()
+        self.served.end()
+        for name in self.containers:
+            run("ip", "netns", "del", name)
+        self.bed.unplug(self.path.name)
+
+
+class World(list[HnsHost]):
+    bed: Bed
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    bed = Bed()
+    hosts = World()
+    hosts.bed = bed
+    try:
+        for last in (41, 42):
+            hosts.append(HnsHost(bed, tmp_path_factory.mktemp(f"h{last}"), last))
+        yield hosts
+        for host in hosts:
+            host.remove()
+    finally:
+        bed.remove()
+
+
+@pytest.fixture
+def pair(world: World) -> Iterator[tuple[HnsHost, HnsHost]]:
+    yield world[0], world[1]
+    for host in world:
+        host.hcn.clear()
+
+
+def network(*hosts: HnsHost, **more: Any) -> list[str]:
+    return [str(h.hcn.create("Network", overlay(**more))["ID"]) for h in hosts]
+
+
+def tell(where: HnsHost, net: str, other: HnsHost, endpoint: dict[str, Any]) -> str:
+    """A remote endpoint for one of another host's."""
+    address = endpoint["IpConfigurations"][0]["IpAddress"]
+    return str(
+        where.hcn.create("Endpoint", remote(net, other.address, address, endpoint["MacAddress"]))["ID"]
+    )
+
+
+def refuses(where: Path, address: str, port: int) -> bool:
+    try:
+        ask(where, address, port, timeout=0.5)
+    except OSError:
+        return True
+    return False
+
+
+def test_containers_of_two_hosts_talk_when_both_know_of_each_other(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, two = pair
+    nets = network(one, two)
+    a, b = one.container("a"), two.container("b")
+    first = one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.3.10"))
+    second = two.hcn.create("Endpoint", local(nets[1], two.address, "10.244.3.20"))
+    one.place(first["ID"], str(a))  # by path
+    two.place(second["ID"], b.name)  # by name
+    world.bed.serve(b, 80, "b")
+    assert refuses(a, "10.244.3.20", 80)  # nobody said where it is
+    peers = tell(one, nets[0], two, second), tell(two, nets[1], one, first)
+    with connect(a, "10.244.3.20", 80) as connection:
+        assert line(connection)[:2] == ["b", "10.244.3.10"]
+        assert echo(connection, os.urandom(200_000))
+    one.hcn.delete("Endpoint", peers[0])
+    assert refuses(a, "10.244.3.20", 80)
+
+
+def test_a_load_balancers_vip_follows_its_document(world: World, pair: tuple[HnsHost, HnsHost]) -> None:
+    one, two = pair
+    nets = network(one, two)
+    client, near, far = one.container("asker"), one.container("near"), two.container("far")
+    me = one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.3.11"))
+    here = one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.3.12"))
+    there = two.hcn.create("Endpoint", local(nets[1], two.address, "10.244.3.21"))
+    for host, e, where in ((one, me, client), (one, here, near), (two, there, far)):
+        host.place(e["ID"], where.name)
+    peer = tell(one, nets[0], two, there)
+    tell(two, nets[1], one, me)
+    world.bed.serve(near, 8000, "near")
+    world.bed.serve(far, 8000, "far")
+    document = {
+        "HostComputeEndpoints": [here["ID"]], "FrontendVIPs": ["10.244.3.100"], "SourceVIP": "10.244.3.2",
+        "PortMappings": [{"Protocol": 6, "InternalPort": 8000, "ExternalPort": 80}], "Flags": 1,
+    }  # fmt: skip
+    lb = one.hcn.create("LoadBalancer", document)["ID"]
+    assert {ask(client, "10.244.3.100", 80)[0] for _ in range(4)} == {"near"}
+    one.hcn.modify("LoadBalancer", lb, {**document, "HostComputeEndpoints": [peer]})
+    assert {ask(client, "10.244.3.100", 80)[0] for _ in range(4)} == {"far"}
+    one.hcn.modify("LoadBalancer", lb, {**document, "HostComputeEndpoints": [peer, here["ID"]]})
+    assert {ask(client, "10.244.3.100", 80)[0] for _ in range(12)} == {"near", "far"}
+    one.hcn.delete("LoadBalancer", lb)
+    assert refuses(client, "10.244.3.100", 80)
+
+
+def test_a_port_is_mapped_and_an_acl_decides(world: World, pair: tuple[HnsHost, HnsHost]) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    web = one.container("web")
+    ep = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.13", mapping(80, 18080)))["ID"]
+    one.place(ep, web.name)
+    world.bed.serve(web, 80, "web")
+    outside = world.bed.client
+    assert ask(outside, one.address, 18080)[:2] == ["web", world.bed.client_address]
+    rule = {
+        "Action": "Allow",
+        "Direction": "In",
+        "Protocols": "6",
+        "LocalPorts": "81",
+        "RuleType": "Switch",
+        "Priority": 200,
+    }
+    one.hcn.policies("Endpoint", ep, "Add", {"Type": "ACL", "Settings": rule})
+    assert refuses(outside, one.address, 18080)
+    one.hcn.policies("Endpoint", ep, "Update", {"Type": "ACL", "Settings": {**rule, "LocalPorts": "80"}})
+    assert ask(outside, one.address, 18080)[0] == "web"
+    one.hcn.policies("Endpoint", ep, "Remove", mapping(80, 18080))
+    assert refuses(outside, one.address, 18080)
+
+
+def test_an_endpoint_leaves_and_comes_back_as_moby_does_it(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, _ = pair
+    network(one)
+    net = one.hcn.hnscall("GET", "/networks/")[0]["ID"]
+    boxes = [one.container("c1"), one.container("c2")]
+    made = []
+    for i, box in enumerate(boxes):
+        body = {
+            "VirtualNetwork": net,
+            "IPAddress": f"10.244.3.{30 + i}",
+            "Policies": [{"Type": "PA", "PA": ""}],
+        }
+        made.append(one.hcn.hnscall("POST", "/endpoints/", body)["ID"])
+        one.hcn.hnscall(
+            "POST", f"/endpoints/{made[i]}/attach", {"ContainerId": str(box), "SystemType": "Container"}
+        )
+    world.bed.serve(boxes[1], 80, "c2")
+    assert ask(boxes[0], "10.244.3.31", 80)[0] == "c2"
+    stats = one.hcn.hnscall("GET", f"/endpointstats/{made[0]}")
+    assert stats["PacketsSent"] > 0 and stats["BytesReceived"] > 0
+    one.hcn.hnscall("POST", f"/endpoints/{made[1]}/detach", {"ContainerId": str(boxes[1])})
+    assert refuses(boxes[0], "10.244.3.31", 80)
+    assert "eth0" not in run("ip", "-n", boxes[1].name, "link")
+    one.hcn.hnscall("POST", f"/endpoints/{made[1]}/attach", {"ContainerId": str(boxes[1])})
+    assert ask(boxes[0], "10.244.3.31", 80)[0] == "c2"
+
+
+def test_traffic_outlives_a_killed_service_which_then_goes_on(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    boxes = [one.container("k1"), one.container("k2")]
+    ids = []
+    for i, box in enumerate(boxes):
+        ids.append(one.hcn.create("Endpoint", local(net, one.address, f"10.244.3.{50 + i}"))["ID"])
+        one.place(ids[i], box.name)
+    world.bed.serve(boxes[1], 80, "k2")
+    with connect(boxes[0], "10.244.3.51", 80) as kept:
+        assert line(kept)[0] == "k2"
+        one.served.kill()
+        assert echo(kept, b"x" * 50_000)
+        one.served.start()
+        assert echo(kept, b"y" * 50_000)
+        assert ask(boxes[0], "10.244.3.51", 80)[0] == "k2"
+    one.hcn.delete("Endpoint", ids[1])
+    assert refuses(boxes[0], "10.244.3.51", 80)
+
+
+def test_a_namespace_that_is_not_there_takes_nothing(pair: tuple[HnsHost, HnsHost]) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    ep = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.60"))["ID"]
+    resource = {"Type": "Container", "Data": {"Id": "/run/nowhere/ns"}}
+    namespace = one.hcn.create("Namespace", {"Type": "Guest", "Resources": [resource]})["ID"]
+    with pytest.raises(Refused) as e:
+        one.hcn.attach(namespace, ep)
+    assert e.value.hr == 0x803B002E and "/run/nowhere/ns" in e.value.text
+    assert "HostComputeNamespace" not in one.hcn.get("Endpoint", ep)
+    place = one.container("late")
+    one.hcn.delete("Namespace", namespace)
+    one.place(ep, place.name)
+    assert "10.244.3.60/24" in run("ip", "-n", place.name, "addr")
+    own = one.hcn.create("Namespace", {"Type": "Guest"})["ID"]
+    second = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.61"))["ID"]
+    one.hcn.attach(own, second)
+    sandbox = one.folder / "run" / "netns" / own.lower()
+    assert "10.244.3.61/24" in run("nsenter", f"--net={sandbox}", "ip", "addr")
+    one.hcn.delete("Namespace", own)
+    assert not sandbox.exists()
+
+
+def test_what_cannot_be_enforced_is_refused(pair: tuple[HnsHost, HnsHost]) -> None:
+    one, _ = pair
+    adapter = {"Type": "NetAdapterName", "Settings": {"NetworkAdapterName": "Ethernet"}}
+    refused: list[tuple[str, dict[str, Any], int]] = [
+        ("Network", {"Name": "l2", "Type": "L2Bridge"}, 0x803B0037),
+        ("Network", overlay(Policies=[adapter]), 0x803B0006),
+        ("Network", overlay(Policies=[{"Type": "VxlanPort", "Settings": {"Port": 8472}}]), 0x80070032),
+        ("Network", {**overlay(), "Flags": 4}, 0x80070032),
+    ]
+    for kind, document, code in refused:
+        with pytest.raises(Refused) as e:
+            one.hcn.create(kind, document)
+        assert e.value.hr == code, str(e.value)
+    net = network(one)[0]
+    ep = one.hcn.create("Endpoint", local(net, one.address))["ID"]
+    iov = {"Type": "Iov", "Settings": {"IovOffloadWeight": 1}}
+    for policy in (iov, {"Type": "OutBoundNAT", "Settings": {"VirtualIP": "192.0.2.1"}}):
+        with pytest.raises(Refused) as e:
+            one.hcn.policies("Endpoint", ep, "Add", policy)
+        assert e.value.hr == 0x80070032
+    with pytest.raises(Refused) as e:
+        one.hcn.create(
+            "SdnRoute", {"HostComputeEndpoints": [ep], "Setting": [{"DestinationPrefix": "10.0.0.0/8"}]}
+        )
+    assert e.value.hr == 0x80070032
