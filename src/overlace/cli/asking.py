@@ -26,5 +26,5 @@ def ask(host: str, url: str) -> Any:
 
 def host_option(command: F) -> F:
     """`-H`, as docker has it."""
-    words = "Daemon to ask; else DOCKER_HOST, else this host's own."
+    words = "Daemon to ask; else DOCKER_HOST, else docker's context, else this host's own."
     return click.option("-H", "--host", default="", metavar="HOST", help=words)(command)

@@ -15,6 +15,7 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from overlace.cli.context import current_context
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError
 
 DEFAULT_HOST = "unix:///run/overlace/docker.sock"
@@ -65,8 +66,12 @@ class Engine:
 
     @classmethod
     def of_user(cls, host: str = "") -> Engine:
-        """`-H`, else DOCKER_HOST, else this host's own; DOCKER_TLS_VERIFY and DOCKER_CERT_PATH as the docker CLI has
-        them."""
+        """`-H`, else DOCKER_HOST, else the docker CLI's context, else this host's own; DOCKER_TLS_VERIFY and
+        DOCKER_CERT_PATH as the docker CLI has them."""
+        host = host or os.environ.get("DOCKER_HOST") or ""
+        context = None if host else current_context()
+        if context is not None:
+            return cls(context[0], tls=context[1])
         tls = None
         if os.environ.get("DOCKER_TLS_VERIFY"):
             folder = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
@@ -75,7 +80,7 @@ class Engine:
                 tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
             except (OSError, ssl.SSLError) as error:
                 raise InvalidArgument(f"DOCKER_TLS_VERIFY is set, but {folder}: {error}") from None
-        return cls(host or os.environ.get("DOCKER_HOST") or DEFAULT_HOST, tls=tls)
+        return cls(host or DEFAULT_HOST, tls=tls)
 
     def call(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,36 @@ from overlace.model.errors import Internal, InvalidArgument
 
 def test_the_flag_wins_over_docker_host_over_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DOCKER_TLS_VERIFY", raising=False)
+    monkeypatch.delenv("DOCKER_CONTEXT", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", "/nowhere")
     monkeypatch.setenv("DOCKER_HOST", "tcp://10.1.1.1:2375")
     assert Engine.of_user("unix:///x.sock").host == "unix:///x.sock"
     assert Engine.of_user().host == "tcp://10.1.1.1:2375"
     monkeypatch.delenv("DOCKER_HOST")
     assert Engine.of_user().host == DEFAULT_HOST
+
+
+def test_contexts_as_docker_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    # the names `docker context create lab --docker host=tcp://10.2.2.2:2375` makes: sha256 of "lab"
+    folder = tmp_path / "contexts/meta" / hashlib.sha256(b"lab").hexdigest()
+    folder.mkdir(parents=True)
+    (folder / "meta.json").write_text(
+        '{"Name": "lab", "Endpoints": {"docker": {"Host": "tcp://10.2.2.2:2375"}}}'
+    )
+    assert Engine.of_user().host == DEFAULT_HOST
+    (tmp_path / "config.json").write_text('{"currentContext": "lab"}')
+    assert Engine.of_user().host == "tcp://10.2.2.2:2375"
+    assert Engine.of_user("unix:///x.sock").host == "unix:///x.sock"
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    assert Engine.of_user().host == DEFAULT_HOST
+    monkeypatch.setenv("DOCKER_CONTEXT", "nosuch")
+    with pytest.raises(InvalidArgument, match='current context "nosuch" is not found'):
+        Engine.of_user()
+    monkeypatch.setenv("DOCKER_HOST", "tcp://10.1.1.1:2375")
+    assert Engine.of_user().host == "tcp://10.1.1.1:2375"
 
 
 @pytest.mark.parametrize("host", ["ssh://root@host", "host", "unix://", "tcp://host:port"])

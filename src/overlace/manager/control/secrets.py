@@ -63,8 +63,8 @@ class Secrets(Core):
     ) -> None:
         async with self._lock:
             current: Secret | Config = find(self.store.view(), kind, id)
+            _check_labels_only(current.spec, spec)  # first, as in swarmkit: `overlace plan` asks by it
             check_version(current.version, version)
-            _check_labels_only(current.spec, spec)
             changed = msgspec.structs.replace(current.spec, labels=spec.labels)
             await self._commit([Put(msgspec.structs.replace(current, spec=changed), expect=version)])
 
