@@ -178,6 +178,9 @@ def _task(spec: TaskSpec) -> Iterator[tuple[str, Any]]:
         yield f"{key}.memory", size(part.memory_bytes) if part.memory_bytes else None
     yield "deploy.resources.limits.pids", limits.pids or None
     yield "deploy.resources.reservations.generic_resources", reservations.generic_resources
+    if resources is not None:
+        yield "deploy.resources.swap_bytes", resources.swap_bytes
+        yield "deploy.resources.memory_swappiness", resources.memory_swappiness
     policy = spec.restart_policy or RestartPolicy()
     key = "deploy.restart_policy"
     yield f"{key}.condition", policy.condition if policy.condition not in ("", "any") else None
