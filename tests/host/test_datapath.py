@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, ping
 
+from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import Backend, Delta, Frontend
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
@@ -118,6 +119,39 @@ def test_one_source_port_to_two_vips_over_one_backend(world: SimpleNamespace) ->
             assert line(second)[:2] == ["web2", "10.0.1.7"]
             assert echo(second, b"second")
         assert echo(first, b"first")
+
+
+@pytest.mark.parametrize("hosts", ["ac", "ca", "bc", "cb"])
+def test_one_source_port_through_two_hosts_to_one_backend(world: SimpleNamespace, hosts: str) -> None:
+    """web2 on b could not tell the connections apart: the second gets another source port. Each answer goes back through
+    the host its question came by."""
+    backend = (Backend(4096, "10.0.0.6", 80),)
+    udp = (Backend(4096, "10.0.0.6", 53),)
+    for host in world.bed.hosts:
+        host.put(Frontend(0, host.address, TCP, 8090, backend), Frontend(0, host.address, UDP, 8091, udp))
+    one, two = (getattr(world, h) for h in hosts)
+    client = world.bed.client_address
+    source = (client, 46000 + ["ac", "ca", "bc", "cb"].index(hosts))
+    with connect(world.client, one.address, 8090, source=source) as first:
+        assert line(first)[:2] == ["web2", client]
+        with connect(world.client, two.address, 8090, source=source) as second:
+            assert line(second)[:2] == ["web2", client], "its address stays"
+            for i in range(3):
+                assert echo(first, b"first %d" % i) and echo(second, b"second %d" % i)
+        assert echo(first, MEGABYTES[:100_000])
+
+    def body() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind(source)
+        made.settimeout(3)
+        return made
+
+    with run_inside(world.client, body) as datagrams:
+        for _ in range(3):
+            for host in (one, two):
+                datagrams.sendto(b"hello", (host.address, 8091))
+                said, who = datagrams.recvfrom(1000)
+                assert who == (host.address, 8091) and said.split()[:2] == [b"web2", client.encode()]
 
 
 @pytest.mark.parametrize("host", ["a", "b", "c"])

@@ -178,6 +178,42 @@ def test_tunnel_packets_that_are_not_believed(
             listener.recv(100)
 
 
+def _in_pieces(world: SimpleNamespace, vxlan: bytes) -> None:
+    """The same as `_tunnel`, as two fragments of the outer packet."""
+    datagram = struct.pack("!HHHH", 4000, 4789, 8 + len(vxlan), 0) + vxlan
+    cut = 48  # behind the VXLAN header, within the inner packet
+
+    def body() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            for at, more in ((0, 0x2000), (cut, 0)):
+                part = datagram[at : at + cut] if more else datagram[at:]
+                packet = bytearray(_ip(world.a.address, world.b.address, 17, part))
+                struct.pack_into("!HH", packet, 4, 777, more | at // 8)
+                raw.sendto(bytes(packet), (world.b.address, 0))
+
+    run_inside(world.a.path, body)
+
+
+@pytest.mark.parametrize(
+    ("counter", "payload"),
+    [
+        ("drop_unknown_vni", _vxlan(5555, _inner())),
+        ("drop_wrong_provider", _vxlan(4097, _inner("10.0.1.77"))),
+        ("drop_no_endpoint", _vxlan(4097, _inner(destination="10.0.1.99"))),
+    ],
+)
+def test_fragments_of_the_tunnel_are_judged_whole(
+    world: SimpleNamespace, counter: str, payload: bytes
+) -> None:
+    with _listen(world.two.path, 7000) as listener:
+        _in_pieces(world, _vxlan(4097, _inner()))
+        assert listener.recv(100) == b"hello", "a good one arrives"
+        _counted(world.b, counter, lambda: _in_pieces(world, payload))
+        listener.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            listener.recv(100)
+
+
 def test_noise_on_the_tunnel_port_harms_nobody(world: SimpleNamespace) -> None:
     import random
 

@@ -99,7 +99,7 @@ INLINE void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f)
 }
 
 /* Enter the reply translation of the new connection `f`; another source port is taken when the backend already has
- * such a connection under another name (two VIPs over one backend). */
+ * such a connection under another name: two VIPs over one backend, or one published port through two hosts. */
 INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow *f)
 {
 	struct flow_key key = { .scope = q->scope, .saddr = f->daddr, .daddr = f->saddr, .sport = f->dport, .proto = p->proto };
@@ -119,8 +119,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 		key.dport = port;
 		old = bpf_map_lookup_elem(&flows, &key);
 		if (!old || (old->kind == F_REPLY && old->saddr == reply.saddr && old->daddr == reply.daddr &&
-			     old->sport == reply.sport && old->dport == reply.dport) ||
-		    (old->kind == F_VIA && p->sport == port)) {
+			     old->sport == reply.sport && old->dport == reply.dport)) {
 			f->sport = port;
 			if (!old)
 				forget_reply(p, f->peer_vni, f);
@@ -193,28 +192,73 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	return B_GO;
 }
 
-/* A client outside the overlay reached local endpoint `e` through host `provider`: replies go back that way. */
-INLINE void note_via(const struct pkt *p, __u32 vni, __be32 provider, const struct endpoint *e)
+/* A client outside the overlay reached local endpoint `e` through host `provider`: replies go back that way. The same
+ * client port may come through two hosts, or through this one, to the same container, which could not tell the
+ * connections apart: the later one gets another source port. 1: `out` is how this packet must be translated. */
+NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const struct endpoint *e, struct flow *out)
 {
-	struct flow_key key = {
-		.scope = SCOPE_SANDBOX, .saddr = e->sandbox, .daddr = p->saddr, .sport = p->dport, .dport = p->sport,
-		.proto = p->proto,
-	};
-	struct flow *f;
+	struct flow_key key = {}, other = {};
+	struct flow *f, via = {};
+	int syn;
 
+	if (!p || !e || !out)
+		return 0;
+	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	other.scope = provider;
+	other.saddr = p->error ? p->error_saddr : p->saddr;
+	other.daddr = p->error ? p->error_daddr : p->daddr;
+	other.sport = p->sport;
+	other.dport = p->dport;
+	other.proto = p->error ? p->error_proto : p->proto;
+	other.by_host = 1;
+	key.scope = SCOPE_SANDBOX;
+	key.saddr = e->sandbox;
+	key.daddr = p->saddr;
+	key.sport = p->dport;
+	key.dport = p->sport;
+	key.proto = p->proto;
+	via.saddr = p->daddr;
+	via.daddr = p->saddr;
+	via.sport = p->dport;
+	via.dport = p->sport;
+	via.vni = vni;
+	via.provider = provider;
+	via.sandbox = e->sandbox;
+	via.kind = F_VIA;
+	f = bpf_map_lookup_elem(&flows, &other);
+	if (f) {
+		*out = *f;
+		if (syn) { /* should the way back have been forgotten */
+			key.dport = f->sport;
+			bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
+		}
+		return 1;
+	}
 	if (p->error)
-		return;
+		return 0;
 	f = bpf_map_lookup_elem(&flows, &key);
-
-	struct flow via = {
-		.saddr = p->daddr, .daddr = p->saddr, .sport = p->dport, .dport = p->sport, .vni = vni, .provider = provider,
-		.sandbox = e->sandbox, .kind = F_VIA,
-	};
-
 	if (f && f->kind == F_VIA && f->provider == provider && f->vni == vni && f->saddr == via.saddr)
-		return;
-	if (f && p->proto == PROTO_TCP && !(p->tcp_flags & TCP_SYN))
-		return; /* another connection of the same name is alive */
-	forget(e->ifindex, p->daddr, p->saddr, p->dport, p->sport, p->proto);
-	bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
+		return 0;
+	if (f && p->proto == PROTO_TCP && !syn)
+		return 0; /* another connection of the same name is alive */
+	if (!f || (p->proto != PROTO_TCP && p->proto != PROTO_UDP)) {
+		forget(e->ifindex, p->daddr, p->saddr, p->dport, p->sport, p->proto);
+		bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
+		return 0;
+	}
+	__builtin_memset(out, 0, sizeof(*out));
+	out->saddr = p->saddr;
+	out->daddr = p->daddr;
+	out->dport = p->dport;
+	out->kind = F_FORWARD;
+	for (int i = 0; i < 8; i++) {
+		out->sport = key.dport = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
+		if (bpf_map_lookup_elem(&flows, &key))
+			continue;
+		forget(e->ifindex, p->daddr, p->saddr, p->dport, out->sport, p->proto);
+		if (bpf_map_update_elem(&flows, &key, &via, BPF_ANY) || bpf_map_update_elem(&flows, &other, out, BPF_ANY))
+			return 0;
+		return 1;
+	}
+	return 0;
 }

@@ -285,7 +285,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	if (e && e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e && outside) {
-		note_via(&p, vni, provider, e);
+		renamed = note_via(&p, vni, provider, e, &f);
 	} else {
 		known = flow_of(e ? vni : 0, &p);
 		if (known && known->kind == F_REPLY && known->peer_vni == vni) {

@@ -224,7 +224,8 @@ struct flow_key {
 	__be32 saddr, daddr;
 	__be16 sport, dport;
 	__u8 proto;
-	__u8 pad[3];
+	__u8 by_host; /* 1: scope is the host a client outside came through, and the flow its translation here */
+	__u8 pad[2];
 };
 
 struct flow { /* addresses and ports are those the packet shall have */

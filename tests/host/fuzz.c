@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Runs a program on mutated frames by BPF_PROG_TEST_RUN and says what became of them. Built and driven by
+ * test_datapath_fuzz.py, whose rules for what may be believed stand in believed().
+ *
+ * fuzz FD SEED COUNT LOCAL REMOTE PROVIDER HOST KIND < templates
+ *   templates: frames, each after its length as two bytes, big endian. Addresses are dotted.
+ *   KIND: "tunnel" or "client" (frames come from the underlay) or "container" (from the container LOCAL).
+ * Prints one number per reason, then the frames that must not have been believed as hex; exit status 1 if there are any. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/bpf.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MAX_FRAME 2048
+#define REASONS 64
+enum { DELIVERED = 0, ENCAPSULATED = 1, SLOW_PATH = 2, TO_UNDERLAY = 3, TO_HOST = 4 };
+
+static uint64_t state;
+static uint32_t local, remote, provider, host;
+
+static uint32_t dice(uint32_t sides) /* xorshift64* */
+{
+	state ^= state >> 12;
+	state ^= state << 25;
+	state ^= state >> 27;
+	return (uint32_t)((state * 2685821657736338717ull) >> 32) % sides;
+}
+
+static uint32_t word(const uint8_t *at)
+{
+	uint32_t v;
+
+	memcpy(&v, at, 4);
+	return v;
+}
+
+static int mutate(uint8_t *frame, int length)
+{
+	static const uint8_t edges[] = { 0, 1, 2, 4, 5, 6, 7, 8, 15, 17, 20, 0x1f, 0x20, 0x3f, 0x40, 0x45, 0x46, 0x4f, 0x7f, 0x80, 0xff };
+	int times = 1 + dice(4);
+
+	while (times--) {
+		uint32_t at = dice(length);
+
+		switch (dice(8)) {
+		case 0:
+			frame[at] ^= 1 << dice(8);
+			break;
+		case 1:
+			frame[at] = edges[dice(sizeof(edges))];
+			break;
+		case 2:
+			frame[at] = dice(256);
+			break;
+		case 3: /* within the headers, where it matters most */
+			frame[dice(length < 100 ? length : 100)] = dice(2) ? dice(256) : edges[dice(sizeof(edges))];
+			break;
+		case 4:
+			length = 14 + dice(length - 13);
+			break;
+		case 5: { /* a length or a port of another place */
+			uint32_t from = dice(length - 1), to = dice(length - 1);
+
+			memmove(frame + to, frame + from, 2);
+			break;
+		}
+		case 6: { /* more of it */
+			uint32_t more = dice(64);
+
+			for (uint32_t i = 0; i < more && length < MAX_FRAME; i++)
+				frame[length++] = dice(256);
+			break;
+		}
+		case 7: { /* a run of noise */
+			uint32_t n = dice(16);
+
+			for (uint32_t i = 0; i < n && at + i < (uint32_t)length; i++)
+				frame[at + i] = dice(256);
+			break;
+		}
+		}
+	}
+	return length;
+}
+
+/* Whether a frame with these bytes may get to where `reason` says it got. */
+static int believed(const uint8_t *f, int length, int reason, char kind)
+{
+	static const uint8_t mac[2] = { 0x02, 0x42 };
+
+	if (kind == 'l') /* to a published port of this host, or of a connection to one */
+		return length >= 34 && f[12] == 8 && !f[13] && (f[14] >> 4) == 4 && word(f + 30) == host;
+	if (kind == 'o') /* only what bears the container's own names leaves it */
+		return length >= 34 && !memcmp(f + 6, mac, 2) && word(f + 8) == local && word(f + 26) == local;
+	if (reason != DELIVERED)
+		return 1;
+	if (length >= 38 && word(f + 30) == host && f[36] == 0x1f && f[37] == 0x90)
+		return 1; /* by chance, to the published port */
+	/* plain VXLAN of network 4097 from the host that holds the sender, for the container here */
+	return length >= 84 && f[12] == 8 && !f[13] && f[14] == 0x45 && !(f[20] & 0x3f) && !f[21] && f[23] == 17 &&
+	       word(f + 26) == provider && word(f + 30) == host && f[36] == 0x12 && f[37] == 0xb5 && (f[42] & 8) &&
+	       !f[46] && f[47] == 0x10 && f[48] == 1 && f[62] == 8 && !f[63] && (f[64] >> 4) == 4 &&
+	       word(f + 76) == remote && word(f + 80) == local;
+}
+
+int main(int argc, char **argv)
+{
+	static uint8_t template[64][MAX_FRAME], frame[MAX_FRAME + 64], out[MAX_FRAME + 512];
+	static uint64_t seen[REASONS];
+	static struct __sk_buff in, back;
+	int lengths[64], count = 0, bad = 0, fd;
+	char kind;
+	uint8_t head[2];
+	long runs;
+
+	if (argc != 9)
+		return 2;
+	fd = atoi(argv[1]);
+	state = strtoull(argv[2], 0, 10) * 2654435761u + 88172645463325252ull;
+	runs = atol(argv[3]);
+	local = inet_addr(argv[4]);
+	remote = inet_addr(argv[5]);
+	provider = inet_addr(argv[6]);
+	host = inet_addr(argv[7]);
+	kind = argv[8][1]; /* t-u-nnel, c-l-ient, c-o-ntainer */
+	while (count < 64 && fread(head, 1, 2, stdin) == 2) {
+		lengths[count] = head[0] << 8 | head[1];
+		if (lengths[count] > MAX_FRAME || fread(template[count], 1, lengths[count], stdin) != (size_t)lengths[count])
+			return 2;
+		count++;
+	}
+	if (!count)
+		return 2;
+	in.ifindex = 1;
+	for (long i = 0; i < runs; i++) {
+		union bpf_attr attr;
+		int which = dice(count), length, reason, verdict;
+
+		memcpy(frame, template[which], lengths[which]);
+		length = mutate(frame, lengths[which]);
+		memset(&attr, 0, sizeof(attr));
+		attr.test.prog_fd = fd;
+		attr.test.data_in = (uintptr_t)frame;
+		attr.test.data_size_in = length;
+		attr.test.data_out = (uintptr_t)out;
+		attr.test.data_size_out = sizeof(out);
+		attr.test.ctx_in = (uintptr_t)&in;
+		attr.test.ctx_size_in = sizeof(in);
+		attr.test.ctx_out = (uintptr_t)&back;
+		attr.test.ctx_size_out = sizeof(back);
+		attr.test.repeat = 1;
+		in.cb[0] = REASONS - 1; /* left alone */
+		if (syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attr, sizeof(attr))) {
+			if (errno == EINVAL && length < 60) { /* shorter than the kernel lets in by test run */
+				seen[REASONS - 2]++;
+				continue;
+			}
+			perror("BPF_PROG_TEST_RUN");
+			return 2;
+		}
+		verdict = (int)attr.test.retval;
+		reason = back.cb[0];
+		if (reason < 0 || reason >= REASONS || (verdict != -1 && verdict != 2 && verdict != 7 && verdict != 0)) {
+			printf("frame %ld: verdict %d, reason %d\n", i, verdict, reason);
+			return 1;
+		}
+		seen[reason]++;
+		if (reason <= TO_HOST && !believed(frame, length, reason, kind) && bad++ < 5) {
+			printf("reason %d: ", reason);
+			for (int k = 0; k < length; k++)
+				printf("%02x", frame[k]);
+			printf("\n");
+		}
+	}
+	for (int i = 0; i < REASONS; i++)
+		printf("%llu ", (unsigned long long)seen[i]);
+	printf("\n");
+	return bad != 0;
+}

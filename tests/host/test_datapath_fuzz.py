@@ -1,0 +1,139 @@
+"""A million mutated frames, from a seed: none crashes a program, none is believed that should not be, and afterwards good
+ones still pass."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from test_datapath_agrees import HOST, OUTSIDE, PEERS, _eth, _fill, _ip, _mac, _mac_bytes, _tunnelled
+
+from overlace.network.linux import bpf_syscall
+from overlace.network.linux.loader import Loader
+from overlace.network.linux.maps import REASONS, config_value
+from overlace.network.vfp.model import Packet
+from overlace.network.vfp.tables import (
+    AccessList,
+    AccessRule,
+    Backend,
+    Entry,
+    Frontend,
+    LocalEndpoint,
+    Network,
+    RemoteEndpoint,
+    Tables,
+)
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
+SEED = int(os.environ.get("OVERLACE_FUZZ_SEED", "20240607"))
+FRAMES = int(os.environ.get("OVERLACE_FUZZ_FRAMES", "1000000"))
+LOCAL, REMOTE = "10.0.1.5", "10.0.1.6"
+LEFT_ALONE, TOO_SHORT = 63, 62  # as in fuzz.c
+NETWORK = Network(4097, ("10.0.1.0/24",), "10.0.1.1", _mac("10.0.1.1"))
+
+
+def entries() -> tuple[LocalEndpoint, list[Entry]]:
+    """One of everything: a guarded, limited endpoint, VIPs with and without affinity, a published port."""
+    rules = (
+        AccessRule("block", 6, local_ports=(81, 90)),
+        AccessRule("pass", 17, remote=(f"{REMOTE}/32", "10.0.1.64/26")),
+        AccessRule("allow", tier=1),
+    )
+    into, out = (AccessList(4097, LOCAL, d, rules) for d in ("IN", "OUT"))
+    plain = LocalEndpoint(4097, LOCAL, 24, _mac(LOCAL), "E", True, ("10.0.0.0/8",), rate=1 << 40)
+    local = msgspec.structs.replace(plain, inbound=into.number, outbound=out.number)
+    members = (Backend(4097, LOCAL, 80), Backend(4097, REMOTE, 80))
+    remote = RemoteEndpoint(4097, REMOTE, _mac(REMOTE), PEERS[0])
+    fronts = [
+        Frontend(4097, "10.0.1.2", 0, 0, members),
+        Frontend(4097, "10.0.1.3", 0, 0, members, 60, True),
+        Frontend(0, HOST, 6, 8080, members),
+        Frontend(0, HOST, 17, 8080, members, 60),
+    ]
+    return local, [NETWORK, into, out, local, remote, *fronts]
+
+
+@pytest.fixture(scope="module")
+def loader() -> Iterator[Loader]:
+    made = Loader(f"fuzz{secrets.token_hex(3)}")
+    made.open()
+    made.maps["config"].update(bytes(4), config_value(1, HOST, 24, 1500, 1, 1, 4789))
+    local, all_of_them = entries()
+    _fill(made, Tables(all_of_them), local)
+    yield made
+    made.destroy()
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, built = Path(__file__).with_name("fuzz.c"), tmp_path_factory.mktemp("fuzz") / "fuzz"
+    compiler = os.environ.get("CLANG", "clang")
+    subprocess.run(
+        [compiler, "-O2", "-Wall", "-Werror", "-o", str(built), str(source)], check=True, timeout=60
+    )
+    return built
+
+
+def packets(source: str, targets: tuple[str, ...]) -> list[bytes]:
+    """TCP and UDP in their ways, a ping, an ICMP error, a fragment, one with options."""
+    found = []
+    for target in targets:
+        udp = _ip(Packet(source, target, 17, 4000, 8080))
+        found += [_ip(Packet(source, target, 6, 4000, 80), flags) for flags in (2, 16, 17, 4)]
+        found += [_ip(Packet(source, target, 6, 4000, 8080)), udp]
+        addresses = udp[12:20]
+        back = udp[:12] + addresses[4:] + addresses[:4] + udp[20:28]
+        for body in (
+            struct.pack("!BBHHH", 8, 0, 0, 1, 1) + bytes(16),
+            struct.pack("!BBHHH", 3, 4, 0, 0, 1400) + back,
+        ):
+            found.append(struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 1, 0) + addresses + body)
+        found.append(udp[:6] + b"\x20\x00" + udp[8:])
+        found.append(b"\x46" + udp[1:2] + struct.pack("!H", len(udp) + 4) + udp[4:20] + bytes(4) + udp[20:])
+    return found
+
+
+ARP = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + _mac_bytes(LOCAL) + bytes([10, 0, 1, 5]) + bytes(6)
+_remote = RemoteEndpoint(4097, REMOTE, _mac(REMOTE), PEERS[0])
+TEMPLATES = {
+    "tunnel": [_tunnelled(ip, _remote) for ip in packets(REMOTE, (LOCAL,))],
+    "container": [
+        *(_eth(ip, _mac_bytes(LOCAL)) for ip in packets(LOCAL, (REMOTE, "10.0.1.2", "10.0.1.3", OUTSIDE))),
+        b"\xff" * 6 + _mac_bytes(LOCAL) + b"\x08\x06" + ARP + bytes([10, 0, 1, 6]),
+    ],
+    "client": [_eth(ip, b"\2\0\0\0\0\xdd") for ip in packets(OUTSIDE, (HOST,))],
+}
+PROGRAMS = {"tunnel": "from_underlay", "container": "from_container", "client": "from_underlay"}
+SHARES = {"tunnel": 0.4, "container": 0.4, "client": 0.2}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_mutated_frames(loader: Loader, tool: Path, kind: str) -> None:
+    fd = loader.programs[PROGRAMS[kind]]
+    stdin = b"".join(struct.pack("!H", len(f)) + f for f in TEMPLATES[kind])
+    count = str(int(FRAMES * SHARES[kind]))
+    command = [str(tool), str(fd), str(SEED), count, LOCAL, REMOTE, PEERS[0], HOST, kind]
+    run = subprocess.run(command, input=stdin, capture_output=True, pass_fds=[fd], timeout=280, check=False)
+    said = run.stdout.decode()
+    assert run.returncode == 0, f"seed {SEED}: {said}{run.stderr.decode()}"
+    seen = {REASONS[i]: int(n) for i, n in enumerate(said.split()[: len(REASONS)]) if int(n)}
+    seen["left alone"], short = int(said.split()[LEFT_ALONE]), int(said.split()[TOO_SHORT])
+    dropped = sum(n for name, n in seen.items() if name.startswith("drop_"))
+    assert sum(seen.values()) + short == int(count) and short < int(count) / 5
+    assert dropped or kind == "client", seen
+    assert seen.keys() & {"delivered", "encapsulated"}, f"some mutations harm nothing: {seen}"
+
+
+def test_good_frames_still_pass(loader: Loader) -> None:
+    good = _tunnelled(_ip(Packet(REMOTE, LOCAL, 6, 5555, 80)), _remote)
+    _, _, reason = bpf_syscall.run_program(loader.programs["from_underlay"], good, 1)
+    assert REASONS[reason] == "delivered"
+    out = _eth(_ip(Packet(LOCAL, REMOTE, 6, 5556, 80)), _mac_bytes(LOCAL))
+    _, _, reason = bpf_syscall.run_program(loader.programs["from_container"], out, 1)
+    assert REASONS[reason] == "encapsulated"
