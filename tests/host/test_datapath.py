@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, ping
 
@@ -263,6 +264,18 @@ def test_outbound_nat_has_exceptions(world: SimpleNamespace) -> None:
     assert not ping(box.path, "10.9.9.9", timeout=0.1)
     assert ping(box.path, world.c.address)
     assert ping(world.web2.path, world.bed.client_address), "another endpoint of that host"
+
+
+def test_outbound_nat_to_some_destinations(world: SimpleNamespace) -> None:
+    box = Container(world.b, "few")
+    endpoint = box.join(FRONT, "10.0.1.21", outbound=True)
+    assert ping(box.path, world.c.address)
+    client = world.bed.client_address + "/32"
+    world.b.put(msgspec.structs.replace(endpoint, nat_destinations=(client, "10.0.0.0/8")))
+    assert ping(box.path, world.bed.client_address)
+    assert not ping(box.path, world.c.address, timeout=0.3)
+    world.b.put(msgspec.structs.replace(endpoint, nat_destinations=(client,), nat_exceptions=(client,)))
+    assert not ping(box.path, world.bed.client_address, timeout=0.3), "an exception wins"
 
 
 def test_local_network_is_this_hosts_own(world: SimpleNamespace) -> None:

@@ -32,6 +32,7 @@ from overlace.network.vfp.tables import (
     LocalEndpoint,
     Network,
     RemoteEndpoint,
+    RemoteSubnet,
     Tables,
 )
 
@@ -42,6 +43,7 @@ NETWORKS = (
     Network(4097, ("10.0.1.0/24",), "10.0.1.1", "02:42:0a:00:01:01"),
     Network(4098, ("10.0.2.0/24",), "10.0.2.1", "02:42:0a:00:02:01"),
 )
+ROUTED = "10.9.0.0/16"
 POOL = ("10.0.0.0/8",)
 _ports = itertools.cycle(range(1024, 65000))  # every packet starts a connection of its own
 _LO = 1  # the test run's interface; what is behind it is said by the `ports` map
@@ -102,6 +104,8 @@ def _tables(draw: st.DrawFn) -> Tables:
         vni, address = 4096 + third, f"10.0.{third}.{last}"
         if draw(st.booleans()):
             local = LocalEndpoint(vni, address, 24, _mac(address), f"E{address}", draw(st.booleans()), POOL)
+            to = draw(st.sampled_from([(), (), (f"{OUTSIDE}/32",), ("192.0.2.0/24", "10.0.0.0/9")]))
+            local = msgspec.structs.replace(local, nat_destinations=to)
             if draw(st.booleans()):
                 entries += _filtered(local, draw(_rules), draw(_rules))
             else:
@@ -114,6 +118,8 @@ def _tables(draw: st.DrawFn) -> Tables:
         proto, port = draw(st.sampled_from([(0, 0), (6, 80), (17, 0), (0, 80)]))
         kept = draw(st.sampled_from([(0, False), (3600, False), (3600, True)]))
         entries.append(Frontend(4096 + third, f"10.0.{third}.{last}", proto, port, members, *kept))
+    for third in draw(st.lists(_third, unique=True)):
+        entries.append(RemoteSubnet(4096 + third, ROUTED, PEERS[1], _mac("10.9.0.1"), 4096 + third))
     for port in draw(st.lists(st.sampled_from([80, 8080]), unique=True)):
         members = tuple(b for b in backends if b.vni == 4096 and draw(st.booleans()))
         entries.append(Frontend(0, HOST, draw(st.sampled_from([6, 17])), port, members))
@@ -209,6 +215,11 @@ def _check(tables: Tables, code: int, out: bytes, reason: int, ways: list[Way]) 
         mac, got = _read(out[50:])
         assert any(w.action == "encap" and w.vni == vni and _same(w.packet, got) for w in ways), (got, ways)
         entry = tables.get(("endpoint", vni, got.dst))
+        if entry is None:
+            route = tables.get(("route", vni, ROUTED))
+            assert isinstance(route, RemoteSubnet) and mac == _mac_bytes("10.9.0.1")
+            assert socket.inet_ntoa(out[30:34]) == route.provider_address
+            return
         assert isinstance(entry, RemoteEndpoint) and mac == _mac_bytes(got.dst)
         assert socket.inet_ntoa(out[30:34]) == entry.provider_address
     elif name == "to_host":

@@ -13,7 +13,7 @@ from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwo
 from overlace.network.hns.state import State
 from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
 from overlace.network.vfp.layers import balance_group, endpoint_port, host_port, mapping_group
-from overlace.network.vfp.model import HOST_PORT, Deliver, Encap, LoadBalance, Meter, Packet, Rule
+from overlace.network.vfp.model import HOST_PORT, Deliver, Encap, LoadBalance, Meter, Packet, Rule, within
 from overlace.network.vfp.simulate import Verdict, simulate
 from overlace.network.vfp.tables import (
     Backend,
@@ -21,6 +21,7 @@ from overlace.network.vfp.tables import (
     LocalEndpoint,
     Network,
     RemoteEndpoint,
+    RemoteSubnet,
     Tables,
 )
 
@@ -71,7 +72,14 @@ def _differ(where: str, packet: Packet, way: Way, v: Verdict, tables: Tables) ->
         out.append(f"{where} {packet}: tables {way}, layers {v.action} {v.packet} {v.reason}")
     if v.action == "encap":
         entry = tables.get(("endpoint", v.vni, v.packet.dst))
-        if not isinstance(entry, RemoteEndpoint) or entry.mac != v.mac:
+        if entry is None:  # a subnet behind another host
+            here = {
+                e.mac for e in tables if isinstance(e, RemoteSubnet) and within(v.packet.dst, (e.prefix,))
+            }
+            mac = v.mac if v.mac in here and way.vni == v.vni else "another"
+        else:
+            mac = entry.mac if isinstance(entry, RemoteEndpoint) else "none"
+        if mac != v.mac:
             out.append(f"{where} {packet}: inner destination {entry} instead of {v.mac}")
     if v.action == "answer" and v.mac:
         network = tables.get(("network", v.vni))

@@ -30,6 +30,7 @@ from overlace.network.vfp.tables import (
     LocalEndpoint,
     Network,
     RemoteEndpoint,
+    RemoteSubnet,
 )
 
 from .agreement import disagreements, wrong_facts
@@ -61,7 +62,15 @@ def rich() -> World:
     named = p.SetPolicy(
         p.SetPolicySettings(id="few", name="few", policy_type="IPSET", values="10.0.1.9,10.0.1.12")
     )
-    w.hns._store(replace(network, policies=(*network.policies, named)))
+    routes = (
+        p.RemoteSubnetRoute(p.RemoteSubnetRouteSettings(prefix, vni, address, mac))
+        for prefix, vni, address, mac in (
+            ("10.244.0.0/16", 4097, "172.28.1.21", "00-15-5D-00-00-21"),
+            ("10.244.2.0/24", 4097, "172.28.1.22", "00-15-5D-00-00-22"),
+            ("10.245.0.0/24", 5000, "172.28.1.23", "00-15-5D-00-00-23"),
+        )
+    )
+    w.hns._store(replace(network, policies=(*network.policies, named, *routes)))
     rules = tuple(
         p.TierAclRule(
             tier_acl_rule_action=action,  # type: ignore[arg-type]
@@ -78,7 +87,11 @@ def rich() -> World:
     w.run(task("t5", ("back", "10.0.1.13/24"), service="job"))
     e = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t5"))
     plain = tuple(x for x in e.policies if not isinstance(x, p.Acl))
+    plain = tuple(x for x in plain if not isinstance(x, p.OutBoundNat))
     more = (
+        p.OutBoundNat(
+            p.OutBoundNatSettings(exceptions=("10.0.0.0/8",), destinations=("198.51.100.0/24", "10.0.0.0/9"))
+        ),
         p.TierAcl(p.TierAclSettings(name="first", direction="In", order=1, tier_acl_rules=rules)),
         p.TierAcl(p.TierAclSettings(name="second", direction="In", order=2, tier_acl_rules=rules[1:2])),
         acl("Allow", "In", 200, "6", "few", "80"),
@@ -120,7 +133,11 @@ PACKETS = [
             *(f"10.0.1.{n}" for n in (1, 5, 7, 9, 10, 11, 12, 13, 77)),
             "10.0.0.11",
             "10.0.2.4",
+            "10.244.1.1",
+            "10.244.2.2",
+            "10.245.0.3",
             "192.0.2.1",
+            "198.51.100.7",
         ),
         (6, 17),
         (80, 95, 8080, 8081, 9090),
@@ -158,11 +175,16 @@ MUTATIONS: dict[str, Mutation] = {
     "no access lists": on(LocalEndpoint, lambda e: replace(e, inbound=0, outbound=0)),
     "NAT for everyone": on(LocalEndpoint, lambda e: replace(e, outbound_nat=True, nat_exceptions=())),
     "NAT for nobody": on(LocalEndpoint, lambda e: replace(e, outbound_nat=False)),
+    "NAT to any destination": on(LocalEndpoint, lambda e: replace(e, nat_destinations=())),
     "no rate limit": on(LocalEndpoint, lambda e: replace(e, rate=0)),
     "another MAC here": on(LocalEndpoint, lambda e: replace(e, mac="02:00:00:00:00:01")),
     "another prefix length": on(LocalEndpoint, lambda e: replace(e, prefix=e.prefix - 1)),  # type: ignore[attr-defined]
     "another MAC there": on(RemoteEndpoint, lambda e: replace(e, mac="02:00:00:00:00:01")),
     "another host": on(RemoteEndpoint, lambda e: replace(e, provider_address="172.28.1.99")),
+    "a route to another host": on(RemoteSubnet, lambda e: replace(e, provider_address="172.28.1.99")),
+    "a route by another VNI": on(RemoteSubnet, lambda e: replace(e, through=e.through + 1)),  # type: ignore[attr-defined]
+    "a route to another router": on(RemoteSubnet, lambda e: replace(e, mac="02:00:00:00:00:01")),
+    "a shorter route": on(RemoteSubnet, lambda e: replace(e, prefix=e.prefix.replace("/24", "/31"))),  # type: ignore[attr-defined]
     "a backend is lost": _members(lambda b: b[1:]),
     "backends on their own port": _members(lambda b: tuple(replace(x, port=0) for x in b)),
     "backends in another network": _members(lambda b: tuple(replace(x, vni=x.vni + 1) for x in b)),

@@ -27,6 +27,7 @@ from overlace.network.hns.state import State
 NETWORK_FLAGS = NetworkFlags.EnableNonPersistent | NetworkFlags.EnablePersistent
 NETWORK_POLICIES = (
     p.ProviderAddress, p.DrMacAddress, p.NetAdapterName, p.VxlanPort, p.AutomaticDns, p.SetPolicy,
+    p.RemoteSubnetRoute,
 )  # fmt: skip
 ENDPOINT_POLICIES = (
     p.ProviderAddress, p.OutBoundNat, p.PortMapping, p.EncapOverhead, p.InterfaceParameters, p.Acl, p.TierAcl, p.Qos,
@@ -102,7 +103,6 @@ def _endpoint(d: HostComputeEndpoint) -> None:
             s = policy.settings
             for field, value in (
                 ("VirtualIP", s.virtual_ip),
-                ("Destinations", s.destinations),
                 ("Flags", s.flags),
                 ("MaxPortPoolUsage", s.max_port_pool_usage),
             ):

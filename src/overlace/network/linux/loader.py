@@ -30,6 +30,7 @@ MAPS = (
     "ports",
     "subnets",
     "exceptions",
+    "routes",
     "frontends",
     "backends",
     "access_lists",

@@ -23,9 +23,10 @@ from overlace.network.vfp.tables import (
     LocalEndpoint,
     Network,
     RemoteEndpoint,
+    RemoteSubnet,
 )
 
-LAYOUT = 5  # as in bpf/types.h
+LAYOUT = 6  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
 _REMOTE = bytes((KIND_REMOTE, 0))
 # enum reason of bpf/types.h, in its order
@@ -56,8 +57,8 @@ REASONS = (
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
 TABLE_MAPS = (
-    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "ports", "endpoints", "backends",
-    "members", "frontends",
+    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "ports", "routes", "endpoints",
+    "backends", "members", "frontends",
 )  # fmt: skip
 EVICTING = ("flows", "allowed", "ways", "affinities")  # full, the least recently used row gives way
 ACCESS_RULES = 512  # as in bpf/types.h
@@ -130,12 +131,8 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             rows = [Row("endpoints", address_key(entry.vni, entry.address), value)]
             if not at:
                 return rows
-            exceptions = entry.nat_exceptions if entry.outbound_nat else ()
-            number = _number(exceptions) & 0xFFFFFFFF if exceptions else 0
-            for cidr in exceptions:
-                to = IPv4Network(cidr, strict=False)
-                where = struct.pack("II4s", 32 + to.prefixlen, number, to.network_address.packed)
-                rows.append(Row("exceptions", where, struct.pack("I", 1)))
+            number, found = _nat_list(entry)
+            rows += found
             flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
             if entry.rate:
                 rows.append(Row("limits", struct.pack("I", ifindex), struct.pack("Q", entry.rate)))
@@ -145,6 +142,11 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             return rows
         case RemoteEndpoint():
             return [Row("endpoints", key, value) for key, value in encode_remotes((entry,)).items()]
+        case RemoteSubnet():
+            to = IPv4Network(entry.prefix, strict=False)
+            where = struct.pack("II4s", 32 + to.prefixlen, entry.vni, to.network_address.packed)
+            hop = struct.pack("4sI6s2x", _ip(entry.provider_address), entry.through, _mac(entry.mac))
+            return [Row("routes", where, hop)]
         case Frontend():
             return _encode_frontend(entry)
         case AccessList():
@@ -176,6 +178,28 @@ def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
         for at, e in zip(range(0, len(macs), 6), entries, strict=True)
     ]
     return dict(zip(keys, values, strict=True))
+
+
+def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
+    """Number and rows of where the endpoint may not go by outbound NAT (value 1) and may all the same (2); the longest
+    prefix counts, and an exception wins over a destination."""
+    if not entry.outbound_nat or not (entry.nat_exceptions or entry.nat_destinations):
+        return 0, []
+    number = _number((*entry.nat_exceptions, "to", *entry.nat_destinations)) & 0xFFFFFFFF
+    exceptions = [IPv4Network(c, strict=False) for c in entry.nat_exceptions]
+    destinations = [IPv4Network(c, strict=False) for c in entry.nat_destinations]
+    to = {d: 2 for d in destinations if not any(d.subnet_of(e) for e in exceptions)}
+    if destinations:
+        to = {IPv4Network("0.0.0.0/0"): 1} | to
+    to |= dict.fromkeys(exceptions, 1)
+    return number, [
+        Row(
+            "exceptions",
+            struct.pack("II4s", 32 + n.prefixlen, number, n.network_address.packed),
+            struct.pack("I", value),
+        )
+        for n, value in to.items()
+    ]
 
 
 def _address_set(cidrs: tuple[str, ...]) -> list[Row]:
@@ -255,6 +279,9 @@ def decode_key(map_name: str, key: bytes, value: bytes) -> Key | None:
     if map_name == "endpoints" and value[18] in (KIND_LOCAL, KIND_REMOTE):
         vni, address = struct.unpack("I4s", key)
         return ("endpoint", vni, str(IPv4Address(address)))
+    if map_name == "routes":
+        length, vni, address = struct.unpack("II4s", key)
+        return ("route", vni, f"{IPv4Address(address)}/{length - 32}")
     if map_name == "frontends":
         vni, address = struct.unpack_from("I4s", key)
         port, protocol = struct.unpack_from(">HB", key, 8)

@@ -36,6 +36,7 @@ from overlace.network.vfp.tables import (
     LocalEndpoint,
     Network,
     RemoteEndpoint,
+    RemoteSubnet,
     Tables,
 )
 
@@ -62,6 +63,21 @@ def compile_network(d: HostComputeNetwork, state: State) -> Network:
     return Network(
         vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT", other_gateways=tuple(others)
     )
+
+
+def compile_routes(d: HostComputeNetwork) -> list[RemoteSubnet]:
+    """Where a prefix is given twice the last policy counts, as a table has one row for it."""
+    return [
+        RemoteSubnet(
+            vni_of(d),
+            policy.settings.destination_prefix,
+            policy.settings.provider_address,
+            colon_mac(policy.settings.distributed_router_mac_address),
+            policy.settings.isolation_id,
+        )
+        for policy in d.policies
+        if isinstance(policy, p.RemoteSubnetRoute)
+    ]
 
 
 def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[Entry]:
@@ -96,6 +112,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 d.id,
                 outbound_nat=nat is not None or network.type == "NAT",
                 nat_exceptions=nat.settings.exceptions if nat is not None else (),
+                nat_destinations=nat.settings.destinations if nat is not None else (),
                 inbound=inbound,
                 outbound=outbound,
                 rate=qos.settings.maximum_outgoing_bandwidth_in_bytes if qos is not None else 0,
@@ -164,7 +181,7 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
 
 def compile_document(d: Document, state: State, host: str) -> list[Entry]:
     if isinstance(d, HostComputeNetwork):
-        return [compile_network(d, state)]
+        return [compile_network(d, state), *compile_routes(d)]
     if isinstance(d, HostComputeEndpoint):
         return compile_endpoint(d, state, host)
     if isinstance(d, HostComputeLoadBalancer):

@@ -10,9 +10,17 @@ from __future__ import annotations
 import msgspec
 
 from overlace.network.vfp.access import judge
-from overlace.network.vfp.model import Direction, Packet, within
+from overlace.network.vfp.model import Direction, Packet, network_of, within
 from overlace.network.vfp.simulate import ICMP, Choose, choose
-from overlace.network.vfp.tables import AccessList, Frontend, LocalEndpoint, Network, RemoteEndpoint, Tables
+from overlace.network.vfp.tables import (
+    AccessList,
+    Frontend,
+    LocalEndpoint,
+    Network,
+    RemoteEndpoint,
+    RemoteSubnet,
+    Tables,
+)
 
 SAME_PORT = 0
 
@@ -41,6 +49,14 @@ def _may(tables: Tables, endpoint: LocalEndpoint, direction: Direction, packet: 
     return isinstance(found, AccessList) and judge(found.rules, direction, packet)
 
 
+def _route(tables: Tables, vni: int, address: str) -> RemoteSubnet | None:
+    """The longest prefix that holds the address."""
+    routes = [
+        e for e in tables if isinstance(e, RemoteSubnet) and e.vni == vni and within(address, (e.prefix,))
+    ]
+    return max(routes, key=lambda r: network_of(r.prefix).prefixlen, default=None)
+
+
 def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool) -> Way:
     entry = tables.get(("endpoint", vni, packet.dst))
     if isinstance(entry, LocalEndpoint):
@@ -49,6 +65,9 @@ def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool) -> Wa
         return Way("deliver", packet, entry.endpoint_id, vni)
     if isinstance(entry, RemoteEndpoint) and may_leave:
         return Way("encap", packet, entry.provider_address, vni)
+    route = _route(tables, vni, packet.dst) if entry is None and may_leave else None
+    if route is not None:
+        return Way("encap", packet, route.provider_address, route.through)
     return Way("drop", packet, vni=vni)
 
 
@@ -78,9 +97,14 @@ def forward_from_container(
         vni, packet = balanced
     if packet.dst in network.gateways:
         return Way("answer", packet, vni=vni)
-    if within(packet.dst, network.subnets):
+    if within(packet.dst, network.subnets) or _route(tables, vni, packet.dst) is not None:
         return _deliver(tables, vni, packet, may_leave=True)
-    if source.outbound_nat and not within(packet.dst, source.nat_exceptions):
+    to = source.nat_destinations
+    if (
+        source.outbound_nat
+        and not within(packet.dst, source.nat_exceptions)
+        and (not to or within(packet.dst, to))
+    ):
         return Way("world", msgspec.structs.replace(packet, src=host), vni=vni)
     return Way("drop", packet, vni=vni)
 

@@ -20,7 +20,7 @@ from overlace.network.hns.documents import (
     colon_mac,
 )
 from overlace.network.hns.state import State
-from overlace.network.vfp.compile import compile_network, vni_of
+from overlace.network.vfp.compile import compile_network, compile_routes, vni_of
 from overlace.network.vfp.model import (
     HOST_PORT,
     Allow,
@@ -38,6 +38,7 @@ from overlace.network.vfp.model import (
     Port,
     Rule,
     SourceNat,
+    network_of,
 )
 from overlace.network.vfp.tables import Backend
 
@@ -148,7 +149,17 @@ def mapping_group(network: HostComputeNetwork, state: State) -> Group:
     unknown = Rule(
         "DEFAULT_BLOCK", 65000, _ANY, Block(f"network {network.name} has no endpoint with this address")
     )
-    return Group("MAPPINGS", "OUT", 100, by_address=exact, default=unknown)
+    routes = {r.prefix: r for r in compile_routes(network)}
+    rules = tuple(
+        Rule(
+            f"ROUTE_{r.prefix}",
+            200 + n,
+            Condition(dst=(r.prefix,)),
+            Encap(r.through, r.provider_address, r.mac),
+        )
+        for n, r in enumerate(sorted(routes.values(), key=lambda r: -network_of(r.prefix).prefixlen))
+    )
+    return Group("MAPPINGS", "OUT", 100, rules, by_address=exact, default=unknown)
 
 
 def endpoint_port(guid: Guid, state: State, host: str) -> Port:
@@ -163,8 +174,19 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     nat = p.policy_of(e.policies, p.OutBoundNat)
     nat_rules: tuple[Rule, ...] = ()
     if nat is not None or network.type == "NAT":
-        kept = (*segment.subnets, *(nat.settings.exceptions if nat is not None else ()))
-        nat_rules = (Rule("OUTBOUND_NAT", 100, Condition(dst_not=kept), SourceNat(host)),)
+        kept = (
+            *segment.subnets,
+            *(r.prefix for r in compile_routes(network)),
+            *(nat.settings.exceptions if nat is not None else ()),
+        )
+        nat_rules = (
+            Rule(
+                "OUTBOUND_NAT",
+                100,
+                Condition(dst=nat.settings.destinations if nat is not None else (), dst_not=kept),
+                SourceNat(host),
+            ),
+        )
     router: tuple[Rule, ...] = ()
     if segment.gateways:
         to_gateway = Condition(dst=tuple(f"{gateway}/32" for gateway in segment.gateways))

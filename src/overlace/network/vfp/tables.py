@@ -49,6 +49,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     nat_exceptions: tuple[str, ...] = ()  # CIDRs never translated
     inbound: int = 0  # number of the AccessList for connections to it; 0: anyone may
     outbound: int = 0  # for connections from it; both are 0 or neither is
+    nat_destinations: tuple[str, ...] = ()  # CIDRs it may reach so; none: any
     rate: int = 0  # bytes per second it may send, Ethernet headers counted; 0: no limit
 
     @property
@@ -67,6 +68,20 @@ class RemoteEndpoint(msgspec.Struct, frozen=True, tag="remote"):
     @property
     def key(self) -> tuple[object, ...]:
         return ("endpoint", self.vni, self.address)
+
+
+class RemoteSubnet(msgspec.Struct, frozen=True, tag="route"):
+    """Addresses that all live behind one other host: what is for one of them and no known endpoint's goes there."""
+
+    vni: int  # of the network whose ports may use it
+    prefix: str
+    provider_address: str
+    mac: str  # the other host's router, inner destination
+    through: int  # VNI on the wire
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("route", self.vni, self.prefix)
 
 
 class Backend(msgspec.Struct, frozen=True):
@@ -137,7 +152,7 @@ class AccessList(msgspec.Struct, frozen=True, tag="access"):
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
 
 
-Entry = Union[Network, LocalEndpoint, RemoteEndpoint, Frontend, AccessList]
+Entry = Union[Network, LocalEndpoint, RemoteEndpoint, RemoteSubnet, Frontend, AccessList]
 Key = tuple[object, ...]
 
 

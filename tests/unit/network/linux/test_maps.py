@@ -33,6 +33,7 @@ from overlace.network.vfp.tables import (
     LocalEndpoint,
     Network,
     RemoteEndpoint,
+    RemoteSubnet,
     Tables,
 )
 
@@ -58,6 +59,7 @@ EXAMPLES: tuple[Entry, ...] = (
     Network(4097, ("10.0.1.0/24",), "10.0.1.1", "02:42:0a:00:01:01"),
     LOCAL,
     RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "172.28.1.12"),
+    RemoteSubnet(4097, "10.244.0.0/16", "172.28.1.12", "02:42:0a:00:01:06", 4097),
     Frontend(4097, "10.0.1.2", 6, 80, (Backend(4097, "10.0.1.5", 8080),), affinity=60),
     AccessList(
         4097,
@@ -72,6 +74,7 @@ STRUCTS = {
     "address_sets": ("set_key", 4),
     "limits": (4, 8),
     "members": ("member", 4),
+    "routes": ("route_key", "route"),
     "access_lists": (8, ACCESS_LIST),
     "networks": (4, "network"),
     "endpoints": ("address_key", "endpoint"),
@@ -105,9 +108,9 @@ def test_layout_and_reasons_are_those_of_the_c_side() -> None:
 
 
 def test_addresses_and_ports_are_in_network_order() -> None:
-    row = next(r for r in encode(EXAMPLES[3], {}) if r.map == "frontends")
+    row = next(r for r in encode(EXAMPLES[4], {}) if r.map == "frontends")
     assert row.key == struct.pack("I", 4097) + bytes([10, 0, 1, 2, 0, 80, 6, 0])
-    row = next(r for r in encode(EXAMPLES[3], {}) if r.map == "backends")
+    row = next(r for r in encode(EXAMPLES[4], {}) if r.map == "backends")
     assert row.value == struct.pack("I", 4097) + bytes([10, 0, 1, 5, 0x1F, 0x90, 0, 0])
 
 

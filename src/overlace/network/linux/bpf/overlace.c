@@ -79,6 +79,26 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	return deliver(ctx, p, e);
 }
 
+/* To the host that has the destination's whole subnet, whose router takes it from there. */
+NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
+{
+	struct config *cfg = settings();
+	struct hop hop;
+	int big;
+
+	if (!cfg || !p || !r || bpf_skb_load_bytes(ctx, 6, hop.src, 6))
+		return drop(ctx, R_DROP_ERROR);
+	hop.vni = r->vni;
+	hop.provider = r->provider;
+	copy_mac(hop.dst, r->mac);
+	big = too_big(ctx, cfg, p);
+	if (big && p->df)
+		return answer_too_big(ctx, p);
+	if (!big)
+		remember(p, W_ENCAPSULATE, 0, &hop);
+	return encapsulate(ctx, p, &hop, big);
+}
+
 /* A container's answer to a client that came in through another host goes out there, too. */
 NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 {
@@ -167,7 +187,9 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 
 	struct exception_key except = { .prefix = 64, .list = port->exceptions, .to = p->daddr };
 
-	if (bpf_map_lookup_elem(&exceptions, &except))
+	__u32 *to = bpf_map_lookup_elem(&exceptions, &except);
+
+	if (to && *to == NAT_NEVER)
 		return drop(ctx, R_DROP_NO_OUTBOUND);
 	remember(p, W_TO_HOST, 0, 0);
 	return to_host(ctx);
@@ -209,6 +231,15 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	copy_mac(p.own, eth.src);
 	p.metered = (port->flags & PORT_METERED) != 0;
 	e = p.saddr == port->addr ? endpoint_of(vni, p.daddr) : 0;
+	if (!e && p.saddr == port->addr) {
+		struct route *r = route_of(vni, p.daddr);
+
+		if (r) {
+			if ((port->flags & PORT_FILTERED) && !admitted(&p, port, GOES_OUT))
+				return drop(ctx, R_DROP_POLICY);
+			return along(ctx, &p, r);
+		}
+	}
 	if (!e) {
 		int taken = leave_overlay(ctx, &p, port, p.saddr != port->addr);
 		struct config *cfg = settings();
@@ -259,6 +290,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	struct pkt p = {};
 	struct eth eth;
 	struct flow f = {}, *known;
+	struct route *r;
 	__u32 bad, outside = 0, renamed = 0;
 
 	if (!net || (net->flags & NET_LOCAL))
@@ -275,6 +307,9 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	e = endpoint_of(vni, p.saddr);
 	if (e) {
 		if (e->kind != K_REMOTE || e->provider != provider)
+			return drop(ctx, R_DROP_WRONG_PROVIDER);
+	} else if ((r = route_of(vni, p.saddr))) {
+		if (r->provider != provider)
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else if (!(net->flags & NET_INGRESS) || is_overlay(p.saddr)) {
 		return drop(ctx, R_DROP_WRONG_PROVIDER);

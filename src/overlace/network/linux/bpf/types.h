@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 5
+#define LAYOUT 6
 #define INLINE static __always_inline
 /* A global function: the verifier looks at it once, not once per call. */
 #define NOINLINE __attribute__((noinline))
@@ -66,6 +66,7 @@ enum reason {
 enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4 };
 enum { NET_INGRESS = 1, NET_LOCAL = 2 };
 enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4 };
+enum { NAT_NEVER = 1, NAT_ALLOWED = 2 };
 enum { ENDPOINT_FILTERED = 1 };
 enum verdict { RULE_BLOCK = 0, RULE_ALLOW = 1, RULE_PASS = 2 };
 enum { SET_LOCAL = 1, SET_REMOTE = 2 };
@@ -123,10 +124,23 @@ struct subnet_key {
 	__be32 addr;
 };
 
-struct exception_key { /* where an endpoint with outbound NAT may not go all the same */
+struct exception_key { /* where an endpoint with outbound NAT may not go all the same, and where it may even so */
 	__u32 prefix; /* 32 for the list, and the destination's */
 	__u32 list; /* by content, as in struct frontend: most endpoints share one */
 	__be32 to;
+};
+
+struct route_key { /* addresses behind another host, besides those of known endpoints */
+	__u32 prefix; /* 32 for the network, and the destination's */
+	__u32 vni;
+	__be32 addr;
+};
+
+struct route {
+	__be32 provider;
+	__u32 vni; /* on the wire */
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 struct access_rule { /* all must hold; a mask of 0 holds always */
@@ -294,6 +308,7 @@ MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, 0
 MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, routes, struct route_key, struct route, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
@@ -359,6 +374,13 @@ INLINE struct endpoint *endpoint_of(__u32 vni, __be32 addr)
 	struct address_key key = { .vni = vni, .addr = addr };
 
 	return bpf_map_lookup_elem(&endpoints, &key);
+}
+
+INLINE struct route *route_of(__u32 vni, __be32 addr)
+{
+	struct route_key key = { .prefix = 64, .vni = vni, .addr = addr };
+
+	return bpf_map_lookup_elem(&routes, &key);
 }
 
 INLINE int is_overlay(__be32 addr)
