@@ -208,12 +208,12 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        self._by_name: dict[
-            tuple[str, str], dict[str, str]
-        ] = {}  # (network, service) -> address by endpoint key
-        self._parties: dict[
-            str, dict[str, Party]
-        ] = {}  # network -> services as last seen, by id, no addresses
+        # (network, service) -> address by endpoint key
+        self._by_name: dict[tuple[str, str], dict[str, str]] = {}
+        # network -> services as last seen, without addresses: by id all, by name those that restrict
+        self._parties: dict[str, dict[str, Party]] = {}
+        self._restricting: dict[str, dict[str, Party]] = {}
+        self._named: dict[tuple[str, str], Party] = {}
         self._watching: dict[tuple[str, str], set[str]] = {}  # (network, service) -> local tasks that name it
         self._watched: dict[str, set[tuple[str, str]]] = {}  # the same by task
 
@@ -238,6 +238,16 @@ class Peers:
             del self._parties[network_id]
         if old == party:
             return set(), False
+        restricting = self._restricting.setdefault(network_id, {})
+        if old is not None:
+            restricting.pop(old.name, None)
+            self._named.pop((network_id, old.name), None)
+        if party is not None:
+            self._named[network_id, party.name] = party
+            if party.restricts:
+                restricting[party.name] = party
+        if not restricting:
+            del self._restricting[network_id]
         both = [one for one in (old, party) if one is not None]
         tasks = {t for one in both for t in self.watchers(network_id, one.name)}
         return tasks, any(one.restricts for one in both)
@@ -245,9 +255,13 @@ class Peers:
     def parties(self, network_id: str, names: Iterable[str], default: Party) -> list[Party]:
         """Services of the network that restrict, or that are named, with their tasks' addresses. `default`: the network's
         own policy, for services without one."""
-        found = {party.name: party.or_else(default) for party in self._parties.get(network_id, {}).values()}
-        wanted = {n: found.get(n) or msgspec.structs.replace(default, name=n) for n in names}
-        wanted |= {n: party for n, party in found.items() if party.restricts}
+        if default.restricts:
+            found = list(self._parties.get(network_id, {}).values())
+        else:
+            found = list(self._restricting.get(network_id, {}).values())
+        wanted = {n: self._named.get((network_id, n)) or Party(name=n) for n in names}
+        wanted |= {party.name: party for party in found}
+        wanted = {n: party.or_else(default) for n, party in wanted.items()}
         return [
             msgspec.structs.replace(party, addresses=tuple(self._by_name.get((network_id, n), {}).values()))
             for n, party in sorted(wanted.items())

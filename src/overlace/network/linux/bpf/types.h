@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 6
+#define LAYOUT 7
 #define INLINE static __always_inline
 /* A global function: the verifier looks at it once, not once per call. */
 #define NOINLINE __attribute__((noinline))
@@ -312,8 +312,8 @@ MAP(BPF_MAP_TYPE_LPM_TRIE, routes, struct route_key, struct route, 16384, BPF_F_
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 262144, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 65536, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 1048576, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 65536, 0);
 MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
