@@ -15,6 +15,7 @@ import pytest
 from test_datapath_agrees import HOST, OUTSIDE, PEERS, _eth, _fill, _ip, _mac, _mac_bytes, _tunnelled
 
 from overlace.network.linux import bpf_syscall
+from overlace.network.linux.datapath import _possible_cpus
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, config_value
 from overlace.network.vfp.model import Packet
@@ -113,17 +114,30 @@ PROGRAMS = {"tunnel": "from_underlay", "container": "from_container", "client": 
 SHARES = {"tunnel": 0.4, "container": 0.4, "client": 0.2}
 
 
+def counted(loader: Loader) -> dict[str, int]:
+    out = {}
+    for index, name in enumerate(REASONS):
+        raw = loader.maps["counters"].lookup(struct.pack("I", index), 8 * _possible_cpus()) or b""
+        out[name] = sum(struct.unpack(f"{len(raw) // 8}Q", raw))
+    return out
+
+
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_mutated_frames(loader: Loader, tool: Path, kind: str) -> None:
     fd = loader.programs[PROGRAMS[kind]]
     stdin = b"".join(struct.pack("!H", len(f)) + f for f in TEMPLATES[kind])
     count = str(int(FRAMES * SHARES[kind]))
     command = [str(tool), str(fd), str(SEED), count, LOCAL, REMOTE, PEERS[0], HOST, kind]
+    before = counted(loader)
     run = subprocess.run(command, input=stdin, capture_output=True, pass_fds=[fd], timeout=280, check=False)
     said = run.stdout.decode()
     assert run.returncode == 0, f"seed {SEED}: {said}{run.stderr.decode()}"
     seen = {REASONS[i]: int(n) for i, n in enumerate(said.split()[: len(REASONS)]) if int(n)}
     seen["left alone"], short = int(said.split()[LEFT_ALONE]), int(said.split()[TOO_SHORT])
+    after = counted(loader)
+    assert {n: after[n] - before[n] for n in REASONS if after[n] > before[n]} == {
+        n: count for n, count in seen.items() if count and n != "left alone"
+    }, "each frame is counted once, by what became of it"
     dropped = sum(n for name, n in seen.items() if name.startswith("drop_"))
     assert sum(seen.values()) + short == int(count) and short < int(count) / 5
     assert dropped or kind == "client", seen
