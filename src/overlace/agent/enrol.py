@@ -36,6 +36,7 @@ async def join_swarm(
     *,
     description: NodeDescription | None = None,
     availability: str = "active",
+    advertise: str = "",
     clock: Callable[[], int] = time.time_ns,
 ) -> tuple[Identity, Manager]:
     """Become a member through the first of `addresses` that answers; the identity is on disk when this
@@ -51,7 +52,7 @@ async def join_swarm(
     reasons: list[str] = []
     for address in names:
         try:
-            return await _join_at(data_root, address, parsed, description, availability, clock)
+            return await _join_at(data_root, address, parsed, description, availability, advertise, clock)
         except Unavailable as e:
             reasons.append(e.message)
     raise Unavailable("; ".join(reasons))
@@ -63,11 +64,12 @@ async def _join_at(
     token: JoinToken,
     description: NodeDescription | None,
     availability: str,
+    advertise: str,
     clock: Callable[[], int],
 ) -> tuple[Identity, Manager]:
     ca_pem = check_ca(await download_ca(address, unverified_context()), token, clock())
     key = new_key_pem()
-    request = JoinRequest(new_csr(key), str(token), description, availability)
+    request = JoinRequest(new_csr(key), str(token), description, availability, advertise)
     try:
         answer = await request_certificate(address, request, client_context(ca_pem))
     except PermissionDenied as e:
@@ -108,15 +110,16 @@ def check_ca(ca_pem: str, token: JoinToken, now: int) -> str:
     return ca_pem
 
 
-async def renew_identity(data_root: Path, identity: Identity, address: str) -> Identity:
-    """A fresh key and certificate for the same node, on disk when this returns.
+async def renew_identity(data_root: Path, identity: Identity, address: str, advertise: str = "") -> Identity:
+    """A fresh key and certificate for the same node, on disk when this returns. `advertise`: host:port it is, or
+    would be, reached at as a manager.
 
     Raises PermissionDenied (removed from the swarm), Unavailable (no contact), InvalidArgument (an answer
     that does not fit this node).
     """
     key = new_key_pem()
     answer = await renew_certificate(
-        address, RenewRequest(new_csr(key)), client_context(identity.ca_pem, identity)
+        address, RenewRequest(new_csr(key), advertise), client_context(identity.ca_pem, identity)
     )
     if answer.node_id != identity.node_id:
         raise InvalidArgument(

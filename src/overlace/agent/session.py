@@ -55,7 +55,7 @@ from overlace.wire.transport_client import open_session
 log = structlog.get_logger(__name__)
 SECOND = 1_000_000_000
 BACKOFF = (0.1, 8.0)  # seconds, doubling, each time a random part of it (swarmkit agent/session.go)
-STEADY_SECONDS = 2.0  # a connection that held this long starts the back-off anew
+ELECTION_PAUSE = 0.5  # seconds, while the managers have no leader
 ANSWER_SECONDS = 10.0  # for a Welcome
 GRACE = 3  # heartbeat periods without a word from the manager
 RETRY_SECONDS = 1.0  # before a message that the handler could not take is asked for again
@@ -118,6 +118,7 @@ class AgentSession:
         clock: Callable[[], int] = time.time_ns,
         rng: random.Random | None = None,
         on_identity: Callable[[Identity], None] | None = None,
+        advertise: str = "",
     ) -> None:
         self._data_root = data_root
         self._identity = identity
@@ -127,6 +128,8 @@ class AgentSession:
         self._clock = clock
         self._rng = rng or random.Random()
         self._on_identity = on_identity
+        self._advertise = advertise
+        self._leader = ""  # where a manager that does not lead sent us
         self._reports = ReportQueue()
         self._logs: deque[LogChunk] = deque()
         self._log_room = asyncio.Event()
@@ -208,7 +211,11 @@ class AgentSession:
         while True:
             addresses = self._managers
             address = addresses[turn % len(addresses)] if addresses else ""
-            turn += 1
+            sent_on, self._leader = self._leader, ""
+            if sent_on:
+                address = sent_on
+            else:
+                turn += 1
             welcomed = False
             try:
                 if not address:
@@ -225,7 +232,12 @@ class AgentSession:
                 reason = "the manager closed the connection"
             except _Refusal as e:
                 reason = e.refused.reason
-                if not self._leaving:
+                if e.refused.elsewhere:
+                    pause = min(pause, ELECTION_PAUSE)  # it will not take long
+                    if e.refused.leader and not sent_on:  # at once, but never round in a circle
+                        self._leader = e.refused.leader
+                        continue
+                elif not self._leaving:
                     await self._tell(self._handler.on_refused(e.refused), "a refusal")
                 if e.refused.final:
                     return
@@ -389,7 +401,7 @@ class AgentSession:
     async def _renew_once(self) -> bool:
         for address in list(self._managers):
             try:
-                identity = await renew_identity(self._data_root, self._identity, address)
+                identity = await renew_identity(self._data_root, self._identity, address, self._advertise)
             except OverlaceError as e:
                 log.warning("certificate not renewed", manager=address, reason=e.message)
                 continue

@@ -5,9 +5,11 @@ Owns the Protocol and the plain data that crosses it. Must not know how a daemon
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, Protocol
 
+import aiohttp
 import msgspec
 
 from overlace.model.generic import GenericResources
@@ -238,7 +240,20 @@ class ImageResolver(Protocol):
     async def inspect(self, reference: str, auth: RegistryAuth | None = None) -> ResolvedImage: ...
 
 
+class LeaderAddress(Protocol):
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def addr(self) -> str: ...
+
+
 class ManagerHandle(Protocol):
+    """`control` and `logs` raise NotLeading on a manager that does not lead; `store` is every manager's."""
+
+    @property
+    def node_id(self) -> str: ...
+
     @property
     def store(self) -> Store: ...
 
@@ -247,6 +262,20 @@ class ManagerHandle(Protocol):
 
     @property
     def logs(self) -> LogSource: ...
+
+    def leader(self) -> LeaderAddress | None:
+        """None: nobody is known to lead now."""
+
+    async def wait_leader(self) -> LeaderAddress:
+        """Raises NoLeader after a while."""
+
+    def ask(
+        self, leader: Any, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """An Engine API request put to the leader. Raises Unavailable."""
+
+    async def caught_up(self, revision: int) -> None:
+        """Until this manager's store is at the leader's revision, or for a few seconds."""
 
     @property
     def resolver(self) -> ImageResolver: ...

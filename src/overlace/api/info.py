@@ -18,7 +18,7 @@ from overlace.api.codec import rfc3339
 from overlace.api.convert.cluster import cluster_info
 from overlace.api.version import SERVER_VERSION
 from overlace.manager.allocate.room import explain_pool
-from overlace.model.errors import OverlaceError
+from overlace.model.errors import NoLeader, OverlaceError, rpc_text
 from overlace.model.generic import offered_documents
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import Cluster, Network, Node
@@ -169,6 +169,8 @@ def swarm_info(swarm: LocalSwarm, manager: ManagerHandle | None) -> dict[str, An
         found["Warnings"] = [_TWO_MANAGERS]
     for cluster in view.all(Cluster):
         found["Cluster"] = cluster_info(cluster)
+    if manager.leader() is None:
+        found["Error"] = rpc_text(NoLeader())
     return found
 
 

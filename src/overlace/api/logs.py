@@ -103,10 +103,11 @@ async def stream_task_logs(
 ) -> web.StreamResponse:
     """The log of one task, or of all tasks of a service."""
     options = parameters(call)
+    source = manager.logs  # before anything is answered: another manager may have to
     tasks = [task_id] if task_id else []
 
     async def lines() -> AsyncGenerator[Line, None]:
-        async with closing(manager.logs.subscribe(tasks, options, service_id=service_id)) as records:
+        async with closing(source.subscribe(tasks, options, service_id=service_id)) as records:
             async for record in records:
                 yield record.timestamp, record.stream, record.data, task_details(record.task)
 

@@ -26,11 +26,13 @@ from overlace.api.call import MAX_BODY, Call, Route, Router, Services, answer, e
 from overlace.api.convert.common import Rendered
 from overlace.api.events import EventHub
 from overlace.api.execs import Instances
+from overlace.api.forward import pass_on
 from overlace.api.version import API_VERSION, MIN_API_VERSION, SERVER_VERSION, version_text
 from overlace.model.errors import (
     Conflict,
     InvalidArgument,
     NotFound,
+    NotLeading,
     OverlaceError,
     Unavailable,
 )
@@ -143,20 +145,18 @@ class ApiServer:
         response.headers.update(self._headers)
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        return await self.serve(request, request.path)
+
+    async def serve(self, request: web.Request, whole_path: str) -> web.StreamResponse:
+        """Answer a request for `whole_path` (with its version), from a socket of ours or from another manager."""
         try:
-            version, path = split_path(request.path)
-            found = self._router.find(request.method, path)
-            if found is None:
-                raise NotFound("page not found")
-            route, args = found
-            call = Call(request, self._backend, self._shared, version, args)
-            if route.streams or request.method in ("GET", "HEAD"):
-                return await self._read(route, call)
-            # a client that goes away must not stop a change half-way
-            task = asyncio.ensure_future(route.handler(call))
-            self._kept.add(task)
-            task.add_done_callback(self._done)
-            return await asyncio.shield(task)
+            try:
+                return await self._answer(request, whole_path)
+            except NotLeading:
+                manager = self._backend.manager
+                if manager is None:
+                    raise
+                return await pass_on(request, manager, lambda: self._answer(request, whole_path))
         except OverlaceError as error:
             return error_answer(error)
         except web.HTTPRequestEntityTooLarge:
@@ -176,6 +176,21 @@ class ApiServer:
         task = asyncio.ensure_future(work)
         self._carried.add(task)
         task.add_done_callback(self._carried.discard)
+
+    async def _answer(self, request: web.Request, whole_path: str) -> web.StreamResponse:
+        version, path = split_path(whole_path)
+        found = self._router.find(request.method, path)
+        if found is None:
+            raise NotFound("page not found")
+        route, args = found
+        call = Call(request, self._backend, self._shared, version, args)
+        if route.streams or request.method in ("GET", "HEAD"):
+            return await self._read(route, call)
+        # a client that goes away must not stop a change half-way
+        task = asyncio.ensure_future(route.handler(call))
+        self._kept.add(task)
+        task.add_done_callback(self._done)
+        return await asyncio.shield(task)
 
     async def _read(self, route: Route, call: Call) -> web.StreamResponse:
         """Changes nothing here: ended with its client, and when the server closes."""

@@ -74,12 +74,8 @@ def check_init(request: InitRequest, swarm: LocalSwarm, interfaces: Interfaces) 
 
     Raises Unavailable (already a member), InvalidArgument, Unimplemented.
     """
-    if swarm.state != "inactive":
+    if swarm.state != "inactive" and not (request.force_new_cluster and swarm.control_available):
         raise Unavailable(IS_MEMBER)
-    if request.force_new_cluster:
-        raise Unimplemented(
-            "ForceNewCluster is not supported: a swarm's state is recovered by starting its daemon again"
-        )
     listen = _listen(request.listen_addr, interfaces)
     port = listen.rpartition(":")[2]
     if request.auto_lock_managers:

@@ -75,6 +75,14 @@ def check_tools(which: Callable[[str], str | None] = shutil.which) -> list[Findi
     return found or [Finding(True, f"programs: {', '.join([*TOOLS, *runtimes])}")]
 
 
+def check_etcd(which: Callable[[str], str | None] = shutil.which) -> Finding:
+    """Only several managers need it."""
+    if which("etcd"):
+        return Finding(True, "etcd: this host can be one of several managers")
+    why = "etcd is missing: this host cannot be one of several managers; apt-get install etcd-server"
+    return Finding(False, why, fatal=False)
+
+
 def check_bpf() -> Finding:
     """Ask the kernel for a map (bpf(2), BPF_MAP_CREATE): needs CONFIG_BPF_SYSCALL and the right to use it."""
     number = _BPF_SYSCALL.get(platform.machine())
@@ -151,6 +159,7 @@ def check_machine() -> list[Finding]:
         check_overlayfs(),
         check_cgroups(),
         *check_tools(),
+        check_etcd(),
         check_objects(),
         check_docker(),
     ]

@@ -52,6 +52,7 @@ async def _serve(options: DaemonOptions) -> None:
         loop.add_signal_handler(number, stop.set)
     engine = Engine(options)
     server = ApiServer(engine)
+    engine.serve_api = server.serve
     try:
         await engine.open()
         await server.start(options.hosts)

@@ -32,10 +32,11 @@ from overlace.api.backend import (
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts, networks
+from overlace.daemon.etcd_home import EtcdHome, enter_managers
 from overlace.daemon.host import NodeHost, has_leftovers, instance_id, platform_of, sweep
-from overlace.daemon.manager import ManagerSide, found_swarm
+from overlace.daemon.manager import STORE, ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
-from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable
+from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
 from overlace.model.specs import PortConfig
 from overlace.network.switch import Switch
@@ -43,9 +44,12 @@ from overlace.runtime.base import Runtime
 from overlace.runtime.oci import OciRuntime
 from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity, load_identity
+from overlace.store.etcd.election import Leader
 from overlace.wire.messages import Manager, Refused, Welcome
+from overlace.wire.transport_server import ServeEngine
 
 log = structlog.get_logger(__name__)
+JOIN_MANAGER_SECONDS = 90.0  # the first manager may have to move its state to etcd
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
 REVIVE_SECONDS = (1.0, 30.0)  # first and longest pause before trying again what failed at the start
 
@@ -67,6 +71,9 @@ class Engine:
         self._changing = asyncio.Lock()
         self._reviver: asyncio.Task[None] | None = None
         self._welcomed = asyncio.Event()
+        self._role_changes: set[asyncio.Task[None]] = set()
+        self._entering: asyncio.Task[None] | None = None
+        self.serve_api: ServeEngine | None = None  # answers what other managers pass on
         self._options = EngineOptions(
             id=_engine_id(self._data_root),
             hostname=options.hostname,
@@ -112,6 +119,9 @@ class Engine:
                 raise Internal(
                     f"{self._files.folder} has no certificate: leave the swarm (--force) and join again"
                 )
+            if membership.role != identity.role:  # a crash between the new certificate and the note of it
+                membership = msgspec.structs.replace(membership, role=identity.role)
+                self._files.save(membership)
             await self._start(membership, identity)
         except Exception as e:
             message = e.message if isinstance(e, OverlaceError) else f"{type(e).__name__}: {e}"
@@ -163,17 +173,30 @@ class Engine:
             on_welcome=self._on_welcome,
         )
         self._host = host
-        if membership.role == "manager":
-            self._manager = await ManagerSide.open(
-                self._data_root,
-                identity,
-                membership.listen_addr,
-                self._daemon.insecure_registries,
-                self._daemon.hostname,
-            )
+        home = EtcdHome(self._data_root, identity)
+        if membership.role != "manager":
+            await home.sweep()  # of a demotion that a crash ended
+        elif home.load() is not None or (self._data_root / STORE).exists():
+            self._manager = await self._open_manager(membership, identity)
+        else:
+            self._entering = asyncio.create_task(self._enter(), name="become one of the managers")
         await host.open()
 
+    async def _open_manager(self, membership: Membership, identity: Identity) -> ManagerSide:
+        return await ManagerSide.open(
+            self._data_root,
+            identity,
+            Leader(membership.node_id, membership.advertise_addr),
+            membership.listen_addr,
+            self._daemon.insecure_registries,
+            self._daemon.hostname,
+            self.serve_api,
+        )
+
     async def _stop(self) -> None:
+        await self._stop_entering()
+        for change in list(self._role_changes):
+            change.cancel()
         host, self._host = self._host, None
         manager, self._manager = self._manager, None
         if host is not None:
@@ -184,8 +207,65 @@ class Engine:
     def _connect(self, agent: Agent) -> AgentSession:
         assert self._identity is not None and self._membership is not None
         return AgentSession(
-            self._data_root, self._identity, [m.addr for m in self._membership.managers], agent
+            self._data_root,
+            self._identity,
+            [m.addr for m in self._membership.managers],
+            agent,
+            on_identity=self._on_identity,
+            advertise=self._membership.advertise_addr,
         )
+
+    # -- promotion and demotion ----------------------------------------------------------------------------------
+
+    def _on_identity(self, identity: Identity) -> None:
+        self._identity = identity
+        change = asyncio.create_task(self._follow_role(), name="follow the role")
+        self._role_changes.add(change)
+        change.add_done_callback(self._role_changes.discard)
+
+    async def _follow_role(self) -> None:
+        """Be what our certificate says: take the state in, or give it up."""
+        async with self._changing:
+            identity, membership = self._identity, self._membership
+            if identity is None or membership is None or membership.role == identity.role:
+                return
+            log.info("this node's role changes", role=identity.role)
+            self._membership = msgspec.structs.replace(membership, role=identity.role)
+            self._files.save(self._membership)
+            if identity.role == "manager":
+                self._entering = asyncio.create_task(self._enter(), name="become one of the managers")
+                return
+            await self._stop_entering()
+            manager, self._manager = self._manager, None
+            if manager is not None:
+                await manager.close()
+                await manager.forget()
+
+    async def _enter(self) -> None:
+        """Become one of the managers; tried until it works or the role changes again."""
+        pause, told = REVIVE_SECONDS[0], ""
+        while True:
+            try:
+                assert self._identity is not None and self._membership is not None
+                await enter_managers(self._data_root, self._identity, self._membership)
+                manager = await self._open_manager(self._membership, self._identity)
+                break
+            except OverlaceError as e:
+                if e.message != told:
+                    log.warning("not one of the managers yet, will try again", reason=e.message)
+                told = self._error = e.message
+            except Exception as e:
+                log.exception("becoming a manager failed, will try again")
+                self._error = str(e)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, REVIVE_SECONDS[1])
+        self._manager, self._error = manager, ""
+
+    async def _stop_entering(self) -> None:
+        entering, self._entering = self._entering, None
+        if entering is not None:
+            entering.cancel()
+            await asyncio.gather(entering, return_exceptions=True)
 
     # -- what the manager says to this node as a whole -----------------------------------------------------------
 
@@ -236,6 +316,14 @@ class Engine:
 
     async def swarm_init(self, request: InitRequest) -> str:
         async with self._changing:
+            if request.force_new_cluster and self._manager is not None and self._membership is not None:
+                if request.advertise_addr not in ("", self._membership.advertise_addr):
+                    raise Unimplemented(
+                        f"AdvertiseAddr {request.advertise_addr}: with ForceNewCluster this manager keeps its address "
+                        f"{self._membership.advertise_addr}; leave --advertise-addr out"
+                    )
+                await self._manager.force_new_cluster()
+                return self._membership.node_id
             self._check_free()
             advertise, underlay = self._addresses(
                 request.advertise_addr, request.data_path_addr, request.listen_addr
@@ -267,12 +355,13 @@ class Engine:
             )
             self._files.prepare()
             try:
-                async with asyncio.timeout(JOIN_SECONDS):
+                async with asyncio.timeout(JOIN_SECONDS) as limit:
                     identity, manager = await join_swarm(
                         self._data_root,
                         request.remote_addrs,
                         request.join_token,
                         availability=request.availability,
+                        advertise=advertise,
                     )
                     membership = Membership(
                         node_id=identity.node_id,
@@ -283,6 +372,9 @@ class Engine:
                         underlay_address=underlay,
                         managers=(manager,),
                     )
+                    if identity.role == "manager":
+                        limit.reschedule(asyncio.get_running_loop().time() + JOIN_MANAGER_SECONDS)
+                        await enter_managers(self._data_root, identity, membership)
                     await self._become(membership, identity)
             except TimeoutError:
                 await self._undo()
@@ -329,6 +421,9 @@ class Engine:
             log.exception("undoing a failed init or join left something behind")
 
     async def _leave(self) -> None:
+        await self._stop_entering()
+        if self._manager is not None:
+            await self._manager.retire()
         host, self._host = self._host, None
         manager, self._manager = self._manager, None
         if host is not None:
@@ -337,6 +432,8 @@ class Engine:
             await manager.close()
         if has_leftovers(self._data_root):  # it never started, or could not end all of it
             await self._sweep()
+        if self._identity is not None:
+            await EtcdHome(self._data_root, self._identity).sweep()
         self._files.forget()
         self._membership, self._identity, self._state, self._error = None, None, "inactive", ""
 

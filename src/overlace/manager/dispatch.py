@@ -277,7 +277,7 @@ class Dispatcher:
             role=node.spec.role if node is not None else "worker",
             managers=tuple(
                 Manager(n.id, n.manager_status.addr)
-                for n in view.all(Node)
+                for n in sorted(view.all(Node), key=_leader_first)
                 if n.manager_status is not None and not n.removed
             ),
             hostname=self._hostname,
@@ -391,6 +391,10 @@ class Dispatcher:
         task = asyncio.create_task(quietly())
         self._aside.add(task)
         task.add_done_callback(self._aside.discard)
+
+
+def _leader_first(node: Node) -> tuple[bool, str]:
+    return node.manager_status is None or not node.manager_status.leader, node.id
 
 
 def _credentials_changed(event: Event) -> bool:

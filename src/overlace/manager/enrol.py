@@ -34,6 +34,8 @@ class Peer(Protocol):
     @property
     def node_id(self) -> str: ...
     @property
+    def role(self) -> str: ...
+    @property
     def cluster_id(self) -> str: ...
 
 
@@ -45,7 +47,7 @@ def the_cluster(view: View) -> Cluster:
 
 
 class Enrolment:
-    """`node_id` is this manager's own. `several_managers`: whether the store can be shared with another manager."""
+    """`node_id` is this manager's own. `several_managers`: whether another manager may join."""
 
     def __init__(
         self,
@@ -68,6 +70,12 @@ class Enrolment:
         """Raises PermissionDenied when this node is not, or no longer, in the swarm."""
         self._member(self._store.view(), peer)
 
+    def admit_manager(self, peer: Peer) -> None:
+        """Raises PermissionDenied when this node is no manager, whatever its certificate still says."""
+        node = self._member(self._store.view(), peer)
+        if peer.role != "manager" or node.spec.role != "manager":
+            raise PermissionDenied(f"node {peer.node_id} is no manager of this swarm")
+
     async def join(self, request: JoinRequest, address: str) -> Certificate:
         """A node id, a certificate and a node object for whoever holds a token; the token decides the role.
 
@@ -83,14 +91,14 @@ class Enrolment:
             raise PermissionDenied(InvalidToken().message)
         if manager and not self._several_managers:
             raise Unimplemented(
-                "joining as a manager is not supported: the SQLite store serves one manager; "
-                "join as a worker (docker swarm join-token worker)"
+                "joining as a manager is not possible: etcd is not installed where the first manager runs "
+                "(apt-get install etcd-server); join as a worker (docker swarm join-token worker)"
             )
         role = "manager" if manager else "worker"
         availability = request.availability if request.availability in _AVAILABILITY else "active"
         now = self._clock()
         node_id = new_id()
-        certificate = self._issue(cluster, request.csr, node_id, role, now)
+        certificate = self._issue(cluster, request.csr, node_id, role, now, request.addr)
         node = Node(
             id=node_id,
             spec=NodeSpec(role=role, availability=availability),
@@ -111,7 +119,9 @@ class Enrolment:
             view = self._store.view()
             node = self._member(view, peer)
             cluster = the_cluster(view)
-            pem, serial = self._issue(cluster, request.csr, node.id, node.spec.role, self._clock())
+            pem, serial = self._issue(
+                cluster, request.csr, node.id, node.spec.role, self._clock(), request.addr
+            )
             renewed = msgspec.structs.replace(node, certificate_serial=serial)
             try:
                 await self._store.commit([Put(renewed, expect=node.version)])
@@ -133,7 +143,9 @@ class Enrolment:
             )
         return node
 
-    def _issue(self, cluster: Cluster, csr: str, node_id: str, role: str, now: int) -> tuple[str, str]:
+    def _issue(
+        self, cluster: Cluster, csr: str, node_id: str, role: str, now: int, addr: str
+    ) -> tuple[str, str]:
         authority = self._authority
         if authority is None or authority.cert_pem != cluster.ca_cert_pem:
             authority = self._authority = CertificateAuthority(cluster.ca_cert_pem, cluster.ca_key_pem)
@@ -144,5 +156,6 @@ class Enrolment:
             cluster_id=cluster.id,
             now=now,
             life_ns=cluster.spec.ca_config.node_cert_expiry,
+            address=addr.rpartition(":")[0].strip("[]"),
         )
         return issued.pem, issued.serial

@@ -11,7 +11,9 @@
     │   └── OutOfSequence    500   stale version; Docker's status and words, which clients match on
     ├── Unimplemented        501
     └── Unavailable          503   not (yet) able: no manager, no registry, no disk
+        ├── NotReached         503   nothing was sent, so asking again is safe
         └── NoLeader         503   no manager leads now, in Docker's words
+            └── NotLeading         this one does not: passed on to the one that does
 
 Owns the classes and the status map. Must not know HTTP servers; each edge maps once.
 Statuses follow moby's daemon/server/httpstatus.
@@ -84,6 +86,10 @@ class Unavailable(OverlaceError):
     code = "Unavailable"
 
 
+class NotReached(Unavailable):
+    """Nothing was sent to the other side: asking again, or another, does nothing twice."""
+
+
 class NoLeader(Unavailable):
     """`reason` is for logs; people read Docker's words (swarmkit raft ErrNoRaftLeader, moby daemon/cluster)."""
 
@@ -96,6 +102,10 @@ class NoLeader(Unavailable):
             "Make sure more than half of the managers are online."
         )
         self.reason = reason
+
+
+class NotLeading(NoLeader):
+    """This manager does not lead: the request is the leader's to answer, and is passed on."""
 
 
 def rpc_text(error: OverlaceError) -> str:

@@ -8,6 +8,7 @@ error.
 
 from __future__ import annotations
 
+import ipaddress
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -172,9 +173,10 @@ class CertificateAuthority:
         cluster_id: str,
         now: int,
         life_ns: int = NODE_LIFE_NS,
+        address: str = "",
     ) -> IssuedCertificate:
         """Sign the request's key as this node's, from an hour before `now` for `life_ns`, never past the
-        root's end.
+        root's end. `address`: where a manager is reached, which its etcd peers verify.
 
         Raises InvalidArgument for a request that is none, is not signed by its own key, or whose key is too
         weak; Unavailable when the root itself has expired.
@@ -212,7 +214,12 @@ class CertificateAuthority:
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName(
+                    [*(x509.DNSName(n) for n in names), *(_ip(address) if role == "manager" else ())]
+                ),
+                critical=False,
+            )
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(root_ski), critical=False
@@ -228,6 +235,19 @@ class CertificateAuthority:
 
 def _moment(now: int) -> datetime:
     return datetime.fromtimestamp(now // 1_000_000_000, UTC)
+
+
+def names_address(certificate_pem: str, address: str) -> bool:
+    """Whether a certificate is good for a server at this IP address; a name there is not looked at."""
+    names = load_certificate(certificate_pem).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return set(_ip(address)) <= set(names.value)
+
+
+def _ip(address: str) -> list[x509.GeneralName]:
+    try:
+        return [x509.IPAddress(ipaddress.ip_address(address))]
+    except ValueError:
+        return []
 
 
 def _usage(*, certificates: bool) -> x509.KeyUsage:

@@ -38,6 +38,10 @@ class Identity:
         self.certificate_pem = certificate_pem
 
     @property
+    def ca_path(self) -> Path:
+        return self.pair_path.with_name(_ROOT)
+
+    @property
     def node_id(self) -> str:
         return self.facts.node_id
 
@@ -114,12 +118,25 @@ def remove_identity(data_root: Path) -> None:
 
 
 def found_identity(
-    data_root: Path, ca: CertificateAuthority, *, node_id: str, cluster_id: str, now: int, life_ns: int
+    data_root: Path,
+    ca: CertificateAuthority,
+    *,
+    node_id: str,
+    cluster_id: str,
+    now: int,
+    life_ns: int,
+    address: str = "",
 ) -> Identity:
     """The first manager's identity: it holds the CA's key, so it signs for itself (`swarm init`)."""
     key = new_key_pem()
     issued = ca.issue(
-        new_csr(key), node_id=node_id, role="manager", cluster_id=cluster_id, now=now, life_ns=life_ns
+        new_csr(key),
+        node_id=node_id,
+        role="manager",
+        cluster_id=cluster_id,
+        now=now,
+        life_ns=life_ns,
+        address=address,
     )
     return save_identity(data_root, ca.cert_pem, key, issued.pem)
 

@@ -124,10 +124,14 @@ class LogUnsubscribe(msgspec.Struct, frozen=True, tag="logunsub"):
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """The manager will not serve this node: removed, wrong protocol. The agent stops trying when `final`."""
+    """The manager will not serve this node: removed, wrong protocol. The agent stops trying when `final`.
+
+    `elsewhere`: this manager does not lead; `leader` (host:port) does, when that is known."""
 
     reason: str
     final: bool = False
+    elsewhere: bool = False
+    leader: str = ""
 
 
 AgentMessage = Union[Hello, Heartbeat, Reports, Resync, LogChunk, Leaving]

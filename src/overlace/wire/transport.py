@@ -7,6 +7,9 @@ certificates' contents, stores or what messages mean. One TCP port (2377) serves
     POST /v1/join      JoinRequest -> Certificate
     POST /v1/renew     RenewRequest -> Certificate; mutual TLS
     GET  /v1/session   websocket of wire.messages frames; mutual TLS
+    POST /v1/manager/join    ManagerJoin -> ManagerEntry; managers only, as is all below
+    POST /v1/manager/leave   ManagerLeave -> Done
+    *    /v1/engine/...      an Engine API request another manager forwards to the leader
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from overlace.model.errors import (
     FailedPrecondition,
     Internal,
     InvalidArgument,
+    NoLeader,
     NotFound,
     OverlaceError,
     PermissionDenied,
@@ -37,6 +41,8 @@ from overlace.wire.messages import AgentMessage, ManagerMessage, encode
 
 MAX_FRAME = 256 * 1024 * 1024  # a complete network view of a very large swarm fits many times
 CLOSE_SECONDS = 3.0
+ENGINE = "/v1/engine"
+REVISION_HEADER = "Overlace-Revision"  # the store's, once a forwarded request has been answered
 REASON_HEADER = "Overlace-Reason"  # a refused websocket upgrade has no body its client could read
 
 S = TypeVar("S", contravariant=True)  # what this side sends
@@ -48,6 +54,7 @@ class JoinRequest(msgspec.Struct, frozen=True):
     token: str
     description: NodeDescription | None = None
     availability: str = "active"  # active | pause | drain
+    addr: str = ""  # host:port the node would be reached at as a manager
 
     def __repr__(self) -> str:
         return "JoinRequest(...)"  # the token is a secret
@@ -55,6 +62,7 @@ class JoinRequest(msgspec.Struct, frozen=True):
 
 class RenewRequest(msgspec.Struct, frozen=True):
     csr: str
+    addr: str = ""  # host:port the node would be reached at as a manager
 
 
 class Certificate(msgspec.Struct, frozen=True):
@@ -65,6 +73,29 @@ class Certificate(msgspec.Struct, frozen=True):
     ca: str  # PEM
     role: str  # worker | manager
     manager_id: str = ""  # node id of the manager that answers
+
+
+class ManagerJoin(msgspec.Struct, frozen=True):
+    """A node that has a manager's certificate wants to keep the cluster's state, too."""
+
+    node_id: str
+    addr: str  # host:port its manager is reached at
+    peer_url: str  # its etcd member, as the others reach it; it has no data yet
+
+
+class ManagerEntry(msgspec.Struct, frozen=True):
+    """What its etcd member starts with."""
+
+    token: str
+    cluster: tuple[tuple[str, str], ...]  # (name, peer URL), the new one too
+
+
+class ManagerLeave(msgspec.Struct, frozen=True):
+    node_id: str
+
+
+class Done(msgspec.Struct, frozen=True):
+    pass
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -90,6 +121,8 @@ _BY_CODE: dict[str, type[OverlaceError]] = {
 
 def error_of(failure: Failure) -> OverlaceError:
     """The error the other side raised."""
+    if failure.message == NoLeader().message:
+        return NoLeader()
     return _BY_CODE.get(failure.code, OverlaceError)(failure.message)
 
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import socket as sockets
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
+from yarl import URL
 
 from overlace.model.errors import (
     Internal,
+    NotReached,
     OverlaceError,
     PermissionDenied,
     Unauthenticated,
@@ -25,12 +30,17 @@ from overlace.model.errors import (
 )
 from overlace.wire.messages import AgentMessage, ManagerMessage, decode_manager
 from overlace.wire.transport import (
+    ENGINE,
     MAX_FRAME,
     REASON_HEADER,
     AgentChannel,
     Certificate,
+    Done,
     Failure,
     JoinRequest,
+    ManagerEntry,
+    ManagerJoin,
+    ManagerLeave,
     RenewRequest,
     WebSocketChannel,
     error_of,
@@ -39,6 +49,10 @@ from overlace.wire.transport import (
 )
 
 TIMEOUT = 10.0  # seconds for one request, or to open a session
+MANAGER_TIMEOUT = 60.0  # the leader may have to move its state to etcd first
+CONNECT_SECONDS = 3.0  # a host without power does not answer at all, and there are other managers to ask
+SILENT_MS = 4000  # a manager whose host lost power is noticed after this, whatever the heartbeats' period
+T = TypeVar("T")
 SERVER_NAME = "swarm-manager"  # a name only managers' certificates carry
 _MAX_CA = 64 * 1024
 
@@ -58,12 +72,12 @@ async def download_ca(address: str, tls: ssl.SSLContext) -> str:
 
 async def request_certificate(address: str, request: JoinRequest, tls: ssl.SSLContext) -> Certificate:
     """Join. Raises what the manager raised, or Unavailable."""
-    return await _post(address, "/v1/join", request, tls)
+    return await _post(address, "/v1/join", request, tls, Certificate)
 
 
 async def renew_certificate(address: str, request: RenewRequest, tls: ssl.SSLContext) -> Certificate:
     """A new certificate for the same node. Raises what the manager raised, or Unavailable."""
-    return await _post(address, "/v1/renew", request, tls)
+    return await _post(address, "/v1/renew", request, tls, Certificate)
 
 
 @contextlib.asynccontextmanager
@@ -86,9 +100,22 @@ async def open_session(address: str, tls: ssl.SSLContext) -> AsyncIterator[Agent
                     )
             except aiohttp.WSServerHandshakeError as e:
                 raise _refused(address, e) from e
+        _notice_silence(socket)
         channel: WebSocketChannel[AgentMessage, ManagerMessage] = WebSocketChannel(socket, decode_manager)
         stack.push_async_callback(channel.close)
         yield channel
+
+
+def _notice_silence(socket: aiohttp.ClientWebSocketResponse) -> None:
+    """Let the kernel ask an idle peer whether it is there (tcp(7)): a host without power sends no reset."""
+    tcp = socket.get_extra_info("socket")
+    if tcp is None or not hasattr(sockets, "TCP_USER_TIMEOUT"):
+        return
+    tcp.setsockopt(sockets.SOL_SOCKET, sockets.SO_KEEPALIVE, 1)
+    tcp.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPIDLE, 1)
+    tcp.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPINTVL, 1)
+    tcp.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_KEEPCNT, 3)
+    tcp.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_USER_TIMEOUT, SILENT_MS)
 
 
 # -- helpers -------------------------------------------------------------------------------------------
@@ -98,24 +125,72 @@ def _url(address: str, path: str) -> str:
     return f"https://{join_address(*parse_address(address))}{path}"
 
 
-_NO_TOTAL = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT)
+_NO_TOTAL = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
 
 
 @contextlib.asynccontextmanager
-async def _explained(address: str) -> AsyncIterator[None]:
+async def _explained(address: str, timeout: float = TIMEOUT) -> AsyncIterator[None]:
     """Every failure to reach the manager becomes an Unavailable that says where and why."""
     try:
         yield
     except (aiohttp.ClientError, TimeoutError, OSError) as e:
-        raise Unavailable(_explain(address, e)) from e
+        raise Unavailable(_explain(address, e, timeout)) from e
+
+
+async def join_managers(address: str, request: ManagerJoin, tls: ssl.SSLContext) -> ManagerEntry:
+    """Become one that keeps the state. Raises what the manager raised, or Unavailable."""
+    return await _post(address, "/v1/manager/join", request, tls, ManagerEntry, timeout=MANAGER_TIMEOUT)
+
+
+async def leave_managers(address: str, request: ManagerLeave, tls: ssl.SSLContext) -> None:
+    """Keep the state no longer. Raises what the manager raised, or Unavailable."""
+    await _post(address, "/v1/manager/leave", request, tls, Done)
+
+
+@contextlib.asynccontextmanager
+async def ask_engine(
+    address: str, tls: ssl.SSLContext, method: str, path: str, headers: Mapping[str, str], body: bytes
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The leader's answer to an Engine API request; `path` with its query.
+
+    Raises NotReached when nothing was sent, Unavailable when it may have been."""
+    async with aiohttp.ClientSession(timeout=_NO_TOTAL, auto_decompress=False) as session:
+        async with _explained(address):
+            response = await _request(
+                session,
+                address,
+                method,
+                URL(f"{_url(address, ENGINE)}{path}", encoded=True),
+                data=io.BytesIO(body) if body else None,
+                headers=headers,
+                ssl=tls,
+                server_hostname=SERVER_NAME,
+                allow_redirects=False,
+            )
+        async with response:
+            yield response
+
+
+async def _request(
+    session: aiohttp.ClientSession, address: str, method: str, url: URL, **options: Any
+) -> aiohttp.ClientResponse:
+    try:
+        return await session.request(method, url, **options)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as e:
+        raise NotReached(_explain(address, e, CONNECT_SECONDS)) from e
 
 
 async def _post(
-    address: str, path: str, document: JoinRequest | RenewRequest, tls: ssl.SSLContext
-) -> Certificate:
+    address: str,
+    path: str,
+    document: msgspec.Struct,
+    tls: ssl.SSLContext,
+    answers: type[T],
+    timeout: float = TIMEOUT,
+) -> T:
     async with (
-        _explained(address),
-        asyncio.timeout(TIMEOUT),
+        _explained(address, timeout),
+        asyncio.timeout(timeout),
         aiohttp.ClientSession() as session,
         session.post(
             _url(address, path),
@@ -128,9 +203,10 @@ async def _post(
         if answer.status != 200:
             raise await _failure(answer)
         try:
-            return msgspec.json.decode(await answer.read(), type=Certificate)
+            return msgspec.json.decode(await answer.read(), type=answers)
         except msgspec.DecodeError as e:
-            raise Internal(f"the manager at {address} answered something else than a certificate: {e}") from e
+            what = "a certificate" if answers is Certificate else f"a {answers.__name__}"
+            raise Internal(f"the manager at {address} answered something else than {what}: {e}") from e
 
 
 async def _failure(answer: aiohttp.ClientResponse) -> OverlaceError:
@@ -152,7 +228,7 @@ def _refused(address: str, error: aiohttp.WSServerHandshakeError) -> OverlaceErr
     return Unavailable(f"the manager at {address} refused the session: {reason or f'HTTP {error.status}'}")
 
 
-def _explain(address: str, error: BaseException) -> str:
+def _explain(address: str, error: BaseException, timeout: float = TIMEOUT) -> str:
     """Why there is no contact, in words. TLS alerts arrive as the text OpenSSL gives them."""
     manager = f"the manager at {address}"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -170,7 +246,7 @@ def _explain(address: str, error: BaseException) -> str:
             "not one it takes (expired, or another swarm's)"
         )
     if isinstance(error, TimeoutError):
-        return f"cannot reach the manager at {address}: no answer within {TIMEOUT:.0f} s"
+        return f"cannot reach the manager at {address}: no answer within {timeout:.0f} s"
     if isinstance(error, aiohttp.ClientConnectorError):
         inner_error = error.os_error
         # asyncio puts its own words into strerror; the number has the system's

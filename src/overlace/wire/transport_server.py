@@ -19,12 +19,17 @@ from aiohttp import web
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unauthenticated, Unavailable
 from overlace.wire.messages import AgentMessage, ManagerMessage, decode_agent
 from overlace.wire.transport import (
+    ENGINE,
     MAX_FRAME,
     REASON_HEADER,
     Certificate,
+    Done,
     Failure,
     JoinRequest,
     ManagerChannel,
+    ManagerEntry,
+    ManagerJoin,
+    ManagerLeave,
     RenewRequest,
     WebSocketChannel,
 )
@@ -34,6 +39,7 @@ T = TypeVar("T")
 # What a stranger may hold a connection (some 300 KB of TLS buffers) for, in seconds: each step has its own time.
 HANDSHAKE_SECONDS = 5.0
 REQUEST_SECONDS = 10.0  # to the first request's end of headers; likewise for a body
+MAX_FORWARDED = 8 << 20  # bytes of an Engine API request; that API has its own, lower limit
 IDLE_SECONDS = 15.0  # between requests
 
 
@@ -50,6 +56,7 @@ class Peer(Protocol):
     def serial(self) -> str: ...
 
 
+ServeEngine = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 P = TypeVar("P", bound=Peer, contravariant=True)
 
 
@@ -66,6 +73,13 @@ class Enrolment(Protocol[P]):
     def admit(self, peer: P) -> None:
         """Raises PermissionDenied when this node is not (any more) in the swarm."""
 
+    def admit_manager(self, peer: P) -> None:
+        """Raises PermissionDenied when this node is no manager of the swarm."""
+
+    async def join_managers(self, peer: P, request: ManagerJoin) -> ManagerEntry: ...
+
+    async def leave_managers(self, peer: P, request: ManagerLeave) -> Done: ...
+
 
 class TransportServer:
     """`serve_session(peer, address, channel)` runs one agent's session until it ends; `peer_of` reads a
@@ -77,11 +91,13 @@ class TransportServer:
         serve_session: Callable[[Any, str, ManagerChannel], Awaitable[None]],
         tls: ssl.SSLContext,
         peer_of: Callable[[dict[str, Any] | None], Peer | None],
+        serve_engine: ServeEngine | None = None,
     ) -> None:
         self._enrolment = enrolment
         self._serve_session = serve_session
         self._tls = tls
         self._peer_of = peer_of
+        self._serve_engine = serve_engine
         self._sockets: set[web.WebSocketResponse] = set()
         self._silent: dict[
             asyncio.BaseProtocol, asyncio.TimerHandle
@@ -97,6 +113,9 @@ class TransportServer:
         app.router.add_post("/v1/join", self._join)
         app.router.add_post("/v1/renew", self._renew)
         app.router.add_get("/v1/session", self._session)
+        app.router.add_post("/v1/manager/join", self._join_managers)
+        app.router.add_post("/v1/manager/leave", self._leave_managers)
+        app.router.add_route("*", ENGINE + "{path:/.*}", self._engine)
         app.on_shutdown.append(self._close_sockets)
         runner = web.AppRunner(
             app,
@@ -182,6 +201,31 @@ class TransportServer:
 
         return await self._answer(renew)
 
+    async def _join_managers(self, request: web.Request) -> web.Response:
+        async def join() -> ManagerEntry:
+            peer = self._manager(request)
+            return await self._enrolment.join_managers(peer, await _document(request, ManagerJoin))
+
+        return await self._answer(join)
+
+    async def _leave_managers(self, request: web.Request) -> web.Response:
+        async def leave() -> Done:
+            peer = self._manager(request)
+            return await self._enrolment.leave_managers(peer, await _document(request, ManagerLeave))
+
+        return await self._answer(leave)
+
+    async def _engine(self, request: web.Request) -> web.StreamResponse:
+        """Another manager passes on what one of its clients asked."""
+        try:
+            self._manager(request)
+            if self._serve_engine is None:
+                raise Unavailable("this manager serves no forwarded requests")
+        except OverlaceError as e:
+            return _refusal(e)
+        whole = request.clone(client_max_size=MAX_FORWARDED)
+        return await self._serve_engine(whole, request.match_info["path"])
+
     async def _session(self, request: web.Request) -> web.StreamResponse:
         try:
             peer = self._peer(request)
@@ -218,7 +262,12 @@ class TransportServer:
         self._enrolment.admit(peer)
         return peer
 
-    async def _answer(self, work: Callable[[], Awaitable[Certificate]]) -> web.Response:
+    def _manager(self, request: web.Request) -> Peer:
+        peer = self._peer(request)
+        self._enrolment.admit_manager(peer)
+        return peer
+
+    async def _answer(self, work: Callable[[], Awaitable[msgspec.Struct]]) -> web.Response:
         try:
             answer = await work()
         except OverlaceError as e:

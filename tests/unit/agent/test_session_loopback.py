@@ -62,6 +62,7 @@ from overlace.security.tokens import InvalidToken, generate_token
 from overlace.store.base import Delete, Put
 from overlace.store.memory import MemoryStore
 from overlace.wire.messages import Assignments, Hello, LogChunk, LogSubscribe, Refused, Welcome
+from overlace.wire.transport import AgentChannel
 from overlace.wire.transport_client import open_session
 from overlace.wire.transport_server import TransportServer
 
@@ -466,6 +467,43 @@ async def test_certificates_are_renewed_while_the_session_runs(stage: Stage) -> 
     assert kept.facts.not_after - time.time_ns() > 89 * DAY
     assert swarm.node(identity.node_id).certificate_serial == kept.facts.serial
     await until(lambda: session.connected)
+
+
+async def test_a_manager_that_does_not_lead_sends_on_to_the_one_that_does(stage: Stage) -> None:
+    swarm = await stage.swarm()
+    root, identity = await stage.join(swarm)
+    asked: list[str] = []
+
+    class NotTheLeader:
+        def __init__(self, leader: str) -> None:
+            self.leader = leader
+
+        async def send(self, message: object) -> None:
+            assert isinstance(message, Hello)
+
+        async def receive(self) -> Refused:
+            return Refused("this manager does not lead", elsewhere=True, leader=self.leader)
+
+        async def close(self) -> None: ...
+
+    @contextlib.asynccontextmanager
+    async def connect(address: str, tls: ssl.SSLContext) -> AsyncIterator[AgentChannel]:
+        asked.append(address)
+        if address == "nobody:1":  # it does not know either
+            yield NotTheLeader("")  # type: ignore[misc]
+        elif address == "follower:1":
+            yield NotTheLeader(swarm.address)  # type: ignore[misc]
+        else:
+            async with open_session(address, tls) as channel:
+                yield channel
+
+    agent = Agent()
+    session = AgentSession(root, identity, ["nobody:1", "follower:1"], agent, connect=connect)
+    session.start()
+    stage._undo.append(session.close)
+    await until(lambda: session.connected)
+    assert asked == ["nobody:1", "follower:1", swarm.address]
+    assert not agent.refusals, "an election is no refusal"
 
 
 async def test_a_promoted_node_renews_its_certificate_into_its_new_role(stage: Stage) -> None:

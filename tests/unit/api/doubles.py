@@ -25,7 +25,7 @@ from overlace.api.backend import (
 )
 from overlace.manager.control import Control
 from overlace.manager.logs import LogRecord
-from overlace.model.errors import Conflict, NotFound, Unavailable
+from overlace.model.errors import Conflict, NoLeader, NotFound, Unavailable
 from overlace.model.ids import new_id
 from overlace.model.objects import (
     Cluster,
@@ -258,6 +258,24 @@ class FakeManager:
         self.known: dict[str, Any] = {}
         self.lines: list[LogRecord] = []
         self.following = 0
+        self.led = True  # False: no manager leads
+
+    node_id = "me"
+    addr = "192.0.2.1:2377"
+
+    def leader(self) -> FakeManager | None:
+        return self if self.led else None
+
+    async def wait_leader(self) -> FakeManager:
+        if not self.led:
+            raise NoLeader
+        return self
+
+    def ask(self, leader: Any, *request: Any) -> Any:
+        raise AssertionError("this manager leads: there is nobody to ask")
+
+    async def caught_up(self, revision: int) -> None:
+        pass
 
     async def subscribe(
         self, task_ids: Sequence[str], options: LogOptions, *, service_id: str = ""

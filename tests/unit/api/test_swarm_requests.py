@@ -90,7 +90,6 @@ def test_init_refuses(given: dict[str, Any], message: str) -> None:
     [
         {"auto_lock_managers": True},
         {"spec": SwarmSpec(encryption_config=EncryptionConfig(auto_lock_managers=True))},
-        {"force_new_cluster": True},
         {"data_path_port": 7777},
         {"spec": SwarmSpec(ca_config=CAConfig(external_cas=[{"URL": "x"}]))},
     ],

@@ -57,7 +57,7 @@ def test_bad_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ({"managers": 3}, "etcd store, which is not built yet: use 1"),
+        ({"managers": 3}, "--linux 3 or more"),
         ({"managers": 0}, "at least one: use 1"),
         ({"linux": 0}, "use --linux 1 or more"),
         ({"linux": -1}, "--linux is -1"),

@@ -17,6 +17,7 @@ from overlace.security.ca import (
     CertificateAuthority,
     is_issued_by,
     load_certificate,
+    names_address,
     new_csr,
     new_key_pem,
     read_certificate,
@@ -140,3 +141,18 @@ def test_other_certificates_are_no_nodes(ca: CertificateAuthority) -> None:
         read_certificate(ca.cert_pem)
     with pytest.raises(InvalidArgument, match="not a PEM certificate"):
         read_certificate("x")
+
+
+def test_a_managers_certificate_names_its_address_and_a_workers_does_not() -> None:
+    """etcd's members verify each other's address; workers are no members."""
+    ca = CertificateAuthority.create(NOW)
+
+    def issued(role: str, address: str) -> str:
+        csr = new_csr(new_key_pem())
+        return ca.issue(csr, node_id="n", role=role, cluster_id="c", now=NOW, address=address).pem
+
+    for address in ("10.1.2.3", "fd00::1"):
+        assert names_address(issued("manager", address), address)
+        assert not names_address(issued("manager", ""), address)
+        assert not names_address(issued("worker", address), address)
+    assert names_address(issued("manager", ""), "m1.example"), "a name is not looked at"

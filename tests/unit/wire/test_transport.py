@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from overlace.model.errors import InvalidArgument, OverlaceError, PermissionDenied
+from overlace.model.errors import InvalidArgument, NoLeader, OverlaceError, PermissionDenied
 from overlace.wire.transport import Failure, JoinRequest, error_of, join_address, parse_address
 
 
@@ -33,6 +33,8 @@ def test_no_addresses(text: str) -> None:
 def test_errors_arrive_as_what_they_were() -> None:
     found = error_of(Failure("no", "PermissionDenied"))
     assert isinstance(found, PermissionDenied) and found.message == "no"
+    lost = error_of(Failure(NoLeader().message, "Unknown"))
+    assert isinstance(lost, NoLeader) and lost.swarm, "shown in Docker's words by whoever passes it on"
     assert type(error_of(Failure("x", "Unheard"))) is OverlaceError
 
 

@@ -9,7 +9,7 @@ from overlace.api.backend import ManagerHandle
 from overlace.api.call import Call, Route, answer, empty
 from overlace.api.convert.node import node as show_node
 from overlace.manager.control import lookup
-from overlace.model.objects import Cluster, Node
+from overlace.model.objects import Cluster, ManagerStatus, Node
 from overlace.model.specs import NodeSpec
 from overlace.store.base import View
 
@@ -19,6 +19,13 @@ def trust_root(view: View) -> str:
 
 
 def _show(call: Call, found: Node, trust: str) -> msgspec.Raw:
+    if call.manager().leader() is None and found.manager_status is not None:
+        # what was last known of the managers may be long past
+        unknown = ManagerStatus(leader=False, reachability="unknown", addr=found.manager_status.addr)
+        stale = msgspec.structs.replace(found, manager_status=unknown)
+        return call.shared.rendered.get(
+            "node without leader", found.id, (found, trust), lambda: show_node(stale, trust)
+        )
     return call.shared.rendered.get("node", found.id, (found, trust), lambda: show_node(found, trust))
 
 

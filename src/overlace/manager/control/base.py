@@ -57,11 +57,15 @@ class Core:
         clock: Callable[[], int] = time.time_ns,
         new_id: Callable[[], str] = new_id,
         resolver: ImageResolver | None = None,
+        check_promotion: Callable[[], None] | None = None,
     ) -> None:
         self.store = store
         self._clock = clock
         self._new_id = new_id
         self._resolver = resolver
+        self._check_promotion = (
+            check_promotion  # raises why no second manager can be had; None: never possible
+        )
         # Checks over several objects (ports, names, "in use") hold between the look and the commit only
         # under it. Nothing slow may be awaited inside but the commit.
         self._lock = asyncio.Lock()

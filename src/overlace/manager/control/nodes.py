@@ -1,6 +1,6 @@
 """Update and remove nodes.
 
-Owns what people may change of a node (labels, availability; a role only within what one manager allows) and
+Owns what people may change of a node (labels, availability, role as far as a quorum of managers stays) and
 how a node leaves for good: its object stays as a tombstone, so that its certificate is refused, and its tasks
 are orphaned at once.
 """
@@ -12,6 +12,7 @@ import msgspec
 from overlace.manager.control.base import Core, check_version, swarm
 from overlace.manager.control.lookup import find
 from overlace.manager.control.words import unsupported
+from overlace.manager.managers import check_demotion
 from overlace.model.errors import FailedPrecondition, InvalidArgument
 from overlace.model.objects import Node
 from overlace.model.specs import NodeSpec
@@ -31,11 +32,14 @@ class Nodes(Core):
             node = find(view, Node, id)
             check_version(node.version, version)
             if node.spec.role == "manager" and spec.role == "worker":
-                managers = sum(n.spec.role == "manager" and not n.removed for n in view.all(Node))
-                if managers <= 1:
-                    raise swarm(FailedPrecondition("attempting to demote the last manager of the swarm"))
+                try:
+                    check_demotion(node, view.all(Node))
+                except FailedPrecondition as error:
+                    raise swarm(error) from None
             if node.spec.role == "worker" and spec.role == "manager":
-                raise unsupported("promoting a node", "the SQLite store serves one manager")
+                if self._check_promotion is None:
+                    raise unsupported("promoting a node", "this store serves one manager")
+                self._check_promotion()
             await self._commit([Put(msgspec.structs.replace(node, spec=spec), expect=version)])
 
     async def remove_node(self, id: str, force: bool = False) -> None:

@@ -20,9 +20,9 @@ from overlace.store.etcd.client import EtcdClient, EtcdError, created_at, delete
 from overlace.store.etcd.store import LEADER
 
 log = structlog.get_logger(__name__)
-TTL = 5  # seconds; etcd takes no less than 3 with its election timeout (member.py)
+TTL = 4  # seconds; etcd takes no less than 3 with its election timeout (member.py)
 RENEWALS = 5  # attempts within the lease's life
-LOOK_SECONDS = 1.0  # how often a follower asks who leads: what a quorum answers is known to hold
+LOOK_SECONDS = 0.5  # how often a follower asks who leads: what a quorum answers is known to hold
 PATIENCE = 2.5  # seconds for the answer, before nobody is known to lead
 
 

@@ -176,7 +176,7 @@ class EtcdStore:
             await asyncio.gather(follower, return_exceptions=True)
 
     async def _keep_up(self) -> None:
-        pause = _PAUSE[0]
+        pause, told = _PAUSE[0], ""
         while True:
             try:
                 if not self._read_at:
@@ -186,7 +186,9 @@ class EtcdStore:
                     for event in events:
                         self._observe(event)
             except EtcdError as e:
-                log.info("not following etcd, will read all of it again", reason=e.message)
+                if e.message != told:
+                    log.info("not following etcd, will read all of it again", reason=e.message)
+                told = e.message
                 self._read_at = 0
             except Exception:
                 log.exception("following etcd failed, will read all of it again")
