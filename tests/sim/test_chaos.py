@@ -94,8 +94,8 @@ def random_spec(chance: random.Random, name: str, networks: list[str]) -> Servic
 class Chaos:
     """Random deeds, weighted; then peace."""
 
-    def __init__(self, seed: int) -> None:
-        self.swarm = VirtualSwarm(seed, jostle=0.2 if seed % 2 else 0.0)
+    def __init__(self, seed: int, deaths: float = 0.0) -> None:
+        self.swarm = VirtualSwarm(seed, jostle=0.2 if seed % 2 else 0.0, deaths=deaths)
         self.chance = self.swarm.chance
         self.invariants = Invariants(self.swarm)
         self.networks: list[str] = []
@@ -234,6 +234,24 @@ async def test_a_troubled_swarm_keeps_its_promises_and_converges(seed: int) -> N
     quiet = chaos.swarm.store.view().revision
     await chaos.swarm.run(300)
     assert chaos.swarm.store.view().revision == quiet, "the manager goes on writing though nothing happens"
+
+
+async def test_leaders_that_die_in_the_middle_of_commits_leave_nothing_that_stays_wrong() -> None:
+    died = 0
+    for seed in range(20):
+        chaos = Chaos(seed, deaths=0.3)
+        await chaos.build()
+        for _ in range(20):
+            await chaos.deed()
+            await chaos.swarm.run(chaos.chance.choice([0.3, 2, 10, 40]))
+            chaos.invariants.at_rest()
+        chaos.swarm.deaths = 0.0
+        chaos.swarm.restart_manager()
+        await chaos.peace()
+        await chaos.swarm.run(1200)
+        assert_converged(chaos.swarm)
+        died += chaos.swarm.died
+    assert died > 50, "hardly any leader died: little was tried"
 
 
 async def test_the_same_seed_makes_the_same_history() -> None:

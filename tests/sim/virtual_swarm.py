@@ -100,15 +100,34 @@ class Jostled(MemoryStore):
         await self._store.close()
 
 
+class LeaderDied(Exception):
+    """In the middle of a commit."""
+
+
+class Mortal(Jostled):
+    """The leader's handle; it dies in a share of its commits, with only the first of their changes written: what
+    etcd may hold of a commit too big for one transaction."""
+
+    async def commit(self, changes: Sequence[Change]) -> int:
+        if len(changes) > 1 and self._chance.random() < self._share:
+            await self._store.commit(changes[: self._chance.randrange(len(changes))])
+            raise LeaderDied
+        return await self._store.commit(changes)
+
+
 class VirtualSwarm:
     """`pace`: about how long an agent takes for one step, ns. `jostle`: share of the manager's commits that
-    lose a race against another writer."""
+    lose a race against another writer. `deaths`: share of its commits the leader dies in; another takes over."""
 
-    def __init__(self, seed: int = 0, *, pace: int = SECOND // 5, jostle: float = 0.0) -> None:
+    def __init__(
+        self, seed: int = 0, *, pace: int = SECOND // 5, jostle: float = 0.0, deaths: float = 0.0
+    ) -> None:
         self.chance = random.Random(seed)
         self.now = 1_700_000_000 * SECOND
         self.pace = pace
         self.jostle = jostle
+        self.deaths = deaths
+        self.died = 0
         self.store = MemoryStore(clock=lambda: self.now)
         self.loop = self._new_loop()
         self.agents: dict[str, Agent] = {}
@@ -123,6 +142,8 @@ class VirtualSwarm:
 
     def _new_loop(self) -> ManagerLoop:
         store = Jostled(self.store, self.chance, self.jostle) if self.jostle else self.store
+        if self.deaths:
+            store = Mortal(self.store, self.chance, self.deaths)
         return ManagerLoop(store, clock=lambda: self.now, new_id=self.new_id)
 
     def new_id(self) -> str:
@@ -212,8 +233,13 @@ class VirtualSwarm:
     async def settle(self) -> None:
         """Let the manager decide until it has nothing more to do at this moment."""
         for _ in range(200):
-            if not await self.loop.step():
-                break
+            try:
+                if not await self.loop.step():
+                    break
+            except LeaderDied:
+                self.died += 1
+                self.restart_manager()
+                continue
             self.passes += 1
             for observe in self.observers:
                 observe()
