@@ -32,7 +32,7 @@ from overlace.api.backend import (
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts, networks
-from overlace.daemon.etcd_home import EtcdHome, enter_managers
+from overlace.daemon.etcd_home import EtcdHome, enter_managers, quit_managers
 from overlace.daemon.host import NodeHost, has_leftovers, instance_id, platform_of, sweep
 from overlace.daemon.manager import STORE, ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
@@ -354,6 +354,7 @@ class Engine:
                 request.advertise_addr, request.data_path_addr, request.listen_addr
             )
             self._files.prepare()
+            entered: tuple[Identity, Membership] | None = None
             try:
                 async with asyncio.timeout(JOIN_SECONDS) as limit:
                     identity, manager = await join_swarm(
@@ -374,16 +375,17 @@ class Engine:
                     )
                     if identity.role == "manager":
                         limit.reschedule(asyncio.get_running_loop().time() + JOIN_MANAGER_SECONDS)
+                        entered = identity, membership
                         await enter_managers(self._data_root, identity, membership)
                     await self._become(membership, identity)
             except TimeoutError:
-                await self._undo()
+                await self._undo_join(entered)
                 raise Unavailable(
                     "Timeout was reached before node joined. The attempt to join the swarm will not continue in the "
                     f"background: check that {', '.join(request.remote_addrs)} can be reached and try again."
                 ) from None
             except BaseException:
-                await self._undo()
+                await self._undo_join(entered)
                 raise
 
     async def swarm_leave(self, force: bool) -> None:
@@ -419,6 +421,13 @@ class Engine:
             await self._leave()
         except Exception:
             log.exception("undoing a failed init or join left something behind")
+
+    async def _undo_join(self, entered: tuple[Identity, Membership] | None) -> None:
+        if entered is not None:
+            await quit_managers(
+                *entered
+            )  # a member that never works would count when the others ask for a quorum
+        await self._undo()
 
     async def _leave(self) -> None:
         await self._stop_entering()

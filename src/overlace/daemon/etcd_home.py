@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from overlace.daemon.membership import Membership
-from overlace.model.errors import Internal, Unavailable
+from overlace.model.errors import Internal, OverlaceError, Unavailable
 from overlace.model.objects import KINDS, Object
 from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity
@@ -26,8 +26,8 @@ from overlace.store.base import Batch, Event, View
 from overlace.store.etcd.client import EtcdClient, created_at
 from overlace.store.etcd.member import PEER_PORT, EtcdConfig, EtcdFiles, EtcdProcess
 from overlace.store.etcd.store import REVISION, plan_parts
-from overlace.wire.transport import ManagerJoin, join_address, parse_address
-from overlace.wire.transport_client import join_managers
+from overlace.wire.transport import ManagerJoin, ManagerLeave, join_address, parse_address
+from overlace.wire.transport_client import join_managers, leave_managers
 
 log = structlog.get_logger(__name__)
 READY_SECONDS = 30.0
@@ -145,3 +145,14 @@ async def enter_managers(data_root: Path, identity: Identity, membership: Member
         )
         return
     raise Unavailable("; ".join(reasons) or "no other manager is known")
+
+
+async def quit_managers(identity: Identity, membership: Membership) -> None:
+    """Have this node's member taken out again, if any manager can be told. Never raises."""
+    request = ManagerLeave(membership.node_id)
+    for manager in membership.managers:
+        try:
+            await leave_managers(manager.addr, request, client_context(identity.ca_pem, identity))
+            return
+        except OverlaceError as e:
+            log.warning("could not take back becoming a manager", manager=manager.addr, reason=e.message)

@@ -118,6 +118,10 @@ class EtcdProcess:
         """Running, or being started again and again, when this returns. Raises Unavailable (no such program, or
         the disk refuses). `force_new_cluster`: forget all other members, keep the data."""
         program = find_program()
+        if len(os.fsencode(self.files.socket)) > 107:  # unix(7), sun_path
+            raise Unavailable(
+                f"the path of etcd's socket is too long ({self.files.socket}): use a --data-root with a shorter path"
+            )
         if self._keeper is not None:
             if not force_new_cluster:
                 return
