@@ -254,3 +254,48 @@ def test_the_way_out_and_none(anydocker: Docker, swarm: Swarm, image: Image, out
         peer = swarm.lab.host("linux-1" if host == "linux-2" else "linux-2").address
         said = swarm.inside(task, f"nc -w 1 {peer} 2377 </dev/null && echo open", check=False)
         assert "open" not in said, "nor to the hosts"
+
+
+def test_networks_made_from_a_configuration(docker: Docker, swarm: Swarm, image: Image) -> None:
+    settings = (
+        "--subnet",
+        "10.84.0.0/24",
+        "--label",
+        "by=settings",
+        "--opt",
+        "com.docker.network.driver.mtu=1350",
+    )
+    docker("network", "create", "--config-only", *settings, "settings")
+    found = docker.one("network", "inspect", "settings")
+    assert found["ConfigOnly"] and found["Driver"] == "null" and VNI not in found["Options"], (
+        "it is no network"
+    )
+    docker("network", "create", "-d", "overlay", "--attachable", "--config-from", "settings", "made")
+    made = docker.one("network", "inspect", "made")
+    assert made["ConfigFrom"] == {"Network": "settings"} and made["Attachable"] and not made["ConfigOnly"]
+    assert made["IPAM"]["Config"] == [{"Subnet": "10.84.0.0/24", "Gateway": "10.84.0.1"}]
+    assert made["Labels"] == {"by": "settings"} and made["Options"]["com.docker.network.driver.mtu"] == "1350"
+    docker("service", "create", "-d", "--name", "configured", "--network", "made", image("app:1"))
+    [task] = swarm.running("configured")
+    assert overlay_address(task, "made").startswith("10.84.0.")
+
+    create = ("network", "create", "-d", "overlay")
+    for options, words in (
+        (
+            ("--config-from", "settings", "--label", "a=b", "x"),
+            "user specified configurations are not supported",
+        ),
+        (("--config-from", "made", "x"), "made is not a configuration only network"),
+        (("--config-from", "nosuch", "x"), "network nosuch not found"),
+        (("--config-from", "settings", "x"), "overlaps subnet 10.84.0.0/24 of network made"),
+        (("--config-only", "--attachable", "x"), "can only contain network specific fields"),
+    ):
+        said = docker.refused(*create, *options)
+        assert words in said, f"{options}: {said}"
+    assert "is in use" in docker.refused("network", "rm", "settings")
+    words = docker.refused("service", "create", "-d", "--network", "settings", image("app:1"))
+    assert "configuration network" in words
+    docker("network", "prune", "-f")
+    assert docker("network", "ls", "-q", "-f", "name=settings"), "settings are not litter"
+    docker("service", "rm", "configured")
+    docker("network", "rm", "made", "settings")

@@ -345,6 +345,8 @@ class NetworkSpec(Doc, frozen=True):
     enable_ipv6: bool = msgspec.field(default=False, name="EnableIPv6")
     ipam: Ipam = msgspec.field(default=Ipam(), name="IPAM")
     scope: str = "swarm"
+    config_only: bool = False  # settings with a name, for others to be made from
+    config_from: str = ""  # name of the one this was made from
 
 
 class OrchestrationConfig(Doc, frozen=True):

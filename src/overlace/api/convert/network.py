@@ -91,6 +91,8 @@ def _resource(
     options: Mapping[str, str],
     labels: Mapping[str, str],
     containers: Json,
+    config_from: str = "",
+    config_only: bool = False,
 ) -> Json:
     return {
         "Name": name,
@@ -104,8 +106,8 @@ def _resource(
         "Internal": internal,
         "Attachable": attachable,
         "Ingress": ingress,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
+        "ConfigFrom": {"Network": config_from},
+        "ConfigOnly": config_only,
         "Containers": containers,
         "Options": dict(options),
         "Labels": dict(labels),
@@ -134,6 +136,8 @@ def network(found: Network) -> Json:
         options=_options(found),
         labels=spec.labels,
         containers={},
+        config_from=spec.config_from,
+        config_only=spec.config_only,
     )
     if found.error:
         # not a member Docker has: its users learn of a failed allocation from manager logs only

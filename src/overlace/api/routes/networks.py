@@ -53,8 +53,13 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
     """What to create. Raises InvalidArgument, PermissionDenied, Unimplemented for what there is not."""
     if request.name in PREDEFINED:
         raise PermissionDenied(f"operation is not permitted on predefined {request.name} network")
-    if request.config_only or (request.config_from or {}).get("Network"):
-        raise Unimplemented("config-only networks (ConfigOnly, ConfigFrom) are not supported yet")
+    source = (request.config_from or {}).get("Network", "")
+    if request.config_only:
+        return _plan_configuration(request, source)
+    if source and (request.ipam.config or request.ipam.options or request.options or request.labels):
+        raise PermissionDenied(
+            "user specified configurations are not supported if the network depends on a configuration network"
+        )
     if not request.enable_ipv4:
         raise Unimplemented("EnableIPv4=false is not supported: overlay networks carry IPv4")
     driver = request.driver or ("overlay" if request.scope == "swarm" or request.ingress else "bridge")
@@ -80,6 +85,28 @@ def plan_spec(request: CreateRequest) -> NetworkSpec:
         enable_ipv6=request.enable_ipv6,
         ipam=request.ipam,
         scope="swarm",
+        config_from=source,
+    )
+
+
+def _plan_configuration(request: CreateRequest, source: str) -> NetworkSpec:
+    """A network that is only a name for settings others are made from (moby libnetwork validateConfiguration)."""
+    if request.internal or request.attachable or request.ingress or request.scope:
+        raise PermissionDenied(
+            "configuration network can only contain network specific fields. Network operator fields like "
+            "[ ingress | internal | attachable | scope ] are not supported."
+        )
+    if source:
+        raise PermissionDenied("a configuration network cannot depend on another configuration network")
+    return NetworkSpec(
+        name=request.name,
+        driver="null",
+        labels=request.labels,
+        options=request.options,
+        enable_ipv6=request.enable_ipv6,
+        ipam=request.ipam,
+        scope="swarm",
+        config_only=True,
     )
 
 
@@ -233,6 +260,7 @@ async def prune(call: Call) -> web.StreamResponse:
         labels = found.spec.labels
         if (
             found.spec.ingress
+            or found.spec.config_only
             or lookup.network_in_use(call.manager().store.view(), found)
             or not label_matches(labels, filters.get("label", ()))
             or any(label_matches(labels, [text]) for text in filters.get("label!", ()))

@@ -42,7 +42,7 @@ def plan_networks(view: View) -> list[Change]:
         ipaddress.ip_network(text) for text in (cluster.default_addr_pool if cluster else ("10.0.0.0/8",))
     ]
     size = cluster.subnet_size if cluster else 24
-    taken = [subnet for network in networks for subnet in _subnets_of(network)]
+    taken = [subnet for network in networks if is_overlay(network) for subnet in _subnets_of(network)]
     vnis = {network.vni: network for network in networks if network.vni}
     changes: list[Change] = []
     for network in waiting:

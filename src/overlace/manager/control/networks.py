@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 
+import msgspec
+
 from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI
 from overlace.manager.allocate.room import explain_pool
 from overlace.manager.control.base import Core, swarm
 from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_dns_name
 from overlace.manager.control.words import unsupported
-from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument
+from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument, PermissionDenied
 from overlace.model.objects import Cluster, Network, Service
 from overlace.model.policy import check_network_labels
 from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamConfig, NetworkSpec
@@ -30,9 +32,13 @@ class Networks(Core):
 
         Raises InvalidArgument, Conflict, Unimplemented.
         """
-        check_network(spec)
+        if not spec.config_from:
+            check_network(spec)
         async with self._lock:
             view = self.store.view()
+            if spec.config_from:
+                spec = _filled(view, spec)
+                check_network(spec)
             network = Network(id=self._new_id(), spec=spec)
             if view.by_name(Network, spec.name) is not None:
                 raise name_conflict(network)
@@ -51,9 +57,28 @@ class Networks(Core):
             await self._commit([Delete("network", network.id)])
 
 
+def _filled(view: View, spec: NetworkSpec) -> NetworkSpec:
+    """The spec with the settings of the configuration network it names. Raises NotFound, PermissionDenied."""
+    source = find(view, Network, spec.config_from)
+    if not source.spec.config_only:
+        raise PermissionDenied(f"{spec.config_from} is not a configuration only network")
+    return msgspec.structs.replace(
+        spec,
+        config_from=source.spec.name,
+        ipam=source.spec.ipam,
+        options=source.spec.options,
+        labels=source.spec.labels,
+        enable_ipv6=source.spec.enable_ipv6,
+    )
+
+
 def _check_unused(view: View, network: Network) -> None:
     """Tasks of services that are gone do not count: they are on their way out (Docker's stack rm stumbles
     over them)."""
+    if network.spec.config_only:
+        if any(other.spec.config_from == network.spec.name for other in view.all(Network)):
+            raise PermissionDenied(f'configuration network "{network.spec.name}" is in use')
+        return
     if network.spec.ingress:
         for service in view.all(Service):
             endpoint = service.spec.endpoint_spec
@@ -75,7 +100,7 @@ def check_network(spec: NetworkSpec) -> None:
     """Raises InvalidArgument or Unimplemented for the first thing wrong with the spec itself."""
     check_dns_name(spec.name)
     check_network_labels(spec.labels)
-    if spec.driver not in ("", "overlay"):
+    if spec.driver not in ("", "overlay") and not spec.config_only:
         raise unsupported(
             f"network driver {spec.driver}", "networks of a swarm are overlays (--driver overlay)"
         )
@@ -203,6 +228,8 @@ def check_against_others(view: View, spec: NetworkSpec) -> None:
     vni = _check_vni(asked_vni) if asked_vni is not None else 0
     mine = [ipaddress.ip_network(config.subnet) for config in spec.ipam.config if config.subnet]
     for other in view.all(Network):
+        if spec.config_only or other.spec.config_only:
+            continue  # settings take no room: who is made from them does
         if spec.ingress and other.spec.ingress:
             raise swarm(Conflict(f"ingress network ({other.id}) is already present"))
         other_vni = other.vni or int(other.spec.options.get(VNI_OPTION) or 0)

@@ -184,6 +184,10 @@ def _with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:
             continue
         if network is None:
             raise InvalidArgument(f"network {target} not found")
+        if network.spec.config_only:
+            raise InvalidArgument(
+                f"network {network.spec.name} is a configuration network: services cannot use it"
+            )
         if network.spec.ingress:
             name = network.spec.name
             raise swarm(
