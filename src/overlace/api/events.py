@@ -58,8 +58,9 @@ class ApiEvent(msgspec.Struct, frozen=True):
 
 
 def _changed(attributes: dict[str, str], name: str, old: str, new: str) -> None:
+    """Both sides of a change; one that was not there has no attribute, as in Docker."""
     if old != new:
-        attributes[f"{name}.old"], attributes[f"{name}.new"] = old, new
+        attributes |= {key: text for key, text in ((f"{name}.old", old), (f"{name}.new", new)) if text}
 
 
 def _node_attributes(old: Node | None, new: Node) -> dict[str, str]:
@@ -184,9 +185,9 @@ def matches(event: ApiEvent, filters: dict[str, list[str]]) -> bool:
             found = event.type in values
         elif key == "scope":
             found = event.scope in values
-        else:  # container, service, network, node, secret, config, image …: id, prefix or name
+        else:  # container, service, network, node, secret, config, image …: the start of an id or a name
             name = event.attributes.get("name", "")
-            found = event.type == key and any(event.id.startswith(v) or name == v for v in values)
+            found = event.type == key and any(event.id.startswith(v) or name.startswith(v) for v in values)
             if key == "image" and event.type == "container":
                 found = event.attributes.get("image") in values
         if not found:

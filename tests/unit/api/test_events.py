@@ -51,7 +51,6 @@ def test_a_service_update_says_what_changed() -> None:
                 "replicas.new": "3",
                 "image.old": "web:1",
                 "image.new": "web:2",
-                "updatestate.old": "",
                 "updatestate.new": "updating",
             },
         },
@@ -105,6 +104,7 @@ def test_filters() -> None:
         {"scope": ["swarm"]},
         {"service": ["web"]},
         {"service": ["ssss"]},
+        {"service": ["we"]},
         {"event": ["create"]},
         {"label": ["name=web"]},
     ):

@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -194,3 +195,12 @@ def test_any_request_is_answered_as_the_document_says(served: Served, case: sche
         case.validate_response(response, checks=[not_a_server_error, *CHECKS])
     else:
         case.validate_response(response, checks=CHECKS)
+
+
+def test_every_call_is_in_the_manual() -> None:
+    manual = (Path(__file__).parents[3] / "docs/api.md").read_text()
+    for path, calls in document()["paths"].items():
+        for method in calls:
+            assert f"`{method.upper()} {path}`" in manual, (
+                f"docs/api.md says nothing of {method.upper()} {path}"
+            )
