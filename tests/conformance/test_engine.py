@@ -177,6 +177,24 @@ def test_events(docker: Docker, swarm: Swarm, image: Image) -> None:
         "events", "--since", "1m", "--until=-1s", "--filter", "type=service", "--filter", "event=remove"
     )
     assert "loud" in past, "events of a moment ago are still told"
+    replayed = (
+        "events",
+        "--since",
+        "1m",
+        "--until=-1s",
+        "--format",
+        "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}",
+    )
+    for filters, wanted, unwanted in (
+        (("type=network",), "network create loud-net", "service"),
+        (("service=lou",), "service update loud", "network"),
+        (("node=linux-2",), "node update linux-2", "service"),
+        (("scope=swarm", "event=create"), "service create loud", "update"),
+        (("scope=local", "type=service"), "", "service"),
+        (("label=name=loud", "type=service"), "service remove loud", "node"),
+    ):
+        told = docker(*replayed, *(word for one in filters for word in ("--filter", one)))
+        assert wanted in told and unwanted not in told, f"{filters}: {told}"
 
 
 NOT_YET = [

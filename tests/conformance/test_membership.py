@@ -148,3 +148,72 @@ def test_swarm_update_and_bad_addresses(hosts: Docker) -> None:
         "swarm", "update", "--cert-expiry", "10m"
     )
     assert "not supported yet" in hosts.refused("swarm", "update", "--autolock")
+
+
+def test_address_pools(hosts: Docker) -> None:
+    """Networks come from the swarm's own pool, in its size; the last ones come with a warning, then they wait."""
+    pool = ("--default-addr-pool", "10.60.0.0/22", "--default-addr-pool", "10.61.0.0/24")
+    hosts("swarm", "init", *pool, "--default-addr-pool-mask-length", "24")
+    info = hosts("info")
+    assert "10.60.0.0/22" in info and "10.61.0.0/24" in info and "SubnetSize: 24" in info
+    made = ["ingress"]
+    for name in ("one", "two", "three", "four"):
+        hosts("network", "create", "-d", "overlay", name)
+        made.append(name)
+    found = [hosts.one("network", "inspect", name)["IPAM"]["Config"][0]["Subnet"] for name in made]
+    assert found == [f"10.60.{n}.0/24" for n in range(4)] + ["10.61.0.0/24"]
+    said = hosts.said("info")
+    assert "WARNING: 0 of 5 subnets of size /24 are left in the default address pool" in said
+    hosts("network", "create", "-d", "overlay", "five")
+
+    def without() -> str:
+        return str(hosts.one("network", "inspect", "five").get("Error", ""))
+
+    assert "no free subnet of size /24 is left" in eventually(without, "the network says what it waits for")
+    hosts("network", "rm", "two")
+    eventually(lambda: not without(), "it gets the subnet that is free again")
+    assert hosts.one("network", "inspect", "five")["IPAM"]["Config"][0]["Subnet"] == "10.60.2.0/24"
+
+
+def test_a_node_removed_by_force(hosts: Docker) -> None:
+    hosts("swarm", "init")
+    assert join(hosts, token(hosts)).returncode == 0
+    eventually(
+        lambda: hosts("node", "ls", "-f", "name=linux-2", "--format", "{{.Status}}") == "Ready", "it is ready"
+    )
+    words = hosts.refused("node", "rm", "linux-2")
+    assert "is not down and can't be removed" in words
+    assert hosts("node", "rm", "--force", "linux-2") == "linux-2"
+    assert hosts.lines("node", "ls", "--format", "{{.Hostname}}") == ["linux-1"]
+    eventually(
+        lambda: "was removed from the swarm" in hosts("info", "--format", "{{.Swarm.Error}}", host=TWO),
+        "the node learns it, and says so",
+    )
+    assert "Node left the swarm." in hosts("swarm", "leave", host=TWO)
+    assert join(hosts, token(hosts)).returncode == 0, "and may come back, as a new node"
+
+
+def test_what_the_swarm_cannot_do_says_so(hosts: Docker) -> None:
+    hosts("swarm", "init")
+    for command, words in (
+        (("swarm", "update", "--autolock"), "AutoLockManagers is not supported yet"),
+        (("swarm", "ca", "--rotate", "--detach"), "CA rotation is not supported yet"),
+        (("swarm", "unlock-key"), "no unlock key is set"),
+        (("swarm", "unlock"), "swarm is not locked"),
+    ):
+        said = hosts.run(*command)
+        assert words in said.stdout + said.stderr, f"{command}: {said}"
+    hosts(
+        "swarm",
+        "update",
+        "--max-snapshots",
+        "3",
+        "--snapshot-interval",
+        "5000",
+        "--dispatcher-heartbeat",
+        "3s",
+    )
+    raft = hosts.json("info", "--format", "{{json .Swarm.Cluster.Spec.Raft}}")
+    assert (raft["KeepOldSnapshots"], raft["SnapshotInterval"]) == (3, 5000)
+    assert hosts("info", "--format", "{{.Swarm.Cluster.Spec.Dispatcher.HeartbeatPeriod}}") == "3s"
+    assert hosts("swarm", "ca").startswith("-----BEGIN CERTIFICATE-----")

@@ -226,6 +226,43 @@ def test_logs(docker: Docker, swarm: Swarm, image: Image) -> None:
     assert "no such task or service" in docker.refused("service", "logs", "nosuch")
 
 
+def test_logs_follow_tasks_that_move(anydocker: Docker, swarm: Swarm, image: Image) -> None:
+    """Who follows a service hears of tasks that come later, wherever they run; past tasks stay readable."""
+    docker = anydocker
+    docker(
+        *("service", "create", "-d", "--name", "moving", "--constraint", "node.hostname==linux-1"),
+        *("--stop-signal", "KILL", image("app:1"), "sh", "-c", 'echo "says $(cat /etc/version)"; sleep 1000'),
+    )
+    [first] = swarm.running("moving")
+    with docker.following("service", "logs", "-f", "moving") as follower:
+        follower.wait_for(
+            lambda line: first["ID"][:12] in line and "@linux-1" in line, "the first task's line"
+        )
+        docker(
+            *(
+                "service",
+                "update",
+                "-d",
+                "--constraint-rm",
+                "node.hostname==linux-1",
+                "--image",
+                image("app:2"),
+            ),
+            *("--constraint-add", "node.hostname==linux-2", "--update-monitor", "300ms", "moving"),
+        )
+        line = follower.wait_for(lambda line: "says 2" in line, "a line of the task after it")
+        assert "@linux-2" in line
+    swarm.updated("moving")
+    said = docker("service", "logs", "--raw", "moving").splitlines()
+    assert sorted(said) == ["says 1", "says 2"], "the log of the task before is still there"
+    [second] = swarm.running("moving")
+    assert docker("service", "logs", "--raw", second["ID"]) == "says 2"
+    assert docker("service", "logs", "--raw", "--since", second["Status"]["Timestamp"], "moving") in (
+        "says 2",
+        "",
+    )
+
+
 def test_restart_policies(docker: Docker, swarm: Swarm, image: Image) -> None:
     script = "echo up; while [ ! -e /stop ]; do sleep 0.1; done; exit $(cat /stop)"
     for name, options in (
