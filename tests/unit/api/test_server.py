@@ -334,7 +334,7 @@ async def test_registry_credentials_are_kept_and_not_shown(swarm: Api, backend: 
             "/networks/create",
             {"Name": "x", "ConfigOnly": True, "Scope": "swarm"},
             403,
-            "network operator fields",
+            "Network operator fields",
         ),
         (
             "POST",
