@@ -5,7 +5,7 @@ BIN := .venv/bin
 PURE := $(wildcard tests/unit tests/sim)
 REAL := $(wildcard tests/host tests/conformance)
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test windows check bench clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,10 @@ test: setup ## every test: unit and sim in parallel, then host and conformance (
 	$(BIN)/pytest -n 2 $(PURE) || status=1; \
 	$(BIN)/pytest $(REAL) || status=1; \
 	exit $$status
+
+windows: setup ## the Windows half under a Windows Python (Wine): installs it, and runs tests/windows
+	@bash scripts/windows
+	@$(BIN)/pytest tests/windows
 
 check: ## lint, types, arrows, unit and sim tests: under a minute
 	$(BIN)/ruff check .

@@ -22,9 +22,13 @@ from overlace.network.hns.state import State
 
 from .hcn_documents import policy
 
-GUIDS = [f"{n:08X}-0000-0000-0000-000000000000" for n in range(1, 7)]
+GUIDS = [f"{n:08X}-0000-0000-0000-000000000000" for n in range(1, 11)]
 KINDS = ("Network", "Endpoint", "Namespace", "LoadBalancer", "SdnRoute")
 guids = st.sampled_from(GUIDS)
+# who is what: kinds share no ids, so that most references mean something
+MINE = {"Network": GUIDS[0:2], "Endpoint": GUIDS[2:5], "Namespace": GUIDS[5:7], "LoadBalancer": GUIDS[7:9],
+        "SdnRoute": GUIDS[9:10]}  # fmt: skip
+members = st.sampled_from([*MINE["Endpoint"], *MINE["Endpoint"], GUIDS[0]])
 addresses = st.sampled_from(["10.1.1.1", "10.1.1.2", "10.1.1.3", "10.1.2.5", "10.1.2.1", "nowhere", ""])
 few = st.integers(0, 3)
 POLICIES = [
@@ -45,38 +49,49 @@ POLICIES = [
 policies = st.lists(st.sampled_from(POLICIES), max_size=3)
 
 
+mostly = st.sampled_from([True] * 5 + [False])
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> dict[str, Any]:
-    third = draw(st.integers(1, 2))
+    third, good = draw(st.integers(1, 2)), draw(mostly)
     subnet: dict[str, Any] = {"IpAddressPrefix": f"10.1.{third}.0/24"}
-    if draw(st.booleans()):
+    if good or draw(st.booleans()):
         subnet["Routes"] = [{"NextHop": f"10.1.{third}.1", "DestinationPrefix": "0.0.0.0/0"}]
-    if draw(st.booleans()):
-        subnet["Policies"] = [
-            {"Type": "VSID", "Settings": {"IsolationId": draw(st.sampled_from([4095, 4096, 4097]))}}
-        ]
+    if good or draw(st.booleans()):
+        vsid = draw(st.sampled_from([4096, 4096, 4097, 4095]))
+        subnet["Policies"] = [{"Type": "VSID", "Settings": {"IsolationId": vsid}}]
+    kind = "Overlay" if good else draw(st.sampled_from(["Overlay", "NAT", "L2Bridge", "Moon"]))
+    asked = draw(st.lists(st.sampled_from(POLICIES[-2:]), max_size=2)) if good else draw(policies)
     return {
-        "Name": draw(st.sampled_from("abc")), "Type": draw(st.sampled_from(["Overlay", "NAT", "L2Bridge", "Moon"])),
-        "Ipams": [{"Subnets": [subnet]}], "Policies": draw(policies),
-    }  # fmt: skip
+        "Name": draw(st.sampled_from("abc")),
+        "Type": kind,
+        "Ipams": [{"Subnets": [subnet]}],
+        "Policies": asked,
+    }
 
 
 @st.composite
 def endpoints(draw: st.DrawFn) -> dict[str, Any]:
-    configs = [{"IpAddress": a} for a in draw(st.lists(addresses, max_size=2)) if a]
-    document = {"HostComputeNetwork": draw(guids), "Policies": draw(policies), "IpConfigurations": configs}
-    if draw(st.booleans()):
+    good = draw(mostly)
+    configs = [{"IpAddress": a} for a in draw(st.lists(addresses, max_size=1 if good else 2)) if a]
+    document = {
+        "Policies": [*POLICIES[:1], *draw(policies)] if good else draw(policies),
+        "IpConfigurations": configs,
+    }
+    if not good:
+        document["HostComputeNetwork"] = draw(guids)
         document["MacAddress"] = draw(st.sampled_from(["02-00-00-00-00-01", "02:00:00:00:00:02", "x"]))
-    if draw(few) == 0:
-        document["Flags"] = 1
+        document["Flags"] = draw(st.integers(0, 1))
+        document["HostComputeNamespace"] = draw(guids)
     return document
 
 
 @st.composite
 def balancers(draw: st.DrawFn) -> dict[str, Any]:
-    port = {"Protocol": draw(st.sampled_from([6, 17, 99])), "InternalPort": draw(st.integers(0, 2)),
+    port = {"Protocol": draw(st.sampled_from([6, 17, 6, 99])), "InternalPort": draw(st.sampled_from([80, 81, 80, 0])),
             "ExternalPort": draw(st.sampled_from([8080, 8090]))}  # fmt: skip
-    return {"HostComputeEndpoints": draw(st.lists(guids, max_size=2)), "PortMappings": [port],
+    return {"HostComputeEndpoints": draw(st.lists(members, min_size=1, max_size=2)), "PortMappings": [port],
             "FrontendVIPs": draw(st.lists(st.sampled_from(["10.1.1.200", "10.1.1.2", "x"]), max_size=1))}  # fmt: skip
 
 
@@ -84,11 +99,11 @@ namespaces = st.fixed_dictionaries(
     {"Type": st.sampled_from(["Host", "HostDefault", "Guest"])},
     optional={
         "NamespaceId": st.integers(0, 4),
-        "Resources": st.lists(guids.map(lambda g: {"Type": "Endpoint", "Data": {"Id": g}}), max_size=2),
+        "Resources": st.lists(members.map(lambda g: {"Type": "Endpoint", "Data": {"Id": g}}), max_size=2),
     },
 )
 routes = st.fixed_dictionaries(
-    {"HostComputeEndpoints": st.lists(guids, max_size=2),
+    {"HostComputeEndpoints": st.lists(members, max_size=2),
      "Routes": st.lists(st.sampled_from([{"DestinationPrefix": "10.0.0.0/8"}, {"DestinationPrefix": "x"}]), max_size=2)}
 )  # fmt: skip
 DOCUMENTS = {"Network": networks(), "Endpoint": endpoints(), "LoadBalancer": balancers(), "Namespace": namespaces,
@@ -97,37 +112,47 @@ REQUESTS = st.sampled_from(["Add", "Remove", "Update", "Refresh", "Reset"])
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> tuple[str, str, str, Any]:
-    """(verb, kind, guid, document)."""
-    kind = draw(st.sampled_from([*KINDS, "Network", "Endpoint", "Endpoint"]))
+def calls(draw: st.DrawFn) -> tuple[str, str, str, str, Any]:
+    """(verb, kind, guid, network of an endpoint, document)."""
+    kind = draw(st.sampled_from([*KINDS, "Network", "Endpoint", "Endpoint", "Endpoint"]))
     verb = draw(st.sampled_from(["Create", "Create", "Create", "Modify", "Modify", "Delete"]))
-    if verb == "Create" or (verb == "Modify" and kind in ("LoadBalancer", "SdnRoute")):
-        return verb, kind, draw(guids), draw(DOCUMENTS[kind])
-    if verb == "Modify" and kind == "Namespace":
-        settings = {"EndpointId": draw(guids)}
-        return (
-            verb,
-            kind,
-            draw(guids),
-            {"ResourceType": "Endpoint", "RequestType": draw(REQUESTS), "Settings": settings},
-        )
-    if verb == "Modify":
-        wild = st.lists(policy(f"{kind}PolicyType"), max_size=2)
-        settings = {"Policies": draw(policies if draw(few) else wild)}
-        return (
-            verb,
-            kind,
-            draw(guids),
-            {"ResourceType": "Policy", "RequestType": draw(REQUESTS), "Settings": settings},
-        )
-    return verb, kind, draw(guids), None
+    guid = draw(st.sampled_from(MINE[kind]) if draw(mostly) else guids)
+    network = draw(st.sampled_from(MINE["Network"]))
+    if verb == "Delete":
+        return verb, kind, guid, network, None
+    if verb == "Create" or kind in ("LoadBalancer", "SdnRoute"):
+        return verb, kind, guid, network, draw(DOCUMENTS[kind])
+    settings: dict[str, Any]
+    if kind == "Namespace":
+        settings = {"EndpointId": draw(members)}
+        request = draw(st.sampled_from(["Add", "Add", "Remove", "Update"]))
+        body = {"ResourceType": "Endpoint", "RequestType": request, "Settings": settings}
+    else:
+        settings = {
+            "Policies": draw(policies if draw(mostly) else st.lists(policy(f"{kind}PolicyType"), max_size=2))
+        }
+        body = {"ResourceType": "Policy", "RequestType": draw(REQUESTS), "Settings": settings}
+    return verb, kind, guid, network, body
 
 
-def perform(hns: HnsCalls, verb: str, kind: str, guid: str, document: Any) -> int:
+BASE = [
+    ("Create", "Network", GUIDS[0], "", {"Name": "base", "Type": "Overlay", "Ipams": [{"Subnets": [{
+        "IpAddressPrefix": "10.1.1.0/24", "Policies": [{"Type": "VSID", "Settings": {"IsolationId": 4096}}],
+        "Routes": [{"NextHop": "10.1.1.1", "DestinationPrefix": "0.0.0.0/0"}]}]}]}),
+    ("Create", "Endpoint", GUIDS[2], GUIDS[0], {"Policies": POLICIES[:1]}),
+    ("Create", "Namespace", GUIDS[5], "", {"Resources": [{"Type": "Endpoint", "Data": {"Id": GUIDS[2]}}]}),
+    ("Create", "LoadBalancer", GUIDS[7], "", {"HostComputeEndpoints": [GUIDS[2]], "FrontendVIPs": ["10.1.1.200"],
+        "PortMappings": [{"Protocol": 6, "InternalPort": 80, "ExternalPort": 80}]}),
+    ("Create", "SdnRoute", GUIDS[9], "", {"HostComputeEndpoints": [GUIDS[2]],
+        "Routes": [{"DestinationPrefix": "10.0.0.0/8"}]}),
+]  # fmt: skip
+
+
+def perform(hns: HnsCalls, verb: str, kind: str, guid: str, network: str, document: Any) -> int:
     text = json.dumps(document) if document is not None else None
     handle = 0
     if verb == "Create" and kind == "Endpoint":
-        handle = hns.call("OpenNetwork", 0, document["HostComputeNetwork"], None).handle
+        handle = hns.call("OpenNetwork", 0, network, None).handle
     elif verb == "Modify":
         opened = hns.call("Open" + kind, 0, guid, None)
         if opened.hr:
@@ -168,16 +193,18 @@ def check_whole(hns: HnsService) -> None:
 
 @settings(deadline=None, max_examples=120, suppress_health_check=list(HealthCheck))
 @given(st.lists(calls(), min_size=5, max_size=25))
-def test_a_refusal_changes_nothing_and_the_state_is_whole(script: list[tuple[str, str, str, Any]]) -> None:
+def test_a_refusal_changes_nothing_and_the_state_is_whole(
+    script: list[tuple[str, str, str, str, Any]],
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         facts = HostFacts("192.0.2.1")
         service = HnsService(Path(folder), facts=facts)
         hns = HnsCalls(service)
-        for verb, kind, guid, document in script:
+        for verb, kind, guid, network, document in [*BASE, *script]:
             before = dict(service.documents)
             service.drain()
             service.take_events()
-            hr = perform(hns, verb, kind, guid, document)
+            hr = perform(hns, verb, kind, guid, network, document)
             if hr:
                 assert hr >> 31 and service.documents == before, (verb, kind, hex(hr))
                 assert not service.take_events()

@@ -27,6 +27,7 @@ from overlace.network.hns.documents import (
     KINDS,
     D,
     Document,
+    EndpointResourceSettings,
     Guid,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
@@ -116,6 +117,7 @@ class HostFacts(msgspec.Struct, frozen=True):
     stats: Callable[[Guid], dict[str, int]] | None = None
 
 
+NO_GUID = "00000000-0000-0000-0000-000000000000"
 Changes = list[tuple[Guid, Document | None]]  # GUID and what was there before, in order
 
 
@@ -217,8 +219,17 @@ class HnsService:
         guid = normal_guid(document.id) if document.id else str(uuid.uuid4()).upper()
         if guid in self._state.documents:
             raise HcnError(Code.ALREADY_EXISTS, f"ID {guid}")
+        wanted = ""
+        if isinstance(document, HostComputeEndpoint) and document.host_compute_namespace:
+            wanted = normal_guid(document.host_compute_namespace, "HostComputeNamespace")
+            document = msgspec.structs.replace(document, host_compute_namespace="")
         with self._batch():
             made = self._store(msgspec.structs.replace(document, id=guid), new=True)
+            if wanted and wanted != NO_GUID:
+                settings = EndpointResourceSettings(guid)
+                join = ModifyNamespaceEndpoint(request_type="Add", settings=settings)
+                self.modify(HostComputeNamespace, wanted, join)
+                made = self._state.documents[guid]
             if isinstance(made, HostComputeNetwork):
                 self._happened(Notification.NETWORK_PRE_CREATE, guid, guid)
                 self._happened(Notification.NETWORK_CREATE, guid, guid)

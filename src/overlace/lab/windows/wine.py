@@ -1,0 +1,59 @@
+"""A Windows Python on Linux: where `scripts/windows` put it, and how a program is run by it.
+
+Owns the command line and environment Wine needs. Must not install anything. Wine is not Windows: what runs here are the
+official CPython for Windows and our own DLLs, on Wine's implementation of the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from overlace.model.errors import Unavailable
+
+
+def home() -> Path:
+    """Where it is: $OVERLACE_WINDOWS, else beside this Python."""
+    return Path(os.environ.get("OVERLACE_WINDOWS") or Path(sys.prefix) / "windows")
+
+
+def windows_path(path: Path) -> str:
+    """Wine shows the file system as drive Z."""
+    return "Z:" + str(path.absolute()).replace("/", "\\")
+
+
+def environment() -> dict[str, str]:
+    return {
+        "WINEPREFIX": str(home() / "prefix"),
+        "WINEARCH": "win64",
+        "WINEDEBUG": "-all",
+        "WINEDLLOVERRIDES": "mscoree,mshtml=",
+    }
+
+
+def command(script: Path, arguments: Sequence[str], output: Path) -> list[str]:
+    """Run `script` by the Windows Python; what it prints goes to `output` (CPython dies of redirections other than
+    cmd's). Raises Unavailable where there is none."""
+    python = home() / "python" / "python.exe"
+    wine = shutil.which("wine64") or "/usr/lib/wine/wine64"
+    if not python.exists() or not Path(wine).exists():
+        raise Unavailable(f"no Windows Python in {home()}: run scripts/windows")
+    line = [
+        windows_path(python),
+        windows_path(script),
+        *arguments,
+        ">",
+        windows_path(output),
+        "2>&1",
+        "<",
+        "NUL",
+    ]
+    return [wine, "cmd", "/c", " ".join(line)]
+
+
+def sources() -> list[str]:
+    """What the Windows Python has to find: our own source and its wheels."""
+    return [windows_path(Path(__file__).parents[3]), windows_path(home() / "site")]
