@@ -354,6 +354,12 @@ def test_queries_filter_and_choose_the_shape(host: Host) -> None:
     net = hcn.create("Network", overlay())["ID"]
     ep = hcn.create("Endpoint", local(net, host.address, "10.244.3.5"))["ID"]
     assert hcn.enumerate("Endpoint", VirtualNetwork=net.lower()) == [ep]
+    if host.dll is None:  # no client binds these two
+        handle = hcn.do("OpenEndpoint", guid=ep).handle
+        told = json.loads(hcn.do("QueryEndpointAddresses", handle).result or "")
+        assert told == [{"IPAddress": "10.244.3.5", "PrefixLength": 24}]
+        assert json.loads(hcn.do("QueryEndpointStats", handle).result or "")["EndpointId"] == ep
+        hcn.do("CloseEndpoint", handle)
     assert hcn.enumerate("Endpoint", HostComputeNetwork=NULL) == []
     assert hcn.enumerate("Endpoint", ID=ep.lower(), Name="EP-10.244.3.5") == [ep]
     with pytest.raises(Refused) as e:

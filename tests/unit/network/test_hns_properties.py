@@ -16,11 +16,15 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNamespace,
     HostComputeNetwork,
+    HostComputeQuery,
+    Version,
 )
+from overlace.network.hns.errors import Code
+from overlace.network.hns.queries import present
 from overlace.network.hns.service import HnsService, HostFacts
 from overlace.network.hns.state import State
 
-from .hcn_documents import policy
+from .hcn_documents import STRUCTS, policy
 
 GUIDS = [f"{n:08X}-0000-0000-0000-000000000000" for n in range(1, 11)]
 KINDS = ("Network", "Endpoint", "Namespace", "LoadBalancer", "SdnRoute")
@@ -254,3 +258,64 @@ def test_policies_change_as_a_plain_list_would(script: list[tuple[str, list[dict
                 x for x in expected if x["Type"] == "ProviderAddress" or (types and x["Type"] not in types)
             ]
         assert held == expected
+
+
+V1_ROOMS = {
+    "network": "networks",
+    "endpoint": "endpoints",
+    "namespace": "namespaces",
+    "loadbalancer": "policylists",
+}
+NOT_WRITTEN = ("CurrentEndpointCount", "TotalEndpoints", "State", "Namespace", "SharedContainers", "Flags")
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=list(HealthCheck))
+@given(st.lists(calls(), min_size=3, max_size=20))
+def test_what_v1_shows_v1_takes(script: list[tuple[str, str, str, str, Any]]) -> None:
+    """Any host's objects, read as v1 and written to another host as v1, read there the same."""
+    one, two = (HnsService(facts=HostFacts("192.0.2.1")) for _ in range(2))
+    hns = HnsCalls(one)
+    for verb, kind, guid, network, document in [*BASE, *script]:
+        perform(hns, verb, kind, guid, network, document)
+    other, query = HnsCalls(two), HostComputeQuery(schema_version=Version(1, 0))
+    for kind, room in V1_ROOMS.items():
+        for d in [d for d in one.documents.values() if d.kind == kind]:
+            shown = present(d, one, query)
+            answer = other.call("HNSCall", 0, "-", f"POST /{room}\n{json.dumps(shown)}").result or ""
+            assert json.loads(answer)["Success"], (answer, shown)
+            again = present(two.documents[d.id], two, query)
+            for name in NOT_WRITTEN:
+                shown.pop(name, None)
+                again.pop(name, None)
+            assert again == shown
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats(allow_nan=False) | addresses | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(sorted(
+        {f for fields in STRUCTS.values() for f, _ in fields} | {"Subnets", "AddressPrefix", "IPAddress", "References"}
+    )), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(KINDS), st.sampled_from(["Create", "Modify", "Query"]), junk), max_size=8
+    )
+)
+def test_no_document_is_too_odd_for_an_answer(script: list[tuple[str, str, Any]]) -> None:
+    hns = HnsCalls(HnsService(facts=HostFacts("192.0.2.1")))
+    for verb, kind, guid, network, document in BASE:
+        perform(hns, verb, kind, guid, network, document)
+    for kind, verb, document in script:
+        text = json.dumps(document)
+        handle = hns.call("Open" + kind, 0, MINE[kind][0], None).handle
+        assert hns.call(verb + kind, handle, GUIDS[6], text).hr in {0, *Code}
+        room = V1_ROOMS.get(kind.lower(), "networks")
+        assert json.loads(hns.call("HNSCall", 0, "-", f"POST /{room}\n{text}").result or "")["Success"] in (
+            True,
+            False,
+        )
+        check_whole(hns.service)

@@ -212,6 +212,16 @@ async def test_what_the_data_path_refuses_is_taken_back(tmp_path) -> None:  # ty
     assert (await server.call("CreateNetwork", 0, "-", '{"Name":"bad"}')).hr == 0
 
 
+async def test_a_mistake_of_ours_takes_nothing_and_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = HnsService(facts=HostFacts("192.0.2.1"))
+    server = Server(HnsCalls(service), 0)
+    monkeypatch.setattr(service, "_happened", lambda *_: 1 // 0)
+    reply = await server.call("CreateNetwork", 0, "-", NAT % 1)
+    assert (
+        reply.hr == Code.UNEXPECTED and "ZeroDivisionError" in (reply.record or "") and not service.documents
+    )
+
+
 async def test_a_state_that_cannot_be_written_takes_nothing(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     service = HnsService(tmp_path, facts=HostFacts("192.0.2.1"))
     server = Server(HnsCalls(service), 0)

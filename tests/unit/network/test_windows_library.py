@@ -21,7 +21,7 @@ from overlace.model.errors import (
 )
 from overlace.network.hns.errors import Code
 from overlace.network.windows.errors import HnsFailed, failure
-from overlace.network.windows.library import Hcn, Library, narrow, wide
+from overlace.network.windows.library import OBJECTS, Hcn, Library, narrow, wide
 
 DOUBLE = Path(__file__).with_name("hcn_double.c")
 
@@ -109,6 +109,23 @@ def test_a_service_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPa
         hcn.hns_call("GET", "/networks")
     with pytest.raises(Unavailable):
         hcn.register(lambda *_: None)
+
+
+def test_the_stand_in_exports_all_that_windows_does() -> None:
+    """By mingw-w64's import library; a loader that finds one missing may give up altogether."""
+    library = ctypes.CDLL(str(ensure_object()))
+    for kind, plural in OBJECTS.items():
+        for verb in ("Create", "Open", "Modify", "Delete", "Close"):
+            assert hasattr(library, f"Hcn{verb}{kind}")
+        assert hasattr(library, f"HcnQuery{kind}Properties") and hasattr(library, f"HcnEnumerate{plural}")
+    for name in (
+        "HcnQueryEndpointStats",
+        "HcnRegisterNetworkCallback",
+        "HcnUnregisterServiceCallback",
+        "HNSCall",
+    ):
+        assert hasattr(library, name)
+    assert library.HcnOpenGuestNetworkService() & 0xFFFFFFFF == Code.NOT_IMPLEMENTED
 
 
 def test_every_code_has_its_place_in_the_tree() -> None:

@@ -43,6 +43,7 @@ typedef pthread_t thread;
 typedef uint16_t wide; /* UTF-16LE, whatever wchar_t is */
 
 #define FAILED_MEMORY ((HRESULT)0x8007000e)
+#define NOT_IMPLEMENTED ((HRESULT)0x80004001)
 #define FAILED_POINTER ((HRESULT)0x80004003)
 #define SERVER_UNAVAILABLE ((HRESULT)0x800706ba)
 #define CALL_FAILED ((HRESULT)0x800706be)
@@ -351,6 +352,40 @@ EXPORT HRESULT CALL HcnCreateEndpoint(void *network, const void *id, const wide 
 {
 	return handle ? forward("CreateEndpoint", network, id, settings, handle, NULL, record) : FAILED_POINTER;
 }
+
+/* Endpoint is an HCN_ENDPOINT; the answer is EndpointStats as v1 has it. */
+EXPORT HRESULT CALL HcnQueryEndpointStats(void *endpoint, const wide *query, wide **stats, wide **record)
+{
+	return stats ? forward("QueryEndpointStats", endpoint, NULL, query, NULL, stats, record) : FAILED_POINTER;
+}
+
+EXPORT HRESULT CALL HcnQueryEndpointAddresses(void *endpoint, const wide *query, wide **addresses, wide **record)
+{
+	return addresses ? forward("QueryEndpointAddresses", endpoint, NULL, query, NULL, addresses, record) :
+			   FAILED_POINTER;
+}
+
+/* Guest network services belong to virtual machines, which this host has none of. The exports are there because loaders
+ * look all of them up. */
+#define NOT_HERE(name)                                                                                                  \
+	EXPORT HRESULT CALL name(void)                                                                                   \
+	{                                                                                                                \
+		return NOT_IMPLEMENTED;                                                                                  \
+	}
+NOT_HERE(HcnCloseGuestNetworkService)
+NOT_HERE(HcnCreateGuestNetworkService)
+NOT_HERE(HcnDeleteGuestNetworkService)
+NOT_HERE(HcnEnumerateGuestNetworkPortReservations)
+NOT_HERE(HcnEnumerateGuestNetworkServices)
+NOT_HERE(HcnFreeGuestNetworkPortReservations)
+NOT_HERE(HcnModifyGuestNetworkService)
+NOT_HERE(HcnOpenGuestNetworkService)
+NOT_HERE(HcnQueryGuestNetworkServiceProperties)
+NOT_HERE(HcnRegisterGuestNetworkServiceCallback)
+NOT_HERE(HcnReleaseGuestNetworkServicePortReservationHandle)
+NOT_HERE(HcnReserveGuestNetworkServicePort)
+NOT_HERE(HcnReserveGuestNetworkServicePortRange)
+NOT_HERE(HcnUnregisterGuestNetworkServiceCallback)
 
 /* -- notifications ---------------------------------------------------------------------------------------------- */
 

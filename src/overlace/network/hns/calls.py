@@ -75,6 +75,8 @@ class HnsCalls:
     def _call(self, operation: str, handle: int, guid: str, document: str) -> Reply:
         if operation == "HNSCall":
             return Reply(result=hns_call(self.service, document))
+        if operation in ("QueryEndpointStats", "QueryEndpointAddresses"):
+            return Reply(result=_json(self._beside(operation, handle)))
         match = _OPERATION.fullmatch(operation)
         if match is None or (match[1] == "Enumerate") != bool(match[3]):
             raise HcnError(
@@ -171,6 +173,14 @@ class HnsCalls:
 
     def _query(self, held: Document, text: str) -> dict[str, Any]:
         return present(held, self.service, read_query(text))
+
+    def _beside(self, operation: str, handle: int) -> Any:
+        """What the DLL tells of an endpoint beside its document."""
+        d = self._held("endpoint", handle)
+        assert isinstance(d, HostComputeEndpoint)
+        if operation == "QueryEndpointStats":
+            return self.service.stats(d.id)
+        return [{"IPAddress": c.ip_address, "PrefixLength": c.prefix_length} for c in d.ip_configurations]
 
     def _enumerate(self, kind: str, text: str) -> list[Guid]:
         query = read_query(text)

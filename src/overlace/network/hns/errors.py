@@ -66,6 +66,7 @@ class Code(IntEnum):
     INTERFACEPARAMETERS_ALREADY_APPLIED = 0x803B0036
     VFP_NOT_ALLOWED = 0x803B0037
     NOT_IMPLEMENTED = 0x80004001
+    UNEXPECTED = 0x8000FFFF
     INVALID_HANDLE = 0x80070006
     NOT_SUPPORTED = 0x80070032
     NOT_FOUND = 0x80070490
@@ -134,6 +135,7 @@ TEXTS: dict[Code, str] = {
     Code.INTERFACEPARAMETERS_ALREADY_APPLIED: "Cannot apply more than one InterfaceParameters policy.",
     Code.VFP_NOT_ALLOWED: "A network of this type can not be created because VFP is not available.",
     Code.NOT_IMPLEMENTED: "Not implemented.",
+    Code.UNEXPECTED: "Catastrophic failure.",
     Code.INVALID_HANDLE: "The handle is invalid.",
     Code.NOT_SUPPORTED: "The request is not supported.",
     Code.NOT_FOUND: "Element not found.",

@@ -187,5 +187,7 @@ def fill_namespace(d: HostComputeNamespace, state: State) -> HostComputeNamespac
     """A compartment number; 1 is the host's own."""
     number = d.namespace_id
     if not number:
-        number = next(n for n in range(2, 1 << 32) if n not in state.by_namespace_id)
+        number = len(state.by_namespace_id) + 2  # with n taken, one near here is free
+        while number in state.by_namespace_id:
+            number += 1
     return msgspec.structs.replace(d, namespace_id=number, namespace_guid=d.id)

@@ -152,12 +152,21 @@ class Server:
                             raise e if isinstance(e, HcnError) else _not_enforced(e) from e
             except HcnError as e:
                 return Reply.failed(e)
-            except OSError as e:  # the journal
+            except OSError as e:  # the journal, or the data path while it was brought back
                 if reply.handle:
                     self._calls.forget(reply.handle)
                 if self._enforcer is not None:
                     await self._again()
                 return Reply.failed(HcnError(Code.REGKEY_FAILURE, f"the state cannot be written: {e}"))
+            except Exception as e:  # a mistake of ours: nothing of the call stays, and the client hears of it
+                _log.exception("an HNS call failed", operation=operation)
+                if reply.handle:
+                    self._calls.forget(reply.handle)
+                if self._enforcer is not None:
+                    await self._again()
+                return Reply.failed(
+                    HcnError(Code.UNEXPECTED, f"{operation}: {type(e).__name__}: see the log")
+                )
             if self._enforcer is None:
                 service.drain()
             self._publish(service.take_events())

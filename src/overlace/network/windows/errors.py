@@ -106,6 +106,7 @@ _KINDS: dict[type[HnsFailed], tuple[Code, ...]] = {
     ),
     HnsInternal: (
         Code.REGKEY_FAILURE,
+        Code.UNEXPECTED,
         Code.INVALID_HANDLE,
         Code.GCN_MODULE_NOT_FOUND,
         Code.GCN_NO_REQUEST_HANDLERS,
