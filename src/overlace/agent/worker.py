@@ -26,7 +26,7 @@ from overlace.model.states import TaskState
 from overlace.model.template import Context
 from overlace.network.base import Attached, NetworkDriver, TaskNetwork
 from overlace.runtime.auth import decode_auth
-from overlace.runtime.base import Container, Platform, Runtime
+from overlace.runtime.base import Container, ContainerConfig, Platform, Runtime, Sandboxes
 from overlace.wire.messages import Assignments
 
 log = structlog.get_logger(__name__)
@@ -79,6 +79,7 @@ class Worker:
     ) -> None:
         self._facts = facts
         self._runtime = runtime
+        self._sandboxes = runtime if isinstance(runtime, Sandboxes) else None
         self._network = network
         self._state = state
         self._report_out = report
@@ -212,7 +213,7 @@ class Worker:
             except Exception as e:
                 await self._stumble(slot, e)
             else:
-                slot.failures = 0
+                self._recovered(slot)
 
     async def _stumble(self, slot: _Slot, error: Exception) -> None:
         """An effect failed: say so once, and try again later and later."""
@@ -228,15 +229,26 @@ class Worker:
         slot.failures = min(slot.failures + 1, 6)
         await self._nap(slot, min(RETRY_SECONDS * 2 ** (slot.failures - 1), RETRY_MOST_SECONDS))
 
+    def _recovered(self, slot: _Slot) -> None:
+        """What failed before works again: its task no longer tells of it."""
+        slot.failures = 0
+        if slot.stumbled and slot.status.err == slot.stumbled and not slot.status.state.terminal:
+            self._report(slot, msgspec.structs.replace(slot.status, timestamp=self._clock(), err=""))
+        slot.stumbled = ""
+
     async def _step(self, slot: _Slot) -> None:
         container = await self._container(slot)
         if container is not None and slot.attached is None and not slot.status.state.terminal:
             # after a restart of the daemon: DNS and endpoint are found again before anything else
-            slot.attached = await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports))
+            if self._sandboxes is None:
+                slot.attached = await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports))
+            elif container.status == "running":
+                slot.attached = await self._attach_held(slot, self._sandboxes)
         step = plan_step(slot.task, slot.status, container, self._clock())
         self._report(slot, step.status)
         match step.action:
             case Action.WAIT:
+                self._recovered(slot)
                 await slot.wake.wait()
             case Action.PREPARE:
                 await self._prepare(slot)
@@ -287,18 +299,32 @@ class Worker:
         if spec is not None:
             await self._image(task, spec.image)
         network = TaskNetwork.of(task, task.ports)
+        outside = network.mode if network.mode == "host" else ""
+        if self._sandboxes is not None:  # its namespace, and so its network, comes with its start
+            await self._runtime.create(self._config(task, outside, "", ()))
+            return
         attached = slot.attached = await self._network.attach(network)
-        config = plan_container(
+        own_names = _own_names(task, attached.addresses)
+        netns = str(attached.sandbox or outside)
+        await self._runtime.create(self._config(task, netns, attached.resolv_conf, own_names))
+
+    def _config(
+        self, task: Task, netns: str, resolv_conf: str, own_names: tuple[tuple[str, str], ...]
+    ) -> ContainerConfig:
+        return plan_container(
             task,
             self._context(task),
             self._facts.node_id,
             self._secrets,
             self._configs,
-            str(attached.sandbox or (network.mode if network.mode == "host" else "")),
-            attached.resolv_conf,
-            tuple((config_host, a.split("/")[0]) for config_host, a in _own_names(task, attached.addresses)),
+            netns,
+            resolv_conf,
+            own_names,
         )
-        await self._runtime.create(config)
+
+    async def _attach_held(self, slot: _Slot, sandboxes: Sandboxes) -> Attached:
+        netns = await sandboxes.hold(container_id(slot.task.id))
+        return await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports), netns)
 
     async def _image(self, task: Task, image: str) -> None:
         """Pull; a registry that does not answer is no reason to fail when the image is here.
@@ -320,9 +346,22 @@ class Worker:
 
     async def _start_container(self, slot: _Slot) -> None:
         try:
-            await self._runtime.start(container_id(slot.task.id))
+            if self._sandboxes is None:
+                await self._runtime.start(container_id(slot.task.id))
+            else:
+                await self._start_sandboxed(slot, self._sandboxes)
+        except Unavailable:
+            raise  # late, not wrong: a network of its that is not known here yet, an engine that is away
         except OverlaceError as e:
+            if isinstance(e, Conflict) and slot.attached is None and self._giving_back(slot):
+                await self._nap(slot, RETRY_SECONDS)
+                return
             self._report(slot, failed(slot.status, self._clock(), f"starting container failed: {e.message}"))
+
+    async def _start_sandboxed(self, slot: _Slot, sandboxes: Sandboxes) -> None:
+        attached = slot.attached = await self._attach_held(slot, sandboxes)
+        config = self._config(slot.task, "", attached.resolv_conf, _own_names(slot.task, attached.addresses))
+        await sandboxes.release(container_id(slot.task.id), config.resolv_conf, config.hosts)
 
     async def _stop(self, slot: _Slot) -> None:
         if not slot.drained and slot.status.state == TaskState.RUNNING:
@@ -339,7 +378,7 @@ class Worker:
         if slot.released:
             return
         container = await self._container(slot)
-        if container is not None and container.status == "running":
+        if container is not None and container.status in ("running", "created"):  # created: it may be held
             await self._runtime.stop(container_id(slot.task.id))
         await self._network.detach(slot.task.id)
         slot.released, slot.attached = True, None
@@ -429,8 +468,8 @@ class Worker:
         )
 
 
-def _own_names(task: Task, addresses: Mapping[str, str]) -> list[tuple[str, str]]:
+def _own_names(task: Task, addresses: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """The container's own hostname on each of its addresses, as Docker writes /etc/hosts."""
     spec = task.spec.container_spec
     name = (spec.hostname if spec else "") or container_id(task.id)[:12]
-    return [(name, a) for a in addresses.values()] if "{{" not in name else []
+    return tuple((name, a.split("/")[0]) for a in addresses.values()) if "{{" not in name else ()

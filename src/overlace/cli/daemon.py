@@ -10,6 +10,7 @@ import importlib
 import ipaddress
 import re
 import socket
+from typing import Literal
 
 import click
 import msgspec
@@ -19,6 +20,7 @@ from overlace.model.generic import GenericResources, parse_node_resources
 
 DEFAULT_DATA_ROOT = "/var/lib/overlace"
 DEFAULT_EXEC_ROOT = "/run/overlace"
+DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
 _BUILD = re.compile(r"\d+\.\d+\.\d+\.\d+")
 
 
@@ -35,6 +37,8 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     generic: GenericResources = GenericResources()
     dns: tuple[str, ...] = ()
+    runtime: Literal["oci", "docker", "auto"] = "oci"
+    docker_host: str = DEFAULT_DOCKER_HOST  # of the engine that runs containers, with runtime docker or auto
     emulate_windows: str = ""  # a Windows build, 10.0.20348.2527; empty: this is the Linux host it is
     log_level: str = "info"
 
@@ -55,6 +59,16 @@ def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
             continue
         raise InvalidArgument(f"invalid -H {host!r}: use unix:///path/to/socket or tcp://IP:PORT")
     return hosts
+
+
+def check_docker_host(host: str) -> str:
+    """A `DOCKER_HOST` on this machine. Raises InvalidArgument."""
+    kind, _, rest = host.partition("://")
+    if (kind == "unix" and rest.startswith("/")) or (kind in ("npipe", "tcp") and rest):
+        return host
+    raise InvalidArgument(
+        f"invalid --docker-host {host!r}: use unix:///path/to/docker.sock, tcp://IP:PORT or npipe:////./pipe/NAME"
+    )
 
 
 def check_labels(labels: tuple[str, ...]) -> dict[str, str]:
@@ -96,6 +110,8 @@ def check_options(
     labels: tuple[str, ...],
     generic: tuple[str, ...] = (),
     dns: tuple[str, ...],
+    runtime: Literal["oci", "docker", "auto"] = "oci",
+    docker_host: str = DEFAULT_DOCKER_HOST,
     emulate_windows: str | None,
     log_level: str,
 ) -> DaemonOptions:
@@ -107,10 +123,18 @@ def check_options(
         raise InvalidArgument(
             f"invalid --emulate-windows {emulate_windows!r}: use a full build, such as 10.0.20348.2527"
         )
+    if emulate_windows is not None and runtime == "docker":
+        raise InvalidArgument(
+            "invalid --runtime docker with --emulate-windows: a Docker Engine on Linux runs no Windows image; "
+            "leave --runtime out"
+        )
+    hosts = check_hosts(hosts or (f"unix://{exec_root}/docker.sock",))
+    if runtime != "oci" and check_docker_host(docker_host) in hosts:
+        raise InvalidArgument(f"invalid --docker-host {docker_host}: this daemon itself listens there (-H)")
     return DaemonOptions(
         data_root=data_root,
         exec_root=exec_root,
-        hosts=check_hosts(hosts or (f"unix://{exec_root}/docker.sock",)),
+        hosts=hosts,
         pidfile=pidfile or "",
         hostname=hostname or socket.gethostname(),
         underlay_address=_check_address("--underlay-address", underlay_address) if underlay_address else "",
@@ -118,6 +142,8 @@ def check_options(
         labels=check_labels(labels),
         generic=_check_generic(generic),
         dns=tuple(_check_address("--dns", address) for address in dns),
+        runtime=runtime,
+        docker_host=docker_host,
         emulate_windows=emulate_windows or "",
         log_level=log_level,
     )
@@ -146,6 +172,19 @@ def check_options(
 )
 @click.option(
     "--dns", multiple=True, help="Name server that answers what is not a service (default: the host's)."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["oci", "docker", "auto"]),
+    default="oci",
+    show_default=True,
+    help="What runs containers: the embedded runtime, this machine's Docker Engine, or that if it answers.",
+)
+@click.option(
+    "--docker-host",
+    default=DEFAULT_DOCKER_HOST,
+    show_default=True,
+    help="Where that Docker Engine listens; it must run on this machine.",
 )
 @click.option("--emulate-windows", help="Be an emulated Windows host of this build, such as 10.0.20348.2527.")
 @click.option(

@@ -33,15 +33,15 @@ from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts, networks
 from overlace.daemon.etcd_home import EtcdHome, enter_managers, quit_managers
-from overlace.daemon.host import NodeHost, has_leftovers, instance_id, platform_of, sweep
+from overlace.daemon.host import NodeHost, has_leftovers, sweep
 from overlace.daemon.manager import STORE, ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
+from overlace.daemon.runtimes import make_runtime
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
 from overlace.model.specs import PortConfig
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
-from overlace.runtime.oci import OciRuntime
 from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity, load_identity
 from overlace.store.etcd.election import Leader
@@ -87,13 +87,7 @@ class Engine:
             generic=options.generic,
             started_at=time.time_ns(),
         )
-        self._runtime: Runtime = OciRuntime(
-            self._data_root,
-            self._exec_root,
-            cgroup_parent=f"/overlace/{instance_id(self._data_root)}",
-            insecure_registries=options.insecure_registries,
-            platform=platform_of(options.emulate_windows),
-        )
+        self._runtime: Runtime = make_runtime(options)
 
     # -- life ----------------------------------------------------------------------------------------------------
 

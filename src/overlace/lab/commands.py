@@ -13,7 +13,7 @@ import msgspec
 
 from overlace.lab import netns
 from overlace.lab.lab import Lab, say_on_stderr
-from overlace.lab.layout import DEFAULT_NAME, UNDERLAY_MTU
+from overlace.lab.layout import DEFAULT_NAME, UNDERLAY_MTU, RuntimeKind
 from overlace.model.errors import Conflict, InvalidArgument
 
 
@@ -60,8 +60,24 @@ def _print_table(lab: Lab) -> None:
 @click.option("--managers", default=1, show_default=True, help="How many of the Linux hosts are managers.")
 @click.option("--no-swarm", is_flag=True, help="Start the daemons only; make no swarm of them.")
 @click.option("--mtu", default=UNDERLAY_MTU, show_default=True, help="MTU of the underlay, bytes.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["oci", "docker"]),
+    default="oci",
+    show_default=True,
+    help="What runs containers on the Linux hosts; docker: each has a Docker Engine of its own.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the lab as JSON.")
-def up(name: str, linux: int, windows: int, managers: int, no_swarm: bool, mtu: int, as_json: bool) -> None:
+def up(
+    name: str,
+    linux: int,
+    windows: int,
+    managers: int,
+    no_swarm: bool,
+    mtu: int,
+    runtime: RuntimeKind,
+    as_json: bool,
+) -> None:
     """Build the lab NAME and make its hosts one swarm. What fails is taken down again."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # killed half-way: take down what was built
     made = Lab.up(
@@ -71,6 +87,7 @@ def up(name: str, linux: int, windows: int, managers: int, no_swarm: bool, mtu: 
         managers=managers,
         form_swarm=not no_swarm,
         mtu=mtu,
+        runtime=runtime,
         say=say_on_stderr,
     )
     if as_json:

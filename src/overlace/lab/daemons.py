@@ -6,6 +6,7 @@ Owns command lines, pid files and logs. Must not know what a daemon does once it
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from overlace.lab import engine, netns, processes
 from overlace.lab.layout import OUTSIDE_ADDRESS, WINDOWS_BUILD, Host, LabPlan
 from overlace.lab.shell import tail
-from overlace.model.errors import Internal
+from overlace.model.errors import FailedPrecondition, Internal
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -36,6 +37,8 @@ def daemon_argv(plan: LabPlan, host: Host) -> list[str]:
     # Names that are no service are asked beyond the underlay, where nobody listens unless a test starts a
     # server there: a lab never asks this machine's own name servers, and a refusal comes at once.
     argv += ["--insecure-registry", plan.registry, "--dns", OUTSIDE_ADDRESS]
+    if host.runtime == "docker":
+        argv += ["--runtime", "docker", "--docker-host", f"unix://{host.engine_socket}"]
     if host.emulated:
         argv += ["--emulate-windows", WINDOWS_BUILD]
     else:  # pretended ones, so that reservations can be tried: two by name, and a number
@@ -52,6 +55,64 @@ def start_daemon(plan: LabPlan, host: Host, program: Sequence[str] | None = None
         Path(folder).mkdir(parents=True, exist_ok=True)
     program = list(program or [sys.executable, "-m", "overlace.cli.main"])
     _spawn([*netns.enter(host.netns, host.uts), *program, *daemon_argv(plan, host)], host.log, host.pidfile)
+
+
+def engine_argv(plan: LabPlan, host: Host, dockerd: str) -> list[str]:
+    """The command line of the host's own Docker Engine: it keeps its hands off the host's network, which is ours, and its
+    containers through its own restarts."""
+    data, run = f"{host.data_root}/engine", f"{host.exec_root}/engine"
+    argv = [dockerd, "--data-root", data, "--exec-root", run, "--pidfile", host.engine_pidfile]
+    argv += [
+        "--host",
+        f"unix://{host.engine_socket}",
+        "--config-file",
+        f"{run}/daemon.json",
+        "--live-restore",
+    ]
+    argv += [
+        "--bridge",
+        "none",
+        "--iptables=false",
+        "--ip-forward=false",
+        "--insecure-registry",
+        plan.registry,
+    ]
+    argv += ["--cgroup-parent", f"/overlace/{host.instance}", "--exec-opt", "native.cgroupdriver=cgroupfs"]
+    return argv
+
+
+def start_engine(plan: LabPlan, host: Host) -> None:
+    """Start the Docker Engine of a host with runtime docker, unless it runs. Raises FailedPrecondition without one."""
+    if host.runtime != "docker" or processes.read_pid(host.engine_pidfile, host.netns) is not None:
+        return
+    dockerd = shutil.which(
+        "dockerd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+    )
+    if dockerd is None:
+        raise FailedPrecondition("no dockerd on this machine: `make setup` installs Debian's docker.io")
+    run = Path(host.engine_pidfile).parent
+    for folder in (Path(host.data_root, "engine"), run):
+        folder.mkdir(parents=True, exist_ok=True)
+    (run / "daemon.json").write_text("{}")  # not this machine's own settings
+    # Of one that was killed: dockerd takes a number in use, if only by a zombie, for itself or for its containerd.
+    for left in (host.engine_pidfile, f"{run}/containerd/containerd.pid"):
+        if processes.read_pid(left, host.netns) is None:
+            Path(left).unlink(missing_ok=True)
+    argv = [*netns.enter(host.netns, host.uts), *engine_argv(plan, host, dockerd)]
+    _spawn(argv, host.engine_log, f"{run}/spawn.pid")
+
+
+def wait_engine(host: Host, timeout: float) -> None:
+    """Until the host's Docker Engine answers; a host without one: at once."""
+    if host.runtime == "docker":
+        pidfile = f"{Path(host.engine_pidfile).parent}/spawn.pid"
+        wait_until(
+            f"dockerd of {host.name}",
+            lambda: engine.ping(host.engine_socket),
+            pidfile,
+            host.engine_log,
+            timeout,
+        )
 
 
 def start_registry(plan: LabPlan) -> None:
@@ -120,7 +181,16 @@ def wait_daemon(host: Host, timeout: float) -> None:
 
 def stop_daemon(host: Host, sig: signal.Signals, timeout: float) -> None:
     """Send `sig` to the daemon alone, and wait for its end; containers go on. No daemon: nothing to do."""
-    pid = processes.read_pid(host.pidfile, host.netns)
+    _stop(f"the daemon of {host.name}", host.pidfile, host.netns, host.log, sig, timeout)
+
+
+def stop_engine(host: Host, sig: signal.Signals, timeout: float) -> None:
+    """The same with its Docker Engine."""
+    _stop(f"dockerd of {host.name}", host.engine_pidfile, host.netns, host.engine_log, sig, timeout)
+
+
+def _stop(what: str, pidfile: str, namespace: str, log: str, sig: signal.Signals, timeout: float) -> None:
+    pid = processes.read_pid(pidfile, namespace)
     if pid is None:
         return
     os.kill(pid, sig)
@@ -128,7 +198,6 @@ def stop_daemon(host: Host, sig: signal.Signals, timeout: float) -> None:
     while processes.alive(pid):
         if time.monotonic() > deadline:
             raise Internal(
-                f"the daemon of {host.name} (pid {pid}) goes on {timeout:g} s after {sig.name};"
-                f" the end of {host.log}:\n{tail(host.log)}"
+                f"{what} (pid {pid}) goes on {timeout:g} s after {sig.name}; the end of {log}:\n{tail(log)}"
             )
         time.sleep(0.02)

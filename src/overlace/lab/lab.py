@@ -26,6 +26,7 @@ from overlace.lab.layout import (
     LabPlan,
     LabView,
     Paths,
+    RuntimeKind,
     check_name,
     plan_lab,
     plan_number,
@@ -75,6 +76,7 @@ class Lab:
         managers: int = 1,
         form_swarm: bool = True,
         mtu: int = UNDERLAY_MTU,
+        runtime: RuntimeKind = "oci",
         say: Callable[[str], None] = _quiet,
         paths: Paths | None = None,
         program: Sequence[str] | None = None,
@@ -97,7 +99,14 @@ class Lab:
                 )
             number = plan_number(netns.taken_numbers() | {plan.number for plan in _load_all(paths)})
             plan = plan_lab(
-                name, number, linux=linux, windows=windows, managers=managers, paths=paths, mtu=mtu
+                name,
+                number,
+                linux=linux,
+                windows=windows,
+                managers=managers,
+                paths=paths,
+                mtu=mtu,
+                runtime=runtime,
             )
             clean.remove_lab(plan)  # what a reboot or a crash between files and plan left under this name
             _save(plan)
@@ -168,6 +177,10 @@ class Lab:
         plan = self.plan
         daemons.start_registry(plan)
         with_daemon = [host for host in plan.hosts if host.exec_root]
+        for host in with_daemon:
+            daemons.start_engine(plan, host)
+        for host in with_daemon:
+            daemons.wait_engine(host, timeout)
         for host in with_daemon:
             say(f"{host.name}: daemon at {host.address}{' (emulated Windows)' if host.emulated else ''}")
             daemons.start_daemon(plan, host, self._program)
@@ -324,12 +337,22 @@ class Lab:
         host = self.host(name)
         netns.ensure_host(self.plan, host)
         if host.exec_root:
+            self.start_engine(name, timeout)
             daemons.start_daemon(self.plan, host, self._program)
             daemons.wait_daemon(host, timeout)
 
     def stop_daemon(self, name: str, sig: signal.Signals = signal.SIGTERM, timeout: float = 20) -> None:
         """End a host's daemon alone (SIGKILL: crash it); containers and their traffic go on."""
         daemons.stop_daemon(self.host(name), sig, timeout)
+
+    def start_engine(self, name: str, timeout: float = 60) -> None:
+        """Start the Docker Engine of a host with runtime docker; of another one, or one that runs: nothing."""
+        daemons.start_engine(self.plan, self.host(name))
+        daemons.wait_engine(self.host(name), timeout)
+
+    def stop_engine(self, name: str, sig: signal.Signals = signal.SIGTERM, timeout: float = 40) -> None:
+        """End a host's Docker Engine alone; its containers go on."""
+        daemons.stop_engine(self.host(name), sig, timeout)
 
     def set_link(self, name: str, up: bool) -> None:
         """Pull a host's network cable, or plug it in again; the host itself goes on."""

@@ -17,6 +17,7 @@ import msgspec
 from overlace.model.errors import InvalidArgument
 
 Role = Literal["manager", "worker", "client"]
+RuntimeKind = Literal["oci", "docker"]
 
 DEFAULT_NAME = "lab"
 WINDOWS_BUILD = "10.0.20348.2527"  # Windows Server 2022, the build emulated hosts report
@@ -57,6 +58,20 @@ class Host(msgspec.Struct, frozen=True):
     exec_root: str = ""
     log: str = ""
     pidfile: str = ""
+    runtime: RuntimeKind = "oci"
+
+    @property
+    def engine_socket(self) -> str:
+        """Path of the host's own Docker Engine, with runtime docker."""
+        return f"{self.exec_root}/engine/docker.sock"
+
+    @property
+    def engine_pidfile(self) -> str:
+        return f"{self.exec_root}/engine/docker.pid"
+
+    @property
+    def engine_log(self) -> str:
+        return f"{self.log.removesuffix('.log')}-dockerd.log"
 
     @property
     def docker_host(self) -> str | None:
@@ -182,9 +197,10 @@ def plan_lab(
     managers: int,
     paths: Paths,
     mtu: int = UNDERLAY_MTU,
+    runtime: RuntimeKind = "oci",
 ) -> LabPlan:
     """Lay out a lab of `linux` + `windows` hosts and one client; the first `managers` Linux hosts are
-    managers.
+    managers. `runtime` is that of its Linux hosts.
 
     Raises InvalidArgument for counts that cannot work.
     """
@@ -213,6 +229,7 @@ def plan_lab(
                 exec_root=str(run / host),
                 log=str(run / "log" / f"{host}.log"),
                 pidfile=str(run / "pid" / host),
+                runtime="oci" if emulated else runtime,
             )
         )
     hosts.append(

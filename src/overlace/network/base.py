@@ -73,9 +73,9 @@ class NetworkDriver(Protocol):
         """Make the host follow `view`; `changed` holds the keys that differ since the last call, None =
         anything."""
 
-    async def attach(self, task: TaskNetwork) -> Attached:
+    async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
         """Sandbox, endpoints, addresses, DNS. Idempotent: also what a restarted agent calls for a running
-        container.
+        container. `netns`: the sandbox is this namespace, which the runtime made; None: one is made.
 
         Raises InvalidArgument / Conflict (a host port is taken: `port ...`) / Unavailable (a network of the
         task is not in the view yet: retry).

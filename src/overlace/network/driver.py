@@ -67,7 +67,7 @@ class DataPath(Protocol):
     async def destroy(self) -> None: ...
     async def apply(self, delta: Delta) -> None: ...
     async def reconcile(self, desired: Tables) -> Delta: ...
-    async def ensure_sandbox(self, sandbox_id: str) -> Path: ...
+    async def ensure_sandbox(self, sandbox_id: str, netns: Path | None = None) -> Path: ...
     async def remove_sandbox(self, sandbox_id: str) -> None: ...
     async def attach(
         self,
@@ -304,7 +304,7 @@ class OverlayDriver:
         text = host_resolv_conf(servers, self._search, self._options) if task.mode == "host" else ""
         return Attached(sandbox=None, resolv_conf=text, addresses={}, macs={}, gateways={})
 
-    async def attach(self, task: TaskNetwork) -> Attached:
+    async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
         if task.mode:
             return self._outside(task)
         async with self._one_at_a_time(task.task_id):
@@ -319,10 +319,10 @@ class OverlayDriver:
                 record = None
             if record is not None:
                 self._check_networks(task)
-                return await self._connect(record)
+                return await self._connect(record, netns)
             record = self._admit(task)
             try:
-                return await self._connect(record)
+                return await self._connect(record, netns)
             except BaseException:
                 await asyncio.shield(self._forget(record))
                 raise
@@ -379,13 +379,13 @@ class OverlayDriver:
             out[a.network_id] = min(smallest, asked) if asked >= MIN_MTU else smallest
         return out
 
-    async def _connect(self, record: Record) -> Attached:
+    async def _connect(self, record: Record, netns: Path | None) -> Attached:
         """Everything of an admitted task, again and again with the same result."""
         _, hns, compiler = self._open_parts()
         task = record.local.task
         await self._follow(set(), (task.task_id,))
         entries = [self._entry(record, n, a, hns, compiler) for n, a in record.local.placements]
-        sandbox = await self._datapath.ensure_sandbox(task.task_id)
+        sandbox = await self._datapath.ensure_sandbox(task.task_id, netns)
         if record.sandbox != str(sandbox):
             record = msgspec.structs.replace(record, sandbox=str(sandbox))
             self._records.put(record)

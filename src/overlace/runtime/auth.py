@@ -33,3 +33,14 @@ def decode_auth(header: str) -> RegistryAuth | None:
     except (binascii.Error, ValueError) as error:
         raise InvalidArgument("invalid X-Registry-Auth header: expected base64url-encoded JSON") from error
     return auth if auth != RegistryAuth(server=auth.server) else None
+
+
+def encode_auth(auth: RegistryAuth) -> str:
+    """The X-Registry-Auth header that `decode_auth` reads."""
+    found = {
+        "username": auth.username,
+        "password": auth.password,
+        "identitytoken": auth.identity_token,
+        "serveraddress": auth.server,
+    }
+    return base64.urlsafe_b64encode(msgspec.json.encode({k: v for k, v in found.items() if v})).decode()

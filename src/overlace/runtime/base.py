@@ -6,8 +6,9 @@ Must not know swarm objects, networks or HTTP: the agent resolves those before i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -340,3 +341,20 @@ class Runtime(Protocol):
         """Yield ids of containers whose status or health changed, from the moment of the call, until closed."""
 
     def logs(self, container_id: str, options: LogOptions) -> AsyncIterator[LogLine]: ...
+
+
+@runtime_checkable
+class Sandboxes(Protocol):
+    """Further verbs of a runtime that makes its containers' network namespaces itself, as they start.
+
+    Instead of `start` on a namespace given: `hold`, attach what the container shall have, `release`. A container that
+    is held counts as created. Its config has no `netns`, and no `resolv_conf`, which are not known before.
+    """
+
+    async def hold(self, container_id: str) -> Path:
+        """Have its network namespace, at the path returned, and its program not running yet. Idempotent."""
+
+    async def release(
+        self, container_id: str, resolv_conf: str, hosts: Sequence[tuple[str, str]]
+    ) -> Container:
+        """Let its program run, with this resolv.conf and further (name, address) lines of /etc/hosts. Idempotent."""

@@ -79,9 +79,10 @@ class FakeNetwork:
     async def keep_only(self, ids):
         self.attached &= ids
 
-    async def attach(self, wish):
+    async def attach(self, wish, netns=None):
         if self.error:
             raise self.error
+        self.netns = netns
         self.attached.add(wish.task_id)
         return Attached(Path("/ns"), "nameserver 127.0.0.11\n", {}, {}, {})
 
@@ -274,3 +275,77 @@ async def test_an_unhealthy_container_is_stopped_and_fails(bed):
     await bed.until(lambda: bed.last() == TaskState.FAILED)
     assert bed.reports[-1][1].err == "task: unhealthy container"
     assert bed.runtime.stopped == [container_id("t1")]
+
+
+class FakeSandboxRuntime(FakeRuntime):
+    """A runtime that makes its containers' namespaces itself, as a Docker Engine does."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[str] = []
+
+    async def hold(self, id):
+        self.calls.append("hold")
+        return Path("/proc/7/ns/net")
+
+    async def release(self, id, resolv_conf, hosts):
+        self.calls.append(f"release {resolv_conf.strip()}")
+        return self.now(id, status="running", pid=7)
+
+
+@pytest.fixture
+async def sandboxed(tmp_path, monkeypatch):
+    monkeypatch.setattr("overlace.agent.worker.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("overlace.agent.worker.DRAIN_SECONDS", 0.0)
+    b = Bed(tmp_path)
+    b.runtime = FakeSandboxRuntime()
+    await b.open()
+    yield b
+    await b.close()
+
+
+async def test_where_the_runtime_makes_the_namespace_the_network_comes_between_hold_and_release(sandboxed):
+    await sandboxed.worker.assign(Assignments(1, True, (a_task(),)))
+    await sandboxed.until(lambda: TaskState.RUNNING in sandboxed.seen())
+    assert sandboxed.runtime.calls == ["hold", "release nameserver 127.0.0.11"]
+    assert sandboxed.network.netns == Path("/proc/7/ns/net")
+
+
+async def test_a_held_container_whose_network_fails_is_stopped(sandboxed):
+    sandboxed.network.error = InvalidArgument("port 80 is taken")
+    await sandboxed.worker.assign(Assignments(1, True, (a_task(),)))
+    await sandboxed.until(lambda: sandboxed.last() == TaskState.FAILED)
+    await sandboxed.until(lambda: sandboxed.runtime.stopped)
+    assert sandboxed.reports[-1][1].err == "starting container failed: port 80 is taken"
+    assert sandboxed.runtime.calls == ["hold"]
+
+
+async def test_a_container_is_attached_again_after_a_restart_only_once_it_runs(sandboxed):
+    await sandboxed.worker.assign(Assignments(1, True, (a_task(TaskState.READY),)))
+    await sandboxed.until(lambda: sandboxed.last() == TaskState.READY)
+    await sandboxed.close()
+    await sandboxed.open()
+    await sandboxed.worker.assign(Assignments(1, True, (a_task(TaskState.RUNNING),)))
+    await sandboxed.until(lambda: TaskState.RUNNING in sandboxed.seen())
+    await sandboxed.close()
+    sandboxed.runtime.calls.clear()
+    sandboxed.network.attached.clear()
+    await sandboxed.open()
+    await sandboxed.until(lambda: sandboxed.network.attached)
+    assert sandboxed.runtime.calls == ["hold"]
+
+
+async def test_what_failed_for_a_while_is_no_longer_told_once_it_works(bed):
+    await bed.worker.assign(Assignments(1, True, (a_task(),)))
+    await bed.until(lambda: TaskState.RUNNING in bed.seen())
+    inspect = bed.runtime.inspect
+
+    async def away(id):
+        raise Unavailable("the engine is away")
+
+    bed.runtime.inspect = away
+    bed.runtime.wake.set()
+    await bed.until(lambda: bed.reports[-1][1].err == "the engine is away")
+    bed.runtime.inspect = inspect
+    await bed.until(lambda: bed.reports[-1][1].err == "")
+    assert bed.last() == TaskState.RUNNING

@@ -38,7 +38,7 @@ from .maps import (
     encode_remotes,
 )
 from .netlink import Netlink
-from .netns import ensure_namespace, remove_namespace, write_sysctl
+from .netns import adopt_namespace, ensure_namespace, remove_namespace, write_sysctl
 
 _T = TypeVar("_T")
 VXLAN_DEVICE = "vxlan-overlace"
@@ -328,9 +328,10 @@ class DataPath:
 
     # sandboxes and interfaces
 
-    async def ensure_sandbox(self, sandbox_id: str) -> Path:
-        """A named network namespace with lo up; returns its file."""
-        return await self._do(lambda: ensure_namespace(self.exec_dir / "netns" / sandbox_id))
+    async def ensure_sandbox(self, sandbox_id: str, netns: Path | None = None) -> Path:
+        """A named network namespace with lo up, `netns` itself when given; returns its file."""
+        path = self.exec_dir / "netns" / sandbox_id
+        return await self._do(lambda: adopt_namespace(path, netns) if netns else ensure_namespace(path))
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Let go of a sandbox; its interfaces go with its last process."""

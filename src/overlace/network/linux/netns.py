@@ -95,6 +95,32 @@ def _is_namespace(path: Path) -> bool:
         return False
 
 
+def adopt_namespace(path: Path, made: Path) -> Path:
+    """Keep the namespace `made` (of a process: `/proc/PID/ns/net`) by a mount on `path`, set as ours are. Idempotent;
+    another one that was kept there is let go of. Raises FileNotFoundError when its process is gone."""
+    number = made.stat().st_ino
+    if not (_is_namespace(path) and path.stat().st_ino == number):
+        remove_namespace(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o444)
+        _check(
+            _libc.mount(os.fsencode(made), os.fsencode(path), None, _MS_BIND, None), f"keep namespace {path}"
+        )
+    run_inside(path, _set_defaults)
+    return path
+
+
+def _set_defaults() -> None:
+    """Of the calling thread's namespace: no IPv6 on interfaces to come, no reverse path filter, lo up."""
+    from .netlink import Netlink
+
+    write_sysctl("ipv6/conf/default/disable_ipv6", "1")
+    for scope in ("all", "default"):
+        write_sysctl(f"ipv4/conf/{scope}/rp_filter", "0")
+    with Netlink() as netlink:
+        netlink.set_link(1, up=True)
+
+
 def ensure_namespace(path: Path) -> Path:
     """A network namespace kept by a mount on `path`, with lo up, no IPv6 on interfaces to come and no reverse
     path filter (a container's answers may leave by another interface than the question came in by)."""
@@ -104,14 +130,8 @@ def ensure_namespace(path: Path) -> Path:
     path.touch(mode=0o444)
 
     def body() -> None:
-        from .netlink import Netlink
-
         _check(_libc.unshare(_CLONE_NEWNET), "new network namespace")
-        write_sysctl("ipv6/conf/default/disable_ipv6", "1")
-        for scope in ("all", "default"):
-            write_sysctl(f"ipv4/conf/{scope}/rp_filter", "0")
-        with Netlink() as netlink:
-            netlink.set_link(1, up=True)
+        _set_defaults()
         source = f"/proc/self/task/{threading.get_native_id()}/ns/net"
         _check(
             _libc.mount(source.encode(), str(path).encode(), None, _MS_BIND, None), f"keep namespace {path}"

@@ -223,7 +223,7 @@ async def mount_binds(
             if mount.type != "tmpfs":
                 options = bind_options(mount, kernel_version())
             if mount.type == "bind":
-                _check_source(mount)
+                check_source(mount)
                 binds.append(HostMount(mount.source, target, mount.read_only, options))
             elif mount.type == "volume":
                 name = mount.source
@@ -258,7 +258,8 @@ def _within(volume: Path, subpath: str, name: str) -> Path:
     return found
 
 
-def _check_source(mount: Mount) -> None:
+def check_source(mount: Mount) -> None:
+    """Have the source of a bind mount. Raises InvalidArgument in Docker's words when there is none."""
     if os.path.exists(mount.source):
         return
     if not mount.create_source:
