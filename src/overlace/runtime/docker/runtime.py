@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,21 @@ from overlace.model.errors import (
     OverlaceError,
     Unavailable,
 )
-from overlace.runtime.auth import encode_auth
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
-    Image,
     LogLine,
     LogOptions,
     Platform,
-    PullProgress,
-    RegistryAuth,
-    StoredVolume,
 )
 from overlace.runtime.docker import convert
 from overlace.runtime.docker.client import EngineClient, documents
 from overlace.runtime.docker.gate import Gate, why_not_run
 from overlace.runtime.docker.output import LogReader, log_params
+from overlace.runtime.docker.stock import Stock
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
-from overlace.runtime.oci.files import tree_size, write_atomically
+from overlace.runtime.oci.files import write_atomically
 from overlace.runtime.oci.locks import KeyedLocks
 from overlace.runtime.oci.records import Places, ids_below
 from overlace.runtime.oci.spec import resolve, signal_number
@@ -62,14 +58,13 @@ class Record(msgspec.Struct, frozen=True):
     docker_id: str
 
 
-class DockerRuntime:
+class DockerRuntime(Stock):
     """`Runtime` and `Sandboxes` on the engine at `host`, which must run on this machine: namespaces, mounts and files are
     shared with it. `data_root` must not be mounted noexec."""
 
     def __init__(self, host: str, data_root: Path, exec_root: Path, *, platform: Platform) -> None:
-        self._engine = EngineClient(host)
+        super().__init__(EngineClient(host), platform)
         self._data_root, self._exec_root = Path(data_root).absolute(), Path(exec_root).absolute()
-        self._platform = platform
         self._records: dict[str, Record] = {}
         self._locks = KeyedLocks()
         self._changes = ChangeFeed()
@@ -183,55 +178,6 @@ class DockerRuntime:
     def _tell_all(self) -> None:
         for container_id in self._records:
             self._changes.put(container_id)
-
-    # ---- images ----
-
-    async def pull(
-        self,
-        reference: str,
-        platform: Platform | None = None,
-        auth: RegistryAuth | None = None,
-        progress: PullProgress | None = None,
-    ) -> Image:
-        """See `Runtime.pull`; `platform` None means this host's. Raises NotFound, Unavailable with the registry's
-        words."""
-        wanted = platform or self._platform
-        if "@" in reference:
-            with contextlib.suppress(NotFound):
-                return await self.image(reference)
-        params = {"fromImage": reference, "platform": f"{wanted.os}/{wanted.architecture}"}
-        if "@" not in reference and ":" not in reference.rpartition("/")[2]:
-            params["tag"] = "latest"
-        headers = {"X-Registry-Auth": encode_auth(auth)} if auth is not None else {}
-        try:
-            async with self._engine.stream(
-                "POST", "/images/create", params=params, headers=headers
-            ) as response:
-                async for line in documents(response):
-                    if "error" in line:
-                        raise Unavailable(f"pull of {reference}: {line['error']}")
-                    if progress is not None and "id" in line:
-                        progress(str(line["id"]), str(line.get("status", "")))
-        except (
-            Internal
-        ) as error:  # the engine's 500 is about the registry: unreachable, refused, out of order
-            raise Unavailable(f"pull of {reference}: {error.message}") from error
-        return await self.image(reference)
-
-    async def images(self) -> list[Image]:
-        found = []
-        for short in await self._engine.call("GET", "/images/json"):
-            with contextlib.suppress(NotFound):
-                found.append(await self.image(short["Id"]))
-        return found
-
-    async def image(self, name: str) -> Image:
-        return convert.image_of(await self._engine.call("GET", f"/images/{name}/json"))
-
-    async def remove_image(self, name: str, force: bool = False) -> list[str]:
-        """As `docker image rm`; returns its lines (`Untagged: X`, `Deleted: sha256:…`)."""
-        done = await self._engine.call("DELETE", f"/images/{name}", params={"force": str(int(force))})
-        return [f"{word}: {what}" for step in done or () for word, what in step.items()]
 
     # ---- create ----
 
@@ -398,25 +344,6 @@ class DockerRuntime:
         except Conflict as error:
             if "already in progress" not in error.message:  # somebody else's removal of it: as good as ours
                 raise
-
-    async def volumes(self) -> list[StoredVolume]:
-        """Every volume of the engine, by name."""
-        found = (await self._engine.call("GET", "/volumes")).get("Volumes") or ()
-        return sorted((convert.volume_of(v) for v in found), key=lambda v: v.name)
-
-    async def create_volume(
-        self, name: str, labels: Mapping[str, str], options: Mapping[str, str]
-    ) -> StoredVolume:
-        """See `Runtime.create_volume`."""
-        body = {"Name": name, "Driver": "local", "Labels": dict(labels), "DriverOpts": dict(options)}
-        return convert.volume_of(await self._engine.call("POST", "/volumes/create", body=body))
-
-    async def remove_volume(self, name: str) -> int:
-        """See `Runtime.remove_volume`."""
-        found = convert.volume_of(await self._engine.call("GET", f"/volumes/{name}"))
-        size = await asyncio.to_thread(tree_size, Path(found.path))
-        await self._engine.call("DELETE", f"/volumes/{name}")
-        return size
 
     # ---- looking ----
 
