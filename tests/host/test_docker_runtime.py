@@ -33,9 +33,9 @@ from test_oci_runtime_health_logs import (
 )
 
 from overlace.lab import Lab
-from overlace.model.errors import InvalidArgument, NotFound, Unavailable
+from overlace.model.errors import Conflict, InvalidArgument, NotFound, Unavailable
 from overlace.network.linux.netns import adopt_namespace, remove_namespace
-from overlace.runtime.base import FileMount, Healthcheck, LogOptions, Mount, Ulimit
+from overlace.runtime.base import ExecConfig, FileMount, Healthcheck, LogOptions, Mount, Ulimit
 
 pytestmark = pytest.mark.host
 
@@ -248,3 +248,45 @@ async def test_a_container_removed_behind_our_back_is_gone(bed: DockerBed) -> No
         await bed.runtime.inspect(config.id)
     assert await bed.runtime.list() == []
     await bed.runtime.remove(config.id)  # as the agent does with such a task
+
+
+async def test_another_program_runs_in_it_with_its_streams_and_exit_code(bed: DockerBed) -> None:
+    config = await bed.running()
+    script = 'read line; echo "got $line"; echo problem >&2; exit 3'
+    running = await bed.runtime.exec(config.id, ExecConfig(argv=("sh", "-c", script), stdin=True))
+    try:
+        await running.write(b"a word\n")
+        running.close_stdin()
+        seen = [piece async for piece in running.output()]
+        assert await running.wait() == 3
+    finally:
+        await running.close()
+    assert b"".join(p.data for p in seen if p.stream == "stdout") == b"got a word\n"
+    assert b"".join(p.data for p in seen if p.stream == "stderr") == b"problem\n"
+    asked = ExecConfig(
+        argv=("sh", "-c", "stty size; id -u; pwd"), tty=True, user="app", workdir="/app", size=(7, 44)
+    )
+    running = await bed.runtime.exec(config.id, asked)
+    try:
+        text = b"".join([p.data async for p in running.output()]).decode().split()
+        with pytest.raises(Conflict, match="has no terminal"):
+            (await bed.runtime.exec(config.id, ExecConfig(argv=("true",)))).resize(1, 1)
+    finally:
+        await running.close()
+    assert text[-2:] == ["1000", "/app"]
+    with pytest.raises(NotFound):
+        await bed.runtime.exec("0" * 64, ExecConfig(argv=("true",)))
+    titles, rows = await bed.runtime.top(config.id, "")
+    assert "PID" in titles and any("sleep" in " ".join(row) or "sh" in " ".join(row) for row in rows)
+    await bed.runtime.stop(config.id)
+    for asking in (bed.runtime.exec(config.id, ExecConfig(argv=("true",))), bed.runtime.top(config.id, "")):
+        with pytest.raises(Conflict, match="is not running"):
+            await asking
+
+
+async def test_the_hosts_own_network_when_asked(bed: DockerBed) -> None:
+    names = await bed.sh("ls /sys/class/net; hostname", netns="host", hostname="by-name")
+    mine = subprocess.run(
+        bed.lab.command("linux-1", ["ls", "/sys/class/net"]), capture_output=True, text=True, check=True
+    ).stdout
+    assert set(mine.split()) | {"by-name"} == set(names.split())

@@ -197,10 +197,17 @@ def images(name: str) -> None:
 @lab.command()
 @click.option("--keep", is_flag=True, help="Leave the lab up at the end.")
 @click.option("--name", default="demo", show_default=True, help="The lab to make.")
-def demo(keep: bool, name: str) -> None:
+@click.option(
+    "--runtime",
+    type=click.Choice(["oci", "docker"]),
+    default="oci",
+    show_default=True,
+    help="What runs containers on the Linux hosts.",
+)
+def demo(keep: bool, name: str, runtime: RuntimeKind) -> None:
     """Show a mixed swarm at work: what `make demo` runs."""
     from overlace.lab.demo import run_demo
 
     if name in Lab.names():
         raise Conflict(f"lab {name} is up already, from an earlier demo: overlace lab down {name}")
-    raise SystemExit(run_demo(name, keep))
+    raise SystemExit(run_demo(name, keep, runtime))

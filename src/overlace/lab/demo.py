@@ -24,6 +24,7 @@ from overlace.lab import show
 from overlace.lab.capture import Capture
 from overlace.lab.cluster import Cluster, TaskInfo
 from overlace.lab.lab import Lab, docker_program, say_on_stderr
+from overlace.lab.layout import RuntimeKind
 from overlace.lab.shell import tail
 from overlace.lab.shop import push_images, source_dir
 from overlace.lab.vxlan import Packet
@@ -35,14 +36,14 @@ PORT = 8080
 MAX_PACKETS = 40
 
 
-def run_demo(name: str, keep: bool) -> int:
+def run_demo(name: str, keep: bool, runtime: RuntimeKind = "oci") -> int:
     """Run the whole demo in a lab called `name`; returns the exit code. With `keep` the lab stays up."""
     started = time.monotonic()
     lab: Lab | None = None
     failed = True
     try:
         show.heading(1, "A lab of separate hosts")
-        lab = Lab.up(name, linux=2, windows=1, form_swarm=False, say=say_on_stderr)
+        lab = Lab.up(name, linux=2, windows=1, form_swarm=False, runtime=runtime, say=say_on_stderr)
         Demo(lab).run()
         failed = False
     except (OverlaceError, subprocess.SubprocessError, OSError) as error:

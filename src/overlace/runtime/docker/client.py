@@ -23,6 +23,7 @@ from overlace.model.errors import (
     OverlaceError,
     PermissionDenied,
     Unavailable,
+    Unimplemented,
 )
 
 OLDEST = (1, 41)
@@ -116,9 +117,41 @@ class EngineClient:
                     raise _ERRORS.get(response.status, Internal)(_message(await response.read(), response))
                 yield response
         except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError, OSError) as error:
-            raise Unavailable(
-                f"Cannot connect to the Docker daemon at {self.host}. Is the docker daemon running? ({_reason(error)})"
-            ) from error
+            raise self._away(error) from error
+
+    async def hijack(self, path: str, body: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection that the engine hands over after `POST path`. Raises as `stream`."""
+        kind, _, rest = self.host.partition("://")
+        payload = msgspec.json.encode(body)
+        head = (
+            f"POST /v{self.version[0]}.{self.version[1]}{path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\n"
+            f"Upgrade: tcp\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n\r\n"
+        )
+        try:
+            if kind == "unix":
+                reader, writer = await asyncio.open_unix_connection(rest)
+            elif kind == "tcp":
+                host, _, port = rest.rpartition(":")
+                reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+            else:
+                raise Unimplemented(f"exec through {kind} is not built yet")
+            writer.write(head.encode() + payload)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            status = int(answer.split(" ", 2)[1])
+            if status >= 400:
+                refusal = await reader.read()
+                writer.close()
+                raise _ERRORS.get(status, Internal)(
+                    _words(refusal[refusal.find(b"{") : refusal.rfind(b"}") + 1])
+                )
+        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+            raise self._away(error) from error
+        return reader, writer
+
+    def _away(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"Cannot connect to the Docker daemon at {self.host}. Is the docker daemon running? ({_reason(error)})"
+        )
 
     async def call(
         self,
@@ -165,7 +198,11 @@ def _reason(error: Exception) -> str:
 
 
 def _message(raw: bytes, response: aiohttp.ClientResponse) -> str:
+    return _words(raw) or f"HTTP status {response.status}"
+
+
+def _words(raw: bytes) -> str:
     try:
         return str(msgspec.json.decode(raw)["message"])
     except (msgspec.DecodeError, KeyError, TypeError):
-        return raw.decode(errors="replace").strip() or f"HTTP status {response.status}"
+        return raw.decode(errors="replace").strip()

@@ -56,7 +56,9 @@ def create_body(
     Raises InvalidArgument for what an engine that speaks API `version` cannot do.
     """
     host: dict[str, Any] = {
-        "NetworkMode": "none",  # networks are ours: an endpoint is attached to the namespace Docker makes
+        "NetworkMode": "host"
+        if config.netns == "host"
+        else "none",  # networks are ours: an endpoint is attached to the namespace Docker makes
         "Mounts": [
             {"Type": "bind", "Source": gate, "Target": INSIDE, "ReadOnly": True},
             *(_mount(m, version) for m in config.mounts),

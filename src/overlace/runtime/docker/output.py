@@ -12,6 +12,7 @@ from typing import Literal
 from overlace.runtime.base import LogLine, LogOptions
 from overlace.runtime.docker.convert import timestamp
 
+Stream = Literal["stdout", "stderr"]
 _HEADER = 8
 
 
@@ -30,6 +31,19 @@ def log_params(options: LogOptions) -> dict[str, str]:
     return params
 
 
+def frames(data: bytes) -> tuple[list[tuple[Stream, bytes]], bytes]:
+    """The whole frames at the start of `data`, and what is left."""
+    found: list[tuple[Stream, bytes]] = []
+    at = 0
+    while len(data) - at >= _HEADER:
+        end = at + _HEADER + int.from_bytes(data[at + 4 : at + _HEADER], "big")
+        if len(data) < end:
+            break
+        found.append(("stderr" if data[at] == 2 else "stdout", data[at + _HEADER : end]))
+        at = end
+    return found, data[at:]
+
+
 class LogReader:
     """Feeds on pieces of the stream in any cut; `tty`: the container has a terminal, so that there are no frames."""
 
@@ -44,13 +58,9 @@ class LogReader:
             for line in whole:
                 yield _line("stdout", line + b"\n")
             return
-        while len(self._rest) >= _HEADER:
-            end = _HEADER + int.from_bytes(self._rest[4:_HEADER], "big")
-            if len(self._rest) < end:
-                return
-            stream = self._rest[0]
-            data, self._rest = self._rest[_HEADER:end], self._rest[end:]
-            yield _line("stderr" if stream == 2 else "stdout", data)
+        pieces, self._rest = frames(self._rest)
+        for stream, data in pieces:
+            yield _line(stream, data)
 
     def end(self) -> Iterator[LogLine]:
         """What is left when the stream ended: of a terminal, a line without its end."""
@@ -59,7 +69,7 @@ class LogReader:
         self._rest = b""
 
 
-def _line(stream: Literal["stdout", "stderr"], data: bytes) -> LogLine:
+def _line(stream: Stream, data: bytes) -> LogLine:
     stamp, _, text = data.partition(b" ")
     try:
         return LogLine(timestamp(stamp.decode()), stream, text)

@@ -29,12 +29,14 @@ from overlace.model.errors import (
 from overlace.runtime.base import (
     Container,
     ContainerConfig,
+    ExecConfig,
     LogLine,
     LogOptions,
     Platform,
 )
 from overlace.runtime.docker import convert
 from overlace.runtime.docker.client import EngineClient, documents
+from overlace.runtime.docker.execs import DockerExec
 from overlace.runtime.docker.gate import Gate, why_not_run
 from overlace.runtime.docker.output import LogReader, log_params
 from overlace.runtime.docker.stock import Stock
@@ -47,6 +49,7 @@ from overlace.runtime.oci.spec import resolve, signal_number
 
 log = structlog.get_logger(__name__)
 _PAUSES = (0.2, 5.0)  # shortest and longest wait before looking for an engine that went away
+_Table = tuple[list[str], list[list[str]]]
 _TOLD = ("create", "start", "die", "oom", "destroy", "health_status", "pause", "unpause")
 
 
@@ -324,6 +327,13 @@ class DockerRuntime(Stock):
         params = {"signal": str(signal_number(signal))}
         await self._engine.call("POST", f"/containers/{record.docker_id}/kill", params=params)
 
+    async def exec(self, container_id: str, config: ExecConfig) -> DockerExec:
+        """See `Runtime.exec`."""
+        record = self._record(container_id)
+        if (await self.inspect(container_id)).status != "running":
+            raise Conflict(f"Container {container_id} is not running")
+        return await DockerExec.start(self._engine, record.docker_id, config)
+
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
         async with self._locks.hold(container_id):
@@ -361,6 +371,17 @@ class DockerRuntime(Stock):
             with contextlib.suppress(NotFound):
                 found.append(await self.inspect(container_id))
         return found
+
+    async def top(self, container_id: str, arguments: str) -> _Table:
+        """See `Runtime.top`."""
+        record = self._record(container_id)
+        params = {"ps_args": arguments} if arguments else {}
+        try:
+            found = await self._engine.call("GET", f"/containers/{record.docker_id}/top", params=params)
+        except Internal as error:  # the engine's 500: it does not run, or ps did not like the arguments
+            kind = Conflict if "is not running" in error.message else InvalidArgument
+            raise kind(error.message) from error
+        return list(found["Titles"]), [list(row) for row in found["Processes"]]
 
     async def layer_size(self, container_id: str) -> int:
         """See `Runtime.layer_size`."""

@@ -1,0 +1,123 @@
+"""Another program in a container that a Docker Engine runs: `docker exec` through the engine.
+
+Owns one such program's streams over the connection the engine hands over. Must not know containers' records.
+Docker Engine API, "Exec": POST /containers/ID/exec, POST /exec/ID/start (the connection becomes the program's).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from overlace.model.errors import Conflict, OverlaceError
+from overlace.runtime.base import ExecConfig, ExecOutput
+from overlace.runtime.docker.client import EngineClient
+from overlace.runtime.docker.output import frames
+
+_BLOCK = 32768
+_LOOK_AGAIN = 0.02  # the engine closes the connection a moment before it knows the exit code
+
+
+def exec_body(config: ExecConfig) -> dict[str, Any]:
+    """The body that makes the program. Pure."""
+    body: dict[str, Any] = {
+        "Cmd": list(config.argv),
+        "Env": list(config.env),
+        "User": config.user,
+        "Privileged": config.privileged,
+        "Tty": config.tty,
+        "AttachStdin": config.stdin,
+        "AttachStdout": config.stdout,
+        "AttachStderr": config.stderr,
+    }
+    return body | ({"WorkingDir": config.workdir} if config.workdir else {})
+
+
+class DockerExec:
+    """Implements `runtime.base.Exec`."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        exec_id: str,
+        config: ExecConfig,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._engine = engine
+        self._id = exec_id
+        self._tty = config.tty
+        self._reader, self._writer = reader, writer
+        self._pid = 0
+        self._sizes: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def start(cls, engine: EngineClient, docker_id: str, config: ExecConfig) -> DockerExec:
+        """Raises NotFound, Conflict (the container does not run), InvalidArgument: the engine's words."""
+        made = await engine.call("POST", f"/containers/{docker_id}/exec", body=exec_body(config))
+        exec_id = str(made["Id"])
+        body = {"Detach": False, "Tty": config.tty}
+        reader, writer = await engine.hijack(f"/exec/{exec_id}/start", body)
+        started = cls(engine, exec_id, config, reader, writer)
+        with contextlib.suppress(OverlaceError):
+            started._pid = int((await started._inspect()).get("Pid") or 0)
+        if config.tty and config.size is not None:
+            started.resize(*config.size)
+        return started
+
+    async def _inspect(self) -> dict[str, Any]:
+        found: dict[str, Any] = await self._engine.call("GET", f"/exec/{self._id}/json")
+        return found
+
+    @property
+    def pid(self) -> int:
+        return self._pid
+
+    async def output(self) -> AsyncIterator[ExecOutput]:
+        rest = b""
+        with contextlib.suppress(ConnectionError):
+            while data := await self._reader.read(_BLOCK):
+                if self._tty:
+                    yield ExecOutput("stdout", data)
+                    continue
+                whole, rest = frames(rest + data)
+                for stream, piece in whole:
+                    yield ExecOutput(stream, piece)
+
+    async def write(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(data)
+            await self._writer.drain()
+
+    def close_stdin(self) -> None:
+        if self._writer.can_write_eof():
+            with contextlib.suppress(OSError):
+                self._writer.write_eof()
+
+    def resize(self, height: int, width: int) -> None:
+        """Raises Conflict when it has no terminal."""
+        if not self._tty:
+            raise Conflict(f"exec {self._id} has no terminal: start it with one (-t)")
+        task = asyncio.ensure_future(self._resize(height, width))
+        self._sizes.add(task)
+        task.add_done_callback(self._sizes.discard)
+
+    async def _resize(self, height: int, width: int) -> None:
+        with contextlib.suppress(OverlaceError):  # it has ended
+            params = {"h": str(height), "w": str(width)}
+            await self._engine.call("POST", f"/exec/{self._id}/resize", params=params)
+
+    async def wait(self) -> int:
+        while (found := await self._inspect()).get("Running") or found.get("ExitCode") is None:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AGAIN)
+        return int(found["ExitCode"])
+
+    async def close(self) -> None:
+        for task in tuple(self._sizes):
+            task.cancel()
+        await asyncio.gather(*self._sizes, return_exceptions=True)
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
