@@ -87,7 +87,7 @@ class MemoryDataPath:
             del self.kernel.interfaces[stray]
         return delta
 
-    async def ensure_sandbox(self, sandbox_id: str) -> Path:
+    async def ensure_sandbox(self, sandbox_id: str, netns: Path | None = None) -> Path:
         await self._step("ensure_sandbox")
         self.kernel.sandboxes.add(sandbox_id)
         return self.kernel.folder / sandbox_id

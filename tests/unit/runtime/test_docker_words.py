@@ -47,10 +47,34 @@ def test_mounts_of_each_type_and_files_keep_what_was_asked():
         "HostConfig"
     ]["Mounts"]
     assert gate["Target"] == "/.overlace" and gate["ReadOnly"]
-    assert bind["BindOptions"] == {"Propagation": "rslave"} and bind["ReadOnly"]
-    assert volume["VolumeOptions"] == {"NoCopy": True}
+    assert bind["BindOptions"] == {"Propagation": "rslave", "NonRecursive": False} and bind["ReadOnly"]
+    assert volume["VolumeOptions"] == {"NoCopy": True, "Labels": {}}
     assert tmpfs["TmpfsOptions"] == {"SizeBytes": 4096, "Mode": 0o700}
     assert file == {"Type": "bind", "Source": "/f", "Target": "/run/secrets/k", "ReadOnly": True}
+
+
+@pytest.mark.parametrize(
+    ("mount", "least"),
+    [
+        (Mount("volume", "/v", source="d", subpath="a"), (1, 45)),
+        (Mount("tmpfs", "/t", tmpfs_exec=True), (1, 46)),
+        (Mount("bind", "/b", source="/s", recursive_read_only="must"), (1, 44)),
+    ],
+)
+def test_what_an_older_engine_cannot_mount_is_refused(mount, least):
+    config = ContainerConfig(id="ab" * 32, name="", image="w", netns="", mounts=(mount,))
+    body(config, least)
+    with pytest.raises(InvalidArgument, match=rf"it needs API 1\.{least[1]} or later"):
+        body(config, (1, least[1] - 1))
+
+
+def test_limits_are_dockers_own_way_of_counting():
+    config = ContainerConfig(
+        id="ab" * 32, name="", image="w", netns="", memory=100, swap=50, swappiness=7, seccomp="unconfined"
+    )
+    host = body(config)["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"], host["MemorySwappiness"]) == (100, 150, 7)
+    assert host["SecurityOpt"] == ["seccomp=unconfined"]
 
 
 def test_a_start_interval_needs_an_engine_that_knows_it():
