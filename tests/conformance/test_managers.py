@@ -237,7 +237,8 @@ def test_promote_and_demote(docker: Docker, swarm: Swarm) -> None:
         "who was demoted is a worker",
         ELECTION,
     )
-    assert not (Path(docker.lab.host(leader).data_root) / "swarm" / "etcd").exists(), "and keeps no state"
+    state = Path(docker.lab.host(leader).data_root) / "swarm" / "etcd"
+    eventually(lambda: not state.exists(), "and keeps no state")
     ready(swarm, "linux-4", {*four})
     docker("node", "promote", leader, host="linux-4")
     whole(docker, four)
