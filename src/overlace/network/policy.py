@@ -14,6 +14,7 @@ own for that direction, and allowed where it has none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses
 from typing import Literal
 
@@ -52,9 +53,14 @@ class Party(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def shorten(addresses: Iterable[str]) -> list[str]:
+def shorten(addresses: Iterable[str]) -> Sequence[str]:
     """The fewest prefixes that hold just these."""
-    return [str(n) for n in collapse_addresses(IPv4Network(a) for a in addresses)]
+    return _shorten(tuple(addresses))
+
+
+@lru_cache(maxsize=256)  # every task of a host on a network names the same services
+def _shorten(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(n) for n in collapse_addresses(IPv4Network(a) for a in addresses))
 
 
 class _Acls:

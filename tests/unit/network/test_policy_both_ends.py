@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Items, parse_items
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import parse_acl
+from overlace.network.hns.acl import MAX_ADDRESSES, check_acls, parse_acl
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeLoadBalancer, encode, parse
 from overlace.network.overlay import guid_of
 from overlace.network.policy import Party, plan_acls
@@ -96,6 +96,18 @@ def test_nobody_is_filtered_where_nobody_has_a_policy() -> None:
     free = [Party(name=n, addresses=ADDRESSES[n]) for n in NAMES]
     nothing = plan_acls(free[0], "10.0.1.10", free, gateway="", hosts=(), overlays=(), published=())
     assert nothing == ()
+
+
+def test_a_service_of_thousands_of_tasks_fits_the_lists() -> None:
+    many = tuple(f"10.0.{n // 128}.{n % 128 * 2}" for n in range(5000))  # no two of them make a prefix
+    web = Party(name="web", addresses=many)
+    db = Party(name="db", addresses=ADDRESSES["db"], allowed=parse_items(ALLOW_FROM, "web:tcp/80"))
+    acls = plan_acls(db, ADDRESSES["db"][0], [web, db], gateway="", hosts=(), overlays=(), published=())
+    check_acls(acls, {})
+    listed = [parse_acl(a.settings) for a in acls if a.settings.priority == 1000]
+    assert [len(a.remote) for a in listed] == [MAX_ADDRESSES, 5000 - MAX_ADDRESSES]
+    assert decide(acls, "In", many[0], 6, 80) and decide(acls, "In", many[-1], 6, 80)
+    assert not decide(acls, "In", "10.0.0.1", 6, 80)
 
 
 def test_the_way_out_of_the_overlay() -> None:
