@@ -17,9 +17,10 @@ from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts, Worker
 from overlace.model.netview import NetDelta, NetView
 from overlace.model.objects import NodeDescription
+from overlace.model.paths import PathState
 from overlace.network.base import NetworkDriver
 from overlace.runtime.base import Runtime
-from overlace.wire.messages import Assignments, LogSubscribe, Refused, Welcome
+from overlace.wire.messages import Answer, Ask, Assignments, LogSubscribe, Refused, Welcome
 
 log = structlog.get_logger(__name__)
 SETTLE_RETRY_SECONDS = 1.0
@@ -48,8 +49,10 @@ class Agent:
         self.view: NetView = NetView()
         self.session = connect(self)
         self.worker = Worker(facts, runtime, network, state, self.session.report)
+        network.on_paths = self.session.report_paths
         self._logs = LogStreams(runtime, self.session.send_log)
         self._node_id = facts.node_id
+        self._looking: set[asyncio.Task[None]] = set()
         self._unsettled: set[str] = set()
         self._unsettled_event = asyncio.Event()
         self._settler: asyncio.Task[None] | None = None
@@ -84,6 +87,9 @@ class Agent:
 
     def description(self) -> NodeDescription:
         return self._describe()
+
+    def paths(self) -> list[PathState]:
+        return self._network.paths()
 
     async def on_welcome(self, message: Welcome) -> None:
         self._on_welcome(message)
@@ -122,6 +128,8 @@ class Agent:
             self.worker.view_changed()
 
     async def _stop_settling(self) -> None:
+        for task in list(self._looking):
+            task.cancel()
         if self._settler is not None:
             self._settler.cancel()
             await asyncio.gather(self._settler, return_exceptions=True)
@@ -131,6 +139,14 @@ class Agent:
 
     async def on_log_unsubscribe(self, subscription: str) -> None:
         self._logs.unsubscribe(subscription)
+
+    def on_ask(self, message: Ask) -> None:
+        async def answer() -> None:
+            self.session.urgent(Answer(message.number, await self._network.ask(message.question)))
+
+        task = asyncio.create_task(answer(), name="look at this host")
+        self._looking.add(task)
+        task.add_done_callback(self._looking.discard)
 
     async def on_refused(self, message: Refused) -> None:
         self._on_refused(message)

@@ -30,12 +30,14 @@ from overlace.model.errors import (
 )
 from overlace.model.netview import NetDelta
 from overlace.model.objects import NodeDescription, TaskStatus
+from overlace.model.paths import PathState
 from overlace.security.ca import ns_text
 from overlace.security.identity import Identity, renew_at
 from overlace.security.tls import client_context
 from overlace.wire.messages import (
     Ack,
     AgentMessage,
+    Ask,
     Assignments,
     Heartbeat,
     Hello,
@@ -45,6 +47,7 @@ from overlace.wire.messages import (
     LogUnsubscribe,
     ManagerMessage,
     NetworkUpdate,
+    Paths,
     Refused,
     Resync,
     Welcome,
@@ -71,6 +74,9 @@ class Handler(Protocol):
     def description(self) -> NodeDescription:
         """What this node is now; asked at each connect and heartbeat."""
 
+    def paths(self) -> list[PathState]:
+        """What was measured of the way to other hosts; asked at each connect."""
+
     async def on_welcome(self, message: Welcome) -> None: ...
 
     async def on_assignments(self, message: Assignments) -> None:
@@ -83,6 +89,9 @@ class Handler(Protocol):
 
     async def on_log_unsubscribe(self, subscription: str) -> None:
         """Also called for each subscription of a connection that was lost."""
+
+    def on_ask(self, message: Ask) -> None:
+        """Answer by `AgentSession.urgent`, when it is known: nothing waits for it."""
 
     async def on_refused(self, message: Refused) -> None:
         """The manager does not serve this node; when `final`, the session has stopped trying."""
@@ -134,6 +143,7 @@ class AgentSession:
         self._logs: deque[LogChunk] = deque()
         self._log_room = asyncio.Event()
         self._urgent: deque[AgentMessage] = deque()
+        self._paths: dict[str, PathState] = {}  # unsent, newest of each host
         self._wake = asyncio.Event()
         self._connected = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
@@ -177,6 +187,12 @@ class AgentSession:
         """Queue a task's new state; only the newest of each task is kept."""
         self._reports.put(task_id, status)
         self._wake.set()
+
+    def report_paths(self, paths: Sequence[PathState]) -> None:
+        """Queue what was measured; without a manager it is dropped: the next one gets all of it."""
+        if self.connected:
+            self._paths.update((p.node, p) for p in paths)
+            self._wake.set()
 
     async def send_log(self, chunk: LogChunk) -> None:
         """Waits while the manager reads slowly; dropped without a manager, whose subscription is then
@@ -299,6 +315,10 @@ class AgentSession:
         self._reports.reconnected()
         self._logs.clear()
         self._urgent.clear()
+        self._paths.clear()
+        measured = tuple(self._handler.paths())
+        if measured:
+            self._urgent.append(Paths(measured, complete=True))
         self._heard = self._now()
         self._connected.set()
         self._wake.set()
@@ -334,6 +354,10 @@ class AgentSession:
             reports = self._reports.take()
             if reports is not None:
                 await channel.send(reports)
+                continue
+            if self._paths:
+                await channel.send(Paths(tuple(self._paths.values())))
+                self._paths = {}
                 continue
             if self._logs:
                 await channel.send(self._logs.popleft())
@@ -459,6 +483,8 @@ class _Receiver:
                 )
             case Welcome():
                 await self._session._welcome(message)
+            case Ask():
+                self._handler.on_ask(message)
             case Refused():
                 raise _Refusal(message)
 

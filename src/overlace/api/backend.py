@@ -5,15 +5,18 @@ Owns the Protocol and the plain data that crosses it. Must not know how a daemon
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, Protocol
 
 import aiohttp
 import msgspec
 
+from overlace.manager.paths import NetworkHealth
+from overlace.model.findings import Question, Said
 from overlace.model.generic import GenericResources
-from overlace.model.objects import Subnet, Task
+from overlace.model.objects import Network, Subnet, Task
+from overlace.model.paths import Notice, PathState
 from overlace.model.specs import (
     ConfigSpec,
     Doc,
@@ -24,6 +27,7 @@ from overlace.model.specs import (
     ServiceSpec,
     SwarmSpec,
 )
+from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.reasons import Counter
 from overlace.network.vfp.show import PortShown
 from overlace.runtime.base import LogOptions, RegistryAuth, Runtime
@@ -248,6 +252,18 @@ class LeaderAddress(Protocol):
     def addr(self) -> str: ...
 
 
+class PathSource(Protocol):
+    """`manager.paths.PathBook`: what the nodes measured of the ways between them."""
+
+    def health(self, network: Network) -> NetworkHealth: ...
+
+    def all(self) -> Mapping[tuple[str, str], PathState]:
+        """By (from node, to node)."""
+
+    def watch(self, hear: Callable[[Notice], None]) -> Callable[[], None]:
+        """Have `hear` called with what is news; returns how to stop that."""
+
+
 class ManagerHandle(Protocol):
     """`control` and `logs` raise NotLeading on a manager that does not lead; `store` is every manager's."""
 
@@ -280,6 +296,12 @@ class ManagerHandle(Protocol):
     @property
     def resolver(self) -> ImageResolver: ...
 
+    @property
+    def paths(self) -> PathSource: ...
+
+    async def ask_node(self, node_id: str, question: Question) -> Said:
+        """Have a host look at itself. Never raises."""
+
 
 # -- this host's network ---------------------------------------------------------------------------------
 
@@ -293,6 +315,12 @@ class Switch(Protocol):
         """Raises NotFound."""
 
     async def counters(self) -> list[Counter]: ...
+
+    async def flows(self, port: str = "") -> list[UnifiedFlow]:
+        """Raises NotFound."""
+
+    async def drops(self) -> dict[tuple[str, str], int]:
+        """By network and reason."""
 
 
 # -- the daemon ----------------------------------------------------------------------------------------------

@@ -10,15 +10,17 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 import msgspec
 import structlog
 
-from overlace.api.backend import Backend, ManagerHandle
-from overlace.model.errors import NotFound, OverlaceError
+from overlace.api.backend import Backend, ManagerHandle, PathSource
+from overlace.model.errors import NotFound, NotLeading, OverlaceError
 from overlace.model.objects import Base, Config, Network, Node, Secret, Service
+from overlace.model.paths import Notice
+from overlace.network.vfp.reasons import MEANINGS
 from overlace.runtime.base import Container
 from overlace.store.base import Event, Lagged
 
@@ -26,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 KEPT = 256
 _QUEUE = 4096
+DROP_SECONDS = 10.0
 _ROLE_POLL = 0.5  # seconds between looks whether this node became, or no longer is, a manager
 
 
@@ -168,6 +171,31 @@ def container_events(old: Container | None, new: Container | None, now: int) -> 
         yield made("die", new.finished_at, exitCode=str(new.exit_code))
 
 
+def notice_event(notice: Notice, scope: str, now: int) -> ApiEvent:
+    """What Docker has no type for: type "overlace"."""
+    return ApiEvent("overlace", notice.action, notice.id, notice.attributes, scope, now)
+
+
+def plan_drops(before: dict[tuple[str, str], int] | None, now: dict[tuple[str, str], int]) -> list[Notice]:
+    """What was dropped between two looks; nothing at the first. ARP for addresses nobody has is everyday."""
+    if before is None:
+        return []
+    return [
+        Notice(
+            action="drops",
+            id=reason,
+            attributes={
+                "network": network,
+                "reason": reason,
+                "packets": str(n - before.get((network, reason), 0)),
+                "meaning": MEANINGS.get(reason, ""),
+            },
+        )
+        for (network, reason), n in sorted(now.items())
+        if n > before.get((network, reason), 0) and reason != "drop_arp"
+    ]
+
+
 def matches(event: ApiEvent, filters: dict[str, list[str]]) -> bool:
     """Whether `docker events --filter …` shows it (moby daemon/events/filter.go)."""
     for key, values in filters.items():
@@ -215,6 +243,7 @@ class EventHub:
         self._tasks = [
             asyncio.create_task(self._follow_swarm()),
             asyncio.create_task(self._follow_containers()),
+            asyncio.create_task(self._follow_drops()),
         ]
 
     async def close(self) -> None:
@@ -275,8 +304,15 @@ class EventHub:
 
     async def _follow_store(self, manager: ManagerHandle) -> None:
         watch = manager.store.watch()
+        heard: PathSource | None = None
+        unhear: Callable[[], None] = _nothing
         try:
             while self._backend.manager is manager:
+                source = _paths_of(manager)
+                if source is not heard:  # it leads now, or does no longer
+                    unhear()
+                    heard = source
+                    unhear = source.watch(self._put_notice) if source is not None else _nothing
                 batch = await watch.next(_ROLE_POLL)
                 if batch is None:  # at once when the store was closed: do not spin until the manager goes
                     await asyncio.sleep(0.05)
@@ -287,7 +323,30 @@ class EventHub:
                     if shown is not None:
                         self.put(shown)
         finally:
+            unhear()
             watch.close()
+
+    def _put_notice(self, notice: Notice) -> None:
+        self.put(notice_event(notice, "swarm", time.time_ns()))
+
+    async def _follow_drops(self) -> None:
+        """Packets this host's switch drops, gathered: one event for each network and reason in DROP_SECONDS."""
+        before: dict[tuple[str, str], int] | None = None
+        while True:
+            switch = None
+            with contextlib.suppress(OverlaceError):
+                switch = self._backend.switch
+            if switch is None:
+                before = None
+            else:
+                try:
+                    now = await switch.drops()
+                except (OSError, RuntimeError, KeyError, OverlaceError):  # it is just opening or closing
+                    now = before if before is not None else {}
+                for notice in plan_drops(before, now):
+                    self.put(notice_event(notice, "local", time.time_ns()))
+                before = now
+            await asyncio.sleep(DROP_SECONDS)
 
     async def _follow_containers(self) -> None:
         runtime = self._backend.runtime
@@ -307,6 +366,18 @@ class EventHub:
                 known.pop(id, None)
             else:
                 known[id] = new
+
+
+def _nothing() -> None:
+    pass
+
+
+def _paths_of(manager: ManagerHandle) -> PathSource | None:
+    """None on a manager that does not lead: agents tell the one that does."""
+    try:
+        return manager.paths
+    except NotLeading:
+        return None
 
 
 _END = ApiEvent("", "", "", {}, "", 0)

@@ -41,6 +41,7 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
     docker_host: str = DEFAULT_DOCKER_HOST  # of the engine that runs containers, with runtime docker or auto
     emulate_windows: str = ""  # a Windows build, 10.0.20348.2527; empty: this is the Linux host it is
     log_level: str = "info"
+    metrics_addr: str = ""  # IP:PORT of GET /metrics; empty: none
 
 
 def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,6 +99,14 @@ def _check_address(option: str, address: str, whole: str | None = None) -> str:
     return address
 
 
+def _check_metrics(text: str) -> str:
+    address, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise InvalidArgument(f"invalid --metrics-addr {text!r}: use IP:PORT, such as 127.0.0.1:9323")
+    _check_address("--metrics-addr", address.strip("[]"), text)
+    return text
+
+
 def check_options(
     *,
     data_root: str,
@@ -114,6 +123,7 @@ def check_options(
     docker_host: str = DEFAULT_DOCKER_HOST,
     emulate_windows: str | None,
     log_level: str,
+    metrics_addr: str | None = None,
 ) -> DaemonOptions:
     """Turn what was typed into DaemonOptions; raise InvalidArgument naming option, value and remedy."""
     for option, path in (("--data-root", data_root), ("--exec-root", exec_root)):
@@ -146,6 +156,7 @@ def check_options(
         docker_host=docker_host,
         emulate_windows=emulate_windows or "",
         log_level=log_level,
+        metrics_addr=_check_metrics(metrics_addr) if metrics_addr else "",
     )
 
 
@@ -187,6 +198,7 @@ def check_options(
     help="Where that Docker Engine listens; it must run on this machine.",
 )
 @click.option("--emulate-windows", help="Be an emulated Windows host of this build, such as 10.0.20348.2527.")
+@click.option("--metrics-addr", metavar="IP:PORT", help="Serve Prometheus metrics there, at /metrics.")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),

@@ -17,6 +17,7 @@ COMMANDS = {
     "check": "overlace.cli.check:check",
     "daemon": "overlace.cli.daemon:daemon",
     "hns": "overlace.cli.hns:hns",
+    "network": "overlace.cli.network:network",
     "lab": "overlace.lab.commands:lab",
     "plan": "overlace.cli.plan:plan",
     "policy": "overlace.cli.policy:policy",

@@ -22,16 +22,37 @@ BASE = "/overlace/v1/trace"
 @click.option("--proto", default="tcp", show_default=True, help="tcp, udp, sctp or icmp.")
 @click.option("--port", default=0, help="Destination port. Default: the target's own, else 80.")
 @click.option("--via", default="", metavar="NODE", help="The node a client outside talks to.")
+@click.option("--size", default=0, metavar="BYTES", help="Size of the IP packet in question.")
+@click.option("--live", is_flag=True, help="Also send a marked packet and show where it was seen.")
 @host_option
 @click.option("--json", "as_json", is_flag=True, help="Print the document instead.")
-def trace(source: str, target: str, proto: str, port: int, via: str, host: str, as_json: bool) -> None:
+def trace(
+    source: str,
+    target: str,
+    proto: str,
+    port: int,
+    via: str,
+    size: int,
+    live: bool,
+    host: str,
+    as_json: bool,
+) -> None:
     """What a packet FROM one place TO another experiences, hop by hop.
 
     FROM and TO are a task (web.1), a service, a container's id, a node, an address, `client` (outside) or
-    `internet`. The manager computes the answer from what each host was told; nothing is sent. Exits 1 when
-    the way is broken, and says where and what to do.
+    `internet`. The manager computes the answer from what each host was told, and asks the hosts on the way what they
+    measured and whether their kernels hold what they should. With --live one marked packet is sent by the sender's host,
+    from inside the sender's container. Exits 1 when the way is broken, and says where and what to do.
     """
-    asked = {"from": source, "to": target, "proto": proto, "port": port, "via": via}
+    asked = {
+        "from": source,
+        "to": target,
+        "proto": proto,
+        "port": port,
+        "via": via,
+        "size": size,
+        "live": int(live),
+    }
     found = ask(host, f"{BASE}?{urlencode(asked)}")
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -61,8 +82,27 @@ def show(found: dict[str, Any]) -> None:
             mark = " " if m["Ok"] else "X"
             said = f": {m['Reason']}" if m["Reason"] else ""
             click.echo(f"    {mark} {m['Address']}  {m['Task'] or '?'} on {m['Node']}{said}")
+    if found.get("Live") is not None:
+        show_live(found["Live"])
     click.echo(f"\n{found['Outcome']}")
     if found["Broken"] is not None:
         click.echo(f"what to do: {found['Broken']['Remedy']}")
     for note in dict.fromkeys(found["Notes"]):
         click.echo(f"note: {note}")
+
+
+def show_live(live: dict[str, Any]) -> None:
+    click.echo(f"\nlive: a packet marked {live['Mark']} was sent")
+    where, start = "", 0
+    for seen in live["Sightings"]:
+        if seen["Where"] != where:
+            where, start = seen["Where"], seen["At"]
+        after = f"+{(seen['At'] - start) / 1000:.0f}us"
+        text = f"{seen['Verdict']}: {seen['Meaning']}" if seen["Verdict"] else f"seen {seen['Packet']}"
+        click.echo(f"    {where}  {seen['Interface']:<16} {after:>8}  {text}")
+    if not live["Sightings"]:
+        click.echo("    seen nowhere")
+    if live["Error"]:
+        click.echo(f"    not sent: {live['Error']}")
+    else:
+        click.echo(f"    answer: {live['Answer'] or 'none'}")

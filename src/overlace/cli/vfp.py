@@ -1,12 +1,13 @@
 """`overlace vfp`: what is programmed on one host, in vfpctrl's words.
 
-Owns how ports, layers, rules and counters look on a terminal. Must not know how they are made: it asks the daemon.
+Owns how ports, layers, rules, flows and counters look on a terminal. Must not know how they are made: it asks the daemon.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the document
 
 @click.group()
 def vfp() -> None:
-    """What this host's switch does with packets: ports, layers, rules, counters.
+    """What this host's switch does with packets: ports, layers, rules, flows, drops, counters.
 
     PORT is "host", an endpoint's GUID, a task's name (web.1), its address or a container's id.
     """
@@ -184,4 +185,82 @@ def counters(host: str, every: bool, as_json: bool) -> None:
     table(
         ("PACKETS", "REASON", "MEANING"),
         ((str(c["Packets"]), c["Name"], c["Meaning"]) for c in found if every or c["Packets"]),
+    )
+
+
+@vfp.command()
+@click.argument("port", default="")
+@click.option("--rate", is_flag=True, help="Packets and bytes a second, over one second, instead of totals.")
+@click.option(
+    "--all", "-a", "every", is_flag=True, help="Also flows that are idle or decided by older tables."
+)
+@host_option
+@_json
+def flows(host: str, port: str, rate: bool, every: bool, as_json: bool) -> None:
+    """Connections the switch remembers, busiest first: what came, what it went on as and where.
+
+    Each direction is a flow of its own, at the port where it enters this host's switch.
+    """
+    url = f"{BASE}/flows?port={quote(port)}"
+    found = ask(host, url)
+    if rate:
+        found = rates(found, lambda: ask(host, url))
+    if not every:
+        found = [f for f in found if f["Current"]]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    head = (
+        "CAME",
+        "VERDICT",
+        "WENT",
+        "TO",
+        "PACKETS/S" if rate else "PACKETS",
+        "BYTES/S" if rate else "BYTES",
+        "IDLE",
+    )
+    table(
+        head,
+        (
+            (
+                f["Came"],
+                f["Verdict"] + (f" vni {f['Vni']}" if f["Vni"] else ""),
+                f["Went"] or "-",
+                f["To"] or "-",
+                str(f["Packets"]),
+                str(f["Bytes"]),
+                f"{f['IdleSeconds']}s",
+            )
+            for f in found
+        ),
+    )
+
+
+def rates(before: list[dict[str, Any]], again: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The flows of a second look, a second later, with what was added in between."""
+    known = {(f["Port"], f["Vni"], f["Came"]): f for f in before}
+    start = time.monotonic()
+    time.sleep(1.0)
+    after = again()
+    seconds = time.monotonic() - start
+    found = []
+    for f in after:
+        old = known.get((f["Port"], f["Vni"], f["Came"]), {"Packets": 0, "Bytes": 0})
+        gained = {key: max(0, round((f[key] - old[key]) / seconds)) for key in ("Packets", "Bytes")}
+        found.append({**f, **gained})
+    return sorted(found, key=lambda f: -int(f["Bytes"]))
+
+
+@vfp.command()
+@host_option
+@_json
+def drops(host: str, as_json: bool) -> None:
+    """Packets the switch dropped, by network and reason."""
+    found = ask(host, f"{BASE}/drops")
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    table(
+        ("PACKETS", "NETWORK", "REASON", "MEANING"),
+        ((str(d["Packets"]), d["Network"] or "-", d["Reason"], d["Meaning"]) for d in found),
     )

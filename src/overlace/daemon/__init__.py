@@ -45,6 +45,7 @@ def run(options: DaemonOptions) -> None:
 async def _serve(options: DaemonOptions) -> None:
     from overlace.api.server import ApiServer
     from overlace.daemon.engine import Engine
+    from overlace.daemon.metrics import MetricsServer
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -53,12 +54,16 @@ async def _serve(options: DaemonOptions) -> None:
     engine = Engine(options)
     server = ApiServer(engine)
     engine.serve_api = server.serve
+    metrics = MetricsServer(options.hostname, lambda: engine.parts)
     try:
         await engine.open()
         await server.start(options.hosts)
+        if options.metrics_addr:
+            await metrics.start(options.metrics_addr)
         log.info("serving", hosts=list(options.hosts), swarm=engine.swarm().state)
         await stop.wait()
     finally:
+        await metrics.close()
         await server.close()
         await engine.close()
     log.info("stopped; containers go on")

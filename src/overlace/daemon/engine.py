@@ -295,6 +295,11 @@ class Engine:
     def switch(self) -> Switch | None:
         return self._host.driver.switch if self._host is not None else None
 
+    @property
+    def parts(self) -> tuple[NodeHost | None, ManagerSide | None]:
+        """The node's half and the manager's, as they are now."""
+        return self._host, self._manager
+
     def swarm(self) -> LocalSwarm:
         m = self._membership
         if m is None:

@@ -13,6 +13,7 @@ from overlace.manager.control import Control
 from overlace.manager.dispatch import Dispatcher
 from overlace.manager.logs import LogBroker
 from overlace.manager.loop import ManagerLoop
+from overlace.manager.paths import PathBook
 from overlace.manager.registry import Resolver
 from overlace.store.base import Store
 
@@ -24,6 +25,8 @@ class Leading:
         self.control = Control(store, resolver=resolver, check_promotion=check_promotion)
         self.dispatcher = Dispatcher(store, hostname=hostname)
         self.logs = LogBroker(store, self.dispatcher)
+        self.paths = PathBook(store.view)
+        self.dispatcher.on_paths = self.paths.put
         self.dispatcher.on_log = self.logs.on_log
         self.dispatcher.on_session = self._on_session
         self._loop = ManagerLoop(store)
@@ -44,3 +47,5 @@ class Leading:
     def _on_session(self, node_id: str, connected: bool) -> None:
         if connected:
             self.logs.on_connect(node_id)
+        else:
+            self.paths.silent(node_id)

@@ -28,8 +28,10 @@ from overlace.manager.control import Control, check_swarm
 from overlace.manager.enrol import the_cluster
 from overlace.manager.logs import LogBroker
 from overlace.manager.managers import Managers
+from overlace.manager.paths import PathBook
 from overlace.manager.registry import Resolver
 from overlace.model.errors import NoLeader, NotLeading, OutOfSequence, OverlaceError, Unavailable
+from overlace.model.findings import Question, Said
 from overlace.model.ids import new_id
 from overlace.model.objects import VXLAN_PORT, Cluster, ManagerStatus, Network, Node, NodeStatus
 from overlace.model.specs import NetworkSpec, NodeSpec
@@ -199,6 +201,14 @@ class ManagerSide:
     @property
     def logs(self) -> LogBroker:
         return self.leading.logs
+
+    @property
+    def paths(self) -> PathBook:
+        return self.leading.paths
+
+    async def ask_node(self, node_id: str, question: Question) -> Said:
+        """Have a host look at itself. Raises NotLeading."""
+        return await self.leading.dispatcher.questions.ask(node_id, question)
 
     @property
     def managers(self) -> Managers:

@@ -23,6 +23,7 @@ from overlace.manager.enrol import Peer
 from overlace.manager.liveness import Liveness
 from overlace.manager.netviews import KINDS, NetViews
 from overlace.manager.outbox import Outbox
+from overlace.manager.questions import Questions
 from overlace.manager.status_writer import StatusWriter
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError
 from overlace.model.objects import (
@@ -39,6 +40,7 @@ from overlace.model.states import NodeState
 from overlace.store.base import Batch, Event, Lagged, Store, View
 from overlace.wire.messages import (
     PROTOCOL,
+    Answer,
     Heartbeat,
     Hello,
     Leaving,
@@ -46,6 +48,7 @@ from overlace.wire.messages import (
     Manager,
     ManagerMessage,
     NetworkUpdate,
+    Paths,
     Refused,
     Reports,
     Resync,
@@ -106,6 +109,9 @@ class Dispatcher:
         self._revision = 0
         # log lines from agents: (node id, chunk); must not block
         self.on_log: Callable[[str, LogChunk], None] = lambda node_id, chunk: None
+        self.questions = Questions(self.send)
+        # what a node measured of the way to others: (node id, message)
+        self.on_paths: Callable[[str, Paths], None] = lambda node_id, paths: None
         # (node id, connected): the log broker subscribes again at nodes that come back
         self.on_session: Callable[[str, bool], None] = lambda node_id, connected: None
 
@@ -172,6 +178,7 @@ class Dispatcher:
             if self._sessions.get(peer.node_id) is session:
                 del self._sessions[peer.node_id]
                 self._views.forget(peer.node_id)
+                self.questions.gone(peer.node_id)
                 self.on_session(peer.node_id, False)
 
     async def _enter(self, node_id: str, hello: Hello, address: str) -> Refused | None:
@@ -256,6 +263,10 @@ class Dispatcher:
                     session.outbox.resync(assignments=what == "assignments", network=what == "network")
                 case LogChunk():
                     self.on_log(session.node_id, message)
+                case Answer():
+                    self.questions.answered(session.node_id, message)
+                case Paths():
+                    self.on_paths(session.node_id, message)
                 case Leaving():
                     await self.leave(session.node_id)
                     return

@@ -5,13 +5,16 @@ Owns the contract between agent and network driver. Must not know HNS documents,
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView
 from overlace.model.objects import NetworkAttachment, Task
+from overlace.model.paths import PathState
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Items, kept_policy
 from overlace.model.specs import PortConfig, host_network
 from overlace.model.traffic import kept_egress_limit
@@ -54,6 +57,15 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Inside(msgspec.Struct, frozen=True):
+    """A container's interface, as one looks for it."""
+
+    endpoint_id: str
+    sandbox: Path
+    ifname: str
+    default_route: bool
+
+
 class Attached(msgspec.Struct, frozen=True):
     """Where the task's interfaces live: what a runtime and `docker inspect` need."""
 
@@ -66,6 +78,15 @@ class Attached(msgspec.Struct, frozen=True):
 
 
 class NetworkDriver(Protocol):
+    # told what was measured of the way to other hosts, as it changes
+    on_paths: Callable[[Sequence[PathState]], None]
+
+    def paths(self) -> list[PathState]:
+        """All of it."""
+
+    async def ask(self, question: Question) -> Said:
+        """Look at this host. What cannot be done is said, not raised."""
+
     async def open(self, node_id: str) -> None:
         """Take over what an earlier process left; traffic of running containers goes on untouched."""
 

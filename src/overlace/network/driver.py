@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -21,9 +21,11 @@ import msgspec
 import structlog
 
 from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unavailable
-from overlace.model.netview import NetView, NodeEntry
-from overlace.model.specs import MIN_MTU, MTU_OPTION
-from overlace.network.base import Attached, TaskNetwork
+from overlace.model.findings import Question, Said
+from overlace.model.netview import NetView, NetworkEntry, NodeEntry
+from overlace.model.paths import PathState
+from overlace.network.base import Attached, Inside, TaskNetwork
+from overlace.network.counted import Held
 from overlace.network.dns import (
     OwnUpstreams,
     Resolver,
@@ -38,12 +40,15 @@ from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.plan import Delete, ModifyNamespace, Operation, plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hostports import HostPort, listening, plan_host_ports
+from overlace.network.looking import Looked, look
+from overlace.network.mtu import plan_mtus
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.records import LocalAddresses, Record, Records
 from overlace.network.switch import Switch
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
+from overlace.network.ways import Interface, Measurable, Ways
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +64,7 @@ class UnderlayFacts(Protocol):
     def ifname(self) -> str: ...
 
 
-class DataPath(Protocol):
+class DataPath(Measurable, Looked, Protocol):
     """What the driver needs of a data path; network/linux has the real one. Every call is idempotent."""
 
     async def open(self) -> None: ...
@@ -81,6 +86,8 @@ class DataPath(Protocol):
     ) -> None: ...
     async def detach(self, endpoint_id: str) -> None: ...
     async def counters(self) -> dict[str, int]: ...
+    async def held(self, inside: Iterable[Inside]) -> Held: ...
+    async def drops(self) -> dict[tuple[int, str], int]: ...
     async def flows(self) -> list[UnifiedFlow]: ...
     async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
     async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket: ...
@@ -134,6 +141,10 @@ class OverlayDriver:
         self._reconcile = False
         self._running: asyncio.Task[None] | None = None
         self._next: asyncio.Future[None] | None = None
+        self._node_id = ""
+        self._aside: set[asyncio.Task[None]] = set()
+        self.on_paths: Callable[[Sequence[PathState]], None] = lambda paths: None
+        self._ways = Ways(datapath, self._interfaces, lambda news: self.on_paths(news), self._unreachable)
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -145,6 +156,7 @@ class OverlayDriver:
     async def open(self, node_id: str) -> None:
         await self._datapath.open()
         host = self._datapath.underlay().address
+        self._node_id = node_id
         self._records.load()
         self._hns = HnsService(self._state_dir / "hns", strict_windows=self._windows)
         self._compiler = Compiler(self._hns.state, host)
@@ -158,6 +170,7 @@ class OverlayDriver:
             log.info(
                 "data path brought up to the kept state", put=len(differed.put), removed=len(differed.remove)
             )
+        await self._ways.open(self._datapath.underlay().mtu)
         for record in self._records:
             if record.sandbox:
                 try:
@@ -166,12 +179,14 @@ class OverlayDriver:
                     log.info("no DNS for a kept task yet", task=record.asked.task_id, error=str(e))
 
     async def close(self) -> None:
+        await self._ways.close()
         await self._resolver.close()
         if self._running is not None:
             await asyncio.wait([self._running])
         await self._datapath.close()
 
     async def leave(self) -> None:
+        await self._ways.close()
         await self._resolver.close()
         if self._running is not None:
             await asyncio.wait([self._running])
@@ -194,12 +209,53 @@ class OverlayDriver:
             "refused": [str(e) for e in self._refused.values()],
         }
 
+    def paths(self) -> list[PathState]:
+        """What was measured of the way to other hosts."""
+        return self._ways.states()
+
+    def _unreachable(self, nodes: frozenset[str]) -> None:
+        """Take their tasks out of new connections here, or put them back."""
+        if self._planner is None:
+            return
+        changed = self._planner.set_unreachable(nodes)
+        if changed:
+            follow = asyncio.get_running_loop().create_task(self._follow(changed, ()))
+            self._aside.add(follow)
+            follow.add_done_callback(self._aside_done)
+
+    def _aside_done(self, task: asyncio.Task[None]) -> None:
+        self._aside.discard(task)
+        if not task.cancelled() and task.exception() is not None:  # the next pass compares everything
+            log.warning("could not follow which hosts answer, will retry", error=str(task.exception()))
+
+    async def ask(self, question: Question) -> Said:
+        """Look at this host."""
+        refused = [str(e) for e in self._refused.values()]
+        return await look(self._datapath, question, self._inside, self._sandbox, refused)
+
+    async def held(self) -> Held:
+        """What the data path carried and holds, for metrics."""
+        return await self._datapath.held(self._inside())
+
+    def _sandbox(self, task_id: str) -> Path | None:
+        record = self._records.get(task_id)
+        return Path(record.sandbox) if record is not None and record.sandbox else None
+
+    def _inside(self) -> Iterator[Inside]:
+        view = self._view if self._view is not None else NetView()
+        for record in self._records:
+            via = gateway_network(record.local.task, view)
+            for i, (network_id, _) in enumerate(record.local.placements):
+                if record.sandbox:
+                    guid = guid_of("endpoint", network_id, record.asked.task_id)
+                    yield Inside(guid, Path(record.sandbox), f"eth{i}", network_id == via)
+
     @property
     def switch(self) -> Switch:
         """To look at what is programmed. Raises Unavailable before `open`."""
         _, hns, _ = self._open_parts()
         path = self._datapath
-        return Switch(hns.state, path.underlay().address, path.counters, path.flows)
+        return Switch(hns.state, path.underlay().address, path.counters, path.flows, path.drops)
 
     def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:
         if self._planner is None or self._hns is None or self._compiler is None:
@@ -213,6 +269,9 @@ class OverlayDriver:
         first = self._view is None
         self._view = view
         self._resolver.update(view, None if first else changed)
+        if changed is None or first or any(key.startswith("node/") for key in changed):
+            others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.provider_address)
+            self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
         await self._follow(None if first else changed, ())
 
     async def _follow(self, changed: set[str] | None, touched: Iterable[str]) -> None:
@@ -365,19 +424,30 @@ class OverlayDriver:
         return taken
 
     def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
-        """Interface MTUs by network: what fits through every host's underlay, or less when the network
-        asks."""
+        """Interface MTUs by network."""
+        networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
         own = self._datapath.underlay().mtu
-        if not task.attachments:
-            return {LOCAL_NETWORK: own}
-        smallest = min([own, *(n.mtu for n in view.of(NodeEntry) if n.mtu)]) - ENCAP_OVERHEAD
-        out: dict[str, int] = {}
-        for a in task.attachments:
-            network = view.network(a.network_id)
-            text = network.driver_opts.get(MTU_OPTION, "") if network is not None else ""
-            asked = int(text) if text.isdigit() else 0
-            out[a.network_id] = min(smallest, asked) if asked >= MIN_MTU else smallest
-        return out
+        return plan_mtus(view, networks, self._node_id, own, self._ways.measured())
+
+    def _interfaces(self) -> Iterator[Interface]:
+        """What MTU each attached task's interfaces should have now; a change is kept for a restart."""
+        view = self._view
+        if view is None:
+            return
+        own, measured = self._datapath.underlay().mtu, self._ways.measured()
+        there = plan_mtus(view, [n.id for n in view.of(NetworkEntry)], self._node_id, own, measured)
+        for record in self._records:
+            task = record.local.task
+            if not record.sandbox:
+                continue
+            mtus = {a.network_id: there[a.network_id] for a in task.attachments if a.network_id in there}
+            if {**record.local.mtu, **record.mtu, **mtus} != {**record.local.mtu, **record.mtu}:
+                record = msgspec.structs.replace(record, mtu={**record.mtu, **mtus})
+                self._records.put(record)
+            for i, a in enumerate(task.attachments):
+                if a.network_id in mtus:
+                    guid = guid_of("endpoint", a.network_id, task.task_id)
+                    yield Interface(guid, Path(record.sandbox), f"eth{i}", mtus[a.network_id])
 
     async def _connect(self, record: Record, netns: Path | None) -> Attached:
         """Everything of an admitted task, again and again with the same result."""
@@ -390,6 +460,7 @@ class OverlayDriver:
             record = msgspec.structs.replace(record, sandbox=str(sandbox))
             self._records.put(record)
         via = gateway_network(task, self._view if self._view is not None else NetView())
+        under = self._datapath.underlay()
         addresses: dict[str, str] = {}
         macs: dict[str, str] = {}
         gateways: dict[str, str] = {}
@@ -402,12 +473,13 @@ class OverlayDriver:
                 f"eth{i}",
                 network_id == via,
                 gateway,
-                record.local.mtu.get(network_id, self._datapath.underlay().mtu - ENCAP_OVERHEAD),
+                record.mtu.get(network_id) or record.local.mtu.get(network_id) or under.mtu - ENCAP_OVERHEAD,
                 others,
             )
             addresses[name], macs[name], gateways[name] = address, entry.mac, gateway
         if not self._resolver.serving(task.task_id):
             await self._serve_dns(record)
+        self._ways.touch()  # its peers may be others than when it was admitted
         return Attached(
             sandbox=sandbox,
             resolv_conf=container_resolv_conf(self._search, self._options),

@@ -112,6 +112,7 @@ class OverlayPlanner:
         self._by_service: dict[tuple[str, str], dict[str, None]] = {}
         self._by_node: dict[str, dict[str, None]] = {}
         self._peers = Peers()
+        self._unreachable: frozenset[str] = frozenset()
         self._provider: dict[str, str] = {}  # provider address as last seen, by node
         self._tasks_of: dict[str, set[str]] = {}  # network id -> local task ids
         self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
@@ -206,6 +207,12 @@ class OverlayPlanner:
         for source in services:
             out |= self._make(source, self._service(source, view))
         return out
+
+    def set_unreachable(self, nodes: Iterable[str]) -> set[str]:
+        """Hosts that do not answer this one: new connections leave their tasks out while a service has others. Returns
+        the keys to refresh."""
+        before, self._unreachable = self._unreachable, frozenset(nodes)
+        return {key for node in before ^ self._unreachable for key in self._by_node.get(node, ())}
 
     # -- bookkeeping -----------------------------------------------------------------------------------------
 
@@ -392,12 +399,14 @@ class OverlayPlanner:
             return []
         me = view.node(self.node_id)
         source_vip = (me.addresses.get(network_id, "") if me is not None else "").split("/")[0]
-        members = sorted(
-            guid
+        serving = {
+            guid: self._known[key].node_id
             for key in self._by_service.get((network_id, service_id), ())
             if self._known[key].serving
             and (guid := guid_of("endpoint", network_id, self._known[key].task_id)) in self.documents
-        )
+        }
+        # all of them out of reach is no reason to refuse: it may be this host that is cut off
+        members = sorted(g for g, node in serving.items() if node not in self._unreachable) or sorted(serving)
         if self.windows and (not members or not source_vip):
             return []
         base = HostComputeLoadBalancer(

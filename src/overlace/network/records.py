@@ -28,6 +28,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     asked: TaskNetwork
     local: LocalTask
     sandbox: str = ""  # path of the namespace, once it was made
+    mtu: dict[str, int] = {}  # by network id, where it was changed after the task came
 
 
 class Records:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from overlace.model.errors import NotFound
+from overlace.network.hns.documents import HostComputeNetwork
 from overlace.network.hns.state import State
+from overlace.network.vfp.compile import vni_of
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.reasons import Counter, explain_counters
 from overlace.network.vfp.show import PortShown, find_ports, local_ports, show_port
 
 
 class Switch:
-    """`host`: the host's underlay address; `counters` and `flows`: read the data path's."""
+    """`host`: the host's underlay address; `counters`, `flows` and `drops`: read the data path's."""
 
     def __init__(
         self,
@@ -23,11 +25,13 @@ class Switch:
         host: str,
         counters: Callable[[], Awaitable[dict[str, int]]],
         flows: Callable[[], Awaitable[list[UnifiedFlow]]],
+        drops: Callable[[], Awaitable[dict[tuple[int, str], int]]] | None = None,
     ) -> None:
         self._state = state
         self._host = host
         self._counters = counters
         self._flows = flows
+        self._drops = drops
 
     def ports(self) -> list[PortShown]:
         """Every port, without its layers."""
@@ -43,6 +47,17 @@ class Switch:
     async def counters(self) -> list[Counter]:
         """Packets by what became of them."""
         return explain_counters(await self._counters())
+
+    async def drops(self) -> dict[tuple[str, str], int]:
+        """Packets dropped, by network's name (empty: on none) and reason."""
+        found: dict[tuple[str, str], int] = {}
+        names = {
+            vni_of(d): d.name for d in self._state.documents.values() if isinstance(d, HostComputeNetwork)
+        }
+        for (vni, reason), n in (await self._drops() if self._drops is not None else {}).items():
+            key = (names.get(vni, ""), reason)
+            found[key] = found.get(key, 0) + n
+        return found
 
     async def flows(self, port: str = "") -> list[UnifiedFlow]:
         """Unified flows, busiest first; of the ports a person means by `port`, or all. Raises NotFound."""

@@ -15,8 +15,10 @@ from typing import Literal, Union
 
 import msgspec
 
+from overlace.model.findings import Question, Said
 from overlace.model.netview import NetDelta
 from overlace.model.objects import Config, NodeDescription, Secret, Task, TaskStatus
+from overlace.model.paths import PathState
 
 PROTOCOL = 1
 
@@ -57,6 +59,20 @@ class LogChunk(msgspec.Struct, frozen=True, tag="log"):
     lines: tuple[tuple[int, str, bytes], ...] = ()  # (timestamp ns, stdout|stderr, data)
     end: bool = False  # this task has no more to give
     error: str = ""
+
+
+class Paths(msgspec.Struct, frozen=True, tag="paths"):
+    """What this node measured of the way to others. `complete` replaces all it said before; otherwise these changed."""
+
+    paths: tuple[PathState, ...]
+    complete: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
+    """To the manager's Ask of that number."""
+
+    number: int
+    said: Said
 
 
 class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
@@ -123,6 +139,13 @@ class LogUnsubscribe(msgspec.Struct, frozen=True, tag="logunsub"):
     subscription: str
 
 
+class Ask(msgspec.Struct, frozen=True, tag="ask"):
+    """Something only the node itself can see; answered in any order."""
+
+    number: int
+    question: Question
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The manager will not serve this node: removed, wrong protocol. The agent stops trying when `final`.
 
@@ -134,8 +157,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     leader: str = ""
 
 
-AgentMessage = Union[Hello, Heartbeat, Reports, Resync, LogChunk, Leaving]
-ManagerMessage = Union[Welcome, Assignments, NetworkUpdate, Ack, LogSubscribe, LogUnsubscribe, Refused]
+AgentMessage = Union[Hello, Heartbeat, Reports, Resync, LogChunk, Paths, Answer, Leaving]
+ManagerMessage = Union[Welcome, Assignments, NetworkUpdate, Ack, LogSubscribe, LogUnsubscribe, Ask, Refused]
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)

@@ -42,6 +42,7 @@ from overlace.model.objects import (
     Task,
     TaskStatus,
 )
+from overlace.model.paths import PathState
 from overlace.model.specs import (
     CAConfig,
     ContainerSpec,
@@ -167,6 +168,9 @@ class Agent:
 
     def description(self) -> NodeDescription:
         return self.description_now
+
+    def paths(self) -> list[PathState]:
+        return []
 
     async def on_welcome(self, message: Welcome) -> None:
         self.welcomes.append(message)

@@ -25,7 +25,9 @@ from overlace.api.backend import (
 )
 from overlace.manager.control import Control
 from overlace.manager.logs import LogRecord
+from overlace.manager.paths import PathBook
 from overlace.model.errors import Conflict, NoLeader, NotFound, Unavailable
+from overlace.model.findings import Question, Said
 from overlace.model.ids import new_id
 from overlace.model.objects import (
     Cluster,
@@ -255,6 +257,7 @@ class FakeManager:
         self.resolver = self
         self.control = Control(store, resolver=self)
         self.logs = self
+        self.paths = PathBook(store.view)
         self.known: dict[str, Any] = {}
         self.lines: list[LogRecord] = []
         self.following = 0
@@ -276,6 +279,9 @@ class FakeManager:
 
     async def caught_up(self, revision: int) -> None:
         pass
+
+    async def ask_node(self, node_id: str, question: Question) -> Said:
+        return Said()
 
     async def subscribe(
         self, task_ids: Sequence[str], options: LogOptions, *, service_id: str = ""

@@ -7,6 +7,7 @@ import asyncio
 import msgspec
 
 from overlace.api.events import EventHub, container_events, matches, swarm_event
+from overlace.manager.paths import PathBook
 from overlace.model.objects import Service, Task, UpdateStatus
 from overlace.model.specs import (
     ContainerSpec,
@@ -125,7 +126,7 @@ async def test_a_stream_has_what_was_kept_and_what_comes() -> None:
     hub.start()
     try:
         store = MemoryStore()
-        backend.manager = type("Manager", (), {"store": store})()  # type: ignore[assignment]
+        backend.manager = type("Manager", (), {"store": store, "paths": PathBook(store.view)})()  # type: ignore[assignment]
         seen: list[str] = []
 
         async def read() -> None:
@@ -175,7 +176,7 @@ async def test_a_closed_store_does_not_stop_the_daemon() -> None:
     backend = FakeBackend()
     hub = EventHub(backend)
     store = MemoryStore()
-    backend.manager = type("Manager", (), {"store": store})()  # type: ignore[assignment]
+    backend.manager = type("Manager", (), {"store": store, "paths": PathBook(store.view)})()  # type: ignore[assignment]
     hub.start()
     await asyncio.sleep(0.01)
     await store.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -48,6 +48,36 @@ class Kernel:
         self.sandboxes: set[str] = set()
         self.interfaces: dict[str, tuple[str, str, bool, str, int]] = {}  # by endpoint id
         self.routes: dict[str, tuple[str, ...]] = {}
+        self.paths: dict[str, int] = {}
+
+
+class Silence:
+    """A probe socket that is never answered."""
+
+    def __init__(self) -> None:
+        self.mine, self.other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def fileno(self) -> int:
+        return self.mine.fileno()
+
+    def close(self) -> None:
+        self.mine.close()
+        self.other.close()
+
+    def send(
+        self,
+        kind: int,
+        target: str,
+        nonce: int,
+        size: int = 102,
+        *,
+        checksum: bool = True,
+        slow: bool = False,
+    ) -> int:
+        return 0
+
+    def receive(self) -> None:
+        return None
 
 
 class MemoryDataPath:
@@ -124,6 +154,27 @@ class MemoryDataPath:
             s.setblocking(False)
             s.bind(("127.0.0.1", 0))
         return udp, tcp
+
+    async def open_probe(self) -> Silence:
+        await self._step("open_probe")
+        return Silence()
+
+    async def set_paths(self, mtus: Mapping[str, int]) -> None:
+        self.kernel.paths = dict(mtus)
+
+    async def look_at_underlay(self) -> Under:
+        return Under()
+
+    async def resize(self, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
+        found = self.kernel.interfaces.get(endpoint_id)
+        if found is not None:
+            self.kernel.interfaces[endpoint_id] = (*found[:4], mtu)
+
+    async def leave_checksums_to_the_kernel(self) -> bool:
+        return True
+
+    async def drops(self) -> dict[tuple[int, str], int]:
+        return {(4097, "drop_policy"): 2}
 
     async def counters(self) -> dict[str, int]:
         return {"delivered": 1}

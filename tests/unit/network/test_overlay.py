@@ -206,3 +206,33 @@ def test_after_a_restart_nothing_is_done_again(windows: bool) -> None:
     ids = again.planner.refresh(w.view, None, w.tasks)
     assert ids
     assert plan_hns(w.hns.documents, again.planner.documents) == []
+
+
+def test_a_host_that_does_not_answer_gets_no_new_connections_unless_nobody_else_has_the_service() -> None:
+    w = shop()
+    third = "third"
+    w.change(
+        put=(
+            node(third, "172.28.1.13", back="10.0.1.4"),
+            service("web", "back", "10.0.1.5"),
+            endpoint("t1", "back", OTHER, "10.0.1.7"),
+            endpoint("t2", "back", third, "10.0.1.8"),
+        )
+    )
+
+    def members() -> set[str]:
+        return set(w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web")).host_compute_endpoints)
+
+    def reach(*away: str) -> None:
+        ids = w.planner.refresh(w.view, w.planner.set_unreachable(away), w.tasks)
+        w.hns.apply(plan_hns(w.hns.documents, w.planner.documents, ids, w.hns.balancers_of))
+
+    t1, t2 = guid_of("endpoint", "back", "t1"), guid_of("endpoint", "back", "t2")
+    assert members() == {t1, t2}
+    reach(OTHER)
+    assert members() == {t2} and t1 in w.hns.documents  # old connections go on
+    reach(OTHER, third)
+    assert members() == {t1, t2}
+    reach()
+    assert members() == {t1, t2}
+    assert w.planner.set_unreachable(()) == set()

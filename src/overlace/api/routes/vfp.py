@@ -10,6 +10,9 @@ from aiohttp import web
 from overlace.api.backend import Switch
 from overlace.api.call import Call, Route, answer
 from overlace.model.errors import Unavailable
+from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.model import Packet
+from overlace.network.vfp.reasons import MEANINGS
 
 
 def _switch(call: Call) -> Switch:
@@ -49,8 +52,49 @@ async def counters(call: Call) -> web.StreamResponse:
     return answer(await _switch(call).counters())
 
 
+def show_flow(f: UnifiedFlow) -> dict[str, object]:
+    """A unified flow as a document; what it goes on as is left out where nothing was rewritten."""
+
+    def words(p: Packet) -> str:
+        protocol = {1: "icmp", 6: "tcp", 17: "udp"}.get(p.protocol, str(p.protocol))
+        return f"{p.src}:{p.sport} > {p.dst}:{p.dport} {protocol}"
+
+    return {
+        "Port": f.point,
+        "Came": words(f.came),
+        "Went": words(f.went) if f.went != f.came else "",
+        "Verdict": f.verdict,
+        "Vni": f.vni,
+        "From": f.from_provider,
+        "To": f.provider_address or f.to_endpoint,
+        "Packets": f.packets,
+        "Bytes": f.bytes,
+        "IdleSeconds": f.idle,
+        "Current": f.current,
+    }
+
+
+async def flows(call: Call) -> web.StreamResponse:
+    """`port`: see layers; empty: every flow."""
+    switch, text = _switch(call), call.text("port")
+    names = _of_container(call, text) or [text]
+    return answer([show_flow(f) for name in names for f in await switch.flows(name)])
+
+
+async def drops(call: Call) -> web.StreamResponse:
+    found = await _switch(call).drops()
+    return answer(
+        [
+            {"Network": network, "Reason": reason, "Packets": n, "Meaning": MEANINGS.get(reason, "")}
+            for (network, reason), n in sorted(found.items())
+        ]
+    )
+
+
 ROUTES = [
     Route("GET", "/overlace/v1/vfp/ports", ports),
     Route("GET", "/overlace/v1/vfp/layers", layers),
     Route("GET", "/overlace/v1/vfp/counters", counters),
+    Route("GET", "/overlace/v1/vfp/flows", flows),
+    Route("GET", "/overlace/v1/vfp/drops", drops),
 ]

@@ -18,7 +18,7 @@ from overlace.model.specs import VNI_OPTION
 from overlace.store.base import Change, Put, View
 
 FIRST_VNI = 4096  # below is left to others: Windows takes no VSID under 4096
-LAST_VNI = (1 << 24) - 1
+LAST_VNI = (1 << 24) - 2  # the last number is the probes' own (bpf/probe.h)
 
 
 def is_overlay(network: Network) -> bool:

@@ -6,6 +6,7 @@ host that lags behind what it was told is not seen here.
 """
 
 from overlace.manager.trace.answer import Broken, Hop, Question, Trace
+from overlace.manager.trace.live import trace_hosts
 from overlace.manager.trace.trace import explain_trace
 
-__all__ = ["Broken", "Hop", "Question", "Trace", "explain_trace"]
+__all__ = ["Broken", "Hop", "Question", "Trace", "explain_trace", "trace_hosts"]

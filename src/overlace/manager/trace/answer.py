@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
-Kind = Literal["start", "rule", "encap", "underlay", "decap", "end"]
+Kind = Literal["start", "rule", "encap", "underlay", "decap", "end", "look"]
 
 
 class Doc(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -26,6 +26,7 @@ class Question(Doc, frozen=True):
     protocol: str = "tcp"
     port: int = 0
     via: str = ""
+    size: int = 0  # bytes of the IP packet; 0: a small one
 
 
 class Hop(Doc, frozen=True):
@@ -55,6 +56,39 @@ class Member(Doc, frozen=True):
     reason: str = ""
 
 
+class Origin(Doc, frozen=True):
+    """The first packet and where it starts. `task`: id; empty: the host itself."""
+
+    host: str
+    task: str
+    source: str
+    target: str
+    protocol: str
+    port: int
+
+
+class Seen(Doc, frozen=True):
+    """A marked packet at one program. `verdict`: empty when it came by; `at`: ns of that host's own clock."""
+
+    where: str
+    interface: str
+    packet: str
+    verdict: str
+    meaning: str
+    at: int
+
+
+class Live(Doc, frozen=True):
+    """What became of a packet that was really sent. `answer`: what came back, empty: nothing."""
+
+    mark: int
+    answer: str
+    error: str
+    sightings: tuple[Seen, ...]
+    last_seen: str
+    broken: Broken | None
+
+
 class Trace(Doc, frozen=True):
     source: str
     target: str
@@ -64,3 +98,5 @@ class Trace(Doc, frozen=True):
     broken: Broken | None = None
     members: tuple[Member, ...] = ()
     notes: tuple[str, ...] = ()
+    origin: Origin | None = None  # None: nothing leaves, or from outside the swarm
+    live: Live | None = None

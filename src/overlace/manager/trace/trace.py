@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from overlace.manager.netviews import is_serving
-from overlace.manager.trace.answer import PROTOCOLS, Broken, Member, Question, Trace
+from overlace.manager.trace.answer import PROTOCOLS, Broken, Member, Origin, Question, Trace
 from overlace.manager.trace.hosts import Host, Hosts, task_network
 from overlace.manager.trace.places import (
     SOMEBODY,
@@ -69,12 +69,14 @@ class _Tracer:
         self._notes: list[str] = []
         self._asked = question.target
         self._only: Task | None = None  # the one backend meant
+        self._sender: Task | None = None
 
     def run(self) -> Trace:
         source, target, packet = str(self._source), self._asked, None
         try:
             if isinstance(self._source, (AtTask, AtService)):
                 task, host = self._start()
+                self._sender = task
                 source = f"task {task.name} on {host.name}"
                 packet, guid, target = self._from_task(task, host)
                 first, at = packet, host
@@ -369,7 +371,20 @@ class _Tracer:
             hops=tuple(walk.hops),
             broken=end.broken or self._not_meant(end),
             members=tuple(members),
+            origin=self._origin(host, packet),
             notes=tuple(self._notes),
+        )
+
+    def _origin(self, host: Host, packet: Packet) -> Origin | None:
+        if self._sender is None and not isinstance(self._source, AtNode):
+            return None
+        return Origin(
+            host=host.name,
+            task=self._sender.id if self._sender is not None else "",
+            source=packet.src,
+            target=packet.dst,
+            protocol=self._question.protocol,
+            port=packet.dport,
         )
 
     def _address_of(self, task: Task, host: Host) -> str:

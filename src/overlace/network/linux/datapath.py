@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -18,11 +18,14 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from overlace.model.findings import Finding, Inject, Sighting
+from overlace.network.base import Inside
+from overlace.network.counted import Held
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, RemoteEndpoint, Tables
 
-from . import dns, nft, unified, veth
+from . import audit, dns, figures, inject, nft, unified, veth
 from .bpf_syscall import Map
 from .loader import Loader
 from .maps import (
@@ -36,9 +39,12 @@ from .maps import (
     decode_key,
     encode,
     encode_remotes,
+    path_rows,
 )
 from .netlink import Netlink
 from .netns import adopt_namespace, ensure_namespace, remove_namespace, write_sysctl
+from .offload import disable_tx_checksum
+from .probe import ProbeSocket
 
 _T = TypeVar("_T")
 VXLAN_DEVICE = "vxlan-overlace"
@@ -86,6 +92,8 @@ class DataPath:
         self._rows = Rows()
         self._doubtful = False  # a write failed halfway
         self._told_full: set[str] = set()
+        self._vxlan_ifindex = 0
+        self._paths: dict[str, int] = {}
         self._attached: dict[str, Attachment] = {}
         self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
 
@@ -120,12 +128,8 @@ class DataPath:
                 remedy=f'let it accept iifname "{nft.PORT_PREFIX}*"',
             )
         self._loader.open()
-        self._map("config").update(
-            struct.pack("I", 0),
-            config_value(
-                under.ifindex, under.address, under.prefix, under.mtu, vxlan.ifindex, _LO, self._vxlan_port
-            ),
-        )
+        self._vxlan_ifindex = vxlan.ifindex
+        self._configure()
         unified.renew(self._map("generation"))
         self._attached = veth.attachments(netlink.links(), self.instance)
         if not self._loader.is_switching:  # else reconcile() does, when the new maps are filled
@@ -147,6 +151,20 @@ class DataPath:
         self._loader.carry_connections()
         self._loader.finish_switch()
         _log.info("the data path has a new layout; its connections were carried over")
+
+    def _configure(self) -> None:
+        under = self.underlay()
+        value = config_value(
+            under.ifindex,
+            under.address,
+            under.prefix,
+            under.mtu,
+            self._vxlan_ifindex,
+            _LO,
+            self._vxlan_port,
+            narrow=any(mtu < under.mtu for mtu in self._paths.values()),
+        )
+        self._map("config").update(struct.pack("I", 0), value)
 
     def _find_underlay(self, netlink: Netlink) -> Underlay:
         for address in netlink.addresses():
@@ -402,6 +420,105 @@ class DataPath:
     async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket:
         """An IPv4 socket inside the sandbox, not connected."""
         return await self._do(lambda: dns.client_socket(sandbox, socket.AF_INET, tcp=tcp))
+
+    # paths to other hosts
+
+    async def open_probe(self) -> ProbeSocket:
+        """The socket for probes; the programs bring it what is meant for it from now on. The caller closes it."""
+        return await self._do(self._open_probe)
+
+    def _open_probe(self) -> ProbeSocket:
+        probe = ProbeSocket(self._address, self._vxlan_port)
+        try:
+            self._map("prober_of").update(struct.pack("I", 0), struct.pack(">HH", probe.port, 0))
+        except BaseException:
+            probe.close()
+            raise
+        return probe
+
+    async def set_paths(self, mtus: Mapping[str, int]) -> None:
+        """What the way to each host takes, in bytes of the outer IP packet, by underlay address; to one not named: what
+        the device takes."""
+        await self._do(lambda: self._set_paths(mtus))
+
+    def _set_paths(self, mtus: Mapping[str, int]) -> None:
+        want, table = path_rows(mtus), self._map("paths")
+        have = dict(table.items())
+        table.put_many({k: v for k, v in want.items() if have.get(k) != v})
+        table.delete_many(k for k in have if k not in want)
+        self._paths = dict(mtus)
+        self._configure()
+
+    async def look_at_underlay(self) -> Underlay:
+        """As it is now: its MTU may have been changed since open()."""
+        return await self._do(self._look_at_underlay)
+
+    def _look_at_underlay(self) -> Underlay:
+        before, now = self.underlay(), self._find_underlay(self._open_netlink())
+        if now != before and now.ifindex == before.ifindex:
+            self._underlay = now
+            self._configure()
+        return self.underlay()
+
+    async def resize(self, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
+        """Another MTU for an attached endpoint's interface. Its routes follow the device's MTU. An endpoint that is not
+        attached is none to resize."""
+        await self._do(lambda: veth.resize(self._open_netlink(), endpoint_id, sandbox, ifname, mtu))
+
+    async def leave_checksums_to_the_kernel(self) -> bool:
+        """Take transmit checksums away from the underlay's network card; False: it does not let us."""
+        return await self._do(lambda: disable_tx_checksum(self.underlay().ifname))
+
+    async def drops(self) -> dict[tuple[int, str], int]:
+        """Packets dropped, by VNI of the network they were read on (0: none) and reason."""
+        return await self._do(lambda: figures.drops(self._map("drops")))
+
+    async def held(self, inside: Iterable[Inside]) -> Held:
+        """What the tables hold and the containers' interfaces carried."""
+        inside = list(inside)
+        return await self._do(lambda: self._held(inside))
+
+    def _held(self, inside: list[Inside]) -> Held:
+        carried = figures.carried(inside)
+        fill = figures.fill(self._loader.maps, self._rows.counts())
+        return Held(tuple(carried), figures.drops(self._map("drops")), fill)
+
+    # looking closely
+
+    async def audit(self, inside: Iterable[Inside]) -> list[Finding]:
+        """What is not as it should be; `inside`: the containers' interfaces to look at."""
+        inside = list(inside)
+        return await self._do(lambda: self._audit(inside))
+
+    def _audit(self, inside: list[Inside]) -> list[Finding]:
+        netlink, actual = self._open_netlink(), self._dump()
+        pins = self._loader.link_names() if self._loader.tcx else set()
+        found = list(audit.explain_rows(self._rows.difference(actual), actual))
+        fill = {name: len(rows) for name, rows in actual.items()}
+        found += audit.explain_fill(self._loader.maps, fill)
+        links = netlink.links()
+        found += audit.explain_links(links, self._attached, pins, self.underlay().ifindex)
+        for one in inside:
+            entry = self._tables.get(self._local.get(one.endpoint_id, ()))
+            if isinstance(entry, LocalEndpoint):
+                found += audit.explain_inside(entry, one.sandbox, one.ifname, default_route=one.default_route)
+        return found
+
+    async def arm(self, mark: int) -> None:
+        """Have packets with this mark recorded."""
+        await self._do(lambda: inject.arm(self._map("traces"), mark))
+
+    async def collect(self, mark: int) -> list[Sighting]:
+        """What was recorded of it."""
+        return await self._do(
+            lambda: inject.collect(
+                self._map("traces"), mark, {x.ifindex: x.name for x in self._open_netlink().links()}
+            )
+        )
+
+    async def inject(self, sandbox: Path | None, ask: Inject) -> str:
+        """Send a marked packet; the answer, empty when none came. In a thread of its own: it waits."""
+        return await asyncio.to_thread(inject.inject, sandbox, ask)
 
     # looking
 

@@ -46,6 +46,10 @@ MAPS = (
     "generation",
     "ways",
     "counters",
+    "prober_of",
+    "traces",
+    "drops",
+    "paths",
 )
 # What a new layout takes over from an old one, as it is when keys and values have the same sizes. Who gives their bytes
 # another meaning gives the map another name.

@@ -108,13 +108,25 @@ def _number(items: Iterable[str]) -> int:
 
 
 def config_value(
-    ifindex: int, address: str, prefix: int, mtu: int, vxlan_ifindex: int, lo_ifindex: int, vxlan_port: int
+    ifindex: int,
+    address: str,
+    prefix: int,
+    mtu: int,
+    vxlan_ifindex: int,
+    lo_ifindex: int,
+    vxlan_port: int,
+    *,
+    narrow: bool = False,
 ) -> bytes:
-    """struct config."""
+    """struct config. `narrow`: some path takes less than `mtu`."""
     mask = IPv4Network(f"0.0.0.0/{prefix}").netmask.packed
-    return struct.pack("I4s4sIII", ifindex, _ip(address), mask, mtu, vxlan_ifindex, lo_ifindex) + struct.pack(
-        ">HH", vxlan_port, 0
-    )
+    head = struct.pack("I4s4sIII", ifindex, _ip(address), mask, mtu, vxlan_ifindex, lo_ifindex)
+    return head + struct.pack(">H", vxlan_port) + struct.pack("H", narrow)
+
+
+def path_rows(mtus: Mapping[str, int]) -> dict[bytes, bytes]:
+    """Map `paths`: struct path by underlay address."""
+    return {_ip(address): struct.pack("I", mtu) for address, mtu in mtus.items()}
 
 
 def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
@@ -363,6 +375,10 @@ class Rows:
         for key in rows:
             del mine[key]
         return Changes({}, {name: set(rows)})
+
+    def counts(self) -> dict[str, int]:
+        """Rows by map."""
+        return {name: len(rows) for name, rows in self._value.items()}
 
     def difference(self, actual: Mapping[str, Mapping[bytes, bytes]]) -> Changes:
         """What turns `actual` (dumped maps) into these rows."""

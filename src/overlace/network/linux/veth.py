@@ -161,6 +161,26 @@ def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> 
     run_inside(sandbox, body)
 
 
+def resize(host: Netlink, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
+    """Give both ends of the pair another MTU; a pair that is gone is left."""
+    link = host.link(host_name(endpoint_id))
+    if link is None:
+        return
+
+    def body() -> None:
+        with Netlink() as netlink:
+            inner = netlink.link(ifname)
+            if inner is not None and inner.mtu != mtu:
+                netlink.set_link(inner.ifindex, mtu=mtu)
+
+    if link.mtu != mtu:
+        host.set_link(link.ifindex, mtu=mtu)
+    try:
+        run_inside(sandbox, body)
+    except FileNotFoundError:
+        pass  # the task is on its way out
+
+
 def route_from_host(host: Netlink, endpoint: LocalEndpoint, ifindex: int) -> None:
     """The way of answers, translated back, into the container. The neighbour is written down: containers are
     not asked by ARP, the data path would drop their replies."""

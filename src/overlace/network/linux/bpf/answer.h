@@ -181,13 +181,12 @@ INLINE int answer_unreachable(struct __sk_buff *ctx, struct pkt *p, __u8 code, _
 	return reflect(ctx, p->origin, reason);
 }
 
-NOINLINE int answer_too_big(struct __sk_buff *ctx, struct pkt *p)
+/* `mtu`: of the path, in bytes of the outer packet. */
+NOINLINE int answer_too_big(struct __sk_buff *ctx, struct pkt *p, __u32 mtu)
 {
-	struct config *cfg = settings();
-
-	if (!cfg || !p)
+	if (!p)
 		return drop(ctx, R_DROP_ERROR);
-	return answer_unreachable(ctx, p, 4, cfg->underlay_mtu - VXLAN_PUSH, 48, R_TOO_BIG);
+	return answer_unreachable(ctx, p, 4, mtu - VXLAN_PUSH, 48, R_TOO_BIG);
 }
 
 NOINLINE int answer_port_unreachable(struct __sk_buff *ctx, struct pkt *p)

@@ -7,6 +7,7 @@
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
 #include "answer.h"
 #include "flow.h"
+#include "probe.h"
 #include "way.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -23,10 +24,11 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to,
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e->kind == K_REMOTE) {
 		struct hop hop = { .vni = vni, .provider = e->provider };
-		int big = too_big(ctx, cfg, p);
+		__u32 mtu = path_mtu(cfg, hop.provider);
+		int big = too_big(ctx, mtu, p);
 
 		if (big && p->df)
-			return answer_too_big(ctx, p);
+			return answer_too_big(ctx, p, mtu);
 		copy_mac(hop.dst, e->mac);
 		if (nat) {
 			struct network *net = bpf_map_lookup_elem(&networks, &vni);
@@ -84,6 +86,7 @@ NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
 {
 	struct config *cfg = settings();
 	struct hop hop;
+	__u32 mtu;
 	int big;
 
 	if (!cfg || !p || !r || bpf_skb_load_bytes(ctx, 6, hop.src, 6))
@@ -91,9 +94,10 @@ NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
 	hop.vni = r->vni;
 	hop.provider = r->provider;
 	copy_mac(hop.dst, r->mac);
-	big = too_big(ctx, cfg, p);
+	mtu = path_mtu(cfg, hop.provider);
+	big = too_big(ctx, mtu, p);
 	if (big && p->df)
-		return answer_too_big(ctx, p);
+		return answer_too_big(ctx, p, mtu);
 	if (!big)
 		remember(p, W_ENCAPSULATE, 0, &hop);
 	return encapsulate(ctx, p, &hop, big);
@@ -106,6 +110,7 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	struct network *net;
 	struct endpoint *e;
 	struct hop hop;
+	__u32 mtu;
 	int big;
 
 	if (!cfg || !p || !f)
@@ -114,13 +119,14 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	hop.provider = f->provider;
 	net = bpf_map_lookup_elem(&networks, &hop.vni);
 	e = endpoint_of(hop.vni, f->saddr);
-	big = too_big(ctx, cfg, p);
+	mtu = path_mtu(cfg, hop.provider);
+	big = too_big(ctx, mtu, p);
 	if (!net || !e)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	copy_mac(hop.src, e->mac);
 	copy_mac(hop.dst, net->gateway_mac);
 	if (big && p->df)
-		return answer_too_big(ctx, p);
+		return answer_too_big(ctx, p, mtu);
 	if (translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
 	if (!big)
@@ -368,6 +374,8 @@ NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 		return drop(ctx, R_DROP_GARBAGE);
 	if (!(vxlan.flags & bpf_htonl(0x08000000)))
 		return drop(ctx, R_DROP_GARBAGE);
+	if (bpf_ntohl(vxlan.vni) >> 8 == PROBE_VNI)
+		return probe_from_tunnel(ctx, ip.saddr);
 	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, ip.saddr, ip.tos, VXLAN_PUSH, generation);
 }
 
@@ -412,6 +420,8 @@ int from_vxlan(struct __sk_buff *ctx)
 
 	if (bpf_skb_get_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), 0))
 		return drop(ctx, R_DROP_GARBAGE);
+	if (key.tunnel_id == PROBE_VNI)
+		return probe_from_vxlan(ctx, bpf_htonl(key.remote_ipv4));
 	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
 }
 
@@ -424,6 +434,8 @@ NOINLINE int walk_from_host(struct __sk_buff *ctx, __u32 generation)
 
 	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
+	if (p.proto == PROTO_UDP && p.dport == cfg->vxlan_port && p.daddr == loopback + bpf_htonl(1))
+		return probe_out(ctx, &p);
 	q.front = p.daddr;
 	q.source = (p.saddr & net) == loopback ? cfg->underlay_addr : p.saddr;
 	if (!p.error && !frontend_of(0, q.front, p.dport, p.proto)) {

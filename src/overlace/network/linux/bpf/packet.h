@@ -89,19 +89,18 @@ INLINE void parse_error(struct __sk_buff *ctx, struct pkt *p)
 }
 
 /* Read the IPv4 packet at `l3`. Fragments after the first get their ports from the first one seen. 0 or a reason. */
-NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
+INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p, __be16 *id)
 {
 	struct ip ip;
 	__u16 frag;
 
-	if (!p)
-		return R_DROP_ERROR;
 	if (bpf_skb_load_bytes(ctx, l3, &ip, sizeof(ip)))
 		return R_DROP_GARBAGE;
 	p->ihl = (ip.version_ihl & 15) * 4;
 	p->length = bpf_ntohs(ip.length);
 	if ((ip.version_ihl >> 4) != 4 || p->ihl < IP_LEN || p->length < p->ihl || ctx->len < l3 + p->length)
 		return R_DROP_GARBAGE;
+	*id = ip.id;
 	p->saddr = ip.saddr;
 	p->daddr = ip.daddr;
 	p->proto = ip.proto;
@@ -156,6 +155,21 @@ NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
 	if (frag & 0x2000)
 		bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
 	return 0;
+}
+
+NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
+{
+	__be16 id = 0;
+	int bad;
+
+	if (!p)
+		return R_DROP_ERROR;
+	p->tos = 0;
+	ctx->cb[2] = scope;
+	bad = read_packet(ctx, l3, scope, p, &id);
+	if (p->tos == TRACE_TOS)
+		trace_seen(ctx, bpf_ntohs(id), scope, p);
+	return bad;
 }
 
 INLINE __u32 sum_offset(const struct pkt *p)
@@ -255,9 +269,10 @@ INLINE __u32 wire_size(struct __sk_buff *ctx, const struct pkt *p)
 	return segment ? segment + p->ihl + p->l4_len : p->length;
 }
 
-INLINE int too_big(struct __sk_buff *ctx, const struct config *cfg, const struct pkt *p)
+/* `mtu`: of the path to the host it goes to. */
+INLINE int too_big(struct __sk_buff *ctx, __u32 mtu, const struct pkt *p)
 {
-	return wire_size(ctx, p) + VXLAN_PUSH > cfg->underlay_mtu;
+	return wire_size(ctx, p) + VXLAN_PUSH > mtu;
 }
 
 /* Send the IPv4 frame out of the underlay; the kernel finds the next hop's MAC, asking for it when it must. */

@@ -84,7 +84,7 @@ struct config {
 	__u32 vxlan_ifindex;
 	__u32 lo_ifindex;
 	__be16 vxlan_port;
-	__u16 pad;
+	__u16 narrow; /* some path takes less than underlay_mtu: see struct path */
 };
 
 struct network {
@@ -347,6 +347,8 @@ struct pkt {
 	__u8 metered; /* its sender has a rate limit */
 };
 
+#include "trace.h"
+
 INLINE int end(struct __sk_buff *ctx, __u32 reason, int verdict)
 {
 	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
@@ -354,11 +356,33 @@ INLINE int end(struct __sk_buff *ctx, __u32 reason, int verdict)
 	if (n)
 		*n += 1;
 	ctx->cb[0] = reason; /* BPF_PROG_TEST_RUN reads the decision here */
+	if (ctx->cb[1] >> 16 == TRACE_MARK)
+		trace_end(ctx, reason);
 	return verdict;
+}
+
+struct dropped {
+	__u32 vni; /* of the network the packet was read on */
+	__u32 reason;
+};
+
+MAP(BPF_MAP_TYPE_HASH, drops, struct dropped, __u64, 8192, BPF_F_NO_PREALLOC);
+
+NOINLINE int note_drop(struct __sk_buff *ctx, __u32 reason)
+{
+	struct dropped key = { .vni = ctx->cb[2], .reason = reason };
+	__u64 *n = bpf_map_lookup_elem(&drops, &key), one = 1;
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+	else
+		bpf_map_update_elem(&drops, &key, &one, BPF_NOEXIST);
+	return 0;
 }
 
 INLINE int drop(struct __sk_buff *ctx, __u32 reason)
 {
+	note_drop(ctx, reason);
 	return end(ctx, reason, TC_ACT_SHOT);
 }
 

@@ -3,6 +3,7 @@
  * What is remembered is never an answer of this program nor a drop: those are decided each time. */
 #pragma once
 #include "access.h"
+#include "path.h"
 #include "qos.h"
 
 /* What a quick look at a packet found; its headers are linear. */
@@ -261,7 +262,7 @@ INLINE int fits(struct __sk_buff *ctx, const struct seen *s, const struct way *w
 {
 	struct config *cfg = settings();
 
-	return cfg && (w->verdict != W_ENCAPSULATE || !too_big(ctx, cfg, &s->p));
+	return cfg && (w->verdict != W_ENCAPSULATE || !too_big(ctx, path_mtu(cfg, w->provider), &s->p));
 }
 
 /* A packet that came by an interface, as it is: its end, or MISS. */

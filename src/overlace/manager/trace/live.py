@@ -1,0 +1,75 @@
+"""Asks the hosts on a trace's way to look at themselves, and sends a marked packet when that is wanted.
+
+Owns who is asked what, and in which order. What the answers mean is looked.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+
+from overlace.manager.trace.answer import PROTOCOLS, Question, Trace
+from overlace.manager.trace.looked import by_name, hosts_on, with_findings, with_live, with_paths
+from overlace.manager.trace.trace import explain_trace
+from overlace.model.errors import InvalidArgument
+from overlace.model.findings import Arm, Collect, Examine, Inject, Said
+from overlace.model.findings import Question as HostQuestion
+from overlace.model.paths import PathState
+from overlace.model.states import NodeState
+from overlace.store.base import View
+
+MAX_HOSTS = 64  # watched for a marked packet
+SECONDS = 1.5  # an answer is waited for
+
+Ask = Callable[[str, HostQuestion], Awaitable[Said]]
+
+
+async def trace_hosts(
+    view: View,
+    question: Question,
+    paths: Mapping[tuple[str, str], PathState],
+    ask: Ask,
+    *,
+    live: bool,
+    rng: random.Random | None = None,
+) -> Trace:
+    """The computed trace with what the hosts on its way say. Raises what explain_trace raises, and InvalidArgument when
+    there is nowhere to send a packet from."""
+    trace = with_paths(explain_trace(view, question), view, paths, question.size)
+    nodes = by_name(view)
+    up = {name: n.id for name, n in nodes.items() if n.status.state == NodeState.READY}
+    on = [h for h in hosts_on(trace, nodes) if h in up]
+    members = {m.node for m in trace.members if m.node in up}
+    asked = list(dict.fromkeys([*on, *sorted(members)]))
+    answers = await asyncio.gather(*(ask(up[h], Examine()) for h in asked))
+    trace = with_findings(trace, dict(zip(asked, answers, strict=True)))
+    return await _send(trace, up, asked, ask, rng or random.Random()) if live else trace
+
+
+async def _send(trace: Trace, up: Mapping[str, str], first: list[str], ask: Ask, rng: random.Random) -> Trace:
+    origin = trace.origin
+    if origin is None or origin.host not in up:
+        raise InvalidArgument(
+            "--live sends a packet from inside the swarm: FROM must be a task, service or node that runs"
+        )
+    if origin.protocol not in ("tcp", "udp", "icmp"):
+        raise InvalidArgument(f"--live cannot send {origin.protocol}: use tcp, udp or icmp")
+    mark = rng.randrange(1, 1 << 16)
+    watched = list(dict.fromkeys([*first, *up]))[:MAX_HOSTS]
+    await asyncio.gather(*(ask(up[h], Arm(mark)) for h in watched))
+    sent = await ask(
+        up[origin.host],
+        Inject(
+            mark=mark,
+            task_id=origin.task,
+            source=origin.source,
+            target=origin.target,
+            protocol=PROTOCOLS[origin.protocol],
+            source_port=rng.randrange(40000, 60000),
+            target_port=origin.port,
+            seconds=SECONDS,
+        ),
+    )
+    seen = await asyncio.gather(*(ask(up[h], Collect(mark)) for h in watched))
+    return with_live(trace, mark, sent, dict(zip(watched, seen, strict=True)))

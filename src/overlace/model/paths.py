@@ -1,0 +1,37 @@
+"""The way between two hosts as it was measured: what agents report and managers show.
+
+Owns the words. Must not know how it is measured.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PathWord = Literal["new", "ok", "lossy", "down"]
+FragmentWord = Literal["", "ok", "lost"]
+ChecksumWord = Literal["", "ok", "bad", "mended"]
+
+
+class PathState(msgspec.Struct, frozen=True, kw_only=True):
+    """From the host that reports it to `node`, through the tunnel's own port. `new`: not enough answers yet."""
+
+    node: str  # id of the other host
+    address: str  # its underlay address
+    state: PathWord = "new"
+    loss: int = 0  # percent of the last probes
+    rtt: int = 0  # microseconds, median of the last answers; 0: none
+    jitter: int = 0  # microseconds between the slow and the fast of them
+    mtu: int = 0  # bytes of the largest IP packet that gets through on the underlay; 0: not known yet
+    checksum: ChecksumWord = ""  # what becomes of checksums the network card computes inside the tunnel
+    fragments: FragmentWord = ""  # what becomes of packets that take the kernel's own way, being too large
+    since: int = 0  # ns since the epoch: when `state` was entered
+
+
+class Notice(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a person should hear of: an event of type "overlace", and a line in the log."""
+
+    action: str
+    id: str  # what it is about: two host names, a network, a table
+    attributes: dict[str, str] = {}

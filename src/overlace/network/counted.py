@@ -1,0 +1,26 @@
+"""What a host's data path carried and holds, counted.
+
+Owns the records. Must not know where they are read from.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Carried(msgspec.Struct, frozen=True):
+    """Of one container's interface since it was made, as the container sees it."""
+
+    endpoint_id: str
+    received_bytes: int
+    received_packets: int
+    sent_bytes: int
+    sent_packets: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Everything of a moment. `drops`: (VNI, reason) -> packets; `fill`: table -> (rows, room)."""
+
+    carried: tuple[Carried, ...]
+    drops: dict[tuple[int, str], int]
+    fill: dict[str, tuple[int, int]]

@@ -1,0 +1,163 @@
+"""What is not as it should be on this host: maps against tables, interfaces, routes, programs, room in the maps.
+
+Owns the looking and its sentences; changes nothing. Must not know networks' names: it speaks of addresses, VNIs and
+interfaces.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from overlace.model.findings import Finding
+from overlace.network.vfp.tables import LocalEndpoint
+
+from .bpf_syscall import Map
+from .maps import KIND_LOCAL, KIND_REMOTE, TABLE_MAPS, Attachment, Changes
+from .netlink import Link, Netlink
+from .netns import run_inside
+from .veth import host_name
+
+REPAIR = (
+    "restart this host's daemon: it compares everything and repairs it (no traffic is lost), and report it"
+)
+FULL = 0.95
+_MAX_EACH = 20
+
+
+def _address(raw: bytes) -> str:
+    return str(IPv4Address(raw))
+
+
+def explain_rows(changes: Changes, actual: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[Finding]:
+    """`changes` would turn the dumped maps `actual` into what they should be."""
+    for key, want in list(changes.put.get("endpoints", {}).items())[:_MAX_EACH]:
+        vni, raw = struct.unpack("I4s", key)
+        address, have = _address(raw), actual["endpoints"].get(key)
+        yield Finding(what=_endpoint(vni, address, want, have), remedy=REPAIR, about=(address,))
+    for key in list(changes.remove.get("endpoints", ()))[:_MAX_EACH]:
+        vni, raw = struct.unpack("I4s", key)
+        yield Finding(
+            what=f"a stale endpoint: the table holds {_address(raw)} on VNI {vni}, which nobody has",
+            remedy=REPAIR,
+            about=(_address(raw),),
+        )
+    for key, want in list(changes.put.get("ports", {}).items())[:_MAX_EACH]:
+        (ifindex,) = struct.unpack("I", key)
+        vni, raw = struct.unpack_from("I4s", want)
+        have = actual["ports"].get(key)
+        if have is None:
+            what = f"interface {ifindex} of {_address(raw)} is not known to the switch"
+        elif have[:4] != want[:4]:
+            what = f"wrong VNI: the interface of {_address(raw)} is on VNI {struct.unpack_from('I', have)[0]}, not {vni}"
+        else:
+            what = f"the switch's port of {_address(raw)} on VNI {vni} is not as it should be (policy, NAT or MAC)"
+        yield Finding(what=what, remedy=REPAIR, about=(_address(raw),))
+    for key in changes.put.get("networks", {}):
+        (vni,) = struct.unpack("I", key)
+        yield Finding(
+            what=f"wrong VNI: network {vni} is missing from the switch, or not as it should be", remedy=REPAIR
+        )
+    named = {"endpoints", "ports", "networks"}
+    for name in TABLE_MAPS:
+        wrong = len(changes.put.get(name, {})) + (
+            len(changes.remove.get(name, ())) if name not in named else 0
+        )
+        if name not in named and wrong:
+            yield Finding(
+                what=f"table {name} differs in {wrong} rows from what it should hold", remedy=REPAIR
+            )
+
+
+def _endpoint(vni: int, address: str, want: bytes, have: bytes | None) -> str:
+    """A row of struct endpoint."""
+    if have is None:
+        return f"missing route: the table does not hold {address} on VNI {vni}"
+    if want[18] == KIND_REMOTE and have[18] == KIND_REMOTE and want[:4] != have[:4]:
+        return (
+            f"a stale endpoint: the table has {address} on VNI {vni} behind host {_address(have[:4])}, "
+            f"it is behind {_address(want[:4])}"
+        )
+    if want[18] == KIND_LOCAL and have[18] == KIND_LOCAL:
+        return (
+            f"a stale endpoint: {address} on VNI {vni} leads to interface {struct.unpack_from('I', have, 4)[0]}, "
+            f"it is interface {struct.unpack_from('I', want, 4)[0]}"
+        )
+    return f"a stale endpoint: what the table holds of {address} on VNI {vni} is not what it should"
+
+
+def explain_fill(maps: Mapping[str, Map], rows: Mapping[str, int]) -> Iterator[Finding]:
+    """Tables that are full: what comes next has no place."""
+    for name, count in rows.items():
+        room = maps[name].max_entries
+        if count >= FULL * room:
+            yield Finding(
+                what=f"table {name} is full: {count} of {room} rows",
+                remedy="more endpoints or services than a host can hold: split them over networks that not every host "
+                "takes part in",
+            )
+
+
+def explain_links(
+    links: list[Link], attached: Mapping[str, Attachment], pins: set[str], underlay: int
+) -> Iterator[Finding]:
+    """Interfaces on the host's side."""
+    by_index = {link.ifindex: link for link in links}
+    under = by_index.get(underlay)
+    if under is None or not under.up:
+        name = under.name if under is not None else f"interface {underlay}"
+        yield Finding(what=f"the underlay's interface {name} is down", remedy=f"ip link set {name} up")
+    for id, at in attached.items():
+        link, name = by_index.get(at.ifindex), host_name(id)
+        if link is None:
+            yield Finding(what=f"interface {name} is gone", remedy=REPAIR, about=(id,))
+        elif not link.up:
+            yield Finding(what=f"interface {name} is down", remedy=f"ip link set {name} up", about=(id,))
+        if pins and name not in pins:
+            yield Finding(what=f"no program is attached to interface {name}", remedy=REPAIR, about=(id,))
+
+
+def explain_inside(
+    endpoint: LocalEndpoint, sandbox: Path, ifname: str, *, default_route: bool
+) -> list[Finding]:
+    """The container's own side."""
+    about = (endpoint.endpoint_id, endpoint.address)
+
+    def body() -> list[Finding]:
+        with Netlink() as netlink:
+            link = netlink.link(ifname)
+            if link is None:
+                return [
+                    Finding(
+                        what=f"the container of {endpoint.address} has no {ifname}",
+                        remedy=REPAIR,
+                        about=about,
+                    )
+                ]
+            found = []
+            if not link.up:
+                what = f"interface {ifname} of the container of {endpoint.address} is down"
+                remedy = f"nsenter --net={sandbox} ip link set {ifname} up, or docker service update --force"
+                found.append(Finding(what=what, remedy=remedy, about=about))
+            if endpoint.address not in {a.address for a in netlink.addresses() if a.ifindex == link.ifindex}:
+                what = f"interface {ifname} of the container has lost its address {endpoint.address}"
+                found.append(Finding(what=what, remedy="docker service update --force", about=about))
+            routes = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
+            if default_route and not any(line.split()[1] == "00000000" for line in routes):
+                what = f"missing route: the container of {endpoint.address} has no default route"
+                remedy = f"nsenter --net={sandbox} ip route add default dev {ifname}, or docker service update --force"
+                found.append(Finding(what=what, remedy=remedy, about=about))
+            return found
+
+    try:
+        return run_inside(sandbox, body)
+    except FileNotFoundError:
+        return [
+            Finding(
+                what=f"the namespace of {endpoint.address} is gone",
+                remedy="docker service update --force",
+                about=about,
+            )
+        ]

@@ -1,0 +1,63 @@
+"""Counting what the data path holds and carried, for metrics.
+
+Owns the reading; a scrape costs one look into each container's namespace and one pass over the connection tables. Must
+not know networks' names.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from overlace.network.base import Inside
+from overlace.network.counted import Carried
+
+from .bpf_syscall import Map
+from .maps import REASONS
+from .netns import run_inside
+
+CONNECTIONS = ("ways", "flows", "allowed")
+
+
+def read_interfaces(text: str) -> dict[str, tuple[int, int, int, int]]:
+    """/proc/net/dev (proc(5)): interface -> bytes and packets received, bytes and packets sent."""
+    found = {}
+    for line in text.splitlines()[2:]:
+        name, _, rest = line.partition(":")
+        n = rest.split()
+        found[name.strip()] = (int(n[0]), int(n[1]), int(n[8]), int(n[9]))
+    return found
+
+
+def carried(inside: Iterable[Inside]) -> list[Carried]:
+    """One look per namespace; a container that went meanwhile is left out."""
+    by_sandbox: dict[Path, list[Inside]] = {}
+    for one in inside:
+        by_sandbox.setdefault(one.sandbox, []).append(one)
+    found = []
+    for sandbox, interfaces in by_sandbox.items():
+        try:
+            seen = read_interfaces(run_inside(sandbox, Path("/proc/thread-self/net/dev").read_text))
+        except OSError:
+            continue
+        found += [Carried(i.endpoint_id, *seen[i.ifname]) for i in interfaces if i.ifname in seen]
+    return found
+
+
+def drops(table: Map) -> dict[tuple[int, str], int]:
+    """Map `drops`: struct dropped -> packets."""
+    found = {}
+    for key, value in table.items():
+        vni, reason = struct.unpack("II", key)
+        word = REASONS[reason] if reason < len(REASONS) else str(reason)
+        found[(vni, word)] = struct.unpack("Q", value)[0]
+    return found
+
+
+def fill(maps: Mapping[str, Map], known: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """`known`: rows of the tables as they should be; connection tables are counted."""
+    found = {name: (rows, maps[name].max_entries) for name, rows in known.items()}
+    for name in CONNECTIONS:
+        found[name] = (sum(1 for _ in maps[name].items()), maps[name].max_entries)
+    return found

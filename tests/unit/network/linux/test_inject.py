@@ -1,0 +1,71 @@
+"""The marked packet of a live trace, and what is taken for its answer."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from overlace.model.findings import Inject
+from overlace.network.linux.figures import read_interfaces
+from overlace.network.linux.inject import TOS, make_packet, read_answer
+
+ASK = Inject(
+    mark=4711,
+    task_id="t",
+    source="10.0.1.5",
+    target="10.0.1.6",
+    protocol=6,
+    source_port=40000,
+    target_port=80,
+)
+
+
+def ip(protocol: int, body: bytes, source: bytes = bytes([10, 0, 1, 6])) -> bytes:
+    return (
+        struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0, source, bytes(4)) + body
+    )
+
+
+def folded(data: bytes) -> int:
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    return (total & 0xFFFF) + (total >> 16)
+
+
+@pytest.mark.parametrize("protocol", [1, 6, 17])
+def test_the_packet_bears_the_mark_and_true_checksums(protocol: int) -> None:
+    packet = make_packet(
+        Inject(**{f: getattr(ASK, f) for f in ASK.__struct_fields__} | {"protocol": protocol})
+    )
+    assert packet[1] == TOS and struct.unpack_from("!H", packet, 4) == (4711,)
+    assert struct.unpack_from("!H", packet, 2) == (len(packet),)
+    assert folded(packet[:20]) == 0xFFFF
+    body = packet[20:] + bytes(len(packet) % 2)
+    pseudo = packet[12:20] + struct.pack("!HH", protocol, len(packet) - 20) if protocol != 1 else b""
+    assert folded(pseudo + body) in (0xFFFF, 0)
+
+
+def test_other_protocols_are_refused() -> None:
+    with pytest.raises(ValueError, match="protocol 132"):
+        make_packet(Inject(**{f: getattr(ASK, f) for f in ASK.__struct_fields__} | {"protocol": 132}))
+
+
+def tcp(flags: int, sport: int = 80, dport: int = 40000) -> bytes:
+    return ip(6, struct.pack("!HHIIBBHHH", sport, dport, 0, 0, 0x50, flags, 0, 0, 0))
+
+
+def test_answers_are_told_apart() -> None:
+    assert read_answer(ASK, tcp(0x12)) == "accepted (SYN+ACK)"
+    assert read_answer(ASK, tcp(0x14)) == "refused (RST)"
+    assert read_answer(ASK, tcp(0x12, sport=81)) == ""
+    quoted = make_packet(ASK)[:28]
+    error = ip(1, struct.pack("!BBHI", 3, 3, 0, 0) + quoted, bytes([10, 0, 1, 1]))
+    assert read_answer(ASK, error) == "port unreachable, said by 10.0.1.1"
+
+
+def test_interface_counters_are_read_as_proc_has_them() -> None:
+    text = (
+        "Inter-|   Receive  |  Transmit\n face |bytes packets\n"
+        "    lo: 10 1 0 0 0 0 0 0 10 1 0 0 0 0 0 0\n  eth0: 200 2 0 0 0 0 0 0 300 3 0 0 0 0 0 0\n"
+    )
+    assert read_interfaces(text)["eth0"] == (200, 2, 300, 3)

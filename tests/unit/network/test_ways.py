@@ -1,0 +1,104 @@
+"""What a host does about its ways to the others: MTUs set once, hosts out of reach told, checksums taken over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from overlace.model.paths import PathState
+from overlace.network.ways import Interface, Ways
+
+from .test_driver import Silence, Under
+
+
+class Kernel:
+    def __init__(self) -> None:
+        self.paths: dict[str, int] = {}
+        self.resized: list[tuple[str, int]] = []
+        self.taken_over = 0
+        self.done = asyncio.Event()
+
+    async def open_probe(self) -> Silence:
+        return Silence()
+
+    async def set_paths(self, mtus: Mapping[str, int]) -> None:
+        self.paths = dict(mtus)
+        self.done.set()
+
+    async def look_at_underlay(self) -> Under:
+        return Under()
+
+    async def resize(self, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
+        self.resized.append((endpoint_id, mtu))
+
+    async def leave_checksums_to_the_kernel(self) -> bool:
+        self.taken_over += 1
+        self.done.set()
+        return True
+
+
+OK = PathState(node="b", address="10.0.0.2", state="ok", mtu=1500)
+DOWN = msgspec.structs.replace(OK, state="down")
+
+
+class Told:
+    def __init__(self) -> None:
+        self.kernel = Kernel()
+        self.away: list[frozenset[str]] = []
+        self.news: list[PathState] = []
+        self.mtu = 1450
+        self.ways = Ways(self.kernel, self.interfaces, self.news.extend, self.away.append)
+
+    def interfaces(self) -> list[Interface]:
+        return [Interface("e1", Path("/x"), "eth0", self.mtu)]
+
+
+@pytest.fixture
+async def told() -> object:
+    t = Told()
+    await t.ways.open(1500)
+    t.ways.follow({"b": ("10.0.0.2", "beta")})
+    yield t
+    await t.ways.close()
+
+
+async def settled(t: Told) -> None:
+    async with asyncio.timeout(5):
+        await t.kernel.done.wait()
+    t.kernel.done.clear()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
+async def test_a_measured_mtu_reaches_the_data_path_and_interfaces_once(told: Told) -> None:
+    await settled(told)  # the first pass
+    told.kernel.resized.clear()
+    told.mtu = 1350
+    told.ways._changed([msgspec.structs.replace(OK, mtu=1400)])
+    await settled(told)
+    assert told.kernel.paths == {"10.0.0.2": 1400} and told.kernel.resized == [("e1", 1350)]
+    told.ways.touch()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert told.kernel.resized == [("e1", 1350)]
+
+
+async def test_only_a_host_that_answered_once_can_be_out_of_reach(told: Told) -> None:
+    told.ways._changed([DOWN])
+    assert told.away == []
+    told.ways._changed([OK])
+    told.ways._changed([DOWN])
+    told.ways._changed([OK])
+    assert told.away == [frozenset({"b"}), frozenset()]
+    assert [s.state for s in told.news][-4:] == ["down", "ok", "down", "ok"]
+
+
+async def test_a_corrupting_card_loses_its_work(told: Told) -> None:
+    await settled(told)
+    told.ways._corrupted("b")
+    await settled(told)
+    assert told.kernel.taken_over == 1
