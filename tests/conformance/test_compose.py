@@ -236,7 +236,8 @@ def test_docker_takes_over_what_overlace_deployed(
 
 def test_changed_files_become_new_versions(swarm: Swarm, overlace: Overlace, write: Write) -> None:
     write()
-    overlace.deploy("--detach=false")
+    overlace.deploy()
+    swarm.running("comp_web", 2)
     (overlace.folder / "password").write_text("changed")
     (overlace.folder / "settings").write_text("a = 2\n")
     said = overlace.plan(status=2)
@@ -244,7 +245,7 @@ def test_changed_files_become_new_versions(swarm: Swarm, overlace: Overlace, wri
     assert re.search(r"services\.web\.secrets\.password: comp_password -> comp_password-[0-9a-f]{12}\n", said)
     assert "- secret comp_password  (replaced by comp_password-" in said
     assert names(swarm, "secrets") == ["comp_password"], "a plan changes nothing"
-    overlace.deploy("--detach=false")
+    overlace.deploy()
     web = swarm.running("comp_web", 2)[0]
     assert swarm.inside(web, "cat /run/secrets/password /etc/settings") == "changeda = 2"
     [secret], [config] = names(swarm, "secrets"), names(swarm, "configs")
@@ -252,7 +253,8 @@ def test_changed_files_become_new_versions(swarm: Swarm, overlace: Overlace, wri
     assert overlace.plan(status=0)
     # back again: yet another version, the one in use goes
     (overlace.folder / "password").write_text("s3cr3t")
-    overlace.deploy("--detach=false")
+    assert "Keeping secret" in overlace.deploy("-d")
+    overlace.deploy()
     [other] = names(swarm, "secrets")
     assert other.startswith("comp_password-") and other != secret
     assert overlace.plan(status=0)

@@ -60,8 +60,9 @@ def _flag(arg: str) -> list[str]:
 )  # fmt: skip
 @click.option("--with-registry-auth", is_flag=True, help="Send the credentials of docker login to the hosts.")
 @click.option(
-    "-d", "--detach/--no-detach", "detach", default=True, show_default=True,
-    help="Return when everything is asked for (and the conditions of depends_on were met).",
+    "-d", "--detach/--no-detach", "detach", default=None,
+    help="Return when everything is asked for (and the conditions of depends_on were met), or when all services have"
+    " converged. Left out: when everything is asked for and no task uses a replaced secret or config.",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors.")
 @click.option(
@@ -79,7 +80,7 @@ def deploy(
     prune: bool,
     resolve_image: str,
     with_registry_auth: bool,
-    detach: bool,
+    detach: bool | None,
     quiet: bool,
     wait_timeout: float,
     host: str,
@@ -104,9 +105,9 @@ def deploy(
             say(f"Stack {name}: nothing to change")
         run = Deploy(swarm, found, plan, wait_timeout, say)
         run.run()
-        if not detach:
+        if detach is False:
             run.converge()
-        run.clean()
+        run.clean(wait=not detach)
     except KeyboardInterrupt:
         click.echo(f"interrupted: what was deployed of {name} stays; run it again to go on", err=True)
         sys.exit(_INTERRUPTED)

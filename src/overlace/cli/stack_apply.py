@@ -112,19 +112,35 @@ class Deploy:
         made = self._call(f"create {kind} {action.name}", "POST", f"/{kind}s/create", body)
         self._new_ids[kind, action.name] = made["ID"]
 
-    def clean(self) -> None:
-        """Remove the old versions nobody needs any more; say which stay."""
-        waiting = [action for kind in ("secret", "config") for action in self._of(kind, REMOVE)]
-        users = self._swarm.users_of_files() if waiting else {}
-        for action in waiting:
-            by = users.get(action.id, set())
-            if by:
-                kept = (
-                    f"the old version stays while {', '.join(sorted(by))} uses it; the next deploy removes it"
-                )
-                self._say(f"Keeping {action.kind} {action.name}: {kept}")
-            else:
+    def clean(self, *, wait: bool) -> None:
+        """Remove the old versions nobody needs any more; with `wait`, give their users the time there is. Say which
+        stay."""
+        old = [action for kind in ("secret", "config") for action in self._of(kind, REMOVE)]
+        deadline = time.monotonic() + self._timeout
+        told: set[str] = set()
+        while old:
+            users = self._swarm.users_of_files()
+            for action in [action for action in old if not users.get(action.id)]:
                 self._remove(action)
+                old.remove(action)
+            by = {name for action in old for name in users[action.id]}
+            if not wait or time.monotonic() >= deadline or any(self._is_stuck(name) for name in by):
+                break
+            for name in sorted(by - told):
+                self._say(f"Waiting for the old tasks of {name}")
+            told |= by
+            time.sleep(_POLL)
+        for action in old:
+            names = ", ".join(sorted(users[action.id]))
+            kept = f"the old version stays while {names} uses it; the next deploy removes it"
+            self._say(f"Keeping {action.kind} {action.name}: {kept}")
+
+    def _is_stuck(self, service: str) -> bool:
+        """Its update goes no further by itself."""
+        try:
+            return self._look(service, CONVERGED).settled
+        except OverlaceError:
+            return False  # it has gone since: the next look says so
 
     def _remove(self, action: Action) -> None:
         self._say(f"Removing {action.kind} {action.name} ({action.why})")

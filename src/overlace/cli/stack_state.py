@@ -163,7 +163,7 @@ class Swarm:
         found, notes = [], []
         for choice, old in older:
             by = users.get(old.id, set())
-            if not by or (choice.stored is None and by <= ours):
+            if by <= ours:  # they have moved on, or will
                 found.append((choice, old))
             else:
                 why = f"stays while {', '.join(sorted(by))} uses it; a later deploy removes it"

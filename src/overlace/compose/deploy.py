@@ -161,6 +161,46 @@ def _update(reader: Reader | None, actions: tuple[str, ...]) -> UpdateConfig | N
     return found
 
 
+def legacy_resources(reader: Reader, given: Resources) -> Resources:
+    """The limits that stand beside `deploy` in files for one host; `reader` is the service's."""
+    limits, reservations = given.limits or Limits(), given.reservations or Reservations()
+    values = {
+        "mem_limit": (reader.size("mem_limit"), limits.memory_bytes, "limits.memory"),
+        "cpus": (reader.cpus("cpus"), limits.nano_cpus, "limits.cpus"),
+        "pids_limit": (reader.integer("pids_limit", least=-1), limits.pids, "limits.pids"),
+        "mem_reservation": (reader.size("mem_reservation"), reservations.memory_bytes, "reservations.memory"),
+    }
+    for key, (value, other, name) in values.items():
+        if value and other and value != other:
+            reader.error(key, f"deploy.resources.{name} is given too, and differs; keep that one only")
+    memory, cpus, pids, reserved = ((value or other) for value, other, _ in values.values())
+    swap, swappiness = _swap(reader, memory), reader.integer("mem_swappiness")
+    limits = Limits(cpus, memory, 0 if pids == -1 else pids)
+    reservations = msgspec.structs.replace(reservations, memory_bytes=reserved)
+    return Resources(
+        limits if given.limits or limits != Limits() else None,
+        reservations if given.reservations or reservations != Reservations() else None,
+        swap,
+        swappiness,
+    )
+
+
+def _swap(reader: Reader, memory: int) -> int | None:
+    """memswap_limit counts memory and swap together, the Engine API swap alone; -1 is all there is."""
+    node = reader.node("memswap_limit")
+    if node is None:
+        return None
+    both = -1 if node.value in (-1, "-1") else reader.size("memswap_limit")
+    if both is None or both == -1:
+        return both
+    if not memory or both < memory:
+        reader.error(
+            "memswap_limit", "it counts memory and swap together; give mem_limit too, and no more than this"
+        )
+        return None
+    return both - memory
+
+
 def legacy_restart(text: str) -> RestartPolicy | None:
     """`restart: always` as the docker CLI takes it where deploy.restart_policy is not given. Raises ValueError."""
     name, colon, count = text.partition(":")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from overlace.compose.deploy import Deploy, legacy_restart, read_deploy
+from overlace.compose.deploy import Deploy, legacy_resources, legacy_restart, read_deploy
 from overlace.compose.envfile import parse_env_file
 from overlace.compose.interpolate import Lookup
 from overlace.compose.keys import LEFT_OUT, REFUSED
@@ -33,7 +33,6 @@ from overlace.model.specs import (
     Driver,
     EndpointSpec,
     Healthcheck,
-    Limits,
     PortConfig,
     RestartPolicy,
     ServiceSpec,
@@ -127,15 +126,6 @@ def _service(name: str, reader: Reader, reading: Reading) -> ServiceDef:
         oom_score_adj=reader.integer("oom_score_adj", least=-1000) or 0,
         **_capabilities(reader),
     )
-    pids = reader.integer("pids_limit", least=-1)
-    if pids and pids > 0:
-        limits = deploy.resources.limits
-        if limits is not None and limits.pids not in (0, pids):
-            reader.error("pids_limit", f"deploy.resources.limits.pids is {limits.pids}; keep that one only")
-        limits = msgspec.structs.replace(limits or Limits(), pids=pids)
-        deploy = msgspec.structs.replace(
-            deploy, resources=msgspec.structs.replace(deploy.resources, limits=limits)
-        )
     restart = _restart(reader)
     if restart is not None and deploy.restart_policy is not None:
         reader.warn("restart", "left out: deploy.restart_policy is given too, and decides")
@@ -145,7 +135,7 @@ def _service(name: str, reader: Reader, reading: Reading) -> ServiceDef:
         container=container,
         task=TaskSpec(
             log_driver=_logging(reader.sub("logging")),
-            resources=deploy.resources,
+            resources=legacy_resources(reader, deploy.resources),
             restart_policy=deploy.restart_policy or restart,
             placement=deploy.placement,
         ),

@@ -179,8 +179,8 @@ def _task(spec: TaskSpec) -> Iterator[tuple[str, Any]]:
     yield "deploy.resources.limits.pids", limits.pids or None
     yield "deploy.resources.reservations.generic_resources", reservations.generic_resources
     if resources is not None:
-        yield "deploy.resources.swap_bytes", resources.swap_bytes
-        yield "deploy.resources.memory_swappiness", resources.memory_swappiness
+        yield "deploy.resources.swap", None if resources.swap_bytes is None else size(resources.swap_bytes)
+        yield "mem_swappiness", resources.memory_swappiness
     policy = spec.restart_policy or RestartPolicy()
     key = "deploy.restart_policy"
     yield f"{key}.condition", policy.condition if policy.condition not in ("", "any") else None

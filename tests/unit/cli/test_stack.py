@@ -21,7 +21,7 @@ from overlace.model.errors import InvalidArgument
 @pytest.mark.parametrize(
     ("args", "detach", "prune"),
     [
-        (["s"], True, False), (["-d", "s"], True, False), (["--detach=false", "s"], False, False),
+        (["s"], None, False), (["-d", "s"], True, False), (["--detach=false", "s"], False, False),
         (["-d=false", "--prune=true", "s"], False, True), (["--detach=true", "--prune=false", "s"], True, False),
         (["--no-detach", "--prune", "s"], False, True),
     ],

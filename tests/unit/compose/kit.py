@@ -19,7 +19,7 @@ from overlace.model.specs import ServiceSpec
 
 
 class Memory:
-    """Files by their path; /work is where compose files are."""
+    """Files by their path; /project is where compose files are."""
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self._files = files
@@ -46,7 +46,7 @@ def read(
     memory = Memory(files or {})
     loader = Loader(memory, env or {}, problems, profiles)
     names = ["compose.yml", *(f"override{n}.yml" for n in range(1, len(texts)))]
-    root = loader.load([Source(name, text, "/work") for name, text in zip(names, texts, strict=True)])
+    root = loader.load([Source(name, text, "/project") for name, text in zip(names, texts, strict=True)])
     project = read_project(root, Reading(problems, memory, loader.lookup, leave_out))
     problems.check()
     return project, problems

@@ -46,8 +46,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
         "edge": {
             "ports.8080:80/tcp": "host", "ports.4001:5001/udp": "ingress", "ports.7001/tcp": "ingress",
             "volumes./cache": "volume st_cache", "volumes./cache.volume.NoCopy": True,
-            "volumes./static": "bind /work/static", "volumes./static.read_only": True,
-            "volumes./relative": "bind /work/relative", "volumes./anonymous": "volume",
+            "volumes./static": "bind /project/static", "volumes./static.read_only": True,
+            "volumes./relative": "bind /project/relative", "volumes./anonymous": "volume",
             "deploy.mode": "global", "deploy.replicas": None,
         },
     },
@@ -138,8 +138,8 @@ EXPECTED: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def project(name: str) -> Any:
-    files = {f"/work/{path.name}": path.read_text() for path in FILES.iterdir()}
-    return kit.read(files[f"/work/{name}"], env={"HOST_ONLY": "here"}, files=files)[0]
+    files = {f"/project/{path.name}": path.read_text() for path in FILES.iterdir()}
+    return kit.read(files[f"/project/{name}"], env={"HOST_ONLY": "here"}, files=files)[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

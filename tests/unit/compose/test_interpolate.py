@@ -68,7 +68,7 @@ def test_unset_variables_are_named_with_their_place() -> None:
 
 
 def test_dotenv_is_read_under_the_environment() -> None:
-    files = {"/work/.env": "TAG=1\nIMAGE=app\n"}
+    files = {"/project/.env": "TAG=1\nIMAGE=app\n"}
     text = "services: {web: {image: '$IMAGE:$TAG', environment: [TAG]}}"
     project, _ = kit.read(text, env={"TAG": "2"}, files=files)
     assert project.services["web"].container.image == "app:2"

@@ -62,7 +62,7 @@ def test_the_later_file_is_laid_over_the_earlier() -> None:
         "command": ["run", "it"], "environment.A": "1", "environment.B": "3", "environment.C": "4", "labels.x": "1",
         "ports.80:80/tcp": "ingress", "ports.81:81/tcp": "ingress", "ports.82:82/udp": "ingress",
         "volumes./data": "volume named", "volumes./data.read_only": True, "volumes./z": "volume",
-        "volumes./conf": "bind /work/x", "dns": ["192.0.2.1", "192.0.2.2"], "cap_add": ["CAP_CHOWN", "CAP_KILL"],
+        "volumes./conf": "bind /project/x", "dns": ["192.0.2.1", "192.0.2.2"], "cap_add": ["CAP_CHOWN", "CAP_KILL"],
         "ulimits.nofile": "7:7", "logging.options.max-size": "1m", "logging.options.max-file": "2",
         "networks.st_front": ["one", "web"], "networks.st_back": ["web"], "healthcheck.test": ["CMD", "new"],
         "healthcheck.interval": "5s", "configs./d": "c", "configs./c": None, "deploy.replicas": 3,
@@ -105,13 +105,13 @@ services:
     env_file: vars.env
   bottom: {image: "app:${TAG}", command: [x], profiles: [none]}
 """
-    files = {"/work/common/base.yml": common, "/work/common/vars.env": "V=1\n"}
+    files = {"/project/common/base.yml": common, "/project/common/vars.env": "V=1\n"}
     project, _ = kit.read(text, files=files, env={"TAG": "7"})
     for name in ("web", "local"):
         found = kit.words(project)[name]
         assert found["image"] == "app:7" and found["command"] == ["x"] and found["environment.V"] == "1"
         assert found["environment.LEVEL"] == "web" and found["environment.FROM"] == "middle"
-        assert found["volumes./here"] == "bind /work/common/here"
+        assert found["volumes./here"] == "bind /project/common/here"
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ services:
         ("services: {a: {image: x, extends: nosuch}}", "there is no service nosuch in these files"),
         (
             "services: {a: {image: x, extends: {file: no.yml, service: b}}}",
-            "/work/no.yml cannot be read: no such file",
+            "/project/no.yml cannot be read: no such file",
         ),
         ("services: {a: {image: x, extends: {srvice: b}}}", "services.a.extends.srvice: unknown key"),
-        ("include: [no.yml]\nservices: {a: {image: x}}", "include[0]: /work/no.yml cannot be read"),
+        ("include: [no.yml]\nservices: {a: {image: x}}", "include[0]: /project/no.yml cannot be read"),
         ("include: {a: b}\nservices: {a: {image: x}}", "include: a list of files belongs here"),
         ("include: [{paht: x}]\nservices: {a: {image: x}}", "include[0].paht: unknown key; include has path"),
         ("services: {a: {image: x, profiles: p}}", "services.a.profiles: a list of names belongs here"),
@@ -137,23 +137,23 @@ def test_mistakes(text: str, words: str) -> None:
 def test_include_brings_a_project_with_its_own_folder_and_variables() -> None:
     text = "include: [sub/db.yml, {path: other.yml, env_file: o.env}]\nservices: {web: {image: app, depends_on: [db]}}"
     files = {
-        "/work/sub/db.yml": "services: {db: {image: 'db:$TAG', volumes: ['./d:/d']}}\nnetworks: {default: {internal: true}}",
-        "/work/sub/.env": "TAG=9\n",
-        "/work/other.yml": "services: {third: {image: 'x:$TAG'}}",
-        "/work/o.env": "TAG=5\n",
+        "/project/sub/db.yml": "services: {db: {image: 'db:$TAG', volumes: ['./d:/d']}}\nnetworks: {default: {internal: true}}",
+        "/project/sub/.env": "TAG=9\n",
+        "/project/other.yml": "services: {third: {image: 'x:$TAG'}}",
+        "/project/o.env": "TAG=5\n",
     }
     project, _ = kit.read(text, files=files)
     found = kit.words(project)
-    assert found["db"]["image"] == "db:9" and found["db"]["volumes./d"] == "bind /work/sub/d"
+    assert found["db"]["image"] == "db:9" and found["db"]["volumes./d"] == "bind /project/sub/d"
     assert found["third"]["image"] == "x:5" and project.networks["default"].internal
     clash = "include: [sub/db.yml]\nservices: {db: {image: other}}"
     with pytest.raises(
-        ComposeError, match=r"services\.db: also defined in the included /work/sub/db\.yml:1:12"
+        ComposeError, match=r"services\.db: also defined in the included /project/sub/db\.yml:1:12"
     ):
         kit.read(clash, files=files)
-    endless = {"/work/compose.yml": "include: [compose.yml]\nservices: {a: {image: x}}"}
+    endless = {"/project/compose.yml": "include: [compose.yml]\nservices: {a: {image: x}}"}
     with pytest.raises(ComposeError, match="include each other without end"):
-        kit.read(endless["/work/compose.yml"], files=endless)
+        kit.read(endless["/project/compose.yml"], files=endless)
 
 
 def test_profiles() -> None:

@@ -72,12 +72,15 @@ from . import kit
         ("extra_hosts: ['h:host-gateway']", "a task has no host-gateway"),
         ("security_opt: ['seccomp:unconfined']", '"seccomp:unconfined" cannot be honoured'),
         ("credential_spec: {config: a, file: b}", "give exactly one of config, file and registry"),
-        ("env_file: no.env", "/work/no.env cannot be read"),
+        ("env_file: no.env", "/project/no.env cannot be read"),
+        ("memswap_limit: 1g", "give mem_limit too"),
+        ("mem_limit: 1g\nmemswap_limit: 512m", "it counts memory and swap together"),
+        ("cpus: 1\ndeploy: {resources: {limits: {cpus: 2}}}", "deploy.resources.limits.cpus is given too"),
         ("restart: sometimes", '"sometimes" is none of no, always'),
         ("scale: 3", "use deploy.replicas"),
         ("tmpfs: ['/x:uid=5']", "options uid cannot be honoured; a swarm has size and mode"),
         ("command: 'a \"b'", "No closing quotation"),
-        ("pids_limit: 5\ndeploy: {resources: {limits: {pids: 6}}}", "deploy.resources.limits.pids is 6; keep that one"),
+        ("pids_limit: 5\ndeploy: {resources: {limits: {pids: 6}}}", "pids_limit: deploy.resources.limits.pids is given too, and differs"),
     ],
 )  # fmt: skip
 def test_refusals(body: str, error: str) -> None:
@@ -146,6 +149,21 @@ def test_other_spellings() -> None:
     assert found["deploy.replicas"] == 3 and found["deploy.resources.limits.cpus"] == "0.5"
     found = kit.one("ports: ['127.0.0.1:80:80', '[::1]:81:81']\nextra_hosts: {a: '::1'}\nrestart: no")
     assert found["ports.80:80/tcp"] == "ingress" and found["extra_hosts"] == ["::1 a"]
+
+
+def test_limits_beside_deploy() -> None:
+    found = kit.one(
+        "mem_limit: 512m\nmem_reservation: 64m\nmemswap_limit: 1g\nmem_swappiness: 0\ncpus: 0.5\npids_limit: 9"
+    )
+    assert {k.removeprefix("deploy.resources."): v for k, v in found.items() if "resources" in k or "mem" in k} == {
+        "limits.memory": "512m", "limits.cpus": "0.5", "limits.pids": 9, "reservations.memory": "64m", "swap": "512m",
+        "mem_swappiness": 0,
+    }  # fmt: skip
+    assert kit.one("mem_limit: 1g\nmemswap_limit: -1")["deploy.resources.swap"] == "-1"
+    same = kit.one("mem_limit: 1g\ndeploy: {resources: {limits: {memory: 1024m}, reservations: {cpus: '1'}}}")
+    assert (
+        same["deploy.resources.limits.memory"] == "1g" and same["deploy.resources.reservations.cpus"] == "1"
+    )
 
 
 def test_old_external_names() -> None:
