@@ -88,3 +88,25 @@ def test_top(docker: Docker, swarm: Swarm, image: Image) -> None:
     lines = docker.lines("top", container, host=host)
     assert lines[0].split()[:2] == ["UID", "PID"] and any("httpd" in line for line in lines[1:])
     assert "httpd" in docker("top", container, "-o", "pid,comm", host=host)
+
+
+def test_stats(docker: Docker, swarm: Swarm, image: Image) -> None:
+    docker(
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "uses",
+        "--limit-memory",
+        "64M",
+        "--limit-pids",
+        "40",
+        image("app:1"),
+    )
+    [task] = swarm.running("uses")
+    host, container = swarm.host_of(task), task["Status"]["ContainerStatus"]["ContainerID"]
+    columns = "{{.MemUsage}}|{{.PIDs}}|{{.CPUPerc}}|{{.NetIO}}"
+    line = docker("stats", "--no-stream", "--format", columns, container, host=host)
+    memory, pids, cpu, network = line.split("|")
+    assert memory.endswith("/ 64MiB") and not memory.startswith("0B"), line
+    assert int(pids) >= 3 and cpu.endswith("%") and "--" not in network

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from .bed import Docker, Swarm
+from .bed import Docker, Swarm, eventually
 
 Image = Callable[[str], str]
 
@@ -128,7 +129,16 @@ def test_files_in_the_container(docker: Docker, swarm: Swarm, image: Image) -> N
         "300ms",
         "reads",
     )
+    host = swarm.lab.host(swarm.host_of(task))
+    container = task["Status"]["ContainerStatus"]["ContainerID"]
+    secrets = Path(host.exec_root, "bundles", container, "secrets")
+    configs = Path(host.data_root, "containers", container, "files")
+    assert secrets.exists() and configs.exists()
     swarm.updated("reads")
+    eventually(
+        lambda: not secrets.exists() and not configs.exists(), "they go with the last task that needs them"
+    )
+    assert configs.parent.exists(), "its container is still there, for its log"
     docker("secret", "rm", "key")
     docker("config", "rm", "settings")
 

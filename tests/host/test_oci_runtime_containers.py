@@ -289,6 +289,14 @@ async def test_secrets_are_in_memory_only_and_configs_are_files(bed: Bed) -> Non
     assert "1000 0 400" in lines and "0 1001 440" in lines
     assert text.count("Read-only file system") == 2
     assert (await bed.runtime.inspect(config.id)).config.files == ()
+    with pytest.raises(Conflict, match="in use"):
+        await bed.runtime.erase_files(config.id)
+    await bed.runtime.stop(config.id, 0)
+    await bed.runtime.erase_files(config.id)
+    await bed.runtime.erase_files(config.id)
+    assert not any("secrets" in line for line in bed.mounts()), "nothing is left of them when it ended"
+    assert not list((bed.data_root / "containers" / config.id).glob("files*"))
+    assert "tmpfs" in await bed.output(config.id), "but its log"
     await bed.runtime.remove(config.id, force=True)
     assert not (bed.exec_root / "bundles" / config.id).exists()
 

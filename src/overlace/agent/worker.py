@@ -374,13 +374,15 @@ class Worker:
         self._report(slot, failed(slot.status, self._clock(), "task: unhealthy container", container))
 
     async def _release(self, slot: _Slot) -> None:
-        """A terminal task gives its addresses and ports back; its container stays for logs until the task is removed."""
+        """A terminal task gives its addresses and ports back, and what it was told in secret; its container stays for
+        logs until the task is removed."""
         if slot.released:
             return
         container = await self._container(slot)
         if container is not None and container.status in ("running", "created"):  # created: it may be held
             await self._runtime.stop(container_id(slot.task.id))
         await self._network.detach(slot.task.id)
+        await self._runtime.erase_files(container_id(slot.task.id))
         slot.released, slot.attached = True, None
 
     async def _remove(self, slot: _Slot) -> None:

@@ -215,6 +215,36 @@ class LogOptions(msgspec.Struct, frozen=True):
     tail: int = -1  # lines, -1 = all
 
 
+class Interface(msgspec.Struct, frozen=True):
+    """Counters of one network interface, as the container sees them."""
+
+    name: str
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_dropped: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_dropped: int = 0
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a container uses: times in ns since it was made, sizes in bytes, 0 for no limit."""
+
+    cpu_total: int = 0
+    cpu_user: int = 0
+    cpu_kernel: int = 0
+    system: int = 0  # of all the host's processors, idle or not
+    memory: int = 0
+    memory_limit: int = 0
+    memory_stats: dict[str, int] = {}
+    pids: int = 0
+    pids_limit: int = 0
+    io: tuple[tuple[int, int, str, int], ...] = ()  # (major, minor, read | write, bytes)
+    interfaces: tuple[Interface, ...] = ()
+
+
 class ExecConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A program to run in a container besides its own; what is not said is as the container's."""
 
@@ -300,6 +330,9 @@ class Runtime(Protocol):
         """(titles, rows) of its processes, as `ps ARGUMENTS` on this host prints them. Raises NotFound, Conflict (it
         does not run), InvalidArgument."""
 
+    async def usage(self, container_id: str) -> Usage | None:
+        """What it uses now; None when it does not run. Raises NotFound."""
+
     async def volumes(self) -> list[StoredVolume]:
         """Every volume of this host, by name."""
 
@@ -323,6 +356,11 @@ class Runtime(Protocol):
 
     async def exec(self, container_id: str, config: ExecConfig) -> Exec:
         """Run another program in it. Raises NotFound, Conflict (it does not run), InvalidArgument (user, folder)."""
+
+    async def erase_files(self, container_id: str) -> None:
+        """Take secrets and configs of one that has ended off this host; it cannot start again. Absent: no error.
+
+        Raises Conflict while it runs."""
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs. Absent: no error."""

@@ -28,6 +28,7 @@ class FakeRuntime:
         self.pull_error = None
         self.wake = asyncio.Event()
         self.stopped: list[str] = []
+        self.erased: list[str] = []
 
     async def pull(self, reference, platform, auth=None, *more):
         if self.pull_error:
@@ -49,6 +50,10 @@ class FakeRuntime:
 
     async def remove(self, id, force=False):
         self.there.pop(id, None)
+
+    async def erase_files(self, id):
+        assert self.there[id].status != "running" if id in self.there else True
+        self.erased.append(id)
 
     async def inspect(self, id):
         if id not in self.there:
@@ -349,3 +354,5 @@ async def test_what_failed_for_a_while_is_no_longer_told_once_it_works(bed):
     bed.runtime.inspect = inspect
     await bed.until(lambda: bed.reports[-1][1].err == "")
     assert bed.last() == TaskState.RUNNING
+    # secrets go with the task that needed them
+    await bed.until(lambda: bed.runtime.erased == [container_id("t1")])

@@ -55,12 +55,14 @@ from overlace.runtime.base import (
     ExecConfig,
     ExecOutput,
     Image,
+    Interface,
     LogLine,
     LogOptions,
     Platform,
     PullProgress,
     RegistryAuth,
     StoredVolume,
+    Usage,
 )
 from overlace.store.base import Change, Delete, Put
 from overlace.store.memory import MemoryStore
@@ -183,6 +185,18 @@ class FakeRuntime:
 
     async def exec(self, container_id: str, config: ExecConfig) -> FakeExec:
         return FakeExec(config)
+
+    async def usage(self, container_id: str) -> Usage | None:
+        return Usage(
+            cpu_total=5 * 10**8,
+            system=4 * 10**9,
+            memory=3 << 20,
+            memory_limit=1 << 30,
+            memory_stats={"inactive_file": 1 << 20},
+            pids=4,
+            io=((8, 0, "read", 2000), (8, 0, "write", 3000)),
+            interfaces=(Interface("eth0", rx_bytes=1000, tx_bytes=7000),),
+        )
 
     async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
         return ["PID", "CMD"], [["7", arguments]]

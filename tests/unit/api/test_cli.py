@@ -234,6 +234,10 @@ async def test_this_host(docker: Docker, backend: FakeBackend, api: Api) -> None
     assert "Untagged" in good(await docker("rmi", "registry:5000/shop/web:1"))
     ran = await docker("exec", "-i", "web.1.task", "parrot", stdin="one\ntwo\n")
     assert (ran.code, ran.out, ran.err) == (5, "one\ntwo\n", "parrot")
+    line = "{{.Name}} {{.MemUsage}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}"
+    used = good(await docker("stats", "--no-stream", "--format", line, "web.1.task"))
+    assert used.strip() == "web.1.task 2MiB / 1GiB 1kB / 7kB 2kB / 3kB 4"
+    assert "PID" in good(await docker("top", "web.1.task"))
     assert "not supported yet" in bad(await docker("cp", "web.1.task:/x", "-"))
 
 

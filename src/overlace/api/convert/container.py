@@ -190,6 +190,7 @@ def inspect(
     """`image_config` fills what the container's own config leaves to the image."""
     config = found.config
     argv = found.argv
+    bridge = networks(addresses).get("bridge", {})  # what older clients read beside the networks
     return {
         "Id": config.id,
         "Created": rfc3339(found.created_at),
@@ -216,21 +217,21 @@ def inspect(
         "NetworkSettings": {
             "Bridge": "",
             "SandboxID": "",
-            "SandboxKey": config.netns,
+            "SandboxKey": config.netns if config.netns.startswith("/") else "",
             "Ports": _port_map(found, ports, image_config),
             "HairpinMode": False,
             "LinkLocalIPv6Address": "",
             "LinkLocalIPv6PrefixLen": 0,
             "SecondaryIPAddresses": None,
             "SecondaryIPv6Addresses": None,
-            "EndpointID": "",
-            "Gateway": "",
+            "EndpointID": bridge.get("EndpointID", ""),
+            "Gateway": bridge.get("Gateway", ""),
             "GlobalIPv6Address": "",
             "GlobalIPv6PrefixLen": 0,
-            "IPAddress": "",
-            "IPPrefixLen": 0,
+            "IPAddress": bridge.get("IPAddress", ""),
+            "IPPrefixLen": bridge.get("IPPrefixLen", 0),
             "IPv6Gateway": "",
-            "MacAddress": "",
+            "MacAddress": bridge.get("MacAddress", ""),
             "Networks": networks(addresses),
         },
     }

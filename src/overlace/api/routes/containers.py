@@ -229,7 +229,6 @@ ROUTES = [
     Route("POST", "/containers/{id}/attach", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/attach/ws", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/top", top),
-    Route("GET", "/containers/{id}/stats", refused(f"docker stats {_LATER}")),
     Route("GET", "/containers/{id}/changes", refused(f"docker diff {_LATER}")),
     Route("GET", "/containers/{id}/export", refused(f"docker export {_LATER}")),
     Route("GET", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),

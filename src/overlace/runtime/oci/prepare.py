@@ -285,6 +285,13 @@ def mount_root(places: Places, image_root: Path) -> None:
     mount_overlay(image_root, places.upper, places.work, places.rootfs)
 
 
+async def erase_files(places: Places) -> None:
+    """Secrets (their tmpfs) and configs of a container that has ended."""
+    unmount(places.secrets)
+    for folder in (places.secrets, places.files):
+        await asyncio.to_thread(remove_tree, folder)
+
+
 async def remove_places(places: Places) -> None:
     """Everything `make_folders` and later steps made, mounts first. The record goes first of all, so that a
     crash in the

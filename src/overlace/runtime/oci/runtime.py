@@ -28,6 +28,7 @@ from overlace.runtime.base import (
     PullProgress,
     RegistryAuth,
     StoredVolume,
+    Usage,
 )
 from overlace.runtime.oci import prepare
 from overlace.runtime.oci.changes import ChangeFeed
@@ -42,6 +43,7 @@ from overlace.runtime.oci.runs import Runs
 from overlace.runtime.oci.shim import Shim, choose_runtime
 from overlace.runtime.oci.slots import Slot
 from overlace.runtime.oci.spec import container_path, resolve, signal_number
+from overlace.runtime.oci.stats import read_usage
 from overlace.runtime.oci.top import top
 from overlace.runtime.oci.untag import User as ImageUser
 from overlace.runtime.oci.volumes import VolumeStore
@@ -308,6 +310,15 @@ class OciRuntime:
             raise Conflict(f"container {container_id} is not running")
         return await top(f"{self._cgroup_parent}/{container_id}", arguments)
 
+    async def usage(self, container_id: str) -> Usage | None:
+        """See `Runtime.usage`."""
+        slot = self._slot(container_id)
+        if slot.container.status != "running":
+            return None
+        return await asyncio.to_thread(
+            read_usage, f"{self._cgroup_parent}/{container_id}", slot.container.pid
+        )
+
     async def volumes(self) -> list[StoredVolume]:
         """Every volume of this host, by name."""
         return self._volumes.all()
@@ -333,6 +344,16 @@ class OciRuntime:
         if users:
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
         return await self._volumes.remove(name)
+
+    async def erase_files(self, container_id: str) -> None:
+        """See `Runtime.erase_files`."""
+        slot = self._slots.get(container_id)
+        if slot is None:
+            return
+        async with self._locks.hold(container_id):
+            if slot.container.status == "running":
+                raise Conflict(f"container {container_id} runs: its secrets and configs are in use")
+            await prepare.erase_files(slot.places)
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
