@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .bed import Docker, Swarm, eventually
+from .bed import Docker, Json, Swarm, eventually
 
 Image = Callable[[str], str]
 
@@ -154,3 +154,81 @@ def test_output_that_nobody_keeps(anydocker: Docker, swarm: Swarm, image: Image)
     assert "configured logging driver does not support reading" in said
     said = docker.refused("service", "create", "-d", "--log-driver", "syslog", image("app:1"))
     assert "log driver syslog is not supported yet" in said
+
+
+def test_every_field_can_be_changed_and_taken_back(anydocker: Docker, swarm: Swarm, image: Image) -> None:
+    """The flags of `docker service update` that have no counterpart in a create: what is added comes, and goes again."""
+    docker = anydocker
+    docker("secret", "create", "extra", "-", stdin="s3")
+    docker("config", "create", "more", "-", stdin="c0")
+    docker("network", "create", "-d", "overlay", "added")
+    quick = ("-d", "--update-monitor", "200ms", "--update-parallelism", "0")
+    docker("service", "create", "-d", "--name", "changes", "--stop-grace-period", "1s", image("app:1"))
+    [before] = swarm.running("changes")
+    docker(
+        *(
+            "service",
+            "update",
+            *quick,
+            "--env-add",
+            "A=1",
+            "--container-label-add",
+            "c=d",
+            "--group-add",
+            "9",
+        ),
+        *("--mount-add", "type=tmpfs,target=/t", "--host-add", "db:10.1.1.1", "--hostname", "named"),
+        *("--cap-add", "SYS_TIME", "--cap-drop", "CHOWN", "--ulimit-add", "nofile=55:66"),
+        *("--sysctl-add", "net.ipv4.ip_unprivileged_port_start=9", "--secret-add", "extra"),
+        *("--config-add", "source=more,target=/more", "--network-add", "added", "--dns-search-add", "lan"),
+        *("--limit-pids", "44", "--oom-score-adj", "77", "--workdir", "/www", "--placement-pref-add"),
+        *("spread=node.labels.zone", "--health-cmd", "true", "--health-interval", "200ms", "--publish-add"),
+        *("mode=host,target=80,published=8931", "changes"),
+    )
+    swarm.updated("changes")
+    [task] = swarm.running("changes")
+    shown = swarm.inspect(task)
+    config, host = shown["Config"], shown["HostConfig"]
+    assert "A=1" in config["Env"] and config["Labels"]["c"] == "d" and config["Hostname"] == "named"
+    assert config["Healthcheck"]["Test"] == ["CMD-SHELL", "true"] and config["WorkingDir"] == "/www"
+    assert host["GroupAdd"] == ["9"] and host["PidsLimit"] == 44 and host["OomScoreAdj"] == 77
+    assert "added" in shown["NetworkSettings"]["Networks"]
+    assert swarm.inside(task, "cat /run/secrets/extra /more; hostname") == "s3c0named"
+    assert swarm.inside(task, "grep ' /t ' /proc/mounts | cut -d' ' -f3; ulimit -n; pwd", check=False)
+    bounding = int(swarm.inside(task, "grep CapBnd /proc/1/status").split()[1], 16)
+    assert bounding >> 25 & 1 and not bounding & 1, "SYS_TIME came, CHOWN went"
+    assert "55" in swarm.inside(task, "grep 'open files' /proc/1/limits").split()
+    docker(
+        *("service", "update", *quick, "--env-rm", "A", "--container-label-rm", "c", "--group-rm", "9"),
+        *("--mount-rm", "/t", "--host-rm", "db:10.1.1.1", "--hostname", "", "--cap-drop", "SYS_TIME"),
+        *(
+            "--cap-add",
+            "CHOWN",
+            "--ulimit-rm",
+            "nofile",
+            "--sysctl-rm",
+            "net.ipv4.ip_unprivileged_port_start",
+        ),
+        *("--secret-rm", "extra", "--config-rm", "more", "--network-rm", "added", "--dns-search-rm", "lan"),
+        *("--limit-pids", "0", "--oom-score-adj", "0", "--workdir", "", "--no-healthcheck"),
+        *("--placement-pref-rm", "spread=node.labels.zone", "--publish-rm", "80", "changes"),
+    )
+    swarm.updated("changes")
+    [after] = swarm.running("changes")
+    shown = swarm.inspect(after)
+    config, host = shown["Config"], shown["HostConfig"]
+    old = swarm_spec(before)
+    new = swarm_spec(after)
+    assert (
+        "A=1" not in config["Env"] and "c" not in config["Labels"] and config["Hostname"] == shown["Id"][:12]
+    )
+    assert not host["PidsLimit"] and host["OomScoreAdj"] == 0 and not host["GroupAdd"]
+    assert list(shown["NetworkSettings"]["Networks"]) == ["bridge"]
+    assert swarm.inside(after, "ls /run/secrets /more", check=False).count("No such file") == 2
+    kept = {"Healthcheck", "CapabilityAdd", "CapabilityDrop", "StopGracePeriod", "Image"}
+    left = {k: v for k, v in new.items() if v and k not in kept}
+    assert left == {k: v for k, v in old.items() if v and k not in kept}
+
+
+def swarm_spec(task: Json) -> Json:
+    return dict(task["Spec"]["ContainerSpec"])

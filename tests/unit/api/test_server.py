@@ -700,7 +700,17 @@ def test_the_double_is_a_runtime() -> None:
 
     wanted = {n for n in vars(Runtime) if not n.startswith("_")}
     there = set(dir(FakeRuntime))
-    assert wanted - there <= {"open", "close", "create", "start", "stop", "kill", "remove", "wait", "erase_files"}
+    assert wanted - there <= {
+        "open",
+        "close",
+        "create",
+        "start",
+        "stop",
+        "kill",
+        "remove",
+        "wait",
+        "erase_files",
+    }
 
 
 # -- disk usage --------------------------------------------------------------------------------------------------

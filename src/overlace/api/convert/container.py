@@ -331,6 +331,12 @@ def _bindings(ports: Sequence[PortConfig]) -> Json:
     return shown
 
 
+def _security(config: ContainerConfig) -> list[str]:
+    """As `docker run --security-opt` would have it; a profile is shown whole, as Docker does."""
+    shown = ["no-new-privileges"] if config.no_new_privileges else []
+    return [*shown, f"seccomp={config.seccomp}"] if config.seccomp else shown
+
+
 def _host_config(
     config: ContainerConfig, addresses: Sequence[ContainerAddress], ports: Sequence[PortConfig]
 ) -> Json:
@@ -352,7 +358,7 @@ def _host_config(
         "Privileged": False,
         "PublishAllPorts": False,
         "ReadonlyRootfs": config.read_only,
-        "SecurityOpt": ["no-new-privileges"] if config.no_new_privileges else None,
+        "SecurityOpt": _security(config) or None,
         "Sysctls": dict(config.sysctls) or None,
         "Runtime": "",
         "Isolation": "",
