@@ -3,7 +3,8 @@
 Owns the placeholders and the part of Go's text/template people use with them: fields, `index`, `join`,
 `print`, `printf`, string and number literals, parentheses, pipelines, `{{-` and `-}}`. Pure. Control checks
 with it, the agent expands with it. Placeholders and words: swarmkit template/ (context.go, expand.go).
-Control structures (`if`, `range`, variables) are refused by name."""
+`if`, `else if`, `else` and `end` work with `eq`, `ne`, `and`, `or`, `not`, `len`; loops and variables are refused by
+name."""
 
 from __future__ import annotations
 
@@ -70,9 +71,7 @@ _TOKEN = re.compile(
     |(?P<bad>.)""",
     re.VERBOSE | re.DOTALL,
 )
-_CONTROL = frozenset(
-    ("if", "else", "end", "range", "with", "define", "template", "block", "break", "continue")
-)
+_CONTROL = frozenset(("range", "with", "define", "template", "block", "break", "continue"))
 
 
 Functions = Mapping[str, Callable[[str], str]]
@@ -90,21 +89,84 @@ def expand(text: str, context: Context, functions: Functions | None = None) -> s
     out: list[str] = []
     at = 0
     trim = False
+
+    def value_of(body: str, start: int) -> Any:
+        return _Action(text, start, body, functions or {}).value(root)
+
+    branches = _Branches(text, value_of)
     for found in _ACTION.finditer(text):
         literal = text[at : found.start()]
         if trim:
             literal = literal.lstrip()
-        out.append(literal.rstrip() if found[1] else literal)
-        if not (found[2].startswith("/*") and found[2].endswith("*/")):
-            action = _Action(text, found.start(2), found[2], functions or {})
-            out.append(_show(action.value(root)))
+        if branches.active:
+            out.append(literal.rstrip() if found[1] else literal)
+        if branches.control(found[2], found.start(2)):
+            pass
+        elif branches.active and not (found[2].startswith("/*") and found[2].endswith("*/")):
+            out.append(_show(value_of(found[2], found.start(2))))
         trim = bool(found[3])
         at = found.end()
     rest = text[at:]
     if "{{" in rest:
         raise _error(text, at + rest.index("{{"), "unclosed action", parsing=True)
+    branches.check_ended()
     out.append(rest.lstrip() if trim else rest)
     return "".join(out)
+
+
+class _Branches:
+    """Which part of a text counts, between `{{if}}` and `{{end}}`. What does not is not looked at."""
+
+    _FORM = re.compile(r"\s*(if|else|end)\b\s*", re.DOTALL)
+
+    def __init__(self, text: str, value_of: Callable[[str, int], Any]) -> None:
+        self._text = text
+        self._value_of = value_of
+        # whether the whole counts, whether a branch of it was taken, whether its {{else}} was met
+        self._open: list[tuple[bool, bool, bool]] = []
+        self.active = True
+
+    def control(self, body: str, start: int) -> bool:
+        """Follow one action; False when it is none of ours."""
+        found = self._FORM.match(body)
+        if found is None:
+            return False
+        word, rest, at = found[1], body[found.end() :], start + found.end()
+        if word == "if":
+            taken = self.active and self._true(rest, at)
+            self._open.append((self.active, taken, False))
+            self.active = taken
+            return True
+        if not self._open:
+            raise _error(self._text, start, f"unexpected {{{{{word}}}}}", parsing=True)
+        whole, taken, last = self._open.pop()
+        if word == "end":
+            self._bare(rest, word, at)
+            self.active = whole
+            return True
+        if last:
+            raise _error(self._text, start, "unexpected {{else}} after {{else}}", parsing=True)
+        self.active = whole and not taken
+        if rest.startswith("if") and not rest[2:3].isalnum():
+            self.active = self.active and self._true(rest[2:], at + 2)
+        else:
+            self._bare(rest, word, at)
+            last = True
+        self._open.append((whole, taken or self.active, last))
+        return True
+
+    def _true(self, condition: str, at: int) -> bool:
+        return bool(self._value_of(condition, at))
+
+    def _bare(self, rest: str, word: str, at: int) -> None:
+        if rest.strip():
+            raise _error(self._text, at, f"unexpected {rest.strip()!r} in {word}", parsing=True)
+
+    def check_ended(self) -> None:
+        if self._open:
+            raise _error(
+                self._text, len(self._text), "unexpected EOF: an {{if}} has no {{end}}", parsing=True
+            )
 
 
 def expand_container(spec: ContainerSpec, context: Context) -> ContainerSpec:
@@ -155,6 +217,8 @@ def _naming(where: str, make: Callable[[], str]) -> str:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, _Map):
         return "map[" + " ".join(f"{key}:{value[key]}" for key in sorted(value)) + "]"
     if isinstance(value, dict):
@@ -211,7 +275,7 @@ class _Action:
         if self._next >= len(self._tokens):
             raise _error(self._text, self._end, "missing value for command", parsing=True)
         kind, word, at = self._tokens[self._next]
-        if kind == "word":
+        if kind == "word" and word not in ("true", "false"):
             if word in _CONTROL:
                 raise _error(
                     self._text, at, f"{{{{{word}}}}} is not supported in service templates", parsing=True
@@ -240,6 +304,8 @@ class _Action:
                     yield _unquote(word)
                 case "number":
                     yield int(word)
+                case "word" if word in ("true", "false"):
+                    yield word == "true"
                 case "mark":
                     value = self._pipeline(root)
                     if self._peek() != ")":
@@ -285,6 +351,22 @@ class _Action:
                 return self._printf(str(arguments[0]), arguments[1:], at)
             case "printf":
                 problem = "printf takes a format"
+            case "eq" | "ne" if len(arguments) >= 2:
+                same = any(_show(arguments[0]) == _show(other) for other in arguments[1:])
+                return same if name == "eq" else not same
+            case "eq" | "ne":
+                problem = "missing argument for comparison"
+            case "not" if len(arguments) == 1:
+                return not arguments[0]
+            case "len" if len(arguments) == 1 and isinstance(arguments[0], str | _Map):
+                return len(arguments[0])
+            case "not" | "len":
+                problem = f"{name} takes one value"
+            case "and" | "or" if arguments:
+                decides = [one for one in arguments[:-1] if bool(one) == (name == "or")]
+                return decides[0] if decides else arguments[-1]
+            case "and" | "or":
+                problem = f"{name} takes values"
             case _ if name not in self._functions:
                 raise _error(self._text, at, f'function "{name}" not defined', parsing=True)
             case _ if len(arguments) != 1:
