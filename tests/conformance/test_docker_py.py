@@ -237,3 +237,17 @@ def test_labels_are_all_that_changes_of_a_secret(client: docker.DockerClient) ->
             refused.status_code == 400 and "only updates to Labels are allowed" in refused.json()["message"]
         )
         assert made.remove()
+
+
+def test_exec_stats_and_top(client: docker.DockerClient, swarm: Swarm, image: Image) -> None:
+    client.services.create(image("app:1"), name="pyexec", constraints=["node.role==manager"])
+    [task] = swarm.running("pyexec")
+    container = client.containers.get(task["Status"]["ContainerStatus"]["ContainerID"])
+    ran = container.exec_run(["sh", "-c", "echo out; echo err >&2; exit 6"], demux=True)
+    assert (ran.exit_code, ran.output) == (6, (b"out\n", b"err\n"))
+    ran = container.exec_run("tty", tty=True, user="7", workdir="/tmp")
+    assert ran.exit_code == 0 and ran.output.startswith(b"/dev/pts/")
+    lines = container.exec_run("seq 3", stream=True).output
+    assert b"".join(lines) == b"1\n2\n3\n"
+    assert container.stats(stream=False)["memory_stats"]["usage"] > 0
+    assert "httpd" in str(container.top()["Processes"])
