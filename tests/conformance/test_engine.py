@@ -208,7 +208,6 @@ NOT_YET = [
     (("container", "prune", "-f"), "docker service update, scale or rm"),
 ]
 NOT_YET_CONTAINER = [
-    (("attach", "ID"), "501"),  # the CLI shows no words of a refused upgrade
     (("stop", "ID"), "containers belong to services here"),
     (("kill", "ID"), "containers belong to services here"),
     (("rm", "-f", "ID"), "containers belong to services here"),

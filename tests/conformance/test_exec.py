@@ -63,6 +63,49 @@ def test_a_terminal(docker: Docker, swarm: Swarm, image: Image) -> None:
     assert b"31 71\r\n" in seen and b"/dev/pts/" in seen, seen
 
 
+def test_attach_and_wait(docker: Docker, swarm: Swarm, image: Image) -> None:
+    docker(
+        *(
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "talks",
+            "--restart-condition",
+            "none",
+            "--entrypoint",
+            "/bin/sh",
+        ),
+        *(image("app:1"), "-c", "until test -e /go; do echo waiting; sleep 0.1; done; exit 9"),
+    )
+    [task] = swarm.running("talks")
+    host, container = swarm.host_of(task), task["Status"]["ContainerStatus"]["ContainerID"]
+    with docker.following("wait", container, host=host) as waits:
+        with docker.following("attach", "--no-stdin", container, host=host) as looks:
+            looks.wait_for(lambda line: line == "waiting", "its output")
+            docker("exec", container, "touch", "/go", host=host)
+            assert looks.ends() == 9, "attach ends with the program's own code"
+        assert waits.wait_for(str.strip, "wait tells the code") == "9"
+
+
+def test_leaving_a_terminal(docker: Docker, swarm: Swarm, image: Image) -> None:
+    host, container = place(docker, swarm, image, "left")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [docker.program, "exec", "-it", container, "sh"],
+        env=docker.environment(host), stdin=theirs, stdout=theirs, stderr=theirs,
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        os.write(ours, b"echo ready$((1+1)); sleep 1234\n")
+        seen = b""
+        while b"ready2" not in seen:
+            seen += os.read(ours, 4096)
+        os.write(ours, b"\x10\x11")
+        assert process.wait(20) == 1, "the CLI says that it left"
+    os.close(ours)
+    assert "sleep 1234" in docker("top", container, host=host), "what runs there goes on"
+
+
 def test_instances(docker: Docker, swarm: Swarm, image: Image) -> None:
     """What clients other than the CLI see of one (docker-py's low-level API)."""
     host, container = place(docker, swarm, image, "seen")

@@ -63,12 +63,13 @@ async def test_a_terminal_and_its_size(bed: Bed) -> None:
     running = await bed.runtime.exec(config.id, asked)
     seen = b""
     try:
-        await running.write(b"stty size; tty; echo $TERM; read x; stty size; exit 5\n")
+        await running.write(
+            b"stty size; tty; echo $TERM; until stty size | grep -q ^40; do sleep 0.02; done; stty size; exit 5\n"
+        )
         async for piece in running.output():
             seen += piece.data
             if b"xterm\r\n" in seen and b"40 99" not in seen:
                 running.resize(40, 99)
-                await running.write(b"\n")
         assert await running.wait() == 5
     finally:
         await running.close()
@@ -98,3 +99,37 @@ async def test_its_processes(bed: Bed) -> None:
     assert sorted(row[1] for row in rows) == ["sh -c sleep 1234; true", "sleep 1234"]
     with pytest.raises(InvalidArgument, match="Couldn't find PID field"):
         await bed.runtime.top(config.id, "-eo args")
+
+
+async def test_being_with_a_container(bed: Bed) -> None:
+    config = await bed.running(
+        "sh", "-c", "read a; echo got $a; echo oops >&2; read b; exit 4", open_stdin=True
+    )
+    first, second = await bed.runtime.attach(config.id), await bed.runtime.attach(config.id)
+    await first.write(b"one\n")
+    said = {"stdout": b"", "stderr": b""}
+    async for piece in second.output():
+        said[piece.stream] += piece.data
+        if said == {"stdout": b"got one\n", "stderr": b"oops\n"}:
+            break
+    await second.close()
+    with pytest.raises(Conflict, match="no terminal"):
+        await bed.runtime.resize(config.id, 1, 1)
+    await first.write(b"two\n")
+    assert await first.wait() == 4
+    await first.close()
+    with pytest.raises(Conflict, match="is not running"):
+        await bed.runtime.attach(config.id)
+
+
+async def test_a_containers_terminal_and_its_size(bed: Bed) -> None:
+    config = await bed.running("sh", "-c", "read a; stty size; read b", tty=True, open_stdin=True)
+    await bed.runtime.resize(config.id, 20, 60)
+    attached = await bed.runtime.attach(config.id)
+    await attached.write(b"\n")
+    seen = b""
+    async for piece in attached.output():
+        seen += piece.data
+        if b"20 60" in seen:
+            break
+    await attached.close()

@@ -15,10 +15,11 @@ from overlace.runtime.base import Exec, ExecConfig
 class Instance:
     """One `docker exec`: `exit_code` None until it has ended."""
 
-    def __init__(self, container_id: str, config: ExecConfig) -> None:
+    def __init__(self, container_id: str, config: ExecConfig, detach_keys: str, keys: bytes) -> None:
         self.id = secrets.token_hex(32)
         self.container_id = container_id
         self.config = config
+        self.detach_keys, self.keys = detach_keys, keys
         self.started = False
         self.exit_code: int | None = None
         self.running: Exec | None = None

@@ -24,6 +24,7 @@ class RawStream(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self.gone = False
+        self.closed = asyncio.Event()
         self._finished = False
 
     def take_over(self, head: bytes) -> None:
@@ -48,6 +49,7 @@ class RawStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
+        self.closed.set()
         self._writable.set()
         self._input.put_nowait(b"")
         if self._finished:

@@ -326,6 +326,14 @@ class Runtime(Protocol):
 
     async def remove_image(self, name: str, force: bool = False) -> list[str]: ...
 
+    async def attach(self, container_id: str) -> Exec:
+        """Its own standard streams, from now on; several may look at once.
+
+        Raises NotFound, Conflict (it does not run)."""
+
+    async def resize(self, container_id: str, height: int, width: int) -> None:
+        """The size of its terminal, in cells. Raises NotFound, Conflict (it does not run, it has none)."""
+
     async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
         """(titles, rows) of its processes, as `ps ARGUMENTS` on this host prints them. Raises NotFound, Conflict (it
         does not run), InvalidArgument."""

@@ -198,6 +198,12 @@ class FakeRuntime:
             interfaces=(Interface("eth0", rx_bytes=1000, tx_bytes=7000),),
         )
 
+    async def attach(self, container_id: str) -> FakeExec:
+        return FakeExec(ExecConfig(argv=("attached",), stdin=True))
+
+    async def resize(self, container_id: str, height: int, width: int) -> None:
+        raise Conflict("cannot resize: it has no terminal")
+
     async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
         return ["PID", "CMD"], [["7", arguments]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from overlace.api.routes import (
     absent,
+    attach,
     containers,
     execs,
     files,
@@ -34,6 +35,7 @@ ALL = [
     *files.ROUTES,
     *networks.ROUTES,
     *containers.ROUTES,
+    *attach.ROUTES,
     *execs.ROUTES,
     *images.ROUTES,
     *health.ROUTES,

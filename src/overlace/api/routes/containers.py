@@ -226,7 +226,6 @@ ROUTES = [
     Route("GET", "/containers/{id}/logs", logs, streams=True),
     Route("POST", "/containers/create", refused(f"creating single containers (docker run) {_PLAIN}")),
     Route("POST", "/containers/prune", refused(f"pruning containers {_OWNED}")),
-    Route("POST", "/containers/{id}/attach", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/attach/ws", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/top", top),
     Route("GET", "/containers/{id}/changes", refused(f"docker diff {_LATER}")),
@@ -234,8 +233,6 @@ ROUTES = [
     Route("GET", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
     Route("HEAD", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
     Route("PUT", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
-    Route("POST", "/containers/{id}/wait", refused(f"docker wait {_LATER}")),
-    Route("POST", "/containers/{id}/resize", refused(f"resizing a terminal {_LATER}")),
     Route("DELETE", "/containers/{id}", refused(f"docker rm {_OWNED}")),
     *(
         Route("POST", f"/containers/{{id}}/{verb}", refused(f"docker {verb} {_OWNED}"))

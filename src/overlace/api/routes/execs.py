@@ -10,11 +10,12 @@ import msgspec
 from aiohttp import web
 
 from overlace.api.call import Call, Route, answer, empty
+from overlace.api.detach import DetachKeys, parse_keys
 from overlace.api.execs import Instance
 from overlace.api.hijack import RawStream, upgrade_head, wants_upgrade
 from overlace.api.logs import frame
 from overlace.api.routes.containers import find
-from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unimplemented
+from overlace.model.errors import Conflict, InvalidArgument, OverlaceError
 from overlace.model.specs import Doc
 from overlace.runtime.base import Exec, ExecConfig
 
@@ -46,10 +47,7 @@ class StartRequest(Doc, frozen=True):
 async def create(call: Call) -> web.StreamResponse:
     found = await find(call, call.args["id"])
     asked = await call.body(CreateRequest)
-    if asked.detach_keys:
-        raise Unimplemented(
-            f"exec: DetachKeys '{asked.detach_keys}' are not supported yet: end the program, or close the terminal"
-        )
+    keys = parse_keys(asked.detach_keys)
     if not asked.cmd or not asked.cmd[0]:
         raise InvalidArgument("No exec command specified")
     _check_running(found.config.id, found.status)
@@ -65,7 +63,7 @@ async def create(call: Call) -> web.StreamResponse:
         stderr=asked.attach_stderr,
         size=_size(asked.console_size),
     )
-    instance = Instance(found.config.id, config)
+    instance = Instance(found.config.id, config, asked.detach_keys, keys)
     call.shared.execs.add(instance, [c.config.id for c in await call.backend.runtime.list()])
     return answer({"Id": instance.id}, 201)
 
@@ -111,9 +109,16 @@ async def start(call: Call) -> web.StreamResponse:
     if wants_upgrade(call.request):
         stream = RawStream(call.request)
         stream.take_over(upgrade_head(content_type, call.shared.headers))
-        feeder = asyncio.create_task(_feed(stream, running)) if config.stdin else None
+        copying = asyncio.create_task(_copy(instance, running, stream.write))
+        feeder = None
+        if config.stdin:
+            feeder = asyncio.create_task(feed(stream, running, instance.keys if config.tty else b""))
+            await asyncio.wait({copying, feeder}, return_when=asyncio.FIRST_COMPLETED)
+            if not copying.done() and feeder.result():
+                call.shared.carry(_finish(copying))  # it goes on without its client
+                return stream.finish()
         try:
-            await _copy(instance, running, stream.write)
+            await copying
         finally:
             if feeder is not None:
                 feeder.cancel()
@@ -130,10 +135,23 @@ async def start(call: Call) -> web.StreamResponse:
     return response
 
 
-async def _feed(stream: RawStream, running: Exec) -> None:
+async def feed(stream: RawStream, running: Exec, keys: bytes = b"") -> bool:
+    """Hand on what the client says, to its end; True when it left with the detach keys."""
+    watched = DetachKeys(keys) if keys else None
     while data := await stream.read():
-        await running.write(data)
+        left = False
+        if watched is not None:
+            data, left = watched.feed(data)
+        if data:
+            await running.write(data)
+        if left:
+            return True
     running.close_stdin()
+    return False
+
+
+async def _finish(copying: asyncio.Task[None]) -> None:
+    await copying
 
 
 async def _copy(instance: Instance, running: Exec, write: Callable[[bytes], Awaitable[None]]) -> None:
@@ -176,23 +194,29 @@ async def inspect(call: Call) -> web.StreamResponse:
             "OpenStdout": config.stdout,
             "CanRemove": False,
             "ContainerID": instance.container_id,
-            "DetachKeys": "",
+            "DetachKeys": instance.detach_keys,
             "Pid": instance.running.pid if instance.running is not None else 0,
         }
     )
 
 
-async def resize(call: Call) -> web.StreamResponse:
-    instance = call.shared.execs.find(call.args["exec"])
-    numbers = {}
+def cells(call: Call) -> tuple[int, int]:
+    """The parameters h and w. Raises InvalidArgument."""
+    numbers = []
     for key in ("h", "w"):
         text = call.text(key)
         if not text.isdecimal() or int(text) > 65535:
             raise InvalidArgument(f"invalid resize {key} {text!r}: use a number of cells")
-        numbers[key] = int(text)
+        numbers.append(int(text))
+    return numbers[0], numbers[1]
+
+
+async def resize(call: Call) -> web.StreamResponse:
+    instance = call.shared.execs.find(call.args["exec"])
+    height, width = cells(call)
     if instance.running is None:
         raise Conflict(f"exec {instance.id} is not running")
-    instance.running.resize(numbers["h"], numbers["w"])
+    instance.running.resize(height, width)
     return empty()
 
 

@@ -31,6 +31,7 @@ from overlace.runtime.base import (
     Usage,
 )
 from overlace.runtime.oci import prepare
+from overlace.runtime.oci.attach import OciAttach, attach, resize_terminal
 from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.execs import OciExec, start_exec
 from overlace.runtime.oci.files import tree_size
@@ -298,16 +299,20 @@ class OciRuntime:
 
     async def exec(self, container_id: str, config: ExecConfig) -> OciExec:
         """See `Runtime.exec`."""
-        slot = self._slot(container_id)
-        if slot.container.status != "running":
-            raise Conflict(f"container {container_id} is not running")
+        slot = self._running_slot(container_id)
         return await start_exec(self._require_runs().shim, slot, config, windows=self._windows)
+
+    async def attach(self, container_id: str) -> OciAttach:
+        """See `Runtime.attach`."""
+        return await attach(self._running_slot(container_id))
+
+    async def resize(self, container_id: str, height: int, width: int) -> None:
+        """See `Runtime.resize`."""
+        resize_terminal(self._running_slot(container_id), height, width)
 
     async def top(self, container_id: str, arguments: str) -> tuple[list[str], list[list[str]]]:
         """See `Runtime.top`."""
-        slot = self._slot(container_id)
-        if slot.container.status != "running":
-            raise Conflict(f"container {container_id} is not running")
+        self._running_slot(container_id)
         return await top(f"{self._cgroup_parent}/{container_id}", arguments)
 
     async def usage(self, container_id: str) -> Usage | None:
@@ -440,6 +445,12 @@ class OciRuntime:
         if self._runs is None:
             raise self._unfit or Internal("the runtime is not open")
         return self._runs
+
+    def _running_slot(self, container_id: str) -> Slot:
+        slot = self._slot(container_id)
+        if slot.container.status != "running":
+            raise Conflict(f"container {container_id} is not running")
+        return slot
 
     def _slot(self, container_id: str) -> Slot:
         slot = self._slots.get(container_id)
