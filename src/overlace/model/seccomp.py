@@ -116,7 +116,7 @@ def _parse(text: bytes | str) -> _Profile:
             for condition in (rule.includes, rule.excludes):
                 if condition is not None and condition.minKernel:
                     _version(condition.minKernel)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise InvalidArgument(f"Decoding seccomp profile failed: {error}") from None
     for action in (profile.defaultAction, *(rule.action for rule in profile.syscalls or ())):
         if action not in _ACTIONS:

@@ -341,6 +341,18 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         "seccomp profile: unknown action ''",
     ),
     (
+        "seccomp profile in no base64",
+        {"container": {"Privileges": {"Seccomp": {"Mode": "custom", "Profile": "ä"}}}},
+        400,
+        "Privileges.Seccomp.Profile: expected base64 of a seccomp profile",
+    ),
+    (
+        "seccomp profile without end",
+        {"container": {"Privileges": {"Seccomp": {"Mode": "custom", "Profile": "W1tb" * 20000}}}},
+        400,
+        "Decoding seccomp profile failed",
+    ),
+    (
         "seccomp profile that is none",
         {"container": {"Privileges": {"Seccomp": {"Mode": "custom", "Profile": "bm8="}}}},
         400,

@@ -102,7 +102,7 @@ def _check_volume(mount: Mount, final: Mount, where: str) -> None:
     if options is None:
         return
     parts = options.subpath.replace("\\", "/").split("/")
-    if options.subpath and (ABSOLUTE.match(options.subpath) or ".." in parts):
+    if options.subpath and (ABSOLUTE.match(options.subpath) or ".." in parts or "\0" in options.subpath):
         raise InvalidArgument(
             f"{where}: subpath must be a relative path within the volume, not '{options.subpath}'"
         )

@@ -6,7 +6,6 @@ Owns the rules and their sentences. Pure. Shapes: moby api/types/swarm/container
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +57,7 @@ def _check_seccomp(asked: Mapping[str, Any]) -> None:
         return
     try:
         text = base64.b64decode(profile, validate=True)
-    except (binascii.Error, TypeError):
+    except (TypeError, ValueError):
         raise InvalidArgument("Privileges.Seccomp.Profile: expected base64 of a seccomp profile") from None
     check_profile(text)
 
