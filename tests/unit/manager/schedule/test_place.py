@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from overlace.manager.schedule.enforce import plan_enforcement
 from overlace.manager.schedule.explain import Look, explain_look
 from overlace.manager.schedule.occupancy import Occupancy
 from overlace.manager.schedule.place import plan_placement
@@ -303,3 +304,27 @@ def test_a_global_services_task_gets_them_on_its_own_node() -> None:
     got = {one.id: one for one in put(plan_placement([node("a", resources=offered)], occupancy(), own, NOW))}
     assert got["t1"].generic == (Claim("gpu", count=1),)
     assert got["t2"].status.err == "insufficient resources on 1 node"
+
+
+def test_a_node_that_lost_what_its_tasks_reserve_gives_them_up() -> None:
+    """A daemon started again with less: the youngest goes, and one whose named resource is gone, wherever it stands."""
+    offered = NodeResources(4_000_000_000, 8 * GIB, GenericResources({"gpu": ("u1",)}, {"ssd": 1}))
+    large = Resources(reservations=Reservations(nano_cpus=3_000_000_000))
+    held = {
+        "first": task("first", on="a", resources=large),
+        "second": task("second", on="a", resources=large),
+        "kept": msgspec.structs.replace(
+            task("kept", on="a"), generic=(Claim("gpu", "u1"), Claim("ssd", count=1))
+        ),
+        "gone": msgspec.structs.replace(task("gone", on="a"), generic=(Claim("gpu", "u2"),)),
+        "less": msgspec.structs.replace(task("less", on="a"), generic=(Claim("ssd", count=1),)),
+    }
+    ages = {name: msgspec.structs.replace(one, created_at=n) for n, (name, one) in enumerate(held.items())}
+    state = State()
+    state.load([node("a", resources=offered), *ages.values()])
+    rejected = put(plan_enforcement(state.view(), node("a", resources=offered), NOW))
+    assert [one.id for one in rejected] == ["second", "gone", "less"]
+    assert {one.status.err for one in rejected} == {
+        "assigned node no longer has the resources the task reserves"
+    }
+    assert all(one.status.state == TaskState.REJECTED for one in rejected)
