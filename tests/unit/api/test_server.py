@@ -556,12 +556,33 @@ async def test_mounts_and_log_options_of_a_container(api: Api, backend: FakeBack
         ("volume", made.path, "/v"),
     ]
     assert shown["Mounts"][1]["Name"] == made.name, "Docker names anonymous volumes too"
+    assert shown["HostConfig"]["Mounts"] == [
+        {"Type": "bind", "Source": "/srv", "Target": "/b"},
+        {"Type": "volume", "Source": "", "Target": "/v"},
+    ]
     assert shown["HostConfig"]["LogConfig"] == {
         "Type": "json-file",
         "Config": {"max-size": "10m", "max-file": "3"},
     }
     _, listed, _ = await api("GET", "/containers/json", params={"filters": f'{{"volume":["{made.name}"]}}'})
     assert len(listed) == 1
+
+
+async def test_options_of_mounts_are_shown_as_asked_for(api: Api, backend: FakeBackend) -> None:
+    mounts = (
+        Mount("bind", "/b", source="/srv", read_only=True, propagation="rslave", recursive=False),
+        Mount("volume", "/v", source="nas", subpath="in", volume_options={"type": "nfs"}, no_copy=True),
+        Mount("tmpfs", "/t", tmpfs_size=5, tmpfs_mode=0o700, tmpfs_exec=True),
+    )
+    config = msgspec.structs.replace(container().config, mounts=mounts)
+    backend.runtime.put(container(config=config))
+    _, shown, _ = await api("GET", "/containers/cccc/json")
+    assert [m.get(f"{m['Type'].capitalize()}Options") for m in shown["HostConfig"]["Mounts"]] == [
+        {"Propagation": "rslave", "NonRecursive": True},
+        {"NoCopy": True, "Subpath": "in", "DriverConfig": {"Name": "local", "Options": {"type": "nfs"}}},
+        {"SizeBytes": 5, "Mode": 0o700, "Options": [["exec"]]},
+    ]
+    assert shown["HostConfig"]["Mounts"][0]["ReadOnly"] is True
 
 
 async def test_volumes(api: Api, backend: FakeBackend) -> None:

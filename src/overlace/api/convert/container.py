@@ -10,7 +10,7 @@ from overlace.api.codec import ZERO_TIME, rfc3339
 from overlace.api.convert.common import Json
 from overlace.model.logoptions import size_text
 from overlace.model.specs import PortConfig
-from overlace.runtime.base import Container, ContainerConfig
+from overlace.runtime.base import Container, ContainerConfig, Mount
 
 _SECOND = 1_000_000_000
 ANYWHERE = "0.0.0.0"  # a published port answers on every address of the host
@@ -337,6 +337,40 @@ def _security(config: ContainerConfig) -> list[str]:
     return [*shown, f"seccomp={config.seccomp}"] if config.seccomp else shown
 
 
+def _asked(mount: Mount) -> Json:
+    """A mount as it was asked for; what was left at its default is not shown."""
+    shown: Json = {"Type": mount.type, "Source": mount.source, "Target": mount.target}
+    options: Json = {}
+    match mount.type:
+        case "bind":
+            options = {
+                "Propagation": mount.propagation if mount.propagation != "rprivate" else "",
+                "CreateMountpoint": mount.create_source,
+                "NonRecursive": not mount.recursive,
+                "ReadOnlyNonRecursive": mount.recursive_read_only == "no",
+                "ReadOnlyForceRecursive": mount.recursive_read_only == "must",
+            }
+        case "volume":
+            options = {
+                "NoCopy": mount.no_copy,
+                "Labels": mount.volume_labels,
+                "Subpath": mount.subpath,
+                "DriverConfig": {"Name": "local", "Options": mount.volume_options}
+                if mount.volume_options
+                else {},
+            }
+        case "tmpfs":
+            options = {
+                "SizeBytes": mount.tmpfs_size,
+                "Mode": mount.tmpfs_mode if mount.tmpfs_mode != 0o1777 else 0,
+                "Options": [["exec"]] if mount.tmpfs_exec else [],
+            }
+    options = {key: value for key, value in options.items() if value}
+    if options:
+        shown[f"{mount.type.capitalize()}Options"] = options
+    return shown | ({"ReadOnly": True} if mount.read_only else {})
+
+
 def _host_config(
     config: ContainerConfig, addresses: Sequence[ContainerAddress], ports: Sequence[PortConfig]
 ) -> Json:
@@ -367,13 +401,5 @@ def _host_config(
         "Memory": config.memory,
         "PidsLimit": config.pids or None,
         "Ulimits": [{"Name": u.name, "Soft": u.soft, "Hard": u.hard} for u in config.ulimits] or None,
-        "Mounts": [
-            {
-                "Type": m.type,
-                "Source": m.source,
-                "Target": m.target,
-                **({"ReadOnly": True} if m.read_only else {}),
-            }
-            for m in config.mounts
-        ],
+        "Mounts": [_asked(m) for m in config.mounts],
     }
