@@ -293,3 +293,28 @@ async def test_the_hosts_own_network_when_asked(bed: DockerBed) -> None:
         bed.lab.command("linux-1", ["sh", "-c", show]), capture_output=True, text=True, check=True
     ).stdout
     assert set(mine.split()) | {"by-name"} == set(names.split())
+
+
+async def test_its_own_streams_size_and_usage(bed: DockerBed) -> None:
+    config = await bed.running("cat", open_stdin=True)
+    attached = await bed.runtime.attach(config.id)
+    try:
+        await attached.write(b"hello\n")
+        piece = await asyncio.wait_for(anext(aiter(attached.output())), 10)
+        assert (piece.stream, piece.data) == ("stdout", b"hello\n")
+    finally:
+        await attached.close()
+    usage = await bed.runtime.usage(config.id)
+    assert usage is not None and usage.memory > 0 and usage.pids == 1 and usage.system > 0
+    with pytest.raises(Conflict, match="has no terminal"):
+        await bed.runtime.resize(config.id, 10, 20)
+    with pytest.raises(Conflict, match="in use"):
+        await bed.runtime.erase_files(config.id)
+    await bed.runtime.stop(config.id, grace=0)
+    assert await bed.runtime.usage(config.id) is None
+    with pytest.raises(Conflict, match="is not running"):
+        await bed.runtime.attach(config.id)
+    size = ("sh", "-c", "until [ \"$(stty size)\" = '10 20' ]; do sleep 0.05; done; exit 4")
+    terminal = await bed.running(*size, tty=True)
+    await bed.runtime.resize(terminal.id, 10, 20)
+    assert (await asyncio.wait_for(bed.runtime.wait(terminal.id), 20)).exit_code == 4

@@ -21,9 +21,11 @@ from overlace.runtime.base import (
     HealthStatus,
     HostFiles,
     Image,
+    Interface,
     Mount,
     Platform,
     StoredVolume,
+    Usage,
     Volume,
 )
 from overlace.runtime.docker.gate import HOLD, INSIDE
@@ -251,6 +253,34 @@ def image_of(found: dict[str, Any]) -> Image:
         size=found.get("Size", 0),
         config=found.get("Config") or {},
         layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
+    )
+
+
+def usage_of(found: dict[str, Any], interfaces: tuple[Interface, ...]) -> Usage:
+    """`GET /containers/ID/stats`; the engine counts no interfaces of ours, so they come from the container itself."""
+    cpu, memory, pids = (
+        found.get("cpu_stats") or {},
+        found.get("memory_stats") or {},
+        found.get("pids_stats") or {},
+    )
+    used = cpu.get("cpu_usage") or {}
+    moved = (found.get("blkio_stats") or {}).get("io_service_bytes_recursive") or ()
+    return Usage(
+        cpu_total=used.get("total_usage", 0),
+        cpu_user=used.get("usage_in_usermode", 0),
+        cpu_kernel=used.get("usage_in_kernelmode", 0),
+        system=cpu.get("system_cpu_usage", 0),
+        memory=memory.get("usage", 0),
+        memory_limit=memory.get("limit", 0),
+        memory_stats=memory.get("stats") or {},
+        pids=pids.get("current", 0),
+        pids_limit=pids.get("limit") or 0,
+        io=tuple(
+            (m["major"], m["minor"], m["op"].lower(), m["value"])
+            for m in moved
+            if m["op"] in ("read", "write", "Read", "Write")
+        ),
+        interfaces=interfaces,
     )
 
 

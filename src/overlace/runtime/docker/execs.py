@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from overlace.model.errors import Conflict, OverlaceError
@@ -35,7 +35,69 @@ def exec_body(config: ExecConfig) -> dict[str, Any]:
     return body | ({"WorkingDir": config.workdir} if config.workdir else {})
 
 
-class DockerExec:
+class _Streams:
+    """The standard streams of a program over a connection that the engine handed over."""
+
+    def __init__(self, tty: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tty = tty
+        self._reader, self._writer = reader, writer
+
+    async def output(self) -> AsyncIterator[ExecOutput]:
+        rest = b""
+        with contextlib.suppress(ConnectionError):
+            while data := await self._reader.read(_BLOCK):
+                if self._tty:
+                    yield ExecOutput("stdout", data)
+                    continue
+                whole, rest = frames(rest + data)
+                for stream, piece in whole:
+                    yield ExecOutput(stream, piece)
+
+    async def write(self, data: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(data)
+            await self._writer.drain()
+
+    def close_stdin(self) -> None:
+        if self._writer.can_write_eof():
+            with contextlib.suppress(OSError):
+                self._writer.write_eof()
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+class DockerAttach(_Streams):
+    """Implements `runtime.base.Exec` on a container's own program; `ended` waits for it, `resized` sets its size."""
+
+    pid = 0
+
+    def __init__(
+        self,
+        tty: bool,
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        ended: Callable[[], Awaitable[int]],
+        resized: Callable[[int, int], Coroutine[Any, Any, None]],
+    ) -> None:
+        super().__init__(tty, *streams)
+        self._ended, self._resized = ended, resized
+        self._sizes: set[asyncio.Task[None]] = set()
+
+    def resize(self, height: int, width: int) -> None:
+        """Raises Conflict when it has no terminal."""
+        if not self._tty:
+            raise Conflict("the container has no terminal: create it with one (-t)")
+        task = asyncio.ensure_future(self._resized(height, width))
+        self._sizes.add(task)
+        task.add_done_callback(self._sizes.discard)
+
+    async def wait(self) -> int:
+        return await self._ended()
+
+
+class DockerExec(_Streams):
     """Implements `runtime.base.Exec`."""
 
     def __init__(
@@ -46,10 +108,9 @@ class DockerExec:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
+        super().__init__(config.tty, reader, writer)
         self._engine = engine
         self._id = exec_id
-        self._tty = config.tty
-        self._reader, self._writer = reader, writer
         self._pid = 0
         self._sizes: set[asyncio.Task[None]] = set()
 
@@ -75,27 +136,6 @@ class DockerExec:
     def pid(self) -> int:
         return self._pid
 
-    async def output(self) -> AsyncIterator[ExecOutput]:
-        rest = b""
-        with contextlib.suppress(ConnectionError):
-            while data := await self._reader.read(_BLOCK):
-                if self._tty:
-                    yield ExecOutput("stdout", data)
-                    continue
-                whole, rest = frames(rest + data)
-                for stream, piece in whole:
-                    yield ExecOutput(stream, piece)
-
-    async def write(self, data: bytes) -> None:
-        with contextlib.suppress(ConnectionError):
-            self._writer.write(data)
-            await self._writer.drain()
-
-    def close_stdin(self) -> None:
-        if self._writer.can_write_eof():
-            with contextlib.suppress(OSError):
-                self._writer.write_eof()
-
     def resize(self, height: int, width: int) -> None:
         """Raises Conflict when it has no terminal."""
         if not self._tty:
@@ -118,6 +158,4 @@ class DockerExec:
         for task in tuple(self._sizes):
             task.cancel()
         await asyncio.gather(*self._sizes, return_exceptions=True)
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await super().close()

@@ -100,6 +100,16 @@ def why_not_run(root: Path, program: str, environment: Sequence[str], folder: st
     )
 
 
+def append_hosts(path: Path, hosts: Sequence[tuple[str, str]]) -> None:
+    """Add what is not there yet, in the file itself: it is mounted, so its inode must stay."""
+    there = path.read_text()
+    lines = [f"{address}\t{name}\n" for name, address in hosts]
+    new = "".join(line for line in lines if line not in there)
+    if new:
+        with path.open("a") as file:
+            file.write(new)
+
+
 def main() -> int:
     """Build if needed and say where the program is."""
     try:

@@ -33,11 +33,12 @@ from overlace.runtime.base import (
     LogLine,
     LogOptions,
     Platform,
+    Usage,
 )
-from overlace.runtime.docker import convert
+from overlace.runtime.docker import convert, look
 from overlace.runtime.docker.client import EngineClient, documents
-from overlace.runtime.docker.execs import DockerExec
-from overlace.runtime.docker.gate import Gate, why_not_run
+from overlace.runtime.docker.execs import DockerAttach, DockerExec
+from overlace.runtime.docker.gate import Gate, append_hosts, why_not_run
 from overlace.runtime.docker.output import LogReader, log_params
 from overlace.runtime.docker.stock import Stock
 from overlace.runtime.oci import prepare
@@ -49,7 +50,6 @@ from overlace.runtime.oci.spec import resolve, signal_number
 
 log = structlog.get_logger(__name__)
 _PAUSES = (0.2, 5.0)  # shortest and longest wait before looking for an engine that went away
-_Table = tuple[list[str], list[list[str]]]
 _TOLD = ("create", "start", "die", "oom", "destroy", "health_status", "pause", "unpause")
 
 
@@ -290,7 +290,7 @@ class DockerRuntime(Stock):
                 if resolv_conf and found.get("ResolvConfPath"):
                     Path(found["ResolvConfPath"]).write_text(resolv_conf)
                 if hosts and found.get("HostsPath"):
-                    _append_hosts(Path(found["HostsPath"]), hosts)
+                    append_hosts(Path(found["HostsPath"]), hosts)
             except OSError as error:
                 raise Internal(f"cannot write {error.filename}: {error.strerror}") from error
             gate.open()
@@ -329,10 +329,52 @@ class DockerRuntime(Stock):
 
     async def exec(self, container_id: str, config: ExecConfig) -> DockerExec:
         """See `Runtime.exec`."""
-        record = self._record(container_id)
+        record = await self._running(container_id)
+        return await DockerExec.start(self._engine, record.docker_id, config)
+
+    async def attach(self, container_id: str) -> DockerAttach:
+        """See `Runtime.attach`."""
+        record = await self._running(container_id)
+        query = "stream=1&stdin=1&stdout=1&stderr=1"
+        streams = await self._engine.hijack(f"/containers/{record.docker_id}/attach?{query}", {})
+
+        async def ended() -> int:
+            return (await self.wait(container_id)).exit_code
+
+        async def resized(height: int, width: int) -> None:
+            with contextlib.suppress(OverlaceError):  # it has ended
+                await self.resize(container_id, height, width)
+
+        return DockerAttach(record.config.tty, streams, ended, resized)
+
+    async def resize(self, container_id: str, height: int, width: int) -> None:
+        """See `Runtime.resize`."""
+        record = await self._running(container_id)
+        if not record.config.tty:
+            raise Conflict(f"container {container_id} has no terminal: create it with one (-t)")
+        params = {"h": str(height), "w": str(width)}
+        await self._engine.call("POST", f"/containers/{record.docker_id}/resize", params=params)
+
+    async def usage(self, container_id: str) -> Usage | None:
+        """See `Runtime.usage`."""
+        container = await self.inspect(container_id)
+        if container.status != "running":
+            return None
+        return await look.usage(self._engine, self._record(container_id).docker_id, container.pid)
+
+    async def erase_files(self, container_id: str) -> None:
+        """See `Runtime.erase_files`."""
+        if container_id not in self._records:
+            return
+        async with self._locks.hold(container_id):
+            if (await self.inspect(container_id)).status == "running":
+                raise Conflict(f"container {container_id} runs: its secrets and configs are in use")
+            await prepare.erase_files(self._places(container_id))
+
+    async def _running(self, container_id: str) -> Record:
         if (await self.inspect(container_id)).status != "running":
             raise Conflict(f"Container {container_id} is not running")
-        return await DockerExec.start(self._engine, record.docker_id, config)
+        return self._record(container_id)
 
     async def remove(self, container_id: str, force: bool = False) -> None:
         """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
@@ -372,16 +414,9 @@ class DockerRuntime(Stock):
                 found.append(await self.inspect(container_id))
         return found
 
-    async def top(self, container_id: str, arguments: str) -> _Table:
+    async def top(self, container_id: str, arguments: str) -> look.Table:
         """See `Runtime.top`."""
-        record = self._record(container_id)
-        params = {"ps_args": arguments} if arguments else {}
-        try:
-            found = await self._engine.call("GET", f"/containers/{record.docker_id}/top", params=params)
-        except Internal as error:  # the engine's 500: it does not run, or ps did not like the arguments
-            kind = Conflict if "is not running" in error.message else InvalidArgument
-            raise kind(error.message) from error
-        return list(found["Titles"]), [list(row) for row in found["Processes"]]
+        return await look.top(self._engine, self._record(container_id).docker_id, arguments)
 
     async def layer_size(self, container_id: str) -> int:
         """See `Runtime.layer_size`."""
@@ -462,13 +497,3 @@ class DockerRuntime(Stock):
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _append_hosts(path: Path, hosts: Sequence[tuple[str, str]]) -> None:
-    """Add what is not there yet, in the file itself: it is mounted, so its inode must stay."""
-    there = path.read_text()
-    lines = [f"{address}\t{name}\n" for name, address in hosts]
-    new = "".join(line for line in lines if line not in there)
-    if new:
-        with path.open("a") as file:
-            file.write(new)
