@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import control, deploy, machine, network, peer, places, swarms
+from measure import control, deploy, machine, network, peer, places, scale, swarms
 from measure.figures import Figure, as_document, is_measured, render
 
 from overlace.model.errors import OverlaceError, Unavailable
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("network", "deploy", "control")
+PARTS = ("network", "scale", "deploy", "control")
 
 
 def say(line: str) -> None:
@@ -51,12 +51,15 @@ def figures(chosen: argparse.Namespace, docker: peer.Docker | None) -> Iterator[
     """Measure the chosen parts, one figure after the other."""
     quick, parts = chosen.quick, set(chosen.parts)
     programs = network.programs_folder()
-    if parts & {"network", "control"}:
+    if parts & {"network", "scale", "control"}:
         with network.serving(programs, say) as ways:
             if "network" in parts:
                 yield from network.measure(programs, ways, rounds=2 if quick else 6, seconds=1, say=say)
-            if "control" in parts:
-                yield from control.measure_programming(ways.hosts[0], 10_000, rounds=3, say=say)
+            if "scale" in parts:
+                yield from scale.measure(programs, ways, rounds=2 if quick else 6, seconds=0.5, say=say)
+            if parts & {"scale", "control"}:
+                yield from control.measure_programming(ways.hosts[0], 100_000, rounds=3, say=say)
+                yield control.measure_update(ways.hosts[0], rounds=3 if quick else 20, say=say)
     if docker is not None:
         with swarms.both(programs, docker, say) as pair:
             if "deploy" in parts:

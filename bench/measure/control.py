@@ -141,3 +141,25 @@ def measure_programming(host: DataPathHost, endpoints: int, rounds: int, say: Sa
         removals = batches[1].replace("fdb replace", "fdb del")
         run([*enter(SEGMENTS["a"]), "bridge", "-batch", "-"], stdin=removals)
     yield figure
+
+
+def measure_update(host: DataPathHost, rounds: int, say: Say) -> Figure:
+    """One remote endpoint that moved to another host, until the tables say so."""
+    say("control: one endpoint moves")
+    figure = Figure(
+        "an endpoint moved, until programmed",
+        "s",
+        [Peer("docker's design")],
+        group=GROUP,
+        less_is_better=True,
+    )
+    address, providers = "10.1.0.250", ("192.0.2.2", "192.0.2.3")
+    for i in range(rounds):
+        entry = RemoteEndpoint(VNI, address, mac_of(address), providers[i % 2])
+        figure.samples.append(host.timed("apply", Delta(put=(entry,)))[0])
+        began = time.monotonic()
+        for program, batch in zip(("ip", "bridge"), docker_entries(address, providers[i % 2]), strict=True):
+            run([*enter(SEGMENTS["a"]), program, *batch.split()])
+        figure.peers[0].samples.append(time.monotonic() - began)
+    host.call("apply", Delta(remove=(("endpoint", VNI, address),)))
+    return figure

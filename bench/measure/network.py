@@ -42,6 +42,9 @@ ACROSS = (
     Kind("connect-request-close", "/s", "crr", {DOCKER: 1.4, BARE: 0.80}),
 )
 WITHOUT_TSO = (Kind("TCP, 1 stream, underlay without TSO", "Gb/s", "tcp", {DOCKER: 1.05, BARE: 0.65}),)
+WITHOUT_GRO = (
+    Kind("TCP, 1 stream, underlay without TSO and GRO", "Gb/s", "tcp", {DOCKER: 1.05, BARE: 0.65}),
+)
 SAME_HOST = (
     Kind("TCP, 1 stream", "Gb/s", "tcp", {DOCKER: 0.95, VETH: 0.85}),
     Kind("UDP, 64 bytes", "packets/s", "udp", {DOCKER: 1.2, VETH: 0.85}),
@@ -78,13 +81,19 @@ def measure(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: S
     """Measure all figures and yield each when it is done. What cannot be measured stays None in its samples and is
     said."""
     groups = (
-        ("network: between two hosts", ways.across, ACROSS, True),
-        ("network: between two hosts", ways.across, WITHOUT_TSO, False),
-        ("network: on one host", ways.same_host, SAME_HOST, True),
-        ("network: a service's virtual address, its backend on another host", ways.services, SERVICES, True),
+        ("network: between two hosts", ways.across, ACROSS, (True, True)),
+        ("network: between two hosts", ways.across, WITHOUT_TSO, (False, True)),
+        ("network: between two hosts", ways.across, WITHOUT_GRO, (False, False)),
+        ("network: on one host", ways.same_host, SAME_HOST, (True, True)),
+        (
+            "network: a service's virtual address, its backend on another host",
+            ways.services,
+            SERVICES,
+            (True, True),
+        ),
     )
     for group, between, kinds, segmentation in groups:
-        set_segmentation(segmentation)
+        set_segmentation(*segmentation)
         for kind in kinds:
             say(f"{group}: {kind.name}")
             figure = Figure(

@@ -171,11 +171,11 @@ def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]
     return hosts, sandboxes
 
 
-def set_segmentation(on: bool) -> None:
+def set_segmentation(on: bool, merge: bool = True) -> None:
     """Let the underlay's devices cut frames (TSO), or make every frame on them one of at most the MTU, merged again
-    on receive (GRO) as network cards' drivers do.
+    on receive (GRO, unless not `merge`) as network cards' drivers do.
     """
-    tso, gro = ("on", "off") if on else ("off", "on")
+    tso, gro = ("on", "off") if on else ("off", "on" if merge else "off")
     cutting = ["tso", tso, "tx-udp_tnl-segmentation", tso, "tx-udp_tnl-csum-segmentation", tso]
     for pair in PAIRS.values():
         for host in pair:

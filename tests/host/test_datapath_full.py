@@ -6,11 +6,14 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import structlog
 from datapath_bed import Container, ask, ask_udp, mac_of, made_bed, network
 
 from overlace.network.linux import bpf_syscall, unified
+from overlace.network.linux.datapath import DataPath
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
 from overlace.network.vfp.tables import Backend, Delta, Frontend, LocalEndpoint, RemoteEndpoint, Tables
@@ -62,6 +65,14 @@ def test_a_full_connection_table_takes_new_ones_and_keeps_the_busy(small: Loader
     assert _send(small, idle, 16) == "refused", "the oldest gave way, and its client is told"
     assert _send(small, idle, 2) == "encapsulated", "it may connect again"
     assert small.maps["flows"].count() <= SIZE
+    path = DataPath("full", Path("/nowhere"), "172.28.1.11")
+    path._loader = small
+    with structlog.testing.capture_logs() as said:
+        fill = {f.name: f for f in path._fill()}
+        path._fill()
+    assert fill["flows"].is_full and fill["flows"].evicts and not fill["allowed"].is_full
+    told = [e["table"] for e in said if e["event"] == "a table of the data path is full"]
+    assert sorted(told) == ["flows", "ways"], "once each"
 
 
 def test_a_host_in_a_large_cluster() -> None:

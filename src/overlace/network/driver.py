@@ -46,13 +46,14 @@ from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.records import LocalAddresses, Record, Records
 from overlace.network.switch import Switch
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
-from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
 from overlace.network.ways import Interface, Measurable, Ways
 
 log = structlog.get_logger(__name__)
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+FILL_SECONDS = 60
 
 
 class UnderlayFacts(Protocol):
@@ -89,6 +90,7 @@ class DataPath(Measurable, Looked, Protocol):
     async def held(self, inside: Iterable[Inside]) -> Held: ...
     async def drops(self) -> dict[tuple[int, str], int]: ...
     async def flows(self) -> list[UnifiedFlow]: ...
+    async def fill(self) -> list[TableFill]: ...
     async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
     async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket: ...
     def underlay(self) -> UnderlayFacts: ...
@@ -140,6 +142,7 @@ class OverlayDriver:
         self._refused: dict[Guid, HcnError] = {}
         self._reconcile = False
         self._running: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._next: asyncio.Future[None] | None = None
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
@@ -177,9 +180,27 @@ class OverlayDriver:
                     await self._serve_dns(record)
                 except OSError as e:  # after a reboot the sandbox is gone; attach makes it anew
                     log.info("no DNS for a kept task yet", task=record.asked.task_id, error=str(e))
+        await self._end_watch()
+        self._watching = asyncio.get_running_loop().create_task(self._watch_fill())
+
+    async def _watch_fill(self) -> None:
+        """Have the data path say when one of its tables is full."""
+        while True:
+            await asyncio.sleep(FILL_SECONDS)
+            try:
+                await self._datapath.fill()
+            except OSError as e:
+                log.warning("the data path's tables cannot be counted", error=str(e))
+
+    async def _end_watch(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+            self._watching = None
 
     async def close(self) -> None:
         await self._ways.close()
+        await self._end_watch()
         await self._resolver.close()
         if self._running is not None:
             await asyncio.wait([self._running])
@@ -187,6 +208,7 @@ class OverlayDriver:
 
     async def leave(self) -> None:
         await self._ways.close()
+        await self._end_watch()
         await self._resolver.close()
         if self._running is not None:
             await asyncio.wait([self._running])

@@ -13,13 +13,14 @@ import pytest
 from overlace.model.errors import Conflict, InvalidArgument, Unavailable
 from overlace.model.netview import NetView
 from overlace.model.specs import MTU_OPTION, PortConfig
+from overlace.network import driver
 from overlace.network import driver as driver_module
 from overlace.network.base import TaskNetwork
 from overlace.network.driver import OverlayDriver
 from overlace.network.hostports import listening, plan_host_ports
 from overlace.network.overlay import guid_of
 from overlace.network.records import LocalAddresses
-from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.forward import forward_from_container
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Network, Tables
@@ -49,6 +50,7 @@ class Kernel:
         self.interfaces: dict[str, tuple[str, str, bool, str, int]] = {}  # by endpoint id
         self.routes: dict[str, tuple[str, ...]] = {}
         self.paths: dict[str, int] = {}
+        self.counted = asyncio.Event()
 
 
 class Silence:
@@ -180,6 +182,10 @@ class MemoryDataPath:
         return {"delivered": 1}
 
     async def flows(self) -> list[UnifiedFlow]:
+        return []
+
+    async def fill(self) -> list[TableFill]:
+        self.kernel.counted.set()
         return []
 
     def underlay(self) -> Under:
@@ -460,3 +466,13 @@ def test_local_addresses_run_out_and_come_back() -> None:
         pool.take(taken)
     taken.remove("172.17.0.3/29")
     assert pool.take(taken) == "172.17.0.3/29"
+
+
+async def test_full_tables_are_looked_for_while_it_runs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "FILL_SECONDS", 0)
+    d = await host.start()
+    await asyncio.wait_for(host.kernel.counted.wait(), 5)
+    await d.close()
+    host.kernel.counted.clear()
+    await asyncio.sleep(0)
+    assert not host.kernel.counted.is_set()

@@ -134,7 +134,12 @@ class Map:
 
     def count(self) -> int:
         """Rows there are."""
-        return sum(1 for _ in self.items())
+        try:
+            return sum(count for count, _, _ in self._batches())
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, _ENOTSUPP, errno.EOPNOTSUPP):  # type without batches
+                raise
+            return sum(1 for _ in self.items())
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row, by batch where the map's type can, else key by key."""
@@ -151,6 +156,14 @@ class Map:
                 key = self._next(key)
 
     def _batched(self) -> Iterator[tuple[bytes, bytes]]:
+        k, v = self.key_size, self.value_size
+        for count, keys, values in self._batches():
+            ks, vs = keys.raw, values.raw
+            for i in range(count):
+                yield ks[i * k : (i + 1) * k], vs[i * v : (i + 1) * v]
+
+    def _batches(self) -> Iterator[tuple[int, ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]]:
+        """(rows, keys, values), the buffers the same each time."""
         keys = ctypes.create_string_buffer(self.key_size * _BATCH)
         values = ctypes.create_string_buffer(self.value_size * _BATCH)
         token = ctypes.create_string_buffer(max(self.key_size, 8))
@@ -168,9 +181,7 @@ class Map:
                 done = True
             first = False
             (count,) = struct.unpack_from("I", attr, 32)
-            ks, vs, k, v = keys.raw, values.raw, self.key_size, self.value_size
-            for i in range(count):
-                yield ks[i * k : (i + 1) * k], vs[i * v : (i + 1) * v]
+            yield count, keys, values
             if done:
                 return
 

@@ -555,9 +555,11 @@ class DataPath:
         found = []
         for name in (*TABLE_MAPS, *EVICTING):
             table = self._map(name)
-            fill = TableFill(
-                name=name, rows=table.count(), capacity=table.max_entries, evicts=name in EVICTING
-            )
+            rows, evicts = table.count(), name in EVICTING
+            # each processor of an evicting table holds up to so many rows ready to be taken (LOCAL_FREE_TARGET)
+            ready = min(128 * _possible_cpus(), table.max_entries // 2) if evicts else 0
+            full = rows >= table.max_entries - ready
+            fill = TableFill(name=name, rows=rows, capacity=table.max_entries, evicts=evicts, is_full=full)
             if fill.is_full and name not in self._told_full:
                 _log.warning(
                     "a table of the data path is full",

@@ -47,8 +47,4 @@ class TableFill(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     capacity: int
     evicts: bool
-
-    @property
-    def is_full(self) -> bool:
-        """An evicting table frees rows a little before the last one is taken."""
-        return self.rows >= self.capacity * (0.9 if self.evicts else 1)
+    is_full: bool
