@@ -23,17 +23,30 @@ NET = network(4097, "10.0.1.0/24")
 SOURCE = LocalEndpoint(4097, "10.0.1.4", 24, mac_of("10.0.1.4"), "E")
 PEER = RemoteEndpoint(4097, "10.0.1.5", mac_of("10.0.1.5"), "172.28.1.12")
 VIP = Frontend(4097, "10.0.1.9", 6, 80, (Backend(4097, "10.0.1.5"),))
+OTHER_VIP = Frontend(4097, "10.0.1.10", 6, 80, (Backend(4097, "10.0.1.5"),))
 SIZE = 512
+SIZES = {"flows": SIZE, "ways": SIZE}
 
 
 @pytest.fixture
 def small() -> Iterator[Loader]:
     """Programs whose connection tables hold few rows."""
-    made = Loader(f"full{secrets.token_hex(3)}", sizes={"flows": SIZE, "ways": SIZE})
+    yield from _filled(SIZES)
+
+
+@pytest.fixture
+def usual() -> Iterator[Loader]:
+    yield from _filled({})
+
+
+def _filled(sizes: dict[str, int]) -> Iterator[Loader]:
+    made = Loader(f"full{secrets.token_hex(3)}", sizes=sizes)
     made.open()
     made.maps["config"].update(bytes(4), config_value(1, "172.28.1.11", 24, 1500, 1, 1, 4789))
     rows = Rows()
-    rows.replace((), [r for e in (NET, SOURCE, PEER, VIP) for r in encode(e, {"E": Attachment(1000, 7)})])
+    rows.replace(
+        (), [r for e in (NET, SOURCE, PEER, VIP, OTHER_VIP) for r in encode(e, {"E": Attachment(1000, 7)})]
+    )
     (port,) = (r for r in encode(SOURCE, {"E": Attachment(1, 7)}) if r.map == "ports")
     rows.replace((), [Row("ports", struct.pack("I", 1), port.value)])
     changes = rows.difference({})
@@ -44,10 +57,10 @@ def small() -> Iterator[Loader]:
     made.destroy()
 
 
-def _send(loader: Loader, sport: int, flags: int) -> str:
+def _send(loader: Loader, sport: int, flags: int, to: str = VIP.address) -> str:
     """What becomes of a TCP packet of the container to the service."""
     tcp = struct.pack("!HHIIBBHHH", sport, 80, 1, 0, 0x50, flags, 1000, 0, 0)
-    addresses = socket.inet_aton("10.0.1.4") + socket.inet_aton("10.0.1.9")
+    addresses = socket.inet_aton("10.0.1.4") + socket.inet_aton(to)
     ip = struct.pack("!BBHHHBBH", 0x45, 0, 40, 0, 0x4000, 64, 6, 0) + addresses + tcp
     mac = bytes.fromhex(SOURCE.mac.replace(":", ""))
     frame = b"\2\0\0\0\0\xee" + mac + b"\x08\x00" + ip
@@ -73,6 +86,15 @@ def test_a_full_connection_table_takes_new_ones_and_keeps_the_busy(small: Loader
     assert fill["flows"].is_full and fill["flows"].evicts and not fill["allowed"].is_full
     told = [e["table"] for e in said if e["event"] == "a table of the data path is full"]
     assert sorted(told) == ["flows", "ways"], "once each"
+
+
+def test_ended_connections_do_not_use_a_backends_ports_up(usual: Loader) -> None:
+    """Two services over one backend: its reply names the client's port only, so each port serves one connection."""
+    for port in range(32768, 60768):
+        _send(usual, port, 2)
+        _send(usual, port, 17)  # FIN
+    for port in range(33000, 33200):
+        assert _send(usual, port, 2, OTHER_VIP.address) == "encapsulated", port
 
 
 def test_a_host_in_a_large_cluster() -> None:

@@ -98,6 +98,22 @@ INLINE void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f)
 		forget(e->kind == K_LOCAL ? e->ifindex : AT_TUNNEL | vni, f->daddr, f->saddr, f->dport, f->sport, p->proto);
 }
 
+/* Whether the connection whose replies `reply` translates is over. */
+INLINE int has_ended(__u32 scope, const struct flow *reply, __u8 proto)
+{
+	struct flow_key key = {
+		.scope = scope, .saddr = reply->daddr, .daddr = reply->saddr, .sport = reply->dport, .dport = reply->sport,
+		.proto = proto,
+	};
+	struct flow *forward;
+
+	if (reply->kind != F_REPLY)
+		return 0;
+	forward = bpf_map_lookup_elem(&flows, &key);
+	return !forward || forward->kind != F_FORWARD || (forward->state & STATE_CLOSED) ||
+	       (proto != PROTO_TCP && now() - forward->seen > UDP_IDLE);
+}
+
 /* Enter the reply translation of the new connection `f`; another source port is taken when the backend already has
  * such a connection under another name: two VIPs over one backend, or one published port through two hosts. */
 INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow *f)
@@ -107,7 +123,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 		.saddr = p->daddr, .daddr = p->saddr, .sport = p->dport, .dport = p->sport, .vni = q->client_vni,
 		.peer_vni = f->peer_vni, .sandbox = f->sandbox, .seen = f->seen, .kind = F_REPLY, .out = q->out,
 	};
-	__be16 port = p->sport;
+	__be16 port = p->sport, ended = 0;
 
 	if (!q->scope && f->sandbox) {
 		key.scope = SCOPE_SANDBOX;
@@ -119,15 +135,21 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 		key.dport = port;
 		old = bpf_map_lookup_elem(&flows, &key);
 		if (!old || (old->kind == F_REPLY && old->saddr == reply.saddr && old->daddr == reply.daddr &&
-			     old->sport == reply.sport && old->dport == reply.dport)) {
-			f->sport = port;
-			if (!old)
-				forget_reply(p, f->peer_vni, f);
-			return bpf_map_update_elem(&flows, &key, &reply, BPF_ANY);
-		}
+			     old->sport == reply.sport && old->dport == reply.dport) ||
+		    (old->kind == F_VIA && p->sport == port))
+			goto found;
+		if (!ended && has_ended(q->scope, old, p->proto))
+			ended = port;
 		port = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
 	}
-	return -1;
+	/* One that nobody had is better: the backend may still remember the ended connection (TIME_WAIT). */
+	if (!ended)
+		return -1;
+	port = ended;
+found:
+	key.dport = f->sport = port;
+	forget_reply(p, f->peer_vni, f);
+	return bpf_map_update_elem(&flows, &key, &reply, BPF_ANY);
 }
 
 /* The backend of this packet to a frontend: the remembered one, or a new one for a new connection.
