@@ -280,6 +280,8 @@ async def test_an_unhealthy_container_is_stopped_and_fails(bed):
     await bed.until(lambda: bed.last() == TaskState.FAILED)
     assert bed.reports[-1][1].err == "task: unhealthy container"
     assert bed.runtime.stopped == [container_id("t1")]
+    # secrets go with the task that needed them
+    await bed.until(lambda: bed.runtime.erased == [container_id("t1")])
 
 
 class FakeSandboxRuntime(FakeRuntime):
@@ -354,5 +356,3 @@ async def test_what_failed_for_a_while_is_no_longer_told_once_it_works(bed):
     bed.runtime.inspect = inspect
     await bed.until(lambda: bed.reports[-1][1].err == "")
     assert bed.last() == TaskState.RUNNING
-    # secrets go with the task that needed them
-    await bed.until(lambda: bed.runtime.erased == [container_id("t1")])
