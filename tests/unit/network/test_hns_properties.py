@@ -20,6 +20,7 @@ from overlace.network.hns.documents import (
     Version,
 )
 from overlace.network.hns.errors import Code
+from overlace.network.hns.journal import JOURNAL
 from overlace.network.hns.queries import present
 from overlace.network.hns.service import HnsService, HostFacts
 from overlace.network.hns.state import State
@@ -319,3 +320,24 @@ def test_no_document_is_too_odd_for_an_answer(script: list[tuple[str, str, Any]]
             False,
         )
         check_whole(hns.service)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@given(st.lists(calls(), min_size=3, max_size=12), st.data())
+def test_a_journal_cut_or_damaged_anywhere_is_made_whole(
+    script: list[tuple[str, str, str, str, Any]], data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        facts = HostFacts("192.0.2.1")
+        hns = HnsCalls(HnsService(Path(folder), facts=facts))
+        for verb, kind, guid, network, document in [*BASE, *script]:
+            perform(hns, verb, kind, guid, network, document)
+        path = Path(folder) / JOURNAL
+        whole = path.read_bytes()
+        for _ in range(4):
+            cut = data.draw(st.integers(0, len(whole)))
+            damage = data.draw(st.sampled_from([b"", b"\x00garbage" + whole[cut + 5 :]]))
+            path.write_bytes(whole[:cut] + damage)
+            once = HnsService(Path(folder), facts=facts)
+            check_whole(once)
+            assert HnsService(Path(folder), facts=facts).documents == once.documents
