@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from overlace.compose.desired import file_wishes
+from overlace.compose.interpolate import Lookup
 from overlace.compose.load import Loader, Source
 from overlace.compose.problems import Problem, Problems
 from overlace.compose.project import FileDef, Project
@@ -84,7 +85,7 @@ def read_stack(
     loader = Loader(Disk(), environment, problems, active)
     root = loader.load(_sources(files or _default()), [os.path.abspath(path) for path in env_files])
     project = read_project(root, Reading(problems, Disk(), loader.lookup, leave_out))
-    wishes = file_wishes(name, project, _data_of(environment), problems)
+    wishes = file_wishes(name, project, _data_of(loader.lookup), problems)
     problems.check()
     return Stack(name, project, wishes, problems.warnings)
 
@@ -108,12 +109,12 @@ def _sources(files: Sequence[str]) -> list[Source]:
     return found
 
 
-def _data_of(environment: Mapping[str, str]) -> Callable[[str, str, FileDef], bytes]:
+def _data_of(lookup: Lookup) -> Callable[[str, str, FileDef], bytes]:
     def read(kind: str, key: str, definition: FileDef) -> bytes:
         if definition.content is not None:
             return definition.content.encode()
         if definition.environment:
-            value = environment.get(definition.environment)
+            value = lookup(definition.environment)
             if value is None:
                 raise ValueError(f"the variable {definition.environment} is not set")
             return value.encode()
