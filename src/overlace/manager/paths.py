@@ -133,6 +133,16 @@ def explain_path(a: Node, b: Node, there: PathState | None, back: PathState | No
             "does not give that work back",
             remedy=f"turn it off by hand on {first}: ethtool -K DEVICE tx off, or update the card's driver",
         )
+    declared = min(_mtu(a), _mtu(b))
+    if there.mtu and there.mtu < declared:
+        return HealthProblem(
+            from_=first,
+            to=second,
+            reason=f"packets of {there.mtu + 1} bytes and more from {first} to {second} get lost on the way, though both "
+            f"interfaces take {declared}",
+            remedy=f"containers were given {there.mtu - ENCAP_OVERHEAD}, so nothing is lost; for larger ones raise the "
+            f"MTU of what lies between {_address(a)} and {_address(b)} to {declared}",
+        )
     if there.fragments == "lost":
         return HealthProblem(
             from_=first,
@@ -148,16 +158,6 @@ def explain_path(a: Node, b: Node, there: PathState | None, back: PathState | No
             to=second,
             reason=f"{there.loss} % of the packets from {first} to {second} get lost",
             remedy=f"look at the links between them, and at their interfaces' drops (ip -s link) on {first} and {second}",
-        )
-    declared = min(_mtu(a), _mtu(b))
-    if there.mtu and there.mtu < declared:
-        return HealthProblem(
-            from_=first,
-            to=second,
-            reason=f"packets of {there.mtu + 1} bytes and more from {first} to {second} get lost on the way, though both "
-            f"interfaces take {declared}",
-            remedy=f"containers were given {there.mtu - ENCAP_OVERHEAD}, so nothing is lost; for larger ones raise the "
-            f"MTU of what lies between {_address(a)} and {_address(b)} to {declared}",
         )
     return None
 
@@ -228,7 +228,11 @@ def plan_notice(view: View, node_id: str, before: PathState | None, now: PathSta
         and (before.mtu or now.mtu < min(_mtu(a), _mtu(b)))
     ):
         action, names["mtu.old"], names["mtu.new"] = "path_mtu", str(before.mtu), str(now.mtu)
-    elif now.fragments == "lost" and (before is None or before.fragments != "lost"):
+    elif (
+        now.fragments == "lost"
+        and (before is None or before.fragments != "lost")
+        and now.mtu >= min(_mtu(a), _mtu(b))
+    ):
         action = "path_fragments"
     elif now.checksum in ("bad", "mended") and (before is None or before.checksum != now.checksum):
         action, names["checksum"] = "path_checksum", now.checksum
