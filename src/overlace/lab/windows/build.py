@@ -12,8 +12,10 @@ from pathlib import Path
 
 from overlace.model.errors import Unavailable
 
-SOURCE = Path(__file__).parent / "computenetwork.c"
-OBJECT = SOURCE.with_name("computenetwork.so")
+FOLDER = Path(__file__).parent
+HEADER = FOLDER / "stand_in.h"
+SOURCES = tuple(FOLDER / f"{name}.c" for name in ("computenetwork", "notifications", "texts", "wire"))
+OBJECT = FOLDER / "computenetwork.so"
 WARNINGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type")
 MINGW = "x86_64-w64-mingw32-gcc"
 
@@ -32,8 +34,9 @@ def _compile(command: list[str], target: Path) -> Path:
 
 
 def ensure_object() -> Path:
-    """The shared object, built when its source is newer. Raises Unavailable."""
-    if OBJECT.exists() and OBJECT.stat().st_mtime >= SOURCE.stat().st_mtime:
+    """The shared object, built when a source is newer. Raises Unavailable."""
+    newest = max(path.stat().st_mtime for path in (HEADER, *SOURCES))
+    if OBJECT.exists() and OBJECT.stat().st_mtime >= newest:
         return OBJECT
     command = [
         os.environ.get("CC", "gcc"),
@@ -43,7 +46,7 @@ def ensure_object() -> Path:
         "-shared",
         "-fvisibility=hidden",
     ]
-    return _compile([*command, str(SOURCE), "-lpthread"], OBJECT)
+    return _compile([*command, *map(str, SOURCES), "-lpthread"], OBJECT)
 
 
 def build_dlls(folder: Path) -> list[Path]:
@@ -51,7 +54,7 @@ def build_dlls(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, flags in (("computenetwork.dll", ()), ("vmcompute.dll", ("-DVMCOMPUTE",))):
-        command = [MINGW, *WARNINGS, "-Wno-unused-function", *flags, "-shared", "-static-libgcc", str(SOURCE)]
+        command = [MINGW, *WARNINGS, *flags, "-shared", "-static-libgcc", *map(str, SOURCES)]
         made.append(_compile([*command, "-lws2_32", "-lole32"], folder / name))
     return made
 
