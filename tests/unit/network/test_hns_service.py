@@ -21,7 +21,8 @@ from overlace.network.hns.documents import (
     parse,
 )
 from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.service import JOURNAL, HnsService
+from overlace.network.hns.journal import JOURNAL
+from overlace.network.hns.service import HnsService
 
 NET = "11111111-2222-3333-4444-555555555555"
 

@@ -20,7 +20,7 @@ import structlog
 
 from overlace.network.hns.calls import HnsCalls, Reply
 from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.service import Event, Notification
+from overlace.network.hns.events import Event, Notification
 
 MAX_LINE = 256
 MAX_DOCUMENT = 4 << 20

@@ -3,15 +3,14 @@ disk.
 
 Owns the verbs, the order of checking and filling in, what changed and what happened. In process, synchronous.
 Must not touch the kernel: the VFP compiler reads what changed (`drain`). Semantics: shared HCN v2 reference; what
-Windows would refuse is refused here. Each verb does all or nothing, on disk as well (journal.py).
+Windows would refuse is refused here. Each verb does all or nothing, on disk as well (ledger.py).
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from enum import IntEnum
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
@@ -43,6 +42,7 @@ from overlace.network.hns.documents import (
     normal_guid,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.events import Event, Notification
 from overlace.network.hns.fill import (
     fill_endpoint,
     fill_namespace,
@@ -50,7 +50,7 @@ from overlace.network.hns.fill import (
     fill_router_mac,
     fill_routes,
 )
-from overlace.network.hns.journal import JOURNAL, Journal, delete_line, put_line
+from overlace.network.hns.ledger import Changes, Ledger
 from overlace.network.hns.modify import plan_modify
 from overlace.network.hns.plan import (
     Create,
@@ -63,9 +63,6 @@ from overlace.network.hns.state import State
 from overlace.network.hns.validate import check_endpoint, check_inside, check_network
 from overlace.network.hns.versions import LATEST, HnsVersion, check_modify_balancer, check_version
 
-__all__ = ["JOURNAL", "Event", "HnsService", "HostFacts", "Notification"]
-
-
 COUNTERS = (
     "BytesReceived",
     "BytesSent",
@@ -74,36 +71,6 @@ COUNTERS = (
     "PacketsReceived",
     "PacketsSent",
 )
-
-
-class Notification(IntEnum):
-    """HCN_NOTIFICATIONS; endpoints have no event before they are attached."""
-
-    NETWORK_PRE_CREATE = 1
-    NETWORK_CREATE = 2
-    NETWORK_PRE_DELETE = 3
-    NETWORK_DELETE = 4
-    NAMESPACE_CREATE = 5
-    NAMESPACE_DELETE = 6
-    ENDPOINT_ATTACHED = 9
-    ENDPOINT_DETACHED = 0x10
-    SERVICE_DISCONNECT = 0x01000000
-
-
-class Event(msgspec.Struct, frozen=True):
-    """Something that happened. `network`: whose callbacks hear it, beside the service's."""
-
-    type: Notification
-    id: Guid
-    network: Guid = ""
-    data: object = None
-
-    def document(self) -> bytes:
-        """NotificationBase."""
-        out: dict[str, object] = {"ID": self.id, "Flags": 0}
-        if self.data is not None:
-            out["Data"] = self.data
-        return msgspec.json.encode(out)
 
 
 class HostFacts(msgspec.Struct, frozen=True):
@@ -118,7 +85,6 @@ class HostFacts(msgspec.Struct, frozen=True):
 
 
 NO_GUID = "00000000-0000-0000-0000-000000000000"
-Changes = list[tuple[Guid, Document | None]]  # GUID and what was there before, in order
 
 
 class HnsService:
@@ -128,19 +94,10 @@ class HnsService:
     def __init__(
         self, state_dir: Path | None = None, *, strict_windows: bool = False, facts: HostFacts | None = None
     ) -> None:
-        self._state = State()
-        self._journal = Journal(state_dir) if state_dir is not None else None
+        self._ledger = Ledger(state_dir)
+        self._state = self._ledger.state
         self._strict = strict_windows
         self._facts = facts
-        self._changed: dict[Guid, None] = {}
-        self._pending: list[bytes] = []
-        self._undo: Changes = []
-        self._events: list[Event] = []
-        self._depth = 0
-        if self._journal is not None:
-            for d in self._journal.load().values():
-                self._state.put(d)
-            self._changed = dict.fromkeys(self._state.documents)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -185,18 +142,16 @@ class HnsService:
 
     def drain(self) -> list[Guid]:
         """GUIDs created, modified or deleted since the last call."""
-        changed, self._changed = list(self._changed), {}
-        return changed
+        return self._ledger.drain()
 
     @property
     def changed(self) -> bool:
         """Whether `drain` has something."""
-        return bool(self._changed)
+        return self._ledger.changed
 
     def take_events(self) -> list[Event]:
         """What happened since the last call; only kept for a host with facts."""
-        events, self._events = self._events, []
-        return events
+        return self._ledger.take_events()
 
     @property
     def version(self) -> HnsVersion:
@@ -212,6 +167,14 @@ class HnsService:
         """HNS's version as documents write it."""
         return self.version[0] << 32 | self.version[1]
 
+    def recording(self) -> AbstractContextManager[Changes]:
+        """What the verbs inside change, for `restore`; kept on disk as one write at the end."""
+        return self._ledger.recording()
+
+    def restore(self, changes: Changes) -> None:
+        """Take back what `recording` gave, inside it."""
+        self._ledger.restore(changes)
+
     # -- writing ---------------------------------------------------------------------------------------------
 
     def create(self, document: Document) -> Document:
@@ -223,7 +186,7 @@ class HnsService:
         if isinstance(document, HostComputeEndpoint) and document.host_compute_namespace:
             wanted = normal_guid(document.host_compute_namespace, "HostComputeNamespace")
             document = msgspec.structs.replace(document, host_compute_namespace="")
-        with self._batch():
+        with self._ledger.batch():
             made = self._store(msgspec.structs.replace(document, id=guid), new=True)
             if wanted and wanted != NO_GUID:
                 settings = EndpointResourceSettings(guid)
@@ -272,7 +235,7 @@ class HnsService:
             check_version(checked, facts.version)
             if facts.check is not None:
                 facts.check(checked, self._state)
-        self._put(checked)
+        self._ledger.put(checked)
         if isinstance(checked, HostComputeNamespace):
             for endpoint in checked.endpoints:
                 self._set_namespace(endpoint, checked.id)
@@ -286,14 +249,14 @@ class HnsService:
             if normal_guid(d.host_compute_network, "HostComputeNetwork") != old.host_compute_network:
                 raise HcnError(Code.INVALID_ENDPOINT, "HostComputeNetwork: an endpoint stays on its network")
             d = msgspec.structs.replace(d, host_compute_namespace=old.host_compute_namespace)
-        with self._batch():
+        with self._ledger.batch():
             return self._store(d)
 
     def update_load_balancer(self, document: HostComputeLoadBalancer) -> HostComputeLoadBalancer:
         """HcnModifyLoadBalancer: the full document, no envelope. Raises HcnError."""
         self.get(HostComputeLoadBalancer, document.id)
         check_modify_balancer(self.version)
-        with self._batch():
+        with self._ledger.batch():
             stored = self._store(msgspec.structs.replace(document, id=normal_guid(document.id)))
         assert isinstance(stored, HostComputeLoadBalancer)
         return stored
@@ -301,7 +264,7 @@ class HnsService:
     def modify(self, kind: type[D], guid: str, request: Modify) -> None:
         """HcnModifyNetwork / Endpoint / Namespace. Raises HcnError."""
         d = self.get(kind, guid)
-        with self._batch():
+        with self._ledger.batch():
             if isinstance(d, HostComputeNamespace):
                 if isinstance(request, ModifyNamespaceEndpoint):
                     self._modify_namespace(d, request)
@@ -313,7 +276,7 @@ class HnsService:
             self._check_in_use(d, planned)
             self._store(planned)
             if request.request_type == "Refresh":
-                self._changed[d.id] = None
+                self._ledger.touch(d.id)
 
     def _check_in_use(self, old: Document, new: Document) -> None:
         """A subnet goes only when nothing has an address in it."""
@@ -341,14 +304,14 @@ class HnsService:
             if endpoint in d.endpoints:
                 return
             resource = NamespaceResource("Endpoint", ResourceData(endpoint))
-            self._put(msgspec.structs.replace(d, resources=(*d.resources, resource)))
+            self._ledger.put(msgspec.structs.replace(d, resources=(*d.resources, resource)))
             self._set_namespace(endpoint, d.id)
             self._attached(endpoint, d, Notification.ENDPOINT_ATTACHED)
         elif request.request_type == "Remove":
             if endpoint not in d.endpoints:
                 raise HcnError(Code.ENDPOINT_NOT_FOUND, f"EndpointId {endpoint} is not in namespace {d.id}")
             kept = tuple(r for r in d.resources if r.data.id != endpoint)
-            self._put(msgspec.structs.replace(d, resources=kept))
+            self._ledger.put(msgspec.structs.replace(d, resources=kept))
             self._set_namespace(endpoint, "")
             self._attached(endpoint, d, Notification.ENDPOINT_DETACHED)
         else:
@@ -372,7 +335,7 @@ class HnsService:
     def _set_namespace(self, endpoint: Guid, namespace: Guid) -> None:
         d = self._state.get(endpoint, HostComputeEndpoint)
         if d is not None and d.host_compute_namespace != namespace:
-            self._put(msgspec.structs.replace(d, host_compute_namespace=namespace))
+            self._ledger.put(msgspec.structs.replace(d, host_compute_namespace=namespace))
 
     def _attached(self, endpoint: Guid, namespace: HostComputeNamespace, what: Notification) -> None:
         d = self._state.get(endpoint, HostComputeEndpoint)
@@ -381,12 +344,12 @@ class HnsService:
 
     def _happened(self, what: Notification, guid: Guid, network: Guid = "", data: object = None) -> None:
         if self._facts is not None:
-            self._events.append(Event(what, guid, network, data))
+            self._ledger.tell(Event(what, guid, network, data))
 
     def delete(self, kind: type[D], guid: str) -> None:
         """Raises HcnError: 0x80070490 unknown, 0x803b002c still referred to."""
         d = self.get(kind, guid)
-        with self._batch():
+        with self._ledger.batch():
             if isinstance(d, HostComputeNetwork):
                 holders = self._state.endpoints_of.get(d.id) or self._state.network_balancers.get(d.id)
                 if holders:
@@ -401,16 +364,14 @@ class HnsService:
                 namespace = self._state.namespace_of(d.id)
                 if namespace is not None:
                     kept = tuple(r for r in namespace.resources if r.data.id != d.id)
-                    self._put(msgspec.structs.replace(namespace, resources=kept))
+                    self._ledger.put(msgspec.structs.replace(namespace, resources=kept))
                     self._attached(d.id, namespace, Notification.ENDPOINT_DETACHED)
             elif isinstance(d, HostComputeNamespace):
                 for endpoint in d.endpoints:
                     self._set_namespace(endpoint, "")
                     self._attached(endpoint, d, Notification.ENDPOINT_DETACHED)
                 self._happened(Notification.NAMESPACE_DELETE, d.id)
-            self._undo.append((d.id, d))
-            self._state.remove(d.id)
-            self._note(d.id, delete_line(d.id))
+            self._ledger.delete(d)
 
     def _check_unused(self, d: HostComputeEndpoint) -> None:
         holders = self._state.balancers_of.get(d.id)
@@ -425,10 +386,10 @@ class HnsService:
     def apply(self, operations: Iterable[Operation]) -> list[tuple[Operation, HcnError]]:
         """Run a plan as one journal write; what is refused comes back and does not stop the rest."""
         refused: list[tuple[Operation, HcnError]] = []
-        with self._batch():
+        with self._ledger.batch():
             for op in operations:
                 try:
-                    with self._batch():
+                    with self._ledger.batch():
                         self._run(op)
                 except HcnError as e:
                     refused.append((op, e))
@@ -454,67 +415,3 @@ class HnsService:
             except HcnError as e:
                 if e.code is not Code.NOT_FOUND:  # gone already is what was asked
                     raise
-
-    # -- keeping ---------------------------------------------------------------------------------------------
-
-    def _put(self, d: Document) -> None:
-        before = self._state.documents.get(d.id)
-        if before == d:
-            return
-        self._undo.append((d.id, before))
-        self._state.put(d)
-        self._note(d.id, put_line(d) if self._journal is not None else b"")
-
-    def _note(self, guid: Guid, line: bytes) -> None:
-        self._changed[guid] = None
-        if self._journal is not None:
-            self._pending.append(line)
-
-    @contextmanager
-    def recording(self) -> Iterator[Changes]:
-        """What the verbs inside change, for `restore`; kept on disk as one write at the end."""
-        with self._batch():
-            yield self._undo
-
-    def restore(self, changes: Changes) -> None:
-        """Take back what `recording` gave, inside it."""
-        for guid, before in reversed(list(changes)):
-            if before is not None:
-                self._state.put(before)
-            else:
-                self._state.remove(guid)
-            self._changed[guid] = None
-        changes.clear()
-        self._pending.clear()
-        self._events.clear()
-
-    @contextmanager
-    def _batch(self) -> Iterator[None]:
-        """All inside is kept by one write, or nothing of it: a refusal or a full disk leaves what was."""
-        self._depth += 1
-        mark, lines, events = len(self._undo), len(self._pending), len(self._events)
-        try:
-            yield
-            if self._depth == 1:
-                self._flush()
-        except BaseException:
-            for guid, before in reversed(self._undo[mark:]):
-                if before is not None:
-                    self._state.put(before)
-                else:
-                    self._state.remove(guid)
-                self._changed[guid] = None
-            del self._undo[mark:], self._pending[lines:], self._events[events:]
-            raise
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                self._undo.clear()
-
-    def _flush(self) -> None:
-        """Raises OSError; what was to be written is taken back then."""
-        pending = list(self._pending)
-        if self._journal is not None and pending:
-            documents = self._state.documents
-            self._journal.append(pending, documents.values(), len(documents))
-        self._pending.clear()
