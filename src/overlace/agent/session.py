@@ -1,8 +1,7 @@
 """The agent's connection to the managers: one at a time, opened again whenever it is lost.
 
-Owns connecting, back-off, heartbeats, the order of what is sent, and the renewal of this node's certificate.
-Must not know what messages mean beyond the protocol: a handler gets them. What the agent reports is kept
-until a manager has it.
+Owns connecting, back-off, heartbeats and the order of what is sent. Must not know what messages mean: receiver.py takes
+them to the handler. What the agent reports is kept until a manager has it.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol
 
 import structlog
 
-from overlace.agent.enrol import renew_identity
+from overlace.agent.receiver import Handler, Receiver, Refusal, tell
+from overlace.agent.renewal import Renewal
 from overlace.agent.reports import ReportQueue
 from overlace.model.errors import (
     OverlaceError,
@@ -28,28 +27,19 @@ from overlace.model.errors import (
     Unauthenticated,
     Unavailable,
 )
-from overlace.model.netview import NetDelta
 from overlace.model.objects import NodeDescription, TaskStatus
 from overlace.model.paths import PathState
 from overlace.security.ca import ns_text
-from overlace.security.identity import Identity, renew_at
+from overlace.security.identity import Identity
 from overlace.security.tls import client_context
 from overlace.wire.messages import (
-    Ack,
     AgentMessage,
-    Ask,
-    Assignments,
     Heartbeat,
     Hello,
     Leaving,
     LogChunk,
-    LogSubscribe,
-    LogUnsubscribe,
-    ManagerMessage,
-    NetworkUpdate,
     Paths,
     Refused,
-    Resync,
     Welcome,
 )
 from overlace.wire.transport import AgentChannel
@@ -61,46 +51,9 @@ BACKOFF = (0.1, 8.0)  # seconds, doubling, each time a random part of it (swarmk
 ELECTION_PAUSE = 0.5  # seconds, while the managers have no leader
 ANSWER_SECONDS = 10.0  # for a Welcome
 GRACE = 3  # heartbeat periods without a word from the manager
-RETRY_SECONDS = 1.0  # before a message that the handler could not take is asked for again
 MAX_LOG_CHUNKS = 64
-RENEW_RETRY = (10.0, 3600.0)  # seconds
 
 Connect = Callable[[str, ssl.SSLContext], AbstractAsyncContextManager[AgentChannel]]
-
-
-class Handler(Protocol):
-    """What a session tells the agent. Calls come one at a time, in the order the manager sent them."""
-
-    def description(self) -> NodeDescription:
-        """What this node is now; asked at each connect and heartbeat."""
-
-    def paths(self) -> list[PathState]:
-        """What was measured of the way to other hosts; asked at each connect."""
-
-    async def on_welcome(self, message: Welcome) -> None: ...
-
-    async def on_assignments(self, message: Assignments) -> None:
-        """Any error: complete assignments are asked for, after a moment."""
-
-    async def on_network(self, delta: NetDelta) -> None:
-        """Raises ValueError when the delta does not fit: a complete view is asked for."""
-
-    async def on_log_subscribe(self, message: LogSubscribe) -> None: ...
-
-    async def on_log_unsubscribe(self, subscription: str) -> None:
-        """Also called for each subscription of a connection that was lost."""
-
-    def on_ask(self, message: Ask) -> None:
-        """Answer by `AgentSession.urgent`, when it is known: nothing waits for it."""
-
-    async def on_refused(self, message: Refused) -> None:
-        """The manager does not serve this node; when `final`, the session has stopped trying."""
-
-
-class _Refusal(Exception):
-    def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.reason)
-        self.refused = refused
 
 
 def longer_pause(pause: float, heartbeat: float) -> float:
@@ -129,15 +82,20 @@ class AgentSession:
         on_identity: Callable[[Identity], None] | None = None,
         advertise: str = "",
     ) -> None:
-        self._data_root = data_root
-        self._identity = identity
         self._managers = list(managers)
         self._handler = handler
         self._connect = connect
         self._clock = clock
         self._rng = rng or random.Random()
-        self._on_identity = on_identity
-        self._advertise = advertise
+        self._renewal = Renewal(
+            data_root,
+            identity,
+            lambda: self._managers,
+            clock=clock,
+            rng=self._rng,
+            on_identity=on_identity,
+            advertise=advertise,
+        )
         self._leader = ""  # where a manager that does not lead sent us
         self._reports = ReportQueue()
         self._logs: deque[LogChunk] = deque()
@@ -148,7 +106,6 @@ class AgentSession:
         self._connected = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
         self._renewer: asyncio.Task[None] | None = None
-        self._renew_now = asyncio.Event()
         self._leaving = False
         self._left = False  # a manager has been told
         self._described: NodeDescription | None = None
@@ -162,7 +119,7 @@ class AgentSession:
     @property
     def identity(self) -> Identity:
         """The newest, once renewed."""
-        return self._identity
+        return self._renewal.identity
 
     @property
     def connected(self) -> bool:
@@ -173,7 +130,7 @@ class AgentSession:
         """Connect and stay connected, in the background."""
         if self._runner is None:
             self._runner = asyncio.create_task(self._run(), name="agent session")
-            self._renewer = asyncio.create_task(self._renew(), name="certificate renewal")
+            self._renewer = asyncio.create_task(self._renewal.run(), name="certificate renewal")
 
     async def close(self) -> None:
         """Disconnect. What was not acknowledged is lost here; the agent's state on disk reports it again."""
@@ -240,13 +197,13 @@ class AgentSession:
                     )
                 self._check_validity()
                 async with self._connect(
-                    address, client_context(self._identity.ca_pem, self._identity)
+                    address, client_context(self._renewal.identity.ca_pem, self._renewal.identity)
                 ) as channel:
                     await self._hello(channel)
                     welcomed, pause, last = True, BACKOFF[0], ""
                     await self._serve(channel)
                 reason = "the manager closed the connection"
-            except _Refusal as e:
+            except Refusal as e:
                 reason = e.refused.reason
                 if e.refused.elsewhere:
                     pause = min(pause, ELECTION_PAUSE)  # it will not take long
@@ -254,12 +211,12 @@ class AgentSession:
                         self._leader = e.refused.leader
                         continue
                 elif not self._leaving:
-                    await self._tell(self._handler.on_refused(e.refused), "a refusal")
+                    await tell(self._handler.on_refused(e.refused), "a refusal")
                 if e.refused.final:
                     return
             except (PermissionDenied, Unauthenticated) as e:
                 # only a manager of our own swarm can say this: TLS has checked who it is
-                await self._tell(self._handler.on_refused(Refused(e.message, final=True)), "a refusal")
+                await tell(self._handler.on_refused(Refused(e.message, final=True)), "a refusal")
                 return
             except OverlaceError as e:
                 reason = e.message
@@ -276,16 +233,16 @@ class AgentSession:
                 pause = longer_pause(pause, self._heartbeat)
 
     def _check_validity(self) -> None:
-        facts = self._identity.facts
+        facts = self._renewal.identity.facts
         if self._clock() >= facts.not_after:
             reason = (
                 f"this node's certificate expired on {ns_text(facts.not_after)}: "
                 "check its clock, or leave the swarm (--force) and join again"
             )
-            raise _Refusal(Refused(reason))
+            raise Refusal(Refused(reason))
 
     async def _hello(self, channel: AgentChannel) -> None:
-        """Greet and be welcomed. Raises _Refusal, Unavailable."""
+        """Greet and be welcomed. Raises Refusal, Unavailable."""
         description = self._handler.description()
         await channel.send(Hello(description))
         try:
@@ -294,21 +251,22 @@ class AgentSession:
         except TimeoutError:
             raise Unavailable(f"the manager did not welcome us within {ANSWER_SECONDS:.0f} s") from None
         if isinstance(answer, Refused):
-            raise _Refusal(answer)
+            raise Refusal(answer)
         if not isinstance(answer, Welcome):
             raise Unavailable("the manager closed the connection before welcoming us")
         self._described = description
-        await self._welcome(answer)
+        await self.welcome(answer)
 
-    async def _welcome(self, message: Welcome) -> None:
+    async def welcome(self, message: Welcome) -> None:
+        """Managers, role or pace are these now."""
         self._heartbeat = message.heartbeat / SECOND
         self._pace.set()
         addresses = [m.addr for m in message.managers if m.addr]
         if addresses:
             self._managers = addresses
-        if message.role != self._identity.role:
-            self._renew_now.set()  # promoted or demoted: the certificate must say so
-        await self._tell(self._handler.on_welcome(message), "the welcome")
+        if message.role != self._renewal.identity.role:
+            self._renewal.hurry()  # promoted or demoted: the certificate must say so
+        await tell(self._handler.on_welcome(message), "the welcome")
 
     async def _serve(self, channel: AgentChannel) -> None:
         """Everything between Welcome and the end of this connection."""
@@ -322,7 +280,7 @@ class AgentSession:
         self._heard = self._now()
         self._connected.set()
         self._wake.set()
-        receiver = _Receiver(self, channel)
+        receiver = Receiver(self, self._handler, channel)
         work = [
             asyncio.create_task(receiver.run()),
             asyncio.create_task(self._write(channel)),
@@ -337,7 +295,7 @@ class AgentSession:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
             for subscription in receiver.subscriptions:
-                await self._tell(self._handler.on_log_unsubscribe(subscription), "the end of a subscription")
+                await tell(self._handler.on_log_unsubscribe(subscription), "the end of a subscription")
         for task in done:
             task.result()
 
@@ -394,136 +352,3 @@ class AgentSession:
 
     def acknowledge(self, sequence: int) -> None:
         self._reports.acknowledge(sequence)
-
-    async def _tell(self, call: Coroutine[Any, Any, None], what: str) -> None:
-        """Call the handler; its failure is its own and must not end the session."""
-        try:
-            await call
-        except Exception:
-            log.exception(f"the agent failed on {what}")
-
-    # -- certificate -----------------------------------------------------------------------------------------
-
-    async def _renew(self) -> None:
-        """Renew at a random moment between 50 and 80 % of the certificate's life, or when our role
-        changed."""
-        while True:
-            facts = self._identity.facts
-            due = renew_at(facts.not_before, facts.not_after, self._rng)
-            while not self._renew_now.is_set() and (left := (due - self._clock()) / SECOND) > 0:
-                # in short steps: the host may sleep, its clock may be set
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(min(left, 600.0)):
-                        await self._renew_now.wait()
-            self._renew_now.clear()
-            pause = RENEW_RETRY[0]
-            while not await self._renew_once():
-                life = max(0.0, (facts.not_after - self._clock()) / SECOND)
-                await asyncio.sleep(min(pause, max(1.0, life / 10)) * self._rng.uniform(0.5, 1.0))
-                pause = min(2 * pause, RENEW_RETRY[1])
-
-    async def _renew_once(self) -> bool:
-        for address in list(self._managers):
-            try:
-                identity = await renew_identity(self._data_root, self._identity, address, self._advertise)
-            except OverlaceError as e:
-                log.warning("certificate not renewed", manager=address, reason=e.message)
-                continue
-            except Exception:
-                log.exception("certificate not renewed", manager=address)
-                continue
-            log.info("certificate renewed", until=ns_text(identity.facts.not_after), role=identity.role)
-            self._identity = identity
-            if self._on_identity is not None:
-                self._on_identity(identity)
-            return True
-        return False
-
-
-class _Receiver:
-    """Reads one connection: checks sequences, hands messages to the handler, asks again for what did not
-    fit."""
-
-    def __init__(self, session: AgentSession, channel: AgentChannel) -> None:
-        self._session = session
-        self._handler = session._handler
-        self._channel = channel
-        self._sequence: int | None = None  # of the last assignments taken; None: only complete ones fit
-        self._has_network = False
-        self.subscriptions: set[str] = set()
-
-    async def run(self) -> None:
-        while True:
-            message = await self._channel.receive()
-            if message is None:
-                return
-            self._session.heard()
-            self._session.handling = True
-            try:
-                await self._take(message)
-            finally:
-                self._session.handling = False
-                self._session.heard()
-
-    async def _take(self, message: ManagerMessage) -> None:
-        match message:
-            case Ack(sequence=sequence):
-                self._session.acknowledge(sequence)
-            case Assignments():
-                await self._assignments(message)
-            case NetworkUpdate(delta=delta):
-                await self._network(delta)
-            case LogSubscribe(subscription=subscription):
-                self.subscriptions.add(subscription)
-                await self._session._tell(self._handler.on_log_subscribe(message), "a log subscription")
-            case LogUnsubscribe(subscription=subscription):
-                self.subscriptions.discard(subscription)
-                await self._session._tell(
-                    self._handler.on_log_unsubscribe(subscription), "the end of a subscription"
-                )
-            case Welcome():
-                await self._session._welcome(message)
-            case Ask():
-                self._handler.on_ask(message)
-            case Refused():
-                raise _Refusal(message)
-
-    async def _assignments(self, message: Assignments) -> None:
-        if not message.complete:
-            if self._sequence is None:
-                return  # complete ones are on their way
-            if message.sequence != self._sequence + 1:
-                log.warning("assignments are missing", expected=self._sequence + 1, got=message.sequence)
-                self._sequence = None
-                self._session.urgent(Resync("assignments"))
-                return
-        try:
-            await self._handler.on_assignments(message)
-        except Exception as e:
-            _complain("assignments", e)
-            self._sequence = None
-            await asyncio.sleep(RETRY_SECONDS)
-            self._session.urgent(Resync("assignments"))
-            return
-        self._sequence = message.sequence
-
-    async def _network(self, delta: NetDelta) -> None:
-        if delta.base and not self._has_network:
-            return  # a complete view is on its way
-        try:
-            await self._handler.on_network(delta)
-        except Exception as e:
-            _complain("network view", e)
-            self._has_network = False
-            if not isinstance(e, ValueError) or not delta.base:
-                await asyncio.sleep(RETRY_SECONDS)  # not a gap, which a complete view mends at once
-            self._session.urgent(Resync("network"))
-            return
-        self._has_network = True
-
-
-def _complain(what: str, error: Exception) -> None:
-    if isinstance(error, (OverlaceError, ValueError)):
-        log.warning(f"{what} could not be taken, asking again", error=str(error))
-    else:
-        log.exception(f"{what} could not be taken, asking again")

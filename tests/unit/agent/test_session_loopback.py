@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from overlace.agent import session as session_module
+from overlace.agent import receiver
 from overlace.agent.enrol import join_swarm, renew_identity
 from overlace.agent.session import AgentSession
 from overlace.manager.dispatch import Dispatcher
@@ -619,7 +619,7 @@ async def test_many_reports_share_few_commits(stage: Stage) -> None:
 async def test_a_refusing_handler_gets_complete_messages_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(receiver, "RETRY_SECONDS", 0.05)
     swarm = await stage.swarm()
     agent, session = await stage.agent(swarm)
     me = session.identity.node_id
