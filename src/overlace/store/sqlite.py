@@ -1,8 +1,7 @@
 """The store on disk: the memory store with SQLite written through before anything is acknowledged.
 
-Owns the file, its schema and its durability. A commit is planned in memory, written in one transaction by one
-writer thread (WAL, synchronous=FULL), and only then applied in memory and published; commits that wait at the
-same time share a transaction. When the disk refuses, nothing has changed, on disk or in memory. Must not know
+Owns the file, its schema and its durability. A group of commits (commits.py) is one transaction by one writer
+thread (WAL, synchronous=FULL). When the disk refuses, nothing has changed, on disk or in memory. Must not know
 policy.
 
 The file belongs to one process at a time (SQLite's exclusive lock) and is readable by its owner alone: it
@@ -20,10 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from overlace.model.errors import FailedPrecondition, Internal, OverlaceError, Unavailable
-from overlace.model.objects import KINDS, Base
+from overlace.model.errors import FailedPrecondition, Internal, Unavailable
 from overlace.store.base import Batch, Change
-from overlace.store.memory import Clock, MemoryView, Planner, State
+from overlace.store.commits import DECODERS, GroupCommits, encode, last_of_each
+from overlace.store.memory import Clock, MemoryView, State
 from overlace.store.watch import HistoryWatch
 
 SCHEMA = 1
@@ -42,9 +41,6 @@ INSERT INTO meta VALUES ('revision', 0);
 _PUT = "INSERT INTO objects VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET data = excluded.data"
 _DELETE = "DELETE FROM objects WHERE kind = ? AND id = ?"
 
-_encode = msgspec.msgpack.Encoder().encode
-_decoders = {kind: msgspec.msgpack.Decoder(struct).decode for kind, struct in KINDS.items()}
-
 
 class SqliteStore:
     """`overlace.store.base.Store` in the file `path`. Opening reads it whole.
@@ -54,7 +50,6 @@ class SqliteStore:
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock = time.time_ns) -> None:
         self._path = Path(path)
-        self._clock = clock
         self._db = _open(self._path)
         try:
             self._state = _load(self._db, self._path)
@@ -62,8 +57,7 @@ class SqliteStore:
             self._db.close()
             raise
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
-        self._waiting: list[tuple[Sequence[Change], asyncio.Future[int]]] = []
-        self._drain: asyncio.Task[None] | None = None
+        self._commits = GroupCommits(self._state, clock, self._keep)
         self._closed = False
 
     def view(self) -> MemoryView:
@@ -72,11 +66,7 @@ class SqliteStore:
     async def commit(self, changes: Sequence[Change]) -> int:
         if self._closed:
             raise Unavailable("the store is closed")
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((changes, done))
-        if self._drain is None or self._drain.done():
-            self._drain = asyncio.create_task(self._write_waiting())
-        return await done
+        return await self._commits.commit(changes)
 
     def watch(self, since: int | None = None) -> HistoryWatch:
         return HistoryWatch(self._state.history, self._state.revision if since is None else since)
@@ -85,51 +75,22 @@ class SqliteStore:
         if self._closed:
             return
         self._closed = True
-        if self._drain is not None:
-            await self._drain
+        await self._commits.finish()
         self._state.history.close()
         await asyncio.get_running_loop().run_in_executor(self._writer, self._db.close)
         self._writer.shutdown()
 
-    async def _write_waiting(self) -> None:
-        """Write group after group until nobody waits. The group's fate is the disk's: a caller that gave up
-        waiting does not take its commit back."""
-        while self._waiting:
-            group, self._waiting = self._waiting, []
-            planner = Planner(self._state)
-            planned: list[tuple[Batch | None, asyncio.Future[int]]] = []
-            for changes, done in group:
-                try:
-                    planned.append((planner.plan(changes, self._clock()), done))
-                except OverlaceError as error:
-                    _fail(done, error)
-                except Exception as error:  # a value that cannot be stored is that caller's trouble alone
-                    _fail(done, error)
-            batches = [batch for batch, _ in planned if batch is not None]
-            if batches:
-                try:
-                    await asyncio.get_running_loop().run_in_executor(self._writer, self._write, batches)
-                except Exception as error:
-                    for _, done in planned:
-                        _fail(
-                            done,
-                            Unavailable(f"the store cannot write {self._path}: {error}; nothing was changed"),
-                        )
-                    continue
-            for batch, done in planned:
-                if batch is not None:
-                    self._state.apply(batch)
-                if not done.done():
-                    done.set_result(batch.revision if batch is not None else self._state.revision)
+    async def _keep(self, batches: Sequence[Batch]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._write, batches)
+        except Exception as error:
+            raise Unavailable(f"the store cannot write {self._path}: {error}; nothing was changed") from error
 
     def _write(self, batches: Sequence[Batch]) -> None:
         """In the writer thread: all batches, one transaction, on the disk when it returns."""
         revision = batches[-1].revision
-        final: dict[tuple[str, str], Base | None] = {}
-        for batch in batches:
-            for event in batch.events:
-                final[event.kind, event.id] = event.new
-        puts = [(kind, id, _encode(new)) for (kind, id), new in final.items() if new is not None]
+        final = last_of_each(batches)
+        puts = [(kind, id, encode(new)) for (kind, id), new in final.items() if new is not None]
         deletes = [key for key, new in final.items() if new is None]
         try:
             self._db.execute("BEGIN IMMEDIATE")
@@ -143,11 +104,6 @@ class SqliteStore:
             # A COMMIT may fail after the point of no return; what the file says counts.
             if _revision(self._db) != revision:
                 raise
-
-
-def _fail(done: asyncio.Future[int], error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -206,7 +162,7 @@ def _load(db: sqlite3.Connection, path: Path) -> State:
             raise _damaged(path, "; ".join(findings))
         state = State(_revision(db))
         for kind, id, data in db.execute("SELECT kind, id, data FROM objects ORDER BY kind, id"):
-            decode = _decoders.get(kind)
+            decode = DECODERS.get(kind)
             if decode is None:
                 raise _damaged(path, f"object {id} has unknown kind {kind!r}")
             try:

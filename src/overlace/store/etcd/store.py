@@ -22,8 +22,9 @@ import msgspec
 import structlog
 
 from overlace.model.errors import Internal, InvalidArgument, NoLeader, Unavailable
-from overlace.model.objects import KINDS, Base, Node, Object, Task
+from overlace.model.objects import Node, Object, Task
 from overlace.store.base import Batch, Change, Event, Put
+from overlace.store.commits import DECODERS, GroupCommits, encode, last_of_each
 from overlace.store.etcd.client import (
     RESOURCE_EXHAUSTED,
     EtcdClient,
@@ -35,7 +36,7 @@ from overlace.store.etcd.client import (
     has_value,
     put,
 )
-from overlace.store.memory import Clock, MemoryView, Planner, State
+from overlace.store.memory import Clock, MemoryView, State
 from overlace.store.watch import HistoryWatch
 
 log = structlog.get_logger(__name__)
@@ -49,8 +50,6 @@ MAX_PART = 2 << 20  # bytes of one transaction; what is bigger goes in several, 
 MAX_OPERATIONS = 5000  # of one transaction
 _PAUSE = (0.1, 2.0)  # seconds between attempts, first and last
 
-_encode = msgspec.msgpack.Encoder().encode
-_decoders = {kind: msgspec.msgpack.Decoder(struct).decode for kind, struct in KINDS.items()}
 Operation = dict[str, Any]
 _REVISION_KEY = put(REVISION, b"")["request_put"]["key"]
 
@@ -61,14 +60,10 @@ def object_key(kind: str, id: str) -> str:
 
 def plan_parts(batches: Sequence[Batch]) -> list[list[Operation]]:
     """The operations these batches come to, in parts that fit one transaction each; the last writes the revision."""
-    final: dict[tuple[str, str], Base | None] = {}
-    for batch in batches:
-        for event in batch.events:
-            final[event.kind, event.id] = event.new
     parts: list[list[Operation]] = [[]]
     size = 0
-    for (kind, id), new in final.items():
-        value = b"" if new is None else _encode(new)
+    for (kind, id), new in last_of_each(batches).items():
+        value = b"" if new is None else encode(new)
         if size + len(value) > MAX_PART or len(parts[-1]) >= MAX_OPERATIONS:
             parts.append([])
             size = 0
@@ -85,14 +80,12 @@ class EtcdStore:
 
     def __init__(self, client: EtcdClient, *, clock: Clock = time.time_ns) -> None:
         self._client = client
-        self._clock = clock
         self._state = State(0)
         self._read_at = 0  # etcd's revision the state is of, while following
         self._pending: list[KeyValue] = []  # parts of a commit whose last part has not come yet
         self._fence = 0
         self._written = b""  # the revision key's value; empty: there is none
-        self._waiting: list[tuple[Sequence[Change], asyncio.Future[int]]] = []
-        self._drain: asyncio.Task[None] | None = None
+        self._commits = GroupCommits(self._state, clock, self._write, check_sizes)
         self._follower: asyncio.Task[None] | None = None
         self._closed = False
         self.on_fenced: Callable[[], None] = lambda: None
@@ -118,21 +111,17 @@ class EtcdStore:
             raise Unavailable("the store is closed")
         if not self._fence:
             raise NoLeader("this manager does not lead")
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting.append((changes, done))
-        if self._drain is None or self._drain.done():
-            self._drain = asyncio.create_task(self._write_waiting())
-        return await done
+        return await self._commits.commit(changes)
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
         await self._stop_following()
-        if self._drain is not None:
-            if not self._fence:
-                self._drain.cancel()
-            await asyncio.gather(self._drain, return_exceptions=True)
+        if self._fence:
+            await self._commits.finish()
+        else:
+            await self._commits.stop(NoLeader("this manager leads no longer"))
         self._state.history.close()
 
     # -- leading and following -------------------------------------------------------------------------------
@@ -150,14 +139,7 @@ class EtcdStore:
     async def follow(self) -> None:
         """Write no more. A commit in hand fails; whether etcd has it, the view shows as soon as etcd tells."""
         self._fence = 0
-        if self._drain is not None:
-            self._drain.cancel()
-            await asyncio.gather(self._drain, return_exceptions=True)
-            self._drain = None
-        lost = NoLeader("this manager leads no longer")
-        for _, done in self._waiting:
-            _fail(done, lost)
-        self._waiting.clear()
+        await self._commits.stop(NoLeader("this manager leads no longer"))
         self._read_at = 0  # unknown: the first thing a follower does is read all
         self._follow()
 
@@ -235,36 +217,6 @@ class EtcdStore:
 
     # -- writing ---------------------------------------------------------------------------------------------
 
-    async def _write_waiting(self) -> None:
-        """Write group after group until nobody waits; see `SqliteStore._write_waiting`."""
-        while self._waiting:
-            group, self._waiting = self._waiting, []
-            planner = Planner(self._state)
-            planned: list[tuple[Batch | None, asyncio.Future[int]]] = []
-            for changes, done in group:
-                try:
-                    check_sizes(changes)
-                    planned.append((planner.plan(changes, self._clock()), done))
-                except Exception as error:  # a value that cannot be stored is that caller's trouble alone
-                    _fail(done, error)
-            batches = [batch for batch, _ in planned if batch is not None]
-            try:
-                if batches:
-                    await self._write(batches)
-            except asyncio.CancelledError:
-                for _, done in planned:
-                    _fail(done, NoLeader("this manager leads no longer"))
-                raise
-            except Exception as error:
-                for _, done in planned:
-                    _fail(done, error)
-                continue
-            for batch, done in planned:
-                if batch is not None:
-                    self._state.apply(batch)
-                if not done.done():
-                    done.set_result(batch.revision if batch is not None else self._state.revision)
-
     async def _write(self, batches: Sequence[Batch]) -> None:
         """In etcd when this returns; tried until it is known to be, or until this manager no longer leads."""
         for part in plan_parts(batches):
@@ -307,7 +259,7 @@ def check_sizes(changes: Sequence[Change]) -> None:
     """Raises InvalidArgument for an object too big for etcd. A task is never bigger than its service."""
     for change in changes:
         if isinstance(change, Put) and not isinstance(change.object, Task | Node):
-            size = len(_encode(change.object))
+            size = len(encode(change.object))
             if size > MAX_OBJECT:
                 raise InvalidArgument(
                     f"{change.object.kind} {change.object.id} is too large: {size} bytes; several managers share "
@@ -321,7 +273,7 @@ def _ends_commit(part: list[Operation]) -> bool:
 
 def _decode(kv: KeyValue) -> Object:
     kind, _, id = kv.key.removeprefix(OBJECTS).partition("/")
-    decode = _decoders.get(kind)
+    decode = DECODERS.get(kind)
     if decode is None:
         raise Internal(
             f"etcd holds {kind} {id}, a kind this overlace does not know: it is of a newer version"
@@ -330,8 +282,3 @@ def _decode(kv: KeyValue) -> Object:
         return cast(Object, decode(kv.value))
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise Internal(f"{kind} {id} in etcd cannot be read: {error}") from error
-
-
-def _fail(done: asyncio.Future[int], error: BaseException) -> None:
-    if not done.done():
-        done.set_exception(error)
