@@ -14,7 +14,7 @@ from overlace.network.hns import server as served
 from overlace.network.hns.calls import HnsCalls
 from overlace.network.hns.documents import HostComputeNetwork
 from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.journal import JOURNAL
+from overlace.network.hns.journal import JOURNAL, Journal
 from overlace.network.hns.server import MAX_DOCUMENT, Server
 from overlace.network.hns.service import HnsService, HostFacts
 
@@ -227,9 +227,11 @@ async def test_a_state_that_cannot_be_written_takes_nothing(tmp_path, monkeypatc
     server = Server(HnsCalls(service), 0)
     assert (await server.call("CreateNetwork", 0, "-", NAT % 1)).hr == 0
     before = dict(service.documents)
-    monkeypatch.setattr(
-        service._journal, "append", lambda *_: (_ for _ in ()).throw(OSError(28, "disk full"))
-    )
+
+    def full(*_: object) -> None:
+        raise OSError(28, "disk full")
+
+    monkeypatch.setattr(Journal, "append", full)
     for operation, guid, document in (
         ("CreateNetwork", "-", NAT % 2),
         ("DeleteNetwork", next(iter(before)), None),
