@@ -190,7 +190,7 @@ def filters(raw: str) -> dict[str, list[str]]:
 
 def version_number(raw: str, what: str) -> int:
     """The `version=` of an update. Raises InvalidArgument in Go's words (strconv.ParseUint)."""
-    if raw.isascii() and raw.isdigit() and int(raw) < 2**64:
+    if raw.isascii() and raw.isdigit() and len(raw) < 99 and int(raw) < 2**64:
         return int(raw)
     reason = "value out of range" if raw.isascii() and raw.isdigit() else "invalid syntax"
     raise InvalidArgument(f"invalid {what} version '{raw}': strconv.ParseUint: parsing \"{raw}\": {reason}")

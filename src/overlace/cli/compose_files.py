@@ -10,13 +10,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import click
 import msgspec
 
-from overlace.compose.desired import file_wishes
+from overlace.compose.desired import MAX_DATA, file_wishes
 from overlace.compose.interpolate import Lookup
 from overlace.compose.load import Loader, Source
 from overlace.compose.problems import Problem, Problems
@@ -27,14 +26,28 @@ from overlace.model.errors import InvalidArgument
 
 F = TypeVar("F", bound=Callable[..., Any])
 _STACK = re.compile(r"[a-zA-Z0-9]+(?:[-_]+[a-zA-Z0-9]+)*")
+MAX_FILE = 32 << 20  # bytes of a compose file or a file of variables
 _DEFAULTS = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+
+
+def _read(path: str, most: int) -> bytes:
+    """A file of up to `most` bytes; some, such as devices, have no end. Raises OSError, ValueError."""
+    with open(path, "rb") as file:
+        return _bounded(file, most)
+
+
+def _bounded(file: BinaryIO, most: int) -> bytes:
+    found = file.read(most + 1)
+    if len(found) > most:
+        raise ValueError(f"it is longer than {most} bytes")
+    return found
 
 
 class Disk:
     """`overlace.compose.load.Files` of this machine."""
 
     def text(self, path: str) -> str:
-        return Path(path).read_bytes().decode()
+        return _read(path, MAX_FILE).decode()
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
@@ -102,9 +115,9 @@ def _sources(files: Sequence[str]) -> list[Source]:
     found = []
     for name in files:
         try:
-            raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+            raw = _bounded(sys.stdin.buffer, MAX_FILE) if name == "-" else _read(name, MAX_FILE)
             found.append(Source("stdin" if name == "-" else name, raw.decode(), directory))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InvalidArgument(f"{name}: {getattr(error, 'strerror', None) or error}") from None
     return found
 
@@ -119,7 +132,7 @@ def _data_of(lookup: Lookup) -> Callable[[str, str, FileDef], bytes]:
                 raise ValueError(f"the variable {definition.environment} is not set")
             return value.encode()
         try:
-            return Path(definition.file).read_bytes()
+            return _read(definition.file, MAX_DATA[kind])
         except OSError as error:
             raise ValueError(f"{definition.file} cannot be read: {error.strerror}") from None
 

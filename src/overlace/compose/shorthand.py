@@ -83,7 +83,7 @@ def parse_command(text: str) -> list[str]:
 
 
 def port_number(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) < 65536:
         raise BadValue(f'"{text}" is not a port; a port is a number from 1 to 65535')
     return int(text)
 

@@ -18,6 +18,8 @@ import yaml
 from overlace.compose.problems import ComposeError, Mark, Problem
 
 MAX_NODES = 200_000  # with aliases followed: a few lines can stand for billions
+MAX_DEPTH = 100
+_MAX_DIGITS = 310  # what a float holds
 _BASE: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 _PLAIN, _TEXT = "plain", "tag:yaml.org,2002:str"
 _STANDARD = "tag:yaml.org,2002:"
@@ -101,6 +103,7 @@ def parse(text: str, file: str) -> Node:
     """A file with one document, whose top is a mapping. Raises ComposeError."""
     loader = _Loader(text)
     try:
+        _check_depth(text, file)
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         at = error.problem_mark or error.context_mark
@@ -117,6 +120,19 @@ def parse(text: str, file: str) -> Node:
     if not isinstance(found.value, dict):
         raise ComposeError([Problem(found.mark, "", f"a compose file is a mapping, this is {found.kind}")])
     return found
+
+
+def _check_depth(text: str, file: str) -> None:
+    """What composes nodes recurses in C, and ends the process where the stack does; events come one by one."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                at = Mark(file, event.start_mark.line + 1, event.start_mark.column + 1)
+                raise ComposeError([Problem(at, "", f"values are nested more than {MAX_DEPTH} deep")])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class _Builder:
@@ -209,7 +225,7 @@ def _plain(text: str) -> Scalar:
         return None
     if text in _BOOLEANS:
         return _BOOLEANS[text]
-    if text[0] not in "+-.0123456789":
+    if text[0] not in "+-.0123456789" or len(text) > _MAX_DIGITS:
         return text
     number: int | None = None
     for pattern, base in ((_OCTAL, 8), (_HEX, 16), (_BINARY, 2)):

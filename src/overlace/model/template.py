@@ -59,7 +59,9 @@ class _Map(dict[str, str]):
     """A map in Go's sense (any key may be asked for), not one of the context's structs."""
 
 
-_ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
+_DEEPEST = 100  # parentheses within parentheses
+MAX_EXPANDED = 8 << 20
+"""Characters that come of one text: a secret's placeholder is a few bytes, what it stands for half a million."""
 _TOKEN = re.compile(
     r"""(?P<space>\s+)
     |(?P<field>(?:\.[A-Za-z_]\w*)+)
@@ -94,24 +96,57 @@ def expand(text: str, context: Context, functions: Functions | None = None) -> s
         return _Action(text, start, body, functions or {}).value(root)
 
     branches = _Branches(text, value_of)
-    for found in _ACTION.finditer(text):
-        literal = text[at : found.start()]
+    size = 0
+    for found in _actions(text):
+        literal = text[at : found.start]
         if trim:
             literal = literal.lstrip()
         if branches.active:
-            out.append(literal.rstrip() if found[1] else literal)
-        if branches.control(found[2], found.start(2)):
+            out.append(literal.rstrip() if found.trims_before else literal)
+        if branches.control(found.body, found.body_start):
             pass
-        elif branches.active and not (found[2].startswith("/*") and found[2].endswith("*/")):
-            out.append(_show(value_of(found[2], found.start(2))))
-        trim = bool(found[3])
-        at = found.end()
+        elif branches.active and not (found.body.startswith("/*") and found.body.endswith("*/")):
+            out.append(_show(value_of(found.body, found.body_start)))
+            size += len(out[-1])
+            if size > MAX_EXPANDED:
+                raise _error(text, found.start, _TOO_LONG, node=found.body.strip()[:40])
+        trim = found.trims_after
+        at = found.end
     rest = text[at:]
     if "{{" in rest:
         raise _error(text, at + rest.index("{{"), "unclosed action", parsing=True)
     branches.check_ended()
     out.append(rest.lstrip() if trim else rest)
     return "".join(out)
+
+
+_TOO_LONG = f"the text becomes longer than {MAX_EXPANDED} characters"
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """One `{{…}}` of a text."""
+
+    start: int
+    end: int
+    body: str
+    body_start: int
+    trims_before: bool
+    trims_after: bool
+
+
+def _actions(text: str) -> Iterator[_Found]:
+    """The actions in order, to the first that is not closed. Each character is looked at once."""
+    end = 0
+    while (start := text.find("{{", end)) >= 0:
+        closed = text.find("}}", start + 2)
+        if closed < 0:
+            return
+        first = start + 2
+        before = text.startswith("- ", first, closed)
+        first += 2 if before else 0
+        after = text.startswith(" -", max(first, closed - 2), closed)
+        end = closed + 2
+        yield _Found(start, end, text[first : closed - (2 if after else 0)], first, before, after)
 
 
 class _Branches:
@@ -253,6 +288,7 @@ class _Action:
                 raise _error(text, at, f"{what} in command", parsing=True)
             self._tokens.append((kind, token[0], at))
         self._next = 0
+        self._depth = 0
         self._end = start + len(body)
 
     def value(self, root: dict[str, Any]) -> Any:
@@ -303,11 +339,17 @@ class _Action:
                 case "string":
                     yield _unquote(word)
                 case "number":
+                    if len(word) > 20 or not -(2**63) <= int(word) < 2**63:
+                        raise _error(self._text, at, f"integer overflow: {word[:40]}", parsing=True)
                     yield int(word)
                 case "word" if word in ("true", "false"):
                     yield word == "true"
                 case "mark":
+                    self._depth += 1
+                    if self._depth > _DEEPEST:
+                        raise _error(self._text, at, "parentheses are nested too deeply", parsing=True)
                     value = self._pipeline(root)
+                    self._depth -= 1
                     if self._peek() != ")":
                         raise _error(self._text, at, "unclosed left paren", parsing=True)
                     self._next += 1
@@ -342,11 +384,11 @@ class _Action:
             case "index":
                 problem = 'index takes a map and a key, as in index .Service.Labels "tier"'
             case "join" if arguments:
-                return str(arguments[0]).join(_show(argument) for argument in arguments[1:])
+                return self._joined(_show(arguments[0]), arguments[1:], at)
             case "join":
                 problem = "join takes a separator and the texts to join"
             case "print":
-                return "".join(_show(argument) for argument in arguments)
+                return self._joined("", arguments, at)
             case "printf" if arguments:
                 return self._printf(str(arguments[0]), arguments[1:], at)
             case "printf":
@@ -378,7 +420,15 @@ class _Action:
                     problem = error.message
         raise _error(self._text, at, f"error calling {name}: {problem}", node=name)
 
+    def _joined(self, between: str, values: list[Any], at: int) -> str:
+        shown = [_show(value) for value in values]
+        if sum(map(len, shown)) + len(between) * len(shown) > MAX_EXPANDED:
+            raise _error(self._text, at, _TOO_LONG, node="print")
+        return between.join(shown)
+
     def _printf(self, form: str, arguments: list[Any], at: int) -> str:
+        if sum(len(_show(argument)) for argument in arguments) > MAX_EXPANDED:
+            raise _error(self._text, at, _TOO_LONG, node="printf")
         left = list(arguments)
 
         def one(found: re.Match[str]) -> str:

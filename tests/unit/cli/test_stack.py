@@ -119,3 +119,19 @@ def test_registry_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InvalidArgument, match=r"config\.json"):
         docker_config()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "    secrets: [s]\nsecrets: {s: {file: /dev/zero}}\n",
+        "    configs: [s]\nconfigs: {s: {file: /dev/zero}}\n",
+        "    env_file: [/dev/zero]\n",
+    ],
+)
+def test_files_without_an_end_are_refused(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "c.yml").write_text(f"services:\n  web:\n    image: app\n{rest}")
+    with pytest.raises(InvalidArgument, match="it is longer than"):
+        read_stack("s", [str(tmp_path / "c.yml")], [], [], False)
+    with pytest.raises(InvalidArgument, match="/dev/zero: it is longer than"):
+        read_stack("s", ["/dev/zero"], [], [], False)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlace.compose.problems import ComposeError
-from overlace.compose.tree import MAX_NODES, go_text, parse
+from overlace.compose.tree import MAX_DEPTH, MAX_NODES, go_text, parse
 
 
 def value(text: str) -> Any:
@@ -87,3 +87,14 @@ def test_a_few_lines_do_not_become_billions() -> None:
     rows += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
     with pytest.raises(ComposeError, match=f"more than {MAX_NODES} values"):
         parse("\n".join(rows), "f.yml")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 5000, "- " * 5000 + "x", "[" * 101 + "]" * 101])
+def test_depth_is_bounded(text: str) -> None:
+    with pytest.raises(ComposeError, match=f"f.yml:2:.* nested more than {MAX_DEPTH} deep"):
+        parse(f"a:\n {text}\n", "f.yml")
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "0x" + "f" * 5000, "0o" + "7" * 5000, "1." + "0" * 5000])
+def test_a_number_of_thousands_of_digits_is_text(digits: str) -> None:
+    assert value(digits) == digits

@@ -6,7 +6,7 @@ import pytest
 
 from overlace.model.errors import InvalidArgument
 from overlace.model.specs import ContainerSpec, Driver, Mount, VolumeOptions
-from overlace.model.template import Context, expand, expand_container
+from overlace.model.template import MAX_EXPANDED, Context, expand, expand_container
 
 CONTEXT = Context(
     service_id="sid",
@@ -131,3 +131,36 @@ def test_which_field_is_wrong(spec: ContainerSpec, words: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         expand_container(spec, CONTEXT)
     assert caught.value.message.startswith(words)
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "parentheses are nested too deeply"),
+        ("{{" + "9" * 5000 + "}}", "integer overflow: 999"),
+        ("{{9223372036854775808}}", "integer overflow"),
+    ],
+)
+def test_what_would_end_the_reader_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        expand(text, CONTEXT)
+
+
+def test_a_text_of_open_braces_is_read_once() -> None:
+    with pytest.raises(InvalidArgument, match="unclosed action"):
+        expand("{{ -" * 500_000, CONTEXT)  # with a search from each of them this takes days
+    assert expand("{{- 1 -}} a {{- 2 -}}{{3}}{{ 4 }} }}", CONTEXT) == "1a234 }}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{{secret "x"}}' * 20,
+        "{{print" + ' (secret "x")' * 20 + "}}",
+        '{{join ""' + ' (secret "x")' * 20 + "}}",
+        '{{printf "' + "%s" * 20 + '"' + ' (secret "x")' * 20 + "}}",
+    ],
+)
+def test_a_short_text_does_not_become_gigabytes(text: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"longer than {MAX_EXPANDED} characters"):
+        expand(text, CONTEXT, {"secret": lambda name: "s" * 500_000})

@@ -205,7 +205,7 @@ def cells(call: Call) -> tuple[int, int]:
     numbers = []
     for key in ("h", "w"):
         text = call.text(key)
-        if not text.isdecimal() or int(text) > 65535:
+        if not text.isdecimal() or len(text) > 9 or int(text) > 65535:
             raise InvalidArgument(f"invalid resize {key} {text!r}: use a number of cells")
         numbers.append(int(text))
     return numbers[0], numbers[1]

@@ -24,7 +24,7 @@ async def trace(call: Call) -> web.StreamResponse:
     if not port.isdigit():
         raise InvalidArgument(f"query parameter port={port!r} is no number")
     size = call.text("size", "0") or "0"
-    if not size.isdigit() or int(size) > 65535:
+    if not size.isdecimal() or len(size) > 9 or int(size) > 65535:
         raise InvalidArgument(f"query parameter size={size!r} is no size of an IP packet: use 0 to 65535")
     question = Question(
         source=call.text("from"),
