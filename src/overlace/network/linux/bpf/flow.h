@@ -135,8 +135,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 		key.dport = port;
 		old = bpf_map_lookup_elem(&flows, &key);
 		if (!old || (old->kind == F_REPLY && old->saddr == reply.saddr && old->daddr == reply.daddr &&
-			     old->sport == reply.sport && old->dport == reply.dport) ||
-		    (old->kind == F_VIA && p->sport == port))
+			     old->sport == reply.sport && old->dport == reply.dport))
 			goto found;
 		if (!ended && has_ended(q->scope, old, p->proto))
 			ended = port;
