@@ -78,7 +78,7 @@ class Swarm:
         self.check_manager()
         stored = {kind: self._stored(kind) for kind in ("secret", "config")}
         actual = self._actual(stack, stored)
-        missing = list(missing_networks(stack.name, used_networks(stack.project), actual))
+        missing = list(missing_networks(used_networks(stack.project), actual))
         missing += list(_missing_files(stack, actual))
         if missing:
             raise NotFound("\n".join(sentence for _, sentence in missing))

@@ -62,7 +62,7 @@ class Loader:
         self.lookup = _over(self.environment.get, variables)
         trees = [(source.name, parse(source.text, source.name)) for source in sources]
         root = self._join(trees, directory, self.lookup, 0)
-        return self._of_active_profiles(self._extended(root, directory))
+        return self._of_active_profiles(self._extended(root))
 
     def _dotenv(
         self, paths: Sequence[str], may_be_absent: bool, lookup: Lookup | None = None
@@ -168,7 +168,7 @@ class Loader:
 
     # -- extends --
 
-    def _extended(self, root: Node, directory: str) -> Node:
+    def _extended(self, root: Node) -> Node:
         services = root.mapping.get("services")
         if services is None:
             return root

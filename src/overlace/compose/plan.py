@@ -199,9 +199,7 @@ def _network_words(document: Mapping[str, Any]) -> Words:
     return found
 
 
-def missing_networks(
-    stack: str, networks: Mapping[str, NetworkDef], actual: Actual
-) -> Iterator[tuple[str, str]]:
+def missing_networks(networks: Mapping[str, NetworkDef], actual: Actual) -> Iterator[tuple[str, str]]:
     """External networks that are not there: (key, sentence), in the docker CLI's words."""
     for key, definition in networks.items():
         if not definition.external or definition.name in ("host", "bridge", "none"):

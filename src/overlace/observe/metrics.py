@@ -16,7 +16,6 @@ from prometheus_client.registry import Collector
 from overlace.model.paths import PathState
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_STATES = ("new", "ok", "lossy", "down")
 
 
 class Traffic(msgspec.Struct, frozen=True):

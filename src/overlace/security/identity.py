@@ -106,17 +106,6 @@ def save_identity(data_root: Path, ca_pem: str, key_pem: str, certificate_pem: s
     return identity
 
 
-def remove_identity(data_root: Path) -> None:
-    """Forget the swarm; no error when there is nothing."""
-    folder = identity_dir(data_root)
-    for name in (_PAIR, _ROOT):
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
-        folder.rmdir()
-
-
 def found_identity(
     data_root: Path,
     ca: CertificateAuthority,

@@ -16,7 +16,6 @@ from overlace.security.identity import (
     found_identity,
     identity_dir,
     load_identity,
-    remove_identity,
     renew_at,
     save_identity,
 )
@@ -42,9 +41,6 @@ def test_it_is_found_again_and_nobody_else_can_read_it(tmp_path: Path) -> None:
     }
     assert folder.stat().st_mode & 0o777 == 0o700
     assert "PRIVATE" not in repr(kept)
-    remove_identity(tmp_path)
-    remove_identity(tmp_path)
-    assert load_identity(tmp_path) is None and not folder.exists()
 
 
 def test_a_certificate_of_another_ca_is_not_taken(tmp_path: Path) -> None:

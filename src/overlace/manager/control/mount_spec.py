@@ -58,7 +58,7 @@ def _check_mount(mount: Mount, final: Mount) -> None:
         case "bind":
             _check_bind(mount, final, where)
         case "volume":
-            _check_volume(mount, final, where)
+            _check_volume(final, where)
         case _:
             _check_tmpfs(mount, where)
 
@@ -95,7 +95,7 @@ def _check_recursion(mount: Mount, options: BindOptions, where: str) -> None:
         )
 
 
-def _check_volume(mount: Mount, final: Mount, where: str) -> None:
+def _check_volume(final: Mount, where: str) -> None:
     if final.source:
         check_volume_name(final.source)
     options = final.volume_options

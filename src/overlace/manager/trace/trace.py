@@ -357,12 +357,12 @@ class _Tracer:
     # -- the end ---------------------------------------------------------------------------------------------
 
     def _answer(self, source: str, target: str, packet: Packet, host: Host, send: Send) -> Trace:
-        walk = Walk(self._hosts, self._address_of(self._only, host) if self._only is not None else "")
+        walk = Walk(self._hosts, self._address_of(self._only) if self._only is not None else "")
         end = send(walk)
         members: list[Member] = []
         if len(walk.candidates) > 1 and self._only is None:
             walk, end, members = self._every_member(walk, end, send)
-        self._tell(host, end, members)
+        self._tell(host, end)
         return Trace(
             source=source,
             target=target,
@@ -387,7 +387,7 @@ class _Tracer:
             port=packet.dport,
         )
 
-    def _address_of(self, task: Task, host: Host) -> str:
+    def _address_of(self, task: Task) -> str:
         """The task's address on the network its published ports lead into."""
         on = {n.id for n in self._view.all(Network) if n.spec.ingress}
         return next((a.addresses[0].split("/")[0] for a in task.networks if a.network_id in on), "")
@@ -418,7 +418,7 @@ class _Tracer:
             )
         return shown, last, sorted(members, key=lambda m: (m.task, m.address))
 
-    def _tell(self, host: Host, end: End, members: Sequence[Member]) -> None:
+    def _tell(self, host: Host, end: End) -> None:
         """What else a person wants to know."""
         service = self._view.get(Service, end.task.service_id) if end.task is not None else None
         if service is not None:

@@ -109,7 +109,7 @@ def fill_endpoint(d: HostComputeEndpoint, network: HostComputeNetwork, state: St
     configs = d.ip_configurations
     if not d.remote and network.subnets and not any(c.ip_address for c in configs):
         wanted = configs[0].ip_subnet_id.upper() if configs else ""
-        configs = (_free_address(d, network, state, wanted),)
+        configs = (_free_address(network, state, wanted),)
     configs = tuple(_with_length(c, network) for c in configs)
     if configs != d.ip_configurations:
         d = msgspec.structs.replace(d, ip_configurations=configs)
@@ -160,9 +160,7 @@ def _with_length(c: IpConfiguration, network: HostComputeNetwork) -> IpConfigura
     return msgspec.structs.replace(c, prefix_length=ipaddress.ip_network(subnet.ip_address_prefix).prefixlen)
 
 
-def _free_address(
-    d: HostComputeEndpoint, network: HostComputeNetwork, state: State, subnet_id: str
-) -> IpConfiguration:
+def _free_address(network: HostComputeNetwork, state: State, subnet_id: str) -> IpConfiguration:
     if subnet_id and all(s.id != subnet_id for s in network.subnets):
         raise HcnError(Code.SUBNET_NOT_FOUND, f"IpConfigurations.IpSubnetId {subnet_id} of {network.name}")
     for s in network.subnets:

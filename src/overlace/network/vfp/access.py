@@ -13,7 +13,6 @@ from overlace.network.vfp.model import Direction, Packet, within
 from overlace.network.vfp.tables import AccessRule
 
 TCP, UDP = 6, 17
-UDP_IDLE = 60  # seconds, about; after that a UDP packet begins anew
 
 
 def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:

@@ -22,8 +22,6 @@ from overlace.network.vfp.tables import (
     Tables,
 )
 
-SAME_PORT = 0
-
 
 class Way(msgspec.Struct, frozen=True):
     """`action` as in simulate.Verdict; `to` is the endpoint's GUID or the provider address."""
