@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 import structlog
 
-from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unavailable
+from overlace.model.errors import InvalidArgument, Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
+from overlace.network.datapath import DataPath
 from overlace.network.dns import (
     OwnUpstreams,
     Resolver,
@@ -35,73 +33,25 @@ from overlace.network.dns import (
     parse_resolv_conf,
 )
 from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK, PROTOCOLS, LocalTask
+from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
-from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.plan import Delete, ModifyNamespace, Operation, plan_hns
+from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hostports import HostPort, listening, plan_host_ports
-from overlace.network.looking import Looked, look
+from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.records import LocalAddresses, Record, Records
+from overlace.network.refusals import Refusals
 from overlace.network.switch import Switch
+from overlace.network.turns import Turns
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
-from overlace.network.vfp.flows import TableFill, UnifiedFlow
-from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
-from overlace.network.ways import Interface, Measurable, Ways
+from overlace.network.vfp.tables import LocalEndpoint
+from overlace.network.ways import Interface, Ways
 
 log = structlog.get_logger(__name__)
 
 RESOLV_CONF = Path("/etc/resolv.conf")
-FILL_SECONDS = 60
-
-
-class UnderlayFacts(Protocol):
-    @property
-    def address(self) -> str: ...
-    @property
-    def mtu(self) -> int: ...
-    @property
-    def ifname(self) -> str: ...
-
-
-class DataPath(Measurable, Looked, Protocol):
-    """What the driver needs of a data path; network/linux has the real one. Every call is idempotent."""
-
-    async def open(self) -> None: ...
-    async def close(self) -> None: ...
-    async def destroy(self) -> None: ...
-    async def apply(self, delta: Delta) -> None: ...
-    async def reconcile(self, desired: Tables) -> Delta: ...
-    async def ensure_sandbox(self, sandbox_id: str, netns: Path | None = None) -> Path: ...
-    async def remove_sandbox(self, sandbox_id: str) -> None: ...
-    async def attach(
-        self,
-        endpoint: LocalEndpoint,
-        sandbox: Path,
-        ifname: str,
-        default_route: bool,
-        gateway: str,
-        mtu: int,
-        routes: tuple[str, ...] = (),
-    ) -> None: ...
-    async def detach(self, endpoint_id: str) -> None: ...
-    async def counters(self) -> dict[str, int]: ...
-    async def held(self, inside: Iterable[Inside]) -> Held: ...
-    async def drops(self) -> dict[tuple[int, str], int]: ...
-    async def flows(self) -> list[UnifiedFlow]: ...
-    async def fill(self) -> list[TableFill]: ...
-    async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]: ...
-    async def client_socket(self, sandbox: Path, tcp: bool) -> socket.socket: ...
-    def underlay(self) -> UnderlayFacts: ...
-
-
-class _Turn:
-    """The lock of one task and how many hold or want it."""
-
-    def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.users = 0
 
 
 class OverlayDriver:
@@ -135,14 +85,14 @@ class OverlayDriver:
         self._planner: OverlayPlanner | None = None
         self._hns: HnsService | None = None
         self._compiler: Compiler | None = None
-        self._turns: dict[str, _Turn] = {}
+        self._turns = Turns()
         # what the next pass has to look at
         self._changed: set[str] | None = set()
         self._touched: set[str] = set()
-        self._refused: dict[Guid, HcnError] = {}
+        self._refusals = Refusals()
         self._reconcile = False
         self._running: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._fill_watch = FillWatch(datapath)
         self._next: asyncio.Future[None] | None = None
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
@@ -180,27 +130,11 @@ class OverlayDriver:
                     await self._serve_dns(record)
                 except OSError as e:  # after a reboot the sandbox is gone; attach makes it anew
                     log.info("no DNS for a kept task yet", task=record.asked.task_id, error=str(e))
-        await self._end_watch()
-        self._watching = asyncio.get_running_loop().create_task(self._watch_fill())
-
-    async def _watch_fill(self) -> None:
-        """Have the data path say when one of its tables is full."""
-        while True:
-            await asyncio.sleep(FILL_SECONDS)
-            try:
-                await self._datapath.fill()
-            except OSError as e:
-                log.warning("the data path's tables cannot be counted", error=str(e))
-
-    async def _end_watch(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
-            self._watching = None
+        await self._fill_watch.start()
 
     async def close(self) -> None:
         await self._ways.close()
-        await self._end_watch()
+        await self._fill_watch.end()
         await self._resolver.close()
         if self._running is not None:
             await asyncio.wait([self._running])
@@ -208,7 +142,7 @@ class OverlayDriver:
 
     async def leave(self) -> None:
         await self._ways.close()
-        await self._end_watch()
+        await self._fill_watch.end()
         await self._resolver.close()
         if self._running is not None:
             await asyncio.wait([self._running])
@@ -228,7 +162,7 @@ class OverlayDriver:
             "os": "windows" if self._windows else "linux",
             "documents": len(self._hns.documents) if self._hns is not None else 0,
             "tasks": len(self._records.ids()),
-            "refused": [str(e) for e in self._refused.values()],
+            "refused": self._refusals.texts(),
         }
 
     def paths(self) -> list[PathState]:
@@ -252,8 +186,7 @@ class OverlayDriver:
 
     async def ask(self, question: Question) -> Said:
         """Look at this host."""
-        refused = [str(e) for e in self._refused.values()]
-        return await look(self._datapath, question, self._inside, self._sandbox, refused)
+        return await look(self._datapath, question, self._inside, self._sandbox, self._refusals.texts())
 
     async def held(self) -> Held:
         """What the data path carried and holds, for metrics."""
@@ -339,9 +272,9 @@ class OverlayDriver:
             ids = None
         else:
             assert ids is not None
-            ids |= set(self._refused)
+            ids |= self._refusals.ids
         operations = plan_hns(hns.documents, planner.documents, ids, hns.balancers_of)
-        self._note_refused(hns.apply(operations), ids)
+        self._refusals.note(hns.apply(operations))
         delta = compiler.update(hns.drain())
         if self._reconcile:
             await self._datapath.reconcile(compiler.tables)
@@ -349,31 +282,7 @@ class OverlayDriver:
         elif delta:
             await self._datapath.apply(delta)
 
-    def _note_refused(self, refused: list[tuple[Operation, HcnError]], ids: set[Guid] | None) -> None:
-        """What HNS refused is tried again by every later pass: another document may have to go first."""
-        before, self._refused = self._refused, {}
-        for op, error in refused:
-            if isinstance(op, ModifyNamespace):
-                guid = op.namespace
-            else:
-                guid = op.id if isinstance(op, Delete) else op.document.id
-            self._refused[guid] = error
-            if str(before.get(guid)) != str(error):
-                log.warning("HNS refused", operation=type(op).__name__, id=guid, error=str(error))
-
     # -- tasks -----------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _one_at_a_time(self, task_id: str) -> AsyncIterator[None]:
-        turn = self._turns.setdefault(task_id, _Turn())
-        turn.users += 1
-        try:
-            async with turn.lock:
-                yield
-        finally:
-            turn.users -= 1
-            if not turn.users:
-                self._turns.pop(task_id, None)
 
     def _outside(self, task: TaskNetwork) -> Attached:
         """A task on the host's own stack, or on none: there is nothing to make, nor to give back."""
@@ -388,7 +297,7 @@ class OverlayDriver:
     async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
         if task.mode:
             return self._outside(task)
-        async with self._one_at_a_time(task.task_id):
+        async with self._turns.of(task.task_id):
             record = self._records.get(task.task_id)
             if record is not None and record.asked != msgspec.structs.replace(
                 task,
@@ -526,22 +435,8 @@ class OverlayDriver:
                 mine = [s for s in network.subnets if parsed in IPv4Network(s.ip_address_prefix)]
                 others = tuple(s.ip_address_prefix for s in network.subnets if s not in mine)
                 return network.name, next((r.next_hop for s in mine for r in s.routes), ""), others, entry
-        raise self._why_missing(record, guid)
-
-    def _why_missing(self, record: Record, guid: Guid) -> OverlaceError:
-        for key in (guid, guid_of("namespace", record.asked.task_id)):
-            error = self._refused.get(key)
-            if error is None:
-                continue
-            if error.code is Code.PORT_ALREADY_EXISTS:
-                return Conflict(
-                    "driver failed programming external connectivity on endpoint "
-                    f"{record.asked.task_name}: {error.detail}"
-                )
-            if error.code is Code.ADDR_INVALID_OR_RESERVED:
-                return Unavailable(error.detail)  # its last holder has not left yet
-            return InvalidArgument(str(error))
-        return Unavailable(f"task {record.asked.task_name}: its network left this node meanwhile")
+        namespace = guid_of("namespace", record.asked.task_id)
+        raise self._refusals.explain(record.asked.task_name, (guid, namespace))
 
     async def _serve_dns(self, record: Record) -> None:
         udp, tcp = await self._datapath.bind_dns(Path(record.sandbox))
@@ -556,7 +451,7 @@ class OverlayDriver:
         await self._resolver.serve(record.asked.task_id, networks, udp, tcp, own)
 
     async def detach(self, task_id: str) -> None:
-        async with self._one_at_a_time(task_id):
+        async with self._turns.of(task_id):
             record = self._records.get(task_id)
             if record is not None:
                 await self._forget(record)

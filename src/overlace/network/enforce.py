@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from overlace.network.driver import DataPath
+from overlace.network.datapath import DataPath
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Guid,

@@ -13,8 +13,8 @@ import pytest
 from overlace.model.errors import Conflict, InvalidArgument, Unavailable
 from overlace.model.netview import NetView
 from overlace.model.specs import MTU_OPTION, PortConfig
-from overlace.network import driver
 from overlace.network import driver as driver_module
+from overlace.network import fill_watch
 from overlace.network.base import TaskNetwork
 from overlace.network.driver import OverlayDriver
 from overlace.network.hostports import listening, plan_host_ports
@@ -469,7 +469,7 @@ def test_local_addresses_run_out_and_come_back() -> None:
 
 
 async def test_full_tables_are_looked_for_while_it_runs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "FILL_SECONDS", 0)
+    monkeypatch.setattr(fill_watch, "FILL_SECONDS", 0)
     d = await host.start()
     await asyncio.wait_for(host.kernel.counted.wait(), 5)
     await d.close()
