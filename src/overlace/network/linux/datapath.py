@@ -1,6 +1,6 @@
 """The data path of a Linux host, as the agent uses it.
 
-Owns the order of things: what is written before what, what is adopted after a restart, what is collected. One
+Owns the order of things: what is made before what, what is adopted after a restart, what is collected. One
 worker thread does all kernel work, so calls are serialised and the event loop never waits for the kernel. All
 state is in the kernel; this object is a view of it that any later process can rebuild.
 """
@@ -23,44 +23,29 @@ from overlace.network.base import Inside
 from overlace.network.counted import Held
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.model import HOST_PORT
-from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, RemoteEndpoint, Tables
+from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
 from . import audit, dns, figures, inject, nft, unified, veth
 from .bpf_syscall import Map
+from .contents import Contents, merge
 from .loader import Loader
 from .maps import (
-    EVICTING,
-    REASONS,
     TABLE_MAPS,
-    Attachment,
-    Changes,
-    Rows,
     config_value,
     decode_key,
     encode,
-    encode_remotes,
     path_rows,
 )
 from .netlink import Netlink
 from .netns import adopt_namespace, ensure_namespace, remove_namespace, write_sysctl
 from .offload import disable_tx_checksum
 from .probe import ProbeSocket
+from .underlay import Underlay, find_underlay
 
 _T = TypeVar("_T")
 VXLAN_DEVICE = "vxlan-overlace"
 _LO = 1
-_MANY = 64
 _log = structlog.get_logger(__name__)
-
-
-class Underlay(msgspec.Struct, frozen=True):
-    """The interface that carries the underlay address."""
-
-    ifname: str
-    ifindex: int
-    mtu: int
-    address: str
-    prefix: int
 
 
 class DataPath:
@@ -88,14 +73,10 @@ class DataPath:
         self._netlink: Netlink | None = None
         self._underlay: Underlay | None = None
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
-        self._tables = Tables()
-        self._rows = Rows()
-        self._doubtful = False  # a write failed halfway
+        self._contents = Contents(self._map)
         self._told_full: set[str] = set()
         self._vxlan_ifindex = 0
         self._paths: dict[str, int] = {}
-        self._attached: dict[str, Attachment] = {}
-        self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -109,7 +90,7 @@ class DataPath:
 
     def _open(self) -> None:
         self._netlink = netlink = Netlink()
-        self._underlay = under = self._find_underlay(netlink)
+        self._underlay = under = find_underlay(netlink, self._address)
         write_sysctl("ipv4/ip_forward", "1")
         # Answers to the host's own clients of published ports come back in through lo.
         write_sysctl("ipv4/conf/lo/accept_local", "1")
@@ -131,12 +112,12 @@ class DataPath:
         self._vxlan_ifindex = vxlan.ifindex
         self._configure()
         unified.renew(self._map("generation"))
-        self._attached = veth.attachments(netlink.links(), self.instance)
+        self._contents.attached = veth.attachments(netlink.links(), self.instance)
         if not self._loader.is_switching:  # else reconcile() does, when the new maps are filled
             self._attach_programs(netlink, under.ifindex, vxlan.ifindex)
 
     def _attach_programs(self, netlink: Netlink, underlay: int, vxlan: int) -> None:
-        for endpoint_id, at in self._attached.items():
+        for endpoint_id, at in self._contents.attached.items():
             self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
         self._loader.ensure_attached(netlink, vxlan, "from_vxlan", "vxlan")
         self._loader.ensure_attached(netlink, underlay, "from_underlay", "underlay")
@@ -166,15 +147,6 @@ class DataPath:
         )
         self._map("config").update(struct.pack("I", 0), value)
 
-    def _find_underlay(self, netlink: Netlink) -> Underlay:
-        for address in netlink.addresses():
-            if address.address == self._address:
-                link = next(x for x in netlink.links() if x.ifindex == address.ifindex)
-                return Underlay(link.name, link.ifindex, link.mtu, address.address, address.prefix)
-        raise OSError(
-            f"underlay address {self._address}: no interface carries it; give one of this host's own"
-        )
-
     async def close(self) -> None:
         """Let go; traffic continues."""
         await self._do(self._close)
@@ -203,7 +175,7 @@ class DataPath:
                 netlink.delete_link(link.ifindex)
         if not self._loader.tcx:
             for link in netlink.links():
-                if link.ifindex == _LO or link.ifindex == self._find_underlay(netlink).ifindex:
+                if link.ifindex == _LO or link.ifindex == find_underlay(netlink, self._address).ifindex:
                     netlink.remove_clsact_filter(link.ifindex)
         self._loader.destroy()
         nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
@@ -231,76 +203,13 @@ class DataPath:
         await self._do(lambda: self._apply(delta))
 
     def _apply(self, delta: Delta) -> None:
-        self._write(self._change(delta.put, delta.remove))
+        self._contents.write(self._contents.change(delta.put, delta.remove))
         self._route(e for e in delta.put if isinstance(e, LocalEndpoint))
-
-    def _change(self, put: Iterable[Entry], remove: Iterable[Key]) -> Changes:
-        """Bring tables and rows to the new state; what that changes in the maps."""
-        put, remove = tuple(put), tuple(remove)
-        many = self._change_many(put, remove)
-        if many is not None:
-            return many
-        old = [e for key in (*remove, *(e.key for e in put)) if (e := self._tables.get(key)) is not None]
-        new_rows = [
-            row for entry in put for row in encode(entry, self._attached)
-        ]  # before any change: may raise
-        old_rows = [row for entry in old for row in encode(entry, self._attached)]
-        self._tables.apply(Delta(put, remove))
-        for entry in old:
-            if isinstance(entry, LocalEndpoint):
-                self._local.pop(entry.endpoint_id, None)
-        for entry in put:
-            if isinstance(entry, LocalEndpoint):
-                self._local[entry.endpoint_id] = entry.key
-        return self._rows.replace(old_rows, new_rows)
-
-    def _change_many(self, put: tuple[Entry, ...], remove: tuple[Key, ...]) -> Changes | None:
-        """The same for what comes by the thousand, new or gone remote endpoints; None when there is more to do."""
-        if len(put) + len(remove) < _MANY or (put and remove):
-            return None
-        if put:
-            remotes = [e for e in put if type(e) is RemoteEndpoint]
-            if len(remotes) == len(put):
-                rows = encode_remotes(remotes)  # before any change: may raise
-                if not self._rows.has_any("endpoints", rows) and self._tables.add(remotes):
-                    return self._rows.add("endpoints", rows)
-                return None
-            rest = tuple(e for e in put if type(e) is not RemoteEndpoint)
-            if not remotes or not rest or len(remotes) < _MANY:
-                return None
-            return _merge(self._change(rest, ()), self._change(remotes, ()))
-        old = [e for key in remove if type(e := self._tables.get(key)) is RemoteEndpoint]
-        if len(old) != len(remove):
-            return None
-        changes = self._rows.take("endpoints", encode_remotes(old))
-        if changes is not None:
-            self._tables.apply(Delta((), remove))
-        return changes
-
-    def _dump(self) -> dict[str, dict[bytes, bytes]]:
-        return {name: dict(self._map(name).items()) for name in TABLE_MAPS}
-
-    def _write(self, changes: Changes) -> None:
-        """Write rows. After a failed write the maps are compared as a whole, whatever `changes` says."""
-        if self._doubtful:
-            changes = self._rows.difference(self._dump())
-        self._doubtful = True
-        try:
-            for name in TABLE_MAPS:
-                if changes.put.get(name):
-                    self._map(name).put_many(changes.put[name])
-            for name in reversed(TABLE_MAPS):
-                if changes.remove.get(name):
-                    self._map(name).delete_many(changes.remove[name])
-        finally:
-            if changes:
-                unified.renew(self._map("generation"))
-        self._doubtful = False
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
         """Routes of the host to endpoints with outbound NAT: the way of the answers."""
         for endpoint in endpoints:
-            at = self._attached.get(endpoint.endpoint_id)
+            at = self._contents.attached.get(endpoint.endpoint_id)
             if at and endpoint.outbound_nat:
                 veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
 
@@ -310,35 +219,34 @@ class DataPath:
         return await self._do(lambda: self._reconcile(desired))
 
     def _reconcile(self, desired: Tables) -> Delta:
-        netlink = self._open_netlink()
+        netlink, contents = self._open_netlink(), self._contents
         wanted = {e.endpoint_id for e in desired if isinstance(e, LocalEndpoint)}
-        self._attached = veth.attachments(netlink.links(), self.instance)
+        contents.attached = veth.attachments(netlink.links(), self.instance)
         for link in netlink.links():
             owner = link.alias.split(":")[2] if link.alias.count(":") == 3 else ""
             if veth.is_ours(link) and owner not in wanted:
                 netlink.delete_link(link.ifindex)
-                self._attached.pop(owner, None)
-        keep = {"underlay", "vxlan", "lo"} | {veth.host_name(endpoint_id) for endpoint_id in self._attached}
+                contents.attached.pop(owner, None)
+        keep = {"underlay", "vxlan", "lo"} | {
+            veth.host_name(endpoint_id) for endpoint_id in contents.attached
+        }
         for name in self._loader.link_names() - keep:
             self._loader.detach(name)
         if not self._loader.is_switching:
-            for endpoint_id, at in self._attached.items():
+            for endpoint_id, at in contents.attached.items():
                 self._loader.ensure_attached(
                     netlink, at.ifindex, "from_container", veth.host_name(endpoint_id)
                 )
-        self._tables, self._rows, self._local = Tables(), Rows(), {}
-        self._change(tuple(desired), ())
-        actual = self._dump()
-        changes = self._rows.difference(actual)
-        self._doubtful = False
-        self._write(changes)
+        changes, actual = contents.replace(desired)
         if self._loader.is_switching:
             self._switch(netlink)
         self._route(e for e in desired if isinstance(e, LocalEndpoint))
         put: tuple[Entry, ...] = ()
         if any(changes.put.values()):
             written = changes.put
-            put = tuple(e for e in desired if any(r.key in written[r.map] for r in encode(e, self._attached)))
+            put = tuple(
+                e for e in desired if any(r.key in written[r.map] for r in encode(e, contents.attached))
+            )
         stray = (
             decode_key(name, key, actual[name][key]) for name in TABLE_MAPS for key in changes.remove[name]
         )
@@ -376,10 +284,10 @@ class DataPath:
         self._loader.ensure_attached(
             netlink, at.ifindex, "from_container", veth.host_name(endpoint.endpoint_id)
         )
-        before = self._change((), (endpoint.key,))  # its rows may name an earlier interface
-        self._attached[endpoint.endpoint_id] = at
-        after = self._change((endpoint,), ())
-        self._write(_merge(before, after))
+        before = self._contents.change((), (endpoint.key,))  # its rows may name an earlier interface
+        self._contents.attached[endpoint.endpoint_id] = at
+        after = self._contents.change((endpoint,), ())
+        self._contents.write(merge(before, after))
         veth.configure_inside(endpoint, sandbox, wanted)
         self._route((endpoint,))
 
@@ -394,14 +302,14 @@ class DataPath:
         if link is not None:
             netlink.delete_link(link.ifindex)
         self._loader.detach(name)
-        key = self._local.get(endpoint_id)
-        entry = self._tables.get(key) if key else None
-        if not isinstance(entry, LocalEndpoint):
-            self._attached.pop(endpoint_id, None)
+        contents = self._contents
+        entry = contents.local(endpoint_id)
+        if entry is None:
+            contents.attached.pop(endpoint_id, None)
             return
-        before = self._change((), (entry.key,))
-        self._attached.pop(endpoint_id, None)
-        self._write(_merge(before, self._change((entry,), ())))
+        before = contents.change((), (entry.key,))
+        contents.attached.pop(endpoint_id, None)
+        contents.write(merge(before, contents.change((entry,), ())))
 
     async def free_ifname(self, sandbox: Path, mac: str) -> str:
         """The name of the sandbox's interface with this MAC, else the first of eth0, eth1, … it has not."""
@@ -454,7 +362,7 @@ class DataPath:
         return await self._do(self._look_at_underlay)
 
     def _look_at_underlay(self) -> Underlay:
-        before, now = self.underlay(), self._find_underlay(self._open_netlink())
+        before, now = self.underlay(), find_underlay(self._open_netlink(), self._address)
         if now != before and now.ifindex == before.ifindex:
             self._underlay = now
             self._configure()
@@ -480,7 +388,7 @@ class DataPath:
 
     def _held(self, inside: list[Inside]) -> Held:
         carried = figures.carried(inside)
-        fill = figures.fill(self._loader.maps, self._rows.counts())
+        fill = figures.fill(self._loader.maps, self._contents.rows.counts())
         return Held(tuple(carried), figures.drops(self._map("drops")), fill)
 
     # looking closely
@@ -491,16 +399,16 @@ class DataPath:
         return await self._do(lambda: self._audit(inside))
 
     def _audit(self, inside: list[Inside]) -> list[Finding]:
-        netlink, actual = self._open_netlink(), self._dump()
+        netlink, actual = self._open_netlink(), self._contents.dump()
         pins = self._loader.link_names() if self._loader.tcx else set()
-        found = list(audit.explain_rows(self._rows.difference(actual), actual))
+        found = list(audit.explain_rows(self._contents.rows.difference(actual), actual))
         fill = {name: len(rows) for name, rows in actual.items()}
         found += audit.explain_fill(self._loader.maps, fill)
         links = netlink.links()
-        found += audit.explain_links(links, self._attached, pins, self.underlay().ifindex)
+        found += audit.explain_links(links, self._contents.attached, pins, self.underlay().ifindex)
         for one in inside:
-            entry = self._tables.get(self._local.get(one.endpoint_id, ()))
-            if isinstance(entry, LocalEndpoint):
+            entry = self._contents.local(one.endpoint_id)
+            if entry is not None:
                 found += audit.explain_inside(entry, one.sandbox, one.ifname, default_route=one.default_route)
         return found
 
@@ -530,14 +438,14 @@ class DataPath:
 
     async def counters(self) -> dict[str, int]:
         """Packets by what became of them, since the maps were made."""
-        return await self._do(self._counters)
+        return await self._do(lambda: figures.counters(self._map("counters")))
 
     async def flows(self) -> list[UnifiedFlow]:
         """Every unified flow, with the GUIDs of local endpoints; in no order."""
         return await self._do(self._flows)
 
     def _flows(self) -> list[UnifiedFlow]:
-        names = {at.ifindex: endpoint_id for endpoint_id, at in self._attached.items()}
+        names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
         return [
             msgspec.structs.replace(
                 flow,
@@ -552,51 +460,16 @@ class DataPath:
         return await self._do(self._fill)
 
     def _fill(self) -> list[TableFill]:
-        found = []
-        for name in (*TABLE_MAPS, *EVICTING):
-            table = self._map(name)
-            rows, evicts = table.count(), name in EVICTING
-            # each processor of an evicting table holds up to so many rows ready to be taken (LOCAL_FREE_TARGET)
-            ready = min(128 * _possible_cpus(), table.max_entries // 2) if evicts else 0
-            full = rows >= table.max_entries - ready
-            fill = TableFill(name=name, rows=rows, capacity=table.max_entries, evicts=evicts, is_full=full)
-            if fill.is_full and name not in self._told_full:
+        found = figures.table_fill(self._loader.maps)
+        for fill in found:
+            if fill.is_full and fill.name not in self._told_full:
                 _log.warning(
                     "a table of the data path is full",
-                    table=name,
+                    table=fill.name,
                     rows=fill.rows,
                     consequence="the oldest entries give way to new ones"
                     if fill.evicts
                     else "new entries are refused",
                 )
-            (self._told_full.add if fill.is_full else self._told_full.discard)(name)
-            found.append(fill)
+            (self._told_full.add if fill.is_full else self._told_full.discard)(fill.name)
         return found
-
-    def _counters(self) -> dict[str, int]:
-        counters = self._map("counters")
-        size = 8 * _possible_cpus()
-        found = {}
-        for index, name in enumerate(REASONS):
-            raw = counters.lookup(struct.pack("I", index), size) or b""
-            found[name] = sum(struct.unpack(f"{len(raw) // 8}Q", raw))
-        return found
-
-
-def _possible_cpus() -> int:
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(text.replace(",", "-").split("-")[-1]) + 1
-
-
-def _merge(first: Changes, second: Changes) -> Changes:
-    """Two changes in a row as one: a row taken out and put back is a plain write."""
-    put = {name: dict(rows) for name, rows in first.put.items()}
-    remove = {name: set(keys) for name, keys in first.remove.items()}
-    for name, rows in second.put.items():
-        put.setdefault(name, {}).update(rows)
-        remove.get(name, set()).difference_update(rows)
-    for name, keys in second.remove.items():
-        remove.setdefault(name, set()).update(keys)
-        for key in keys:
-            put.get(name, {}).pop(key, None)
-    return Changes(put, remove)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from overlace.network.base import Inside
 from overlace.network.counted import Carried
+from overlace.network.vfp.flows import TableFill
 
 from .bpf_syscall import Map
-from .maps import REASONS
+from .maps import EVICTING, REASONS, TABLE_MAPS
 from .netns import run_inside
 
 CONNECTIONS = ("ways", "flows", "allowed")
@@ -61,3 +62,32 @@ def fill(maps: Mapping[str, Map], known: Mapping[str, int]) -> dict[str, tuple[i
     for name in CONNECTIONS:
         found[name] = (sum(1 for _ in maps[name].items()), maps[name].max_entries)
     return found
+
+
+def table_fill(maps: Mapping[str, Map]) -> list[TableFill]:
+    """How full each table is. Counting reads a table whole."""
+    found = []
+    for name in (*TABLE_MAPS, *EVICTING):
+        table = maps[name]
+        rows, evicts = table.count(), name in EVICTING
+        # each processor of an evicting table holds up to so many rows ready to be taken (LOCAL_FREE_TARGET)
+        ready = min(128 * possible_cpus(), table.max_entries // 2) if evicts else 0
+        full = rows >= table.max_entries - ready
+        found.append(TableFill(name=name, rows=rows, capacity=table.max_entries, evicts=evicts, is_full=full))
+    return found
+
+
+def counters(table: Map) -> dict[str, int]:
+    """Map `counters`: reason -> packets, of all processors."""
+    size = 8 * possible_cpus()
+    found = {}
+    for index, name in enumerate(REASONS):
+        raw = table.lookup(struct.pack("I", index), size) or b""
+        found[name] = sum(struct.unpack(f"{len(raw) // 8}Q", raw))
+    return found
+
+
+def possible_cpus() -> int:
+    """How many values a per-processor map has."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(text.replace(",", "-").split("-")[-1]) + 1

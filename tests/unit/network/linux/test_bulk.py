@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overlace.network.linux import datapath
-from overlace.network.linux.datapath import DataPath
+from overlace.network.linux import contents
+from overlace.network.linux.contents import Contents
 from overlace.network.linux.maps import TABLE_MAPS, Rows, address_key, encode, encode_remotes
 from overlace.network.vfp.tables import Backend, Delta, Entry, Frontend, LocalEndpoint, RemoteEndpoint, Tables
 
@@ -53,14 +51,14 @@ def test_changes_in_bulk_end_where_a_full_build_ends(
     monkeypatch: pytest.MonkeyPatch, deltas: list[tuple[list[RemoteEndpoint], list[Entry], list[Entry], bool]]
 ) -> None:
     """Whatever comes with them: a task that moves, a service, the same endpoint with another MAC."""
-    monkeypatch.setattr(datapath, "_MANY", 1)
-    path = DataPath("bulk", Path("/nowhere"), "172.28.1.11")
+    monkeypatch.setattr(contents, "_MANY", 1)
+    held = Contents(lambda name: pytest.fail(f"{name} is not to be opened"))
     tables = Tables()
     kernel: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLE_MAPS}
     for remotes, others, gone, removes in deltas:
         wanted = {} if removes else {e.key: e for e in (*remotes, *others)}
         delta = Delta(tuple(wanted.values()), tuple({e.key for e in gone} - wanted.keys() if removes else ()))
-        changes = path._change(delta.put, delta.remove)
+        changes = held.change(delta.put, delta.remove)
         tables.apply(delta)
         for name, items in changes.put.items():
             kernel[name].update(items)
@@ -70,8 +68,8 @@ def test_changes_in_bulk_end_where_a_full_build_ends(
     full = Rows()
     full.replace((), [r for e in tables for r in encode(e, {})])
     assert not full.difference(kernel)
-    assert not path._rows.difference(kernel)
-    assert set(path._tables) == set(tables)
+    assert not held.rows.difference(kernel)
+    assert set(held.tables) == set(tables)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""What the tables of the data path should hold and what its maps are written from: entries, and the rows they come to.
+
+Owns what a change of entries changes in the maps, the order of writing, and making good a write that failed halfway.
+Must not know interfaces or namespaces, but the attachment each local endpoint has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, RemoteEndpoint, Tables
+
+from . import unified
+from .bpf_syscall import Map
+from .maps import TABLE_MAPS, Attachment, Changes, Rows, encode, encode_remotes
+
+_MANY = 64
+
+
+class Contents:
+    """`map_of`: the open map of that name. `attached`: of local endpoints, by id; an endpoint's rows name it, so take
+    them out before it changes and put them in after."""
+
+    def __init__(self, map_of: Callable[[str], Map]) -> None:
+        self._map = map_of
+        self.attached: dict[str, Attachment] = {}
+        self.tables = Tables()
+        self.rows = Rows()
+        self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
+        self._doubtful = False  # a write failed halfway
+
+    def local(self, endpoint_id: str) -> LocalEndpoint | None:
+        """The endpoint's entry."""
+        entry = self.tables.get(self._local.get(endpoint_id, ()))
+        return entry if isinstance(entry, LocalEndpoint) else None
+
+    def replace(self, desired: Tables) -> tuple[Changes, dict[str, dict[bytes, bytes]]]:
+        """Exactly these entries, whatever the maps hold: (what was written, what the maps held)."""
+        self._doubtful = True  # until the maps have been compared
+        self.tables, self.rows, self._local = Tables(), Rows(), {}
+        self.change(tuple(desired), ())
+        actual = self.dump()
+        changes = self.rows.difference(actual)
+        self._doubtful = False
+        self.write(changes)
+        return changes, actual
+
+    def change(self, put: Iterable[Entry], remove: Iterable[Key]) -> Changes:
+        """Bring tables and rows to the new state; what that changes in the maps."""
+        put, remove = tuple(put), tuple(remove)
+        many = self._change_many(put, remove)
+        if many is not None:
+            return many
+        old = [e for key in (*remove, *(e.key for e in put)) if (e := self.tables.get(key)) is not None]
+        new_rows = [
+            row for entry in put for row in encode(entry, self.attached)
+        ]  # before any change: may raise
+        old_rows = [row for entry in old for row in encode(entry, self.attached)]
+        self.tables.apply(Delta(put, remove))
+        for entry in old:
+            if isinstance(entry, LocalEndpoint):
+                self._local.pop(entry.endpoint_id, None)
+        for entry in put:
+            if isinstance(entry, LocalEndpoint):
+                self._local[entry.endpoint_id] = entry.key
+        return self.rows.replace(old_rows, new_rows)
+
+    def _change_many(self, put: tuple[Entry, ...], remove: tuple[Key, ...]) -> Changes | None:
+        """The same for what comes by the thousand, new or gone remote endpoints; None when there is more to do."""
+        if len(put) + len(remove) < _MANY or (put and remove):
+            return None
+        if put:
+            remotes = [e for e in put if type(e) is RemoteEndpoint]
+            if len(remotes) == len(put):
+                rows = encode_remotes(remotes)  # before any change: may raise
+                if not self.rows.has_any("endpoints", rows) and self.tables.add(remotes):
+                    return self.rows.add("endpoints", rows)
+                return None
+            rest = tuple(e for e in put if type(e) is not RemoteEndpoint)
+            if not remotes or not rest or len(remotes) < _MANY:
+                return None
+            return merge(self.change(rest, ()), self.change(remotes, ()))
+        old = [e for key in remove if type(e := self.tables.get(key)) is RemoteEndpoint]
+        if len(old) != len(remove):
+            return None
+        changes = self.rows.take("endpoints", encode_remotes(old))
+        if changes is not None:
+            self.tables.apply(Delta((), remove))
+        return changes
+
+    def dump(self) -> dict[str, dict[bytes, bytes]]:
+        """What the maps hold, by map and key."""
+        return {name: dict(self._map(name).items()) for name in TABLE_MAPS}
+
+    def write(self, changes: Changes) -> None:
+        """Write rows. After a failed write the maps are compared as a whole, whatever `changes` says."""
+        if self._doubtful:
+            changes = self.rows.difference(self.dump())
+        self._doubtful = True
+        try:
+            for name in TABLE_MAPS:
+                if changes.put.get(name):
+                    self._map(name).put_many(changes.put[name])
+            for name in reversed(TABLE_MAPS):
+                if changes.remove.get(name):
+                    self._map(name).delete_many(changes.remove[name])
+        finally:
+            if changes:
+                unified.renew(self._map("generation"))
+        self._doubtful = False
+
+
+def merge(first: Changes, second: Changes) -> Changes:
+    """Two changes in a row as one: a row taken out and put back is a plain write."""
+    put = {name: dict(rows) for name, rows in first.put.items()}
+    remove = {name: set(keys) for name, keys in first.remove.items()}
+    for name, rows in second.put.items():
+        put.setdefault(name, {}).update(rows)
+        remove.get(name, set()).difference_update(rows)
+    for name, keys in second.remove.items():
+        remove.setdefault(name, set()).update(keys)
+        for key in keys:
+            put.get(name, {}).pop(key, None)
+    return Changes(put, remove)
