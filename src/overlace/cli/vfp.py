@@ -35,16 +35,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo("   ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
 
 
+def _tell(found: Any, as_json: bool, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """What the daemon said, or the table made of it."""
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        table(head, rows)
+
+
 @vfp.command()
 @host_option
 @_json
 def ports(host: str, as_json: bool) -> None:
     """The switch's ports: the host's own and one per container and network."""
     found = ask(host, f"{BASE}/ports")
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    table(
+    _tell(
+        found,
+        as_json,
         ("PORT", "NAME", "NETWORK", "VNI", "ADDRESS", "MAC", "STATE"),
         (
             (
@@ -179,10 +186,9 @@ def _show_group(g: dict[str, Any]) -> None:
 def counters(host: str, every: bool, as_json: bool) -> None:
     """Packets by what became of them, since this host's data path was made."""
     found = ask(host, f"{BASE}/counters")
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    table(
+    _tell(
+        found,
+        as_json,
         ("PACKETS", "REASON", "MEANING"),
         ((str(c["Packets"]), c["Name"], c["Meaning"]) for c in found if every or c["Packets"]),
     )
@@ -257,10 +263,9 @@ def rates(before: list[dict[str, Any]], again: Callable[[], list[dict[str, Any]]
 def drops(host: str, as_json: bool) -> None:
     """Packets the switch dropped, by network and reason."""
     found = ask(host, f"{BASE}/drops")
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    table(
+    _tell(
+        found,
+        as_json,
         ("PACKETS", "NETWORK", "REASON", "MEANING"),
         ((str(d["Packets"]), d["Network"] or "-", d["Reason"], d["Meaning"]) for d in found),
     )

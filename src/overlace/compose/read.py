@@ -413,14 +413,21 @@ def _long_port(reader: Reader) -> list[PortConfig]:
     return [msgspec.structs.replace(port, name=name, publish_mode=mode) for port in ports]
 
 
-def _networks(reader: Reader) -> dict[str, NetworkUse]:
-    node = reader.node("networks")
+def _members(reader: Reader, key: str) -> Iterator[tuple[str, Reader]]:
+    """The members of a mapping, or of a list of names; keys of one that were not asked for are told."""
+    node = reader.node(key)
     if node is None:
-        return {}
-    section = Reader(as_mapping(node), reader.at("networks"), reader.problems)
-    found = {}
+        return
+    section = Reader(as_mapping(node), reader.at(key), reader.problems)
     for name, child in section.root.mapping.items():
         one = Reader(child, section.at(name), reader.problems)
+        yield name, one
+        one.done()
+
+
+def _networks(reader: Reader) -> dict[str, NetworkUse]:
+    found = {}
+    for name, one in _members(reader, "networks"):
         found[name] = NetworkUse(one.texts("aliases"), one.labels("driver_opts"))
         for key in ("ipv4_address", "ipv6_address", "link_local_ips", "mac_address", "interface_name"):
             if one.node(key) is not None:
@@ -428,7 +435,6 @@ def _networks(reader: Reader) -> dict[str, NetworkUse]:
         for key in ("priority", "gw_priority"):
             if one.node(key) is not None:
                 one.warn(key, "left out: which network the default route takes is the swarm's choice")
-        one.done()
     return found
 
 
@@ -455,17 +461,11 @@ def _id(reader: Reader, key: str) -> str:
 
 
 def _depends_on(reader: Reader) -> dict[str, Dependency]:
-    node = reader.node("depends_on")
-    if node is None:
-        return {}
-    section = Reader(as_mapping(node), reader.at("depends_on"), reader.problems)
     found = {}
-    for name, child in section.root.mapping.items():
-        one = Reader(child, section.at(name), reader.problems)
+    for name, one in _members(reader, "depends_on"):
         found[name] = Dependency(
             one.choice("condition", CONDITIONS, CONDITIONS[0]), one.boolean("required") is not False
         )
         if one.boolean("restart"):
             one.warn("restart", "left out: an update of one service restarts no other")
-        one.done()
     return found
