@@ -1,1 +1,1 @@
-"""The cluster's state: one interface (view, commit, watch), kept in memory or on SQLite. Knows no policy."""
+"""The cluster's state: one interface (view, commit, watch), kept in memory, on SQLite or on etcd. Knows no policy."""

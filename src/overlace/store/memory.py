@@ -1,6 +1,6 @@
 """The store in memory: indexed tables, O(1) snapshots, planned commits, a watch queue.
 
-Owns the state every home of the store works on (sqlite puts a disk in front of it). A commit is planned first
+Owns the state every home of the store works on (sqlite.py and etcd/ write it elsewhere first). A commit is planned first
 (all expectations and unique names checked, final objects made) and applied after, so a refused commit changes
 nothing. Must not know policy: what may be written is manager/control's business.
 

@@ -134,7 +134,7 @@ class EngineClient:
                 host, _, port = rest.rpartition(":")
                 reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             else:
-                raise Unimplemented(f"exec through {kind} is not built yet")
+                raise Unimplemented(f"exec reaches an engine at unix:// or tcp://, not at {kind}://")
             writer.write(head.encode() + payload)
             answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             status = int(answer.split(" ", 2)[1])
