@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .bed import Docker, Swarm
+from .bed import Docker, Swarm, eventually
 
 Image = Callable[[str], str]
 
@@ -209,7 +209,6 @@ NOT_YET = [
 ]
 NOT_YET_CONTAINER = [
     (("stop", "ID"), "containers belong to services here"),
-    (("kill", "ID"), "containers belong to services here"),
     (("rm", "-f", "ID"), "containers belong to services here"),
     (("restart", "ID"), "containers belong to services here"),
     (("cp", "ID:/etc/version", "-"), "docker cp is not supported yet"),
@@ -249,3 +248,31 @@ def test_not_there_is_501_and_never_a_wrong_success(swarm: Swarm) -> None:
     assert swarm.refusal("GET", "/nosuchpath") == (404, "page not found")
     assert swarm.refusal("GET", "/v9.99/info").message.startswith("client version 9.99 is too new.")
     assert swarm.refusal("GET", "/services?filters={%22foo%22:[%22x%22]}") == (400, "invalid filter 'foo'")
+
+
+def test_signals_reach_a_task_and_one_that_ends_it_has_it_replaced(
+    docker: Docker, swarm: Swarm, image: Image
+) -> None:
+    program = "trap 'echo reloaded' HUP; while :; do sleep 0.1; done"
+    docker(
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "sig",
+        "--restart-delay",
+        "0s",
+        image("app:1"),
+        "sh",
+        "-c",
+        program,
+    )
+    [task] = swarm.running("sig")
+    host, id = swarm.host_of(task), task["Status"]["ContainerStatus"]["ContainerID"]
+    assert "invalid signal" in docker.refused("kill", "-s", "NOPE", id, host=host)
+    docker("kill", "-s", "HUP", id, host=host)
+    eventually(lambda: "reloaded" in docker("service", "logs", "sig"), "the log tells of the signal")
+    docker("kill", id, host=host)
+    eventually(
+        lambda: [one["ID"] for one in swarm.running("sig") if one["ID"] != task["ID"]], "another task runs"
+    )

@@ -303,11 +303,13 @@ class EventHub:
                 await asyncio.sleep(_ROLE_POLL)
 
     async def _follow_store(self, manager: ManagerHandle) -> None:
-        watch = manager.store.watch()
+        """Until the manager is another or its store is: the first of several moves its state to etcd."""
+        store = manager.store
+        watch = store.watch()
         heard: PathSource | None = None
         unhear: Callable[[], None] = _nothing
         try:
-            while self._backend.manager is manager:
+            while self._backend.manager is manager and manager.store is store:
                 source = _paths_of(manager)
                 if source is not heard:  # it leads now, or does no longer
                     unhear()

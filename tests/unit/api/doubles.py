@@ -130,6 +130,7 @@ class FakeRuntime:
         self.registry: dict[str, Image] = {}
         self.lines: dict[str, list[LogLine]] = {}
         self.kept: dict[str, StoredVolume] = {}
+        self.signals: list[tuple[str, str]] = []
         self.following = 0
         self.pulled: list[tuple[str, Platform, RegistryAuth | None]] = []
         self._listeners: set[asyncio.Queue[str]] = set()
@@ -168,6 +169,9 @@ class FakeRuntime:
         found = await self.image(name)
         del self.stored[found.id]
         return [*(f"Untagged: {tag}" for tag in found.tags), f"Deleted: {found.id}"]
+
+    async def kill(self, container_id: str, signal: str) -> None:
+        self.signals.append((container_id, signal))
 
     def put(self, container: Container) -> None:
         self.containers[container.config.id] = container

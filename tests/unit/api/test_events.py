@@ -182,3 +182,30 @@ async def test_a_closed_store_does_not_stop_the_daemon() -> None:
     await store.close()
     await asyncio.wait_for(asyncio.sleep(0.1), 2)  # the loop goes on turning
     await hub.close()
+
+
+async def test_a_manager_whose_state_moves_to_another_store_goes_on_telling() -> None:
+    """The first manager moves from its own file to etcd when a second one joins; the manager stays the same."""
+    backend = FakeBackend()
+    hub = EventHub(backend)
+    old, new = MemoryStore(), MemoryStore()
+    manager = type("Manager", (), {"store": old, "paths": PathBook(old.view)})()
+    backend.manager = manager
+    watched = asyncio.Event()
+    watching = new.watch
+
+    def watch(since: int | None = None) -> HistoryWatch:
+        watched.set()
+        return watching(since)
+
+    new.watch = watch  # type: ignore[method-assign]
+    hub.start()
+    try:
+        await asyncio.sleep(0)
+        manager.store = new
+        await old.close()
+        await asyncio.wait_for(watched.wait(), 5)
+        await new.commit([Put(service(), 0)])
+        await until(lambda: [event.action for event in hub._kept] == ["create"])
+    finally:
+        await hub.close()

@@ -585,6 +585,18 @@ async def test_options_of_mounts_are_shown_as_asked_for(api: Api, backend: FakeB
     assert shown["HostConfig"]["Mounts"][0]["ReadOnly"] is True
 
 
+async def test_a_signal_goes_to_the_container_named_and_is_kill_unless_said(
+    api: Api, backend: FakeBackend
+) -> None:
+    backend.runtime.put(container())
+    id = container().config.id
+    for query, signal in (("", "SIGKILL"), ("?signal=HUP", "HUP")):
+        status, _, _ = await api("POST", f"/containers/cccc/kill{query}")
+        assert status == 204 and backend.runtime.signals[-1] == (id, signal)
+    status, answer, _ = await api("POST", "/containers/nope/kill")
+    assert status == 404 and answer["message"] == "No such container: nope"
+
+
 async def test_volumes(api: Api, backend: FakeBackend) -> None:
     runtime = backend.runtime
     runtime.kept = {name: StoredVolume(name, f"/v/{name}/_data", 1) for name in ("data", "old")}
@@ -731,7 +743,6 @@ def test_the_double_is_a_runtime() -> None:
         "create",
         "start",
         "stop",
-        "kill",
         "remove",
         "wait",
         "erase_files",

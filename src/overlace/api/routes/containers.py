@@ -204,6 +204,15 @@ async def top(call: Call) -> web.StreamResponse:
     return answer({"Titles": titles, "Processes": rows})
 
 
+async def kill(call: Call) -> web.StreamResponse:
+    """A signal for the container's first process: HUP to reload. One that ends it ends the task, which its service
+    replaces as its restart policy says. Also how `docker attach` passes on Ctrl-C.
+    """
+    found = await find(call, call.args["id"])
+    await call.backend.runtime.kill(found.config.id, call.text("signal") or "SIGKILL")
+    return web.Response(status=204)
+
+
 # -- what is not there yet -----------------------------------------------------------------------------------
 
 
@@ -228,6 +237,7 @@ ROUTES = [
     Route("POST", "/containers/prune", refused(f"pruning containers {_OWNED}")),
     Route("GET", "/containers/{id}/attach/ws", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/top", top),
+    Route("POST", "/containers/{id}/kill", kill),
     Route("GET", "/containers/{id}/changes", refused(f"docker diff {_LATER}")),
     Route("GET", "/containers/{id}/export", refused(f"docker export {_LATER}")),
     Route("GET", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
@@ -236,7 +246,7 @@ ROUTES = [
     Route("DELETE", "/containers/{id}", refused(f"docker rm {_OWNED}")),
     *(
         Route("POST", f"/containers/{{id}}/{verb}", refused(f"docker {verb} {_OWNED}"))
-        for verb in ("start", "stop", "restart", "kill", "pause", "unpause", "rename", "update")
+        for verb in ("start", "stop", "restart", "pause", "unpause", "rename", "update")
     ),
     Route(
         "POST",
