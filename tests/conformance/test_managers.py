@@ -251,6 +251,23 @@ def test_promote_and_demote(docker: Docker, swarm: Swarm) -> None:
     )
 
 
+def test_the_leader_and_another_are_demoted_at_once(docker: Docker, swarm: Swarm) -> None:
+    leader = whole(docker)
+    other, left = (h for h in MANAGERS if h != leader)
+    docker("node", "demote", leader, other, host=left)
+    whole(docker, (left,))
+    docker("network", "create", "-d", "overlay", "by-the-last-one", host=left)
+    docker("network", "rm", "by-the-last-one", host=left)
+    for host in (leader, other):
+        eventually(
+            lambda host=host: docker("info", "--format", "{{.Swarm.ControlAvailable}}", host=host) == "false",  # type: ignore[misc]
+            f"{host} is a worker",
+            ELECTION,
+        )
+    docker("node", "promote", leader, other, host=left)
+    whole(docker)
+
+
 def test_quorum_is_guarded_lost_and_recovered(docker: Docker, swarm: Swarm) -> None:
     leader = whole(docker)
     first, second = (h for h in MANAGERS if h != leader)

@@ -285,7 +285,7 @@ class Dispatcher:
         return Welcome(
             node_id=node_id,
             heartbeat=int(period * SECOND),
-            role=node.spec.role if node is not None else "worker",
+            role=node.acting_role if node is not None else "worker",
             managers=tuple(
                 Manager(n.id, n.manager_status.addr)
                 for n in sorted(view.all(Node), key=_leader_first)

@@ -73,7 +73,7 @@ class Enrolment:
     def admit_manager(self, peer: Peer) -> None:
         """Raises PermissionDenied when this node is no manager, whatever its certificate still says."""
         node = self._member(self._store.view(), peer)
-        if peer.role != "manager" or node.spec.role != "manager":
+        if peer.role != "manager" or node.acting_role != "manager":
             raise PermissionDenied(f"node {peer.node_id} is no manager of this swarm")
 
     async def join(self, request: JoinRequest, address: str) -> Certificate:
@@ -111,7 +111,8 @@ class Enrolment:
         return Certificate(certificate[0], node_id, cluster.ca_cert_pem, role, self._node_id)
 
     async def renew(self, peer: Peer, request: RenewRequest) -> Certificate:
-        """A new certificate for the same node, with the role it has now.
+        """A new certificate for the same node, with the role it has now; a demoted manager keeps its own until
+        its etcd member is out, which would take the quorum along if it ended before.
 
         Raises PermissionDenied when it is not in the swarm, InvalidArgument for a bad request, Unavailable.
         """
@@ -120,7 +121,7 @@ class Enrolment:
             node = self._member(view, peer)
             cluster = the_cluster(view)
             pem, serial = self._issue(
-                cluster, request.csr, node.id, node.spec.role, self._clock(), request.addr
+                cluster, request.csr, node.id, node.acting_role, self._clock(), request.addr
             )
             renewed = msgspec.structs.replace(node, certificate_serial=serial)
             try:
@@ -128,7 +129,7 @@ class Enrolment:
             except OutOfSequence:
                 await asyncio.sleep(0.01 * attempt)  # somebody else wrote the node: look again
                 continue
-            return Certificate(pem, node.id, cluster.ca_cert_pem, node.spec.role, self._node_id)
+            return Certificate(pem, node.id, cluster.ca_cert_pem, node.acting_role, self._node_id)
         raise Unavailable("the node object changes too often to renew its certificate now: try again")
 
     def _member(self, view: View, peer: Peer) -> Node:

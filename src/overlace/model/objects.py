@@ -87,6 +87,11 @@ class Node(Base, frozen=True, kw_only=True):
     # per-node address on each network whose subnet it takes part in, "a.b.c.d/24" by network id (ingress: every node)
     network_addresses: dict[str, str] = {}
 
+    @property
+    def acting_role(self) -> str:
+        """What its certificate has to say: who is demoted stays a manager until the state can do without it."""
+        return "manager" if self.manager_status is not None else self.spec.role
+
 
 # -- service and task --------------------------------------------------------------------------------------------
 

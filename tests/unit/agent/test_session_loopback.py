@@ -519,6 +519,26 @@ async def test_a_promoted_node_renews_its_certificate_into_its_new_role(stage: S
     assert agent.welcomes[-1].role == "manager"
 
 
+async def test_a_demoted_manager_is_one_until_its_part_of_the_state_is_given_up(stage: Stage) -> None:
+    swarm = await stage.swarm()
+    root, identity = await stage.join(swarm)
+    agent, session = await stage.agent(swarm, root)
+    part = ManagerStatus(leader=False, reachability="reachable", addr="127.0.0.1:1")
+    node = swarm.node(identity.node_id)
+    await swarm.store.commit([Put(replace(node, spec=NodeSpec(role="manager"), manager_status=part))])
+    await until(lambda: session.identity.role == "manager" and agent.welcomes[-1].role == "manager")
+
+    told = len(agent.welcomes)
+    await swarm.store.commit([Put(replace(swarm.node(identity.node_id), spec=NodeSpec(role="worker")))])
+    await until(lambda: len(agent.welcomes) > told)
+    assert agent.welcomes[-1].role == "manager", "its etcd member still counts for the quorum"
+    renewed = await renew_identity(root, session.identity, swarm.address, "127.0.0.1:1")
+    assert renewed.role == "manager"
+
+    await swarm.store.commit([Put(replace(swarm.node(identity.node_id), manager_status=None))])
+    await until(lambda: session.identity.role == "worker" and agent.welcomes[-1].role == "worker")
+
+
 async def test_the_port_serves_a_renewed_certificate_without_a_restart(stage: Stage) -> None:
     swarm = await stage.swarm()
 
