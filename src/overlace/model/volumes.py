@@ -16,6 +16,11 @@ _GOES_WITH = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
 
 
 def check_volume_name(name: str) -> None:
+    """Raises InvalidArgument."""
+    if len(name) > 255:  # it becomes a folder's name
+        raise InvalidArgument(
+            f'"{name[:40]}…" is too long for a local volume name: use 255 characters or fewer'
+        )
     if not _NAME.fullmatch(name):
         raise InvalidArgument(
             f'"{name}" includes invalid characters for a local volume name, only'

@@ -350,6 +350,10 @@ async def test_registry_credentials_are_kept_and_not_shown(swarm: Api, backend: 
         ("POST", "/swarm/unlock", {"UnlockKey": "x"}, 409, "swarm is not locked"),
         ("POST", "/swarm/update?version=99", {"Name": "default"}, 500, "update out of sequence"),
         ("GET", "/services/nosuch/logs?stdout=1", None, 404, "service nosuch not found"),
+        ("GET", f"/containers/json?limit={'9' * 5000}", None, 400, "invalid limit '999"),
+        ("GET", "/containers/json?limit=²", None, 400, "invalid limit"),
+        ("GET", '/containers/json?filters={"exited":["²"]}', None, 400, "invalid filter 'exited="),
+        ("POST", f"/swarm/update?version={'9' * 5000}", {}, 400, "value out of range"),
     ],
 )
 async def test_refusals(swarm: Api, method: str, path: str, body: Any, status: int, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ FILTERS = frozenset(
         "volume",
     )
 )
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _STATUS = frozenset(("created", "restarting", "running", "removing", "paused", "exited", "dead"))
 
 
@@ -59,10 +61,10 @@ async def list_containers(call: Call) -> web.StreamResponse:
         if value not in _STATUS:
             raise InvalidArgument(f"invalid filter 'status={value}'")
     for value in filters.get("exited", ()):
-        if not value.lstrip("-").isdigit():
+        if not _NUMBER.fullmatch(value):
             raise InvalidArgument(f"invalid filter 'exited={value}'")
     limit = call.text("limit")
-    if limit and not limit.lstrip("-").isdigit():
+    if limit and not _NUMBER.fullmatch(limit):
         raise InvalidArgument(f"invalid limit {limit!r}: use a number")
     everything = call.flag("all") or "status" in filters or "exited" in filters or int(limit or 0) > 0
     there = sorted(await call.backend.runtime.list(), key=lambda c: c.created_at, reverse=True)
