@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from overlace.lab import Lab
+from overlace.lab.engine import EngineError
 from overlace.lab.layout import OUTSIDE_ADDRESS
 from overlace.model.errors import OverlaceError
 
@@ -118,6 +119,25 @@ def _there(swarm: Swarm) -> dict[str, set[str]]:
     }
 
 
+def _volumes(swarm: Swarm) -> set[tuple[str, str]]:
+    """(host, name) of every volume."""
+    return {
+        (host.name, one["Name"])
+        for host in swarm.lab.hosts
+        if host.exec_root
+        for one in swarm.get("/volumes", host=host.name)["Volumes"]
+    }
+
+
+def _removed(swarm: Swarm, host: str, volume: str) -> bool:
+    """False while a container that is about to go has it."""
+    try:
+        swarm.call("DELETE", f"/volumes/{volume}", host=host)
+    except EngineError as error:
+        return error.status == 404
+    return True
+
+
 @pytest.fixture(autouse=True)
 def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test made is gone after it; what its module made stays."""
@@ -125,7 +145,7 @@ def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     swarm: Swarm = request.getfixturevalue("swarm")
-    before = _there(swarm)
+    before, volumes = _there(swarm), _volumes(swarm)
     yield
     after = _there(swarm)
     for kind in KINDS:
@@ -143,3 +163,5 @@ def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
 
     if left:
         eventually(stopped, "the containers of removed services end", 20)
+    for host, name in _volumes(swarm) - volumes:
+        eventually(lambda h=host, n=name: _removed(swarm, h, n), f"volume {name} of {host} goes", 20)

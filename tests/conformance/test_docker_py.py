@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,9 @@ def client(lab: Lab) -> Iterator[docker.DockerClient]:
     made = docker.DockerClient(base_url=address, version="auto", timeout=30)
     yield made
     made.close()
+    with warnings.catch_warnings():  # docker-py leaves the connection of an exec to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_engine(client: docker.DockerClient, lab: Lab, image: Image) -> None:

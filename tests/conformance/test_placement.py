@@ -139,8 +139,9 @@ def test_generic_resources(anydocker: Docker, swarm: Swarm, image: Image) -> Non
         return sum(t["Status"]["State"] == "running" for t in swarm.tasks("renders")) == 2
 
     eventually(running, "two of them run")
-    for name, task in held.items():
-        environment = swarm.inspect(task)["Config"]["Env"]
+    ids = {task["ID"]: name for name, task in held.items()}
+    for task in [t for t in swarm.tasks("renders") if t["ID"] in ids]:
+        name, environment = ids[task["ID"]], swarm.inspect(task)["Config"]["Env"]
         assert f"DOCKER_RESOURCE_GPU={name}" in environment and "DOCKER_RESOURCE_LICENCE=1" in environment
     why = json.dumps(swarm.call("GET", "/overlace/v1/why?of=renders"))
     assert "needs 1 of gpu, 0 of 2 are free" in why, why

@@ -369,7 +369,7 @@ def test_jobs(docker: Docker, swarm: Swarm, image: Image) -> None:
     )
     completed("batch", 4)
     assert docker("service", "ls", "-f", "name=batch", "--format", "{{.Mode}} {{.Replicas}}") == (
-        "replicated job 0/0 (4/4 completed)"
+        "replicated job 0/2 (4/4 completed)"
     )
     assert sorted(docker("service", "logs", "--raw", "batch").splitlines()) == ["done {{.Task.Slot}}"] * 4
     docker("service", "create", "-d", "--name", "each", "--mode", "global-job", image("multi:1"), "true")

@@ -256,8 +256,8 @@ def test_a_daemon_that_hangs_is_given_up() -> None:
 
 
 def test_refused_counts_make_nothing() -> None:
-    with pytest.raises(InvalidArgument, match="etcd store"):
-        Lab.up("tmany", linux=3, managers=3)
+    with pytest.raises(InvalidArgument, match="--linux is 2"):
+        Lab.up("tmany", linux=2, managers=3)
     assert "tmany" not in Lab.names()
 
 
