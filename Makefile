@@ -31,7 +31,7 @@ check: ## lint, types, arrows, unit and sim tests: under a minute
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 2 $(PURE)
+	$(BIN)/pytest -q -n 4 $(PURE)
 
 bench: setup ## figures side by side with peers, as ratios in one run
 	@$(BIN)/python bench/run.py

@@ -55,8 +55,8 @@ def kernel_version(release: str) -> tuple[int, int]:
 
 def check_kernel(release: str) -> Finding:
     version = kernel_version(release)
-    if version < (5, 10):
-        return Finding(False, f"kernel {release} is too old; 5.10 is the oldest that can work")
+    if version < (5, 17):  # bpf_loop
+        return Finding(False, f"kernel {release} is too old; 5.17 is the oldest that can work")
     if version < TCX_KERNEL:
         return Finding(True, f"kernel {release}: no tcx before 6.6, programs are attached by clsact")
     return Finding(True, f"kernel {release}")

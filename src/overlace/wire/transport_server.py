@@ -8,6 +8,7 @@ services it is given. A certificate of a foreign CA never gets this far: the TLS
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
@@ -247,7 +248,10 @@ class TransportServer:
             self._sockets.discard(socket)
             await channel.close()
             if request.transport is not None:
-                request.transport.abort()  # whatever a peer that stopped reading has not taken
+                # whatever a peer that stopped reading has not taken; asyncio's TLS transport has no protocol left to
+                # abort (AttributeError) when the peer ended the connection a moment ago
+                with contextlib.suppress(AttributeError):
+                    request.transport.abort()
         return socket
 
     # -- helpers ---------------------------------------------------------------------------------------
