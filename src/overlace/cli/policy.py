@@ -45,8 +45,10 @@ def read_file(text: str, where: str = "the file") -> Wanted:
     """Raises InvalidArgument naming the place and the remedy."""
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: a date or a number that cannot be
         raise InvalidArgument(f"{where}: {' '.join(str(e).split())}") from None
+    except RecursionError:
+        raise InvalidArgument(f"{where}: its values are nested too deeply") from None
     if not isinstance(document, dict) or not isinstance(document.get("services"), dict):
         raise InvalidArgument(f"{where}: it must begin with services: and hold one member per service")
     for other in document:
@@ -203,8 +205,8 @@ def apply_file(path: str, prune: bool, dry_run: bool, host: str) -> None:
     else:
         try:
             text = Path(path).read_text()
-        except OSError as e:
-            raise InvalidArgument(f"{path}: {e.strerror}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise InvalidArgument(f"{path}: {getattr(e, 'strerror', None) or e}") from None
     engine = Engine.of_user(host)
     changes = plan_changes(read_file(text, path), _services(engine), prune=prune)
     for change in changes:

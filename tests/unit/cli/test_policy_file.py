@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,3 +158,18 @@ def test_apply_and_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     }
     missing = run.invoke(cli, ["policy", "apply", "-f", str(tmp_path / "no.yml"), "-H", "unix:///x"])
     assert isinstance(missing.exception, OverlaceError) and "No such file" in missing.exception.message
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\xff\xfe", "can't decode byte 0xff"),
+        (b"[" * 5000, "nested too deeply"),
+        (b"services: " + b"9" * 5000, "Exceeds the limit"),
+        (b"services: 2026-02-31", "day is out of range"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "policy.yml").write_bytes(data)
+    run = CliRunner().invoke(cli, ["policy", "apply", "-f", str(tmp_path / "policy.yml")])
+    assert isinstance(run.exception, InvalidArgument) and words in run.exception.message
