@@ -66,6 +66,9 @@ def error_answer(error: OverlaceError) -> web.Response:
     return answer({"message": error_text(error)}, error.status)
 
 
+_BACKLOG = 4096  # clients at once; a unix socket refuses more (EAGAIN), it does not have them wait
+
+
 class ApiServer:
     """Serves `backend` on any number of addresses. `start`, then `close`."""
 
@@ -112,7 +115,7 @@ class ApiServer:
         await self._runner.setup()
         try:
             for host in hosts:
-                await web.SockSite(self._runner, self._listen(host)).start()
+                await web.SockSite(self._runner, self._listen(host), backlog=_BACKLOG).start()
         except BaseException:
             await self.close()
             raise

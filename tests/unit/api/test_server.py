@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -221,6 +222,14 @@ async def test_closing_ends_streams(backend: FakeBackend, tmp_path: Path) -> Non
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------
+
+
+async def test_hundreds_of_clients_at_once_are_not_refused(server: str) -> None:
+    with contextlib.ExitStack() as opened:
+        for _ in range(500):  # all before the server has a turn
+            client = opened.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect(server)
 
 
 async def test_the_socket_is_for_its_group_only(server: str) -> None:
