@@ -55,7 +55,11 @@ def parse_node_resources(given: Iterable[str]) -> GenericResources:
             raise InvalidArgument(
                 f"incorrect term {term!r}: use KIND=NAME or KIND=NUMBER, such as gpu=UUID1 or ssd=3"
             )
-        if re.fullmatch(r"\d+", value):
+        if re.fullmatch(r"-?[0-9]+", value):
+            if len(value) > 19 or not 0 <= int(value) < 1 << 63:
+                raise InvalidArgument(
+                    f"incorrect term {term[:80]!r}: a number of {kind} is from 0 to {(1 << 63) - 1}"
+                )
             if kind in discrete:
                 raise InvalidArgument(f"generic resource {kind} is given twice: say its number once")
             discrete[kind] = int(value)
