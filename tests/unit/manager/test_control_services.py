@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -353,6 +354,26 @@ async def test_a_spec_read_and_sent_back_with_a_new_scale_changes_no_task() -> N
         endpoint_spec=EndpointSpec(mode="vip"),
     )
     assert not may_change_tasks(normalise(sent), normalise(back))
+
+
+def test_references_to_one_secret_in_another_order_change_no_task() -> None:
+    """`docker stack deploy` sorts them by the secret's name alone, from a Go map."""
+    from itertools import permutations
+
+    from overlace.manager.control.service_spec import may_change_tasks, normalise
+    from overlace.model.specs import ContainerSpec, FileTarget, SecretReference, ServiceSpec, TaskSpec
+
+    def sent(secrets: Any) -> ServiceSpec:
+        container = ContainerSpec(image="web:1", secrets=list(secrets))
+        return normalise(ServiceSpec(name="web", task_template=TaskSpec(container_spec=container)))
+
+    refs = [SecretReference("s1", "key", FileTarget(name)) for name in ("again", "key", "other")]
+    kept = sent(refs).task_template.container_spec
+    assert kept is not None and kept.secrets == refs
+    assert not any(may_change_tasks(sent(refs), sent(order)) for order in permutations(refs))
+    others = [SecretReference("s2", "b", FileTarget("x")), SecretReference("s1", "a", FileTarget("y"))]
+    first = sent(others).task_template.container_spec
+    assert first is not None and first.secrets == others  # those of different secrets stay as given
 
 
 @pytest.mark.parametrize("network", ["host", "none", "bridge"])

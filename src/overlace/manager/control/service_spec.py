@@ -7,7 +7,8 @@ moby daemon/cluster/convert (unmarked) and swarmkit controlapi/service.go (marke
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,6 +23,7 @@ from overlace.model.generic import parse_reservation
 from overlace.model.policy import check_policy_labels
 from overlace.model.specs import (
     HOST_NETWORKS,
+    ConfigReference,
     Doc,
     EndpointSpec,
     NetworkAttachmentConfig,
@@ -31,12 +33,15 @@ from overlace.model.specs import (
     ReplicatedService,
     Resources,
     RestartPolicy,
+    SecretReference,
     ServiceMode,
     ServiceSpec,
     TaskSpec,
     UpdateConfig,
 )
 from overlace.model.traffic import check_traffic_labels
+
+Reference = TypeVar("Reference", SecretReference, ConfigReference)
 
 _MIN_NANO_CPUS = 1_000_000
 _MIN_MEMORY = 4 * 1024 * 1024
@@ -46,7 +51,8 @@ def normalise(spec: ServiceSpec) -> ServiceSpec:
     """The spec as stored: a mode always, one replica unless said otherwise, networks in the task template.
 
     What clients say in two ways is stored in one, so that a spec read and sent back unchanged changes no task: the docker
-    CLI sends back `Runtime: container` and an endpoint mode it never set.
+    CLI sends back `Runtime: container` and an endpoint mode it never set, and `docker stack deploy` names the references
+    to one secret in another order each time.
     """
     mode = spec.mode
     given = (mode.replicated, mode.global_, mode.replicated_job, mode.global_job)
@@ -62,12 +68,30 @@ def normalise(spec: ServiceSpec) -> ServiceSpec:
         template = msgspec.structs.replace(template, networks=template.networks or spec.networks)
     if template.runtime == "container":
         template = msgspec.structs.replace(template, runtime="")
+    container = template.container_spec
+    if container is not None:
+        template = msgspec.structs.replace(
+            template,
+            container_spec=msgspec.structs.replace(
+                container,
+                secrets=_ordered(container.secrets, lambda r: r.secret_name),
+                configs=_ordered(container.configs, lambda r: r.config_name),
+            ),
+        )
     endpoint = spec.endpoint_spec or EndpointSpec()
     if not endpoint.mode:
         endpoint = msgspec.structs.replace(endpoint, mode="vip")
     return msgspec.structs.replace(
         spec, mode=mode, task_template=template, networks=[], endpoint_spec=endpoint
     )
+
+
+def _ordered(given: Sequence[Reference], name: Callable[[Reference], str]) -> list[Reference]:
+    """References as given, those to one and the same object together and by target."""
+    first: dict[str, int] = {}
+    for at, one in enumerate(given):
+        first.setdefault(name(one), at)
+    return sorted(given, key=lambda one: (first[name(one)], one.file.name if one.file is not None else ""))
 
 
 def _check_policy(spec: ServiceSpec) -> None:
