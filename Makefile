@@ -26,12 +26,12 @@ windows: setup ## the Windows half under a Windows Python (Wine): installs it, a
 	@bash scripts/windows
 	@$(BIN)/pytest tests/windows
 
-check: ## lint, types, arrows, unit and sim tests: under a minute
+check: ## lint, types, arrows, the fast tests: under a minute
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -n 4 $(PURE)
+	$(BIN)/pytest -q -n 2 -m "not slow" $(PURE)
 
 bench: setup ## figures side by side with peers, as ratios in one run
 	@$(BIN)/python bench/run.py

@@ -67,6 +67,8 @@ from overlace.wire.transport import AgentChannel
 from overlace.wire.transport_client import open_session
 from overlace.wire.transport_server import TransportServer
 
+pytestmark = pytest.mark.slow  # waits for real heartbeats
+
 replace = msgspec.structs.replace
 DAY = 24 * 3600 * 1_000_000_000
 

@@ -16,7 +16,7 @@ from overlace.model.specs import ContainerSpec
 from .conftest import Api, Docker, Result
 from .doubles import FakeBackend, ResolvedImage, container, image, until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
 
 STACK = """
 version: "3.8"

@@ -43,6 +43,8 @@ from overlace.model.specs import (
 
 from .doubles import FakeBackend, Puppets, overlay_here, until
 
+pytestmark = pytest.mark.slow
+
 NOUNS = ("swarm", "nodes", "services", "tasks", "secrets", "configs", "networks", "_ping", "version", "info")
 CHECKS = [content_type_conformance, response_schema_conformance, status_code_conformance]
 

@@ -36,6 +36,8 @@ from overlace.network.vfp.tables import (
 from .agreement import disagreements, wrong_facts
 from .world import HOST, ME, OTHER, World, endpoint, port, running, service, task
 
+pytestmark = pytest.mark.slow
+
 replace = msgspec.structs.replace
 Mutation = Callable[[Entry], Entry]
 

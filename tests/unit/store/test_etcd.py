@@ -19,6 +19,8 @@ from overlace.store.etcd.client import EtcdClient, EtcdError, TxnResult
 from overlace.store.etcd.election import Election, Leader
 from overlace.store.etcd.store import MAX_OBJECT, MAX_OPERATIONS, MAX_PART, EtcdStore, plan_parts
 
+pytestmark = pytest.mark.slow
+
 
 def service(id: str) -> Service:
     return Service(id=id, spec=ServiceSpec(name=id))
