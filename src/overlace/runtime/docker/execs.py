@@ -6,6 +6,7 @@ Docker Engine API, "Exec": POST /containers/ID/exec, POST /exec/ID/start (the co
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -35,12 +36,15 @@ def exec_body(config: ExecConfig) -> dict[str, Any]:
     return body | ({"WorkingDir": config.workdir} if config.workdir else {})
 
 
-class _Streams:
-    """The standard streams of a program over a connection that the engine handed over."""
+class _Streams(abc.ABC):
+    """The standard streams of a program over a connection that the engine handed over, and the size of its terminal."""
+
+    _no_terminal: str  # what a person who sets the size of none is told
 
     def __init__(self, tty: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._tty = tty
         self._reader, self._writer = reader, writer
+        self._sizes: set[asyncio.Task[None]] = set()
 
     async def output(self) -> AsyncIterator[ExecOutput]:
         rest = b""
@@ -63,7 +67,21 @@ class _Streams:
             with contextlib.suppress(OSError):
                 self._writer.write_eof()
 
+    def resize(self, height: int, width: int) -> None:
+        """Raises Conflict when it has no terminal."""
+        if not self._tty:
+            raise Conflict(self._no_terminal)
+        task = asyncio.ensure_future(self._set_size(height, width))
+        self._sizes.add(task)
+        task.add_done_callback(self._sizes.discard)
+
+    @abc.abstractmethod
+    async def _set_size(self, height: int, width: int) -> None: ...
+
     async def close(self) -> None:
+        for task in tuple(self._sizes):
+            task.cancel()
+        await asyncio.gather(*self._sizes, return_exceptions=True)
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -73,6 +91,7 @@ class DockerAttach(_Streams):
     """Implements `runtime.base.Exec` on a container's own program; `ended` waits for it, `resized` sets its size."""
 
     pid = 0
+    _no_terminal = "the container has no terminal: create it with one (-t)"
 
     def __init__(
         self,
@@ -83,15 +102,9 @@ class DockerAttach(_Streams):
     ) -> None:
         super().__init__(tty, *streams)
         self._ended, self._resized = ended, resized
-        self._sizes: set[asyncio.Task[None]] = set()
 
-    def resize(self, height: int, width: int) -> None:
-        """Raises Conflict when it has no terminal."""
-        if not self._tty:
-            raise Conflict("the container has no terminal: create it with one (-t)")
-        task = asyncio.ensure_future(self._resized(height, width))
-        self._sizes.add(task)
-        task.add_done_callback(self._sizes.discard)
+    async def _set_size(self, height: int, width: int) -> None:
+        await self._resized(height, width)
 
     async def wait(self) -> int:
         return await self._ended()
@@ -112,7 +125,7 @@ class DockerExec(_Streams):
         self._engine = engine
         self._id = exec_id
         self._pid = 0
-        self._sizes: set[asyncio.Task[None]] = set()
+        self._no_terminal = f"exec {exec_id} has no terminal: start it with one (-t)"
 
     @classmethod
     async def start(cls, engine: EngineClient, docker_id: str, config: ExecConfig) -> DockerExec:
@@ -136,15 +149,7 @@ class DockerExec(_Streams):
     def pid(self) -> int:
         return self._pid
 
-    def resize(self, height: int, width: int) -> None:
-        """Raises Conflict when it has no terminal."""
-        if not self._tty:
-            raise Conflict(f"exec {self._id} has no terminal: start it with one (-t)")
-        task = asyncio.ensure_future(self._resize(height, width))
-        self._sizes.add(task)
-        task.add_done_callback(self._sizes.discard)
-
-    async def _resize(self, height: int, width: int) -> None:
+    async def _set_size(self, height: int, width: int) -> None:
         with contextlib.suppress(OverlaceError):  # it has ended
             params = {"h": str(height), "w": str(width)}
             await self._engine.call("POST", f"/exec/{self._id}/resize", params=params)
@@ -153,9 +158,3 @@ class DockerExec(_Streams):
         while (found := await self._inspect()).get("Running") or found.get("ExitCode") is None:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_AGAIN)
         return int(found["ExitCode"])
-
-    async def close(self) -> None:
-        for task in tuple(self._sizes):
-            task.cancel()
-        await asyncio.gather(*self._sizes, return_exceptions=True)
-        await super().close()
