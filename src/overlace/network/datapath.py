@@ -42,6 +42,9 @@ class DataPath(Measurable, Looked, Protocol):
         gateway: str,
         mtu: int,
         routes: tuple[str, ...] = (),
+        *,
+        six: LocalEndpoint | None = None,
+        gateway6: str = "",
     ) -> None: ...
     async def detach(self, endpoint_id: str) -> None: ...
     async def counters(self) -> dict[str, int]: ...

@@ -137,6 +137,9 @@ class MemoryDataPath:
         gateway: str,
         mtu: int,
         routes: tuple[str, ...] = (),
+        *,
+        six: LocalEndpoint | None = None,
+        gateway6: str = "",
     ) -> None:
         await self._step("attach")
         self.kernel.routes[e.endpoint_id] = routes

@@ -6,6 +6,7 @@ interfaces.
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
@@ -141,11 +142,13 @@ def explain_inside(
                 what = f"interface {ifname} of the container of {endpoint.address} is down"
                 remedy = f"nsenter --net={sandbox} ip link set {ifname} up, or docker service update --force"
                 found.append(Finding(what=what, remedy=remedy, about=about))
-            if endpoint.address not in {a.address for a in netlink.addresses() if a.ifindex == link.ifindex}:
+            six = ":" in endpoint.address
+            there = netlink.addresses(socket.AF_INET6 if six else socket.AF_INET)
+            if endpoint.address not in {a.address for a in there if a.ifindex == link.ifindex}:
                 what = f"interface {ifname} of the container has lost its address {endpoint.address}"
                 found.append(Finding(what=what, remedy="docker service update --force", about=about))
             routes = Path("/proc/thread-self/net/route").read_text().splitlines()[1:]
-            if default_route and not any(line.split()[1] == "00000000" for line in routes):
+            if default_route and not six and not any(line.split()[1] == "00000000" for line in routes):
                 what = f"missing route: the container of {endpoint.address} has no default route"
                 remedy = f"nsenter --net={sandbox} ip route add default dev {ifname}, or docker service update --force"
                 found.append(Finding(what=what, remedy=remedy, about=about))

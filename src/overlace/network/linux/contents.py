@@ -26,13 +26,13 @@ class Contents:
         self.attached: dict[str, Attachment] = {}
         self.tables = Tables()
         self.rows = Rows()
-        self._local: dict[str, Key] = {}  # endpoint id -> key of its entry
+        self._local: dict[str, dict[Key, None]] = {}  # endpoint id -> keys of its entries, one per address
         self._doubtful = False  # a write failed halfway
 
-    def local(self, endpoint_id: str) -> LocalEndpoint | None:
-        """The endpoint's entry."""
-        entry = self.tables.get(self._local.get(endpoint_id, ()))
-        return entry if isinstance(entry, LocalEndpoint) else None
+    def local(self, endpoint_id: str) -> list[LocalEndpoint]:
+        """The endpoint's entries, one per address."""
+        entries = (self.tables.get(key) for key in self._local.get(endpoint_id, ()))
+        return [e for e in entries if isinstance(e, LocalEndpoint)]
 
     def replace(self, desired: Tables) -> tuple[Changes, dict[str, dict[bytes, bytes]]]:
         """Exactly these entries, whatever the maps hold: (what was written, what the maps held)."""
@@ -59,10 +59,13 @@ class Contents:
         self.tables.apply(Delta(put, remove))
         for entry in old:
             if isinstance(entry, LocalEndpoint):
-                self._local.pop(entry.endpoint_id, None)
+                keys = self._local.get(entry.endpoint_id, {})
+                keys.pop(entry.key, None)
+                if not keys:
+                    self._local.pop(entry.endpoint_id, None)
         for entry in put:
             if isinstance(entry, LocalEndpoint):
-                self._local[entry.endpoint_id] = entry.key
+                self._local.setdefault(entry.endpoint_id, {})[entry.key] = None
         return self.rows.replace(old_rows, new_rows)
 
     def _change_many(self, put: tuple[Entry, ...], remove: tuple[Key, ...]) -> Changes | None:

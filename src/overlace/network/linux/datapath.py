@@ -207,10 +207,10 @@ class DataPath:
         self._route(e for e in delta.put if isinstance(e, LocalEndpoint))
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
-        """Routes of the host to endpoints with outbound NAT: the way of the answers."""
+        """Routes of the host to endpoints with outbound NAT, which is for IPv4 alone: the way of the answers."""
         for endpoint in endpoints:
             at = self._contents.attached.get(endpoint.endpoint_id)
-            if at and endpoint.outbound_nat:
+            if at and endpoint.outbound_nat and ":" not in endpoint.address:
                 veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
 
     async def reconcile(self, desired: Tables) -> Delta:
@@ -272,10 +272,13 @@ class DataPath:
         gateway: str,
         mtu: int,
         routes: tuple[str, ...] = (),
+        *,
+        six: LocalEndpoint | None = None,
+        gateway6: str = "",
     ) -> None:
-        """Give the sandbox an interface `ifname` that is `endpoint`, and enter the endpoint into the
-        tables."""
-        wanted = veth.Wanted(ifname, default_route, gateway, mtu, routes)
+        """Give the sandbox an interface `ifname` that is `endpoint`, and enter the endpoint into the tables; `six`:
+        its IPv6 address, of the same id and MAC, and `gateway6` the router that says what leads nowhere."""
+        wanted = veth.Wanted(ifname, default_route, gateway, mtu, routes, six, gateway6)
         await self._do(lambda: self._attach(endpoint, sandbox, wanted))
 
     def _attach(self, endpoint: LocalEndpoint, sandbox: Path, wanted: veth.Wanted) -> None:
@@ -284,9 +287,12 @@ class DataPath:
         self._loader.ensure_attached(
             netlink, at.ifindex, "from_container", veth.host_name(endpoint.endpoint_id)
         )
-        before = self._contents.change((), (endpoint.key,))  # its rows may name an earlier interface
+        entries = (endpoint,) if wanted.six is None else (endpoint, wanted.six)
+        before = self._contents.change(
+            (), [e.key for e in entries]
+        )  # their rows may name an earlier interface
         self._contents.attached[endpoint.endpoint_id] = at
-        after = self._contents.change((endpoint,), ())
+        after = self._contents.change(entries, ())
         self._contents.write(merge(before, after))
         veth.configure_inside(endpoint, sandbox, wanted)
         self._route((endpoint,))
@@ -303,13 +309,10 @@ class DataPath:
             netlink.delete_link(link.ifindex)
         self._loader.detach(name)
         contents = self._contents
-        entry = contents.local(endpoint_id)
-        if entry is None:
-            contents.attached.pop(endpoint_id, None)
-            return
-        before = contents.change((), (entry.key,))
+        entries = contents.local(endpoint_id)
+        before = contents.change((), [e.key for e in entries])
         contents.attached.pop(endpoint_id, None)
-        contents.write(merge(before, contents.change((entry,), ())))
+        contents.write(merge(before, contents.change(entries, ())))
 
     async def free_ifname(self, sandbox: Path, mac: str) -> str:
         """The name of the sandbox's interface with this MAC, else the first of eth0, eth1, … it has not."""
@@ -407,8 +410,7 @@ class DataPath:
         links = netlink.links()
         found += audit.explain_links(links, self._contents.attached, pins, self.underlay().ifindex)
         for one in inside:
-            entry = self._contents.local(one.endpoint_id)
-            if entry is not None:
+            for entry in self._contents.local(one.endpoint_id):
                 found += audit.explain_inside(entry, one.sandbox, one.ifname, default_route=one.default_route)
         return found
 

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import msgspec
 
@@ -38,11 +38,17 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class Address(msgspec.Struct, frozen=True):
-    """One IPv4 address of an interface."""
+    """One address of an interface."""
 
     ifindex: int
     address: str
     prefix: int
+
+
+def _packed(address: str) -> tuple[int, bytes]:
+    """(address family, octets). Raises ValueError for what is no address."""
+    parsed = ip_address(address)
+    return (socket.AF_INET if parsed.version == 4 else socket.AF_INET6), parsed.packed
 
 
 def _attr(kind: int, data: bytes) -> bytes:
@@ -172,15 +178,16 @@ class Netlink:
                 return None
             raise OSError(-error, f"interface {name}: {os.strerror(-error)}")
 
-    def addresses(self) -> list[Address]:
-        """Every IPv4 address of the namespace."""
+    def addresses(self, family: int = socket.AF_INET) -> list[Address]:
+        """Every address of the namespace in a family, IPv4 unless it says otherwise."""
         found = []
-        for body in self._dump(_GETADDR, struct.pack("BBBBi", socket.AF_INET, 0, 0, 0, 0)):
+        for body in self._dump(_GETADDR, struct.pack("BBBBi", family, 0, 0, 0, 0)):
             _, prefix, _, _, ifindex = struct.unpack_from("BBBBi", body)
             values = dict(_attrs(body[8:]))
             raw = values.get(2) or values.get(1)  # IFA_LOCAL, IFA_ADDRESS
             if raw:
-                found.append(Address(ifindex, str(IPv4Address(raw)), prefix))
+                text = str(IPv4Address(raw) if family == socket.AF_INET else IPv6Address(raw))
+                found.append(Address(ifindex, text, prefix))
         return found
 
     def add_veth(self, name: str, peer: str, peer_mac: str, mtu: int, peer_namespace: int) -> None:
@@ -222,9 +229,10 @@ class Netlink:
         self._request(_DELLINK, 0, _link_header(ifindex), f"remove interface {ifindex}", accept=(19,))
 
     def add_address(self, ifindex: int, address: str, prefix: int) -> None:
-        """Give an interface an address; there already is fine."""
-        raw = IPv4Address(address).packed
-        header = struct.pack("BBBBi", socket.AF_INET, prefix, 0, 0, ifindex)
+        """Give an interface an address, usable at once (IFA_F_NODAD: whoever gives it knows that nobody else has it);
+        there already is fine."""
+        family, raw = _packed(address)
+        header = struct.pack("BBBBi", family, prefix, 0 if family == socket.AF_INET else 2, 0, ifindex)
         body = header + _attr(2, raw) + _attr(1, raw)
         self._request(_NEWADDR, _CREATE | _REPLACE, body, f"address {address}/{prefix}", accept=(17,))
 
@@ -232,20 +240,22 @@ class Netlink:
         self, ifindex: int, destination: str = "0.0.0.0", prefix: int = 0, gateway: str = ""
     ) -> None:
         """A route through an interface, replacing one to the same destination."""
-        scope = 0 if gateway else 253  # global, link
+        family, to = _packed(destination)
+        scope = 0 if gateway or family == socket.AF_INET6 else 253  # global, link
         flags = 4 if gateway else 0  # RTNH_F_ONLINK
-        body = struct.pack("BBBBBBBBI", socket.AF_INET, prefix, 0, 0, 254, _ROUTE_PROTOCOL, scope, 1, flags)
+        body = struct.pack("BBBBBBBBI", family, prefix, 0, 0, 254, _ROUTE_PROTOCOL, scope, 1, flags)
         if prefix:
-            body += _attr(1, IPv4Address(destination).packed)
+            body += _attr(1, to)
         body += _u32(4, ifindex)
         if gateway:
-            body += _attr(5, IPv4Address(gateway).packed)
+            body += _attr(5, _packed(gateway)[1])
         self._request(_NEWROUTE, _CREATE | _REPLACE, body, f"route {destination}/{prefix} {gateway}".rstrip())
 
     def add_neighbour(self, ifindex: int, address: str, mac: str) -> None:
         """A permanent neighbour entry, replacing another."""
-        header = struct.pack("BxHiHBB", socket.AF_INET, 0, ifindex, 0x80, 0, 0)
-        body = header + _attr(1, IPv4Address(address).packed) + _attr(2, mac_bytes(mac))
+        family, raw = _packed(address)
+        header = struct.pack("BxHiHBB", family, 0, ifindex, 0x80, 0, 0)
+        body = header + _attr(1, raw) + _attr(2, mac_bytes(mac))
         self._request(_NEWNEIGH, _CREATE | _REPLACE, body, f"neighbour {address}")
 
     def ensure_clsact(self, ifindex: int, program: int, name: str) -> None:

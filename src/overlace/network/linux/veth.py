@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 
 import msgspec
@@ -29,6 +29,8 @@ class Wanted(msgspec.Struct, frozen=True):
     gateway: str
     mtu: int
     routes: tuple[str, ...] = ()  # CIDRs reached directly: the network's further subnets
+    six: LocalEndpoint | None = None  # the interface's IPv6 address, when it has one
+    gateway6: str = ""
 
 
 def host_name(endpoint_id: str) -> str:
@@ -150,15 +152,27 @@ def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> 
                 raise FileNotFoundError(f"{sandbox} has no interface {wanted.ifname}")
             for scope in ("all", wanted.ifname):
                 write_sysctl(f"ipv4/conf/{scope}/rp_filter", "0")
-            write_sysctl(f"ipv6/conf/{wanted.ifname}/disable_ipv6", "1")
+            for name, value in _ipv6_settings(wanted.six is not None).items():
+                write_sysctl(f"ipv6/conf/{wanted.ifname}/{name}", value)
             netlink.add_address(link.ifindex, endpoint.address, endpoint.prefix)
             netlink.set_link(link.ifindex, up=True, mtu=wanted.mtu)
-            for subnet in map(IPv4Network, wanted.routes):
-                netlink.add_route(link.ifindex, str(subnet.network_address), subnet.prefixlen)
+            if wanted.six is not None:
+                netlink.add_address(link.ifindex, wanted.six.address, wanted.six.prefix)
+            for subnet in map(ip_network, wanted.routes):
+                if subnet.version == 4 or wanted.six is not None:
+                    netlink.add_route(link.ifindex, str(subnet.network_address), subnet.prefixlen)
             if wanted.default_route and wanted.gateway:
                 netlink.add_route(link.ifindex, gateway=wanted.gateway)
 
     run_inside(sandbox, body)
+
+
+def _ipv6_settings(used: bool) -> dict[str, str]:
+    """net.ipv6.conf of the container's interface. Who has which address is known: nobody advertises routers or
+    addresses, and an address is usable at once."""
+    if not used:
+        return {"disable_ipv6": "1"}
+    return {"disable_ipv6": "0", "accept_ra": "0", "autoconf": "0", "accept_dad": "0", "dad_transmits": "0"}
 
 
 def resize(host: Netlink, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
