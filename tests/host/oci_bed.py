@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 from overlace.runtime.base import Container, ContainerConfig, LogOptions, Platform
-from overlace.runtime.oci import OciRuntime
 from overlace.runtime.oci.mkimage import Variant, busybox_rootfs, push, write_layout
+from overlace.runtime.oci.runtime import OciRuntime
 
 LINUX = Platform("linux", "amd64")
 # bcrypt of "p" at the lowest cost

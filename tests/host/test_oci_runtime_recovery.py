@@ -28,7 +28,7 @@ import asyncio, sys
 from pathlib import Path
 import msgspec
 from overlace.runtime.base import ContainerConfig, Platform
-from overlace.runtime.oci import OciRuntime
+from overlace.runtime.oci.runtime import OciRuntime
 
 async def main():
     runtime = OciRuntime(Path(sys.argv[1]), Path(sys.argv[2]), cgroup_parent=sys.argv[3],

@@ -73,6 +73,9 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     data_root: str
     os: str = "linux"  # what this host is in the swarm: linux | windows
     os_version: str = ""  # Windows build, or the kernel's release
+    system: str = ""  # what really runs here, as people know it: Debian GNU/Linux 12 (bookworm)
+    kernel: str = ""  # and its kernel: Linux 6.1.0
+    memory: int = 0  # bytes
     emulated: bool = False  # a Windows host without a Windows kernel
     insecure_registries: tuple[str, ...] = ()
     labels: dict[str, str] = {}

@@ -74,7 +74,7 @@ async def describe(backend: Backend, tools: dict[str, str], listeners: int) -> d
         "IndexServerAddress": "",
         "RegistryConfig": _registries(options),
         "NCPU": os.cpu_count() or 1,
-        "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "MemTotal": options.memory,
         "GenericResources": offered_documents(options.generic) or None,
         "DockerRootDir": options.data_root,
         "HttpProxy": "",
@@ -104,8 +104,10 @@ async def describe(backend: Backend, tools: dict[str, str], listeners: int) -> d
 def operating_system(options: EngineOptions) -> str:
     if options.os == "windows":
         text = f"Microsoft Windows (build {options.os_version})"
-        return f"{text}, emulated on {_pretty_name()}: no Windows kernel" if options.emulated else text
-    return _pretty_name()
+        if options.emulated:
+            return f"{text}, emulated on {options.system}: no Windows kernel"
+        return f"{options.system} (build {options.os_version})"
+    return options.system
 
 
 def engine_labels(options: EngineOptions) -> list[str]:
@@ -175,16 +177,9 @@ def swarm_info(swarm: LocalSwarm, manager: ManagerHandle | None) -> dict[str, An
 
 
 def _kernel(options: EngineOptions) -> str:
-    if options.os != "windows":
-        return platform.release()
-    return f"{options.os_version} (emulated on {platform.system()} {platform.release()})"
-
-
-def _pretty_name() -> str:
-    try:
-        return platform.freedesktop_os_release()["PRETTY_NAME"]
-    except (OSError, KeyError):
-        return platform.system()
+    if options.emulated:
+        return f"{options.os_version} (emulated on {options.kernel})"
+    return options.os_version
 
 
 def _open_files() -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import grp
 import os
 import re
 import socket
@@ -36,6 +35,7 @@ from overlace.model.errors import (
     OverlaceError,
     Unavailable,
 )
+from overlace.model.system import ON_WINDOWS
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +104,7 @@ class ApiServer:
         return app
 
     async def start(self, hosts: Sequence[str]) -> None:
-        """Listen on each `unix:///path` and `tcp://IP:PORT`.
+        """Listen on each `unix:///path` and `tcp://IP:PORT`, on Windows on each `npipe:////./pipe/NAME` and `tcp://IP:PORT`.
 
         Raises Conflict when another daemon answers there, Unavailable when the address cannot be used.
         """
@@ -115,7 +115,10 @@ class ApiServer:
         await self._runner.setup()
         try:
             for host in hosts:
-                await web.SockSite(self._runner, self._listen(host), backlog=_BACKLOG).start()
+                if host.startswith("npipe://"):
+                    await self._listen_pipe(self._runner, host)
+                else:
+                    await web.SockSite(self._runner, self._listen(host), backlog=_BACKLOG).start()
         except BaseException:
             await self.close()
             raise
@@ -212,6 +215,16 @@ class ApiServer:
 
     # -- sockets ---------------------------------------------------------------------------------------------
 
+    async def _listen_pipe(self, runner: web.AppRunner, host: str) -> None:
+        """A named pipe. Its access list is Windows' default: administrators, the system and its maker may write to it."""
+        path = host.removeprefix("npipe:").replace("/", "\\")
+        if os.path.exists(path):
+            raise Conflict(f"cannot listen on {host}: another daemon answers there")
+        try:
+            await web.NamedPipeSite(runner, path).start()
+        except OSError as error:
+            raise Unavailable(f"cannot listen on {host}: {error.strerror or error}") from error
+
     def _listen(self, host: str) -> socket.socket:
         kind, _, rest = host.partition("://")
         if kind == "unix":
@@ -221,7 +234,8 @@ class ApiServer:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if not ON_WINDOWS:  # there it would let two listen on one address
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, int(port)))
         except OSError as error:
             listener.close()
@@ -240,6 +254,8 @@ class ApiServer:
             raise Unavailable(f"cannot listen on {host}: {error.strerror or error}") from error
         finally:
             os.umask(before)
+        import grp
+
         try:
             os.chown(path, -1, grp.getgrnam("docker").gr_gid)
         except (KeyError, PermissionError):

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version as _distribution_version
+from overlace import __version__
 
 API_VERSION = (1, 51)
 MIN_API_VERSION = (1, 24)
-SERVER_VERSION = _distribution_version("overlace")
+SERVER_VERSION = __version__
 
 
 def version_text(version: tuple[int, int]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import ipaddress
+import os
 import re
 import socket
 from typing import Literal
@@ -15,12 +16,20 @@ from typing import Literal
 import click
 import msgspec
 
-from overlace.model.errors import InvalidArgument, PermissionDenied
+from overlace.model.errors import InvalidArgument
 from overlace.model.generic import GenericResources, parse_node_resources
+from overlace.model.system import ON_WINDOWS
 
-DEFAULT_DATA_ROOT = "/var/lib/overlace"
-DEFAULT_EXEC_ROOT = "/run/overlace"
-DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+if ON_WINDOWS:
+    DEFAULT_DATA_ROOT = os.path.join(os.environ.get("PROGRAMDATA", r"C:\ProgramData"), "overlace")
+    DEFAULT_EXEC_ROOT = os.path.join(DEFAULT_DATA_ROOT, "run")
+    DEFAULT_DOCKER_HOST = "npipe:////./pipe/docker_engine"
+else:
+    DEFAULT_DATA_ROOT = "/var/lib/overlace"
+    DEFAULT_EXEC_ROOT = "/run/overlace"
+    DEFAULT_DOCKER_HOST = "unix:///var/run/docker.sock"
+WINDOWS_PIPE = "npipe:////./pipe/overlace"  # where a Windows host's API is when nothing else is said
+_PIPE = re.compile(r"//\./pipe/[^\\/\s]+")
 _BUILD = re.compile(r"\d+\.\d+\.\d+\.\d+")
 
 
@@ -29,7 +38,7 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     data_root: str = DEFAULT_DATA_ROOT
     exec_root: str = DEFAULT_EXEC_ROOT
-    hosts: tuple[str, ...] = ()  # unix:///path or tcp://IP:PORT; never empty when from the command line
+    hosts: tuple[str, ...] = ()  # as for -H; never empty when from the command line
     pidfile: str = ""
     hostname: str = ""
     underlay_address: str = ""  # empty: the daemon takes the address of the default route
@@ -44,11 +53,15 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
     metrics_addr: str = ""  # IP:PORT of GET /metrics; empty: none
 
 
-def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """Raise InvalidArgument for what is no listening address; Docker's `-H` takes the same two forms."""
+def check_hosts(hosts: tuple[str, ...], windows: bool = ON_WINDOWS) -> tuple[str, ...]:
+    """Raise InvalidArgument for what is no listening address; Docker's `-H` takes the same forms (a unix socket is Linux'
+    own, a named pipe Windows')."""
+    local = "npipe:////./pipe/NAME" if windows else "unix:///path/to/socket"
     for host in hosts:
         kind, _, rest = host.partition("://")
-        if kind == "unix" and rest.startswith("/"):
+        if windows and kind == "npipe" and _PIPE.fullmatch(rest):
+            continue
+        if not windows and kind == "unix" and rest.startswith("/"):
             if len(rest.encode()) > 107:
                 raise InvalidArgument(
                     f"-H {host}: a unix socket's path has at most 107 bytes; use a shorter one"
@@ -58,7 +71,7 @@ def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
         if kind == "tcp" and port.isdigit() and 0 < int(port) < 65536:
             _check_address("-H", address.strip("[]"), host)
             continue
-        raise InvalidArgument(f"invalid -H {host!r}: use unix:///path/to/socket or tcp://IP:PORT")
+        raise InvalidArgument(f"invalid -H {host!r}: use {local} or tcp://IP:PORT")
     return hosts
 
 
@@ -127,7 +140,7 @@ def check_options(
 ) -> DaemonOptions:
     """Turn what was typed into DaemonOptions; raise InvalidArgument naming option, value and remedy."""
     for option, path in (("--data-root", data_root), ("--exec-root", exec_root)):
-        if not path.startswith("/"):
+        if not os.path.isabs(path):
             raise InvalidArgument(f"invalid {option} {path!r}: use an absolute path")
     if emulate_windows is not None and not _BUILD.fullmatch(emulate_windows):
         raise InvalidArgument(
@@ -138,7 +151,9 @@ def check_options(
             "invalid --runtime docker with --emulate-windows: a Docker Engine on Linux runs no Windows image; "
             "leave --runtime out"
         )
-    hosts = check_hosts(hosts or (f"unix://{exec_root}/docker.sock",))
+    if ON_WINDOWS:
+        check_windows(runtime, emulate_windows)
+    hosts = check_hosts(hosts or (WINDOWS_PIPE if ON_WINDOWS else f"unix://{exec_root}/docker.sock",))
     if runtime != "oci" and check_docker_host(docker_host) in hosts:
         raise InvalidArgument(f"invalid --docker-host {docker_host}: this daemon itself listens there (-H)")
     return DaemonOptions(
@@ -160,11 +175,26 @@ def check_options(
     )
 
 
+def check_windows(runtime: str, emulate_windows: str | None) -> None:
+    """Raise InvalidArgument for what a real Windows host cannot be."""
+    if runtime == "oci":
+        raise InvalidArgument(
+            "invalid --runtime oci: the embedded runtime runs Linux containers; a Windows host needs Docker Engine: "
+            "leave --runtime out"
+        )
+    if emulate_windows is not None:
+        raise InvalidArgument("invalid --emulate-windows: this is a Windows host; leave it out")
+
+
 @click.command()
 @click.option("--data-root", default=DEFAULT_DATA_ROOT, show_default=True, help="Where state is kept.")
 @click.option("--exec-root", default=DEFAULT_EXEC_ROOT, show_default=True, help="Where run-time files are.")
 @click.option(
-    "-H", "--host", "hosts", multiple=True, help="Serve the Engine API at unix:///PATH or tcp://IP:PORT."
+    "-H",
+    "--host",
+    "hosts",
+    multiple=True,
+    help="Serve the Engine API at unix:///PATH (Windows: npipe:////./pipe/NAME) or tcp://IP:PORT.",
 )
 @click.option("--pidfile", help="Write the process id here.")
 @click.option("--hostname", help="The node's name (default: this machine's).")
@@ -187,7 +217,7 @@ def check_options(
 @click.option(
     "--runtime",
     type=click.Choice(["oci", "docker", "auto"]),
-    default="oci",
+    default="docker" if ON_WINDOWS else "oci",
     show_default=True,
     help="What runs containers: the embedded runtime, this machine's Docker Engine, or that if it answers.",
 )
@@ -207,9 +237,6 @@ def check_options(
 )
 def daemon(**options: object) -> None:
     """Run this host: the Engine API, the node's agent and, on a manager, the manager."""
-    import os
-
     checked = check_options(**options)  # type: ignore[arg-type]  # click gives the types the options declare
-    if os.geteuid() != 0:
-        raise PermissionDenied("overlace daemon makes namespaces and loads eBPF programs: run it as root")
+    importlib.import_module("overlace.daemon.process").need_privileges()
     importlib.import_module("overlace.daemon").run(checked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import platform as machine
 import secrets
 import time
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from overlace.daemon.runtimes import make_runtime
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
 from overlace.model.specs import PortConfig
+from overlace.model.system import ON_WINDOWS
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci.files import write_atomically
@@ -61,6 +61,7 @@ class Engine:
         self._daemon = options
         self._data_root = Path(options.data_root)
         self._exec_root = Path(options.exec_root)
+        self._system = system = facts.this_system(options.emulate_windows)
         self._files = MembershipFile(self._data_root)
         self._membership: Membership | None = None
         self._manager: ManagerSide | None = None
@@ -78,16 +79,19 @@ class Engine:
             id=_engine_id(self._data_root),
             hostname=options.hostname,
             data_root=options.data_root,
-            os="windows" if options.emulate_windows else "linux",
-            os_version=options.emulate_windows or machine.release(),
-            emulated=bool(options.emulate_windows),
+            os=system.os,
+            os_version=system.version,
+            system=system.name,
+            kernel=system.kernel,
+            memory=system.memory,
+            emulated=system.emulated,
             insecure_registries=options.insecure_registries,
-            labels=facts.engine_labels(options.labels, options.emulate_windows),
+            labels=facts.engine_labels(options.labels, system),
             hosts=options.hosts,
             generic=options.generic,
             started_at=time.time_ns(),
         )
-        self._runtime: Runtime = make_runtime(options)
+        self._runtime: Runtime = make_runtime(options, system)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -159,7 +163,7 @@ class Engine:
             labels=dict(self._daemon.labels),
             generic=self._daemon.generic,
             underlay_address=membership.underlay_address,
-            windows_build=self._daemon.emulate_windows,
+            system=self._system,
             dns=self._daemon.dns,
             runtime=self._runtime,
             connect=self._connect,
@@ -324,6 +328,11 @@ class Engine:
                 await self._manager.force_new_cluster()
                 return self._membership.node_id
             self._check_free()
+            if ON_WINDOWS:
+                raise Unimplemented(
+                    "a Windows host is a worker: run docker swarm init on a Linux host, and join this one with the token "
+                    "that docker swarm join-token worker prints there"
+                )
             advertise, underlay = self._addresses(
                 request.advertise_addr, request.data_path_addr, request.listen_addr
             )

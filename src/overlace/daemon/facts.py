@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from overlace import __version__
+from overlace.daemon import windows
 from overlace.model.errors import InvalidArgument
 from overlace.model.generic import GenericResources
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
+from overlace.model.system import ON_WINDOWS
 from overlace.network.addresses import interface_addresses
 
 _PLUGINS = (
@@ -27,6 +32,51 @@ _PLUGINS = (
     ("Network", "overlay"),
     ("Volume", "local"),
 )
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """The operating system of this host, as the swarm sees it and as it is."""
+
+    os: str = "linux"  # linux | windows
+    version: str = ""  # a Windows build, or the kernel's release
+    architecture: str = ""  # as the kernel says: x86_64
+    name: str = ""  # of what really runs: Debian GNU/Linux 12 (bookworm)
+    kernel: str = ""  # Linux 6.1.0; Windows 10.0.20348
+    emulated: bool = False  # a Windows host without a Windows kernel
+    memory: int = 0  # bytes
+
+
+def this_system(emulate_windows: str = "") -> System:
+    """What this host is; on Linux it plays a Windows host of build `emulate_windows`."""
+    machine = platform.machine()
+    if ON_WINDOWS:
+        wine = windows.wine()
+        build = windows.build()
+        return System(
+            os="windows",
+            version=build,
+            architecture="x86_64" if machine == "AMD64" else machine.lower(),  # moby's word, not Windows'
+            name=f"Wine {wine}" if wine else windows.name(),
+            kernel=f"Wine {wine}, Windows {build}" if wine else f"Windows {build}",
+            emulated=bool(wine),
+            memory=windows.memory_bytes(),
+        )
+    return System(
+        os="windows" if emulate_windows else "linux",
+        version=emulate_windows or platform.release(),
+        architecture=machine,
+        name=_pretty_name(),
+        kernel=f"{platform.system()} {platform.release()}",
+        emulated=bool(emulate_windows),
+        memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
+
+
+def _pretty_name() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
 
 
 def interfaces() -> dict[str, str]:
@@ -47,9 +97,9 @@ def default_address(wanted: str = "") -> str:
                 f"use one of {', '.join(sorted(here.values())) or 'none'}"
             )
         return wanted
-    link = _default_route_link()
-    if link in here:
-        return here[link]
+    chosen = _source_address() if ON_WINDOWS else here.get(_default_route_link(), "")
+    if chosen in here.values():
+        return chosen
     if len(here) == 1:
         return next(iter(here.values()))
     choice = ", ".join(f"{n} ({a})" for n, a in sorted(here.items())) or "none has an address"
@@ -69,14 +119,21 @@ def _default_route_link() -> str:
     return min(routes)[1] if routes else ""
 
 
-def memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _source_address() -> str:
+    """The address a packet to the world would leave with, empty without a default route; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
 
 
-def engine_labels(given: Mapping[str, str], windows_build: str) -> dict[str, str]:
-    """The engine's labels: those it was started with, and on an emulated Windows host what it is."""
-    emulated = {EMULATED: "windows", OS_VERSION: windows_build} if windows_build else {}
-    return {**given, **emulated}
+def engine_labels(given: Mapping[str, str], system: System) -> dict[str, str]:
+    """The engine's labels: those it was started with, a Windows host's build, and whether there is a Windows kernel."""
+    build = {OS_VERSION: system.version} if system.os == "windows" else {}
+    emulated = {EMULATED: system.os} if system.emulated else {}
+    return {**given, **build, **emulated}
 
 
 def describe(
@@ -86,22 +143,21 @@ def describe(
     generic: GenericResources,
     underlay_address: str,
     mtu: int,
-    windows_build: str,
+    system: System,
     isolation: tuple[str, ...] = ("process",),
 ) -> NodeDescription:
-    """The node as its manager and `docker node inspect` see it; `windows_build` makes it an emulated Windows host."""
-    emulated = bool(windows_build)
+    """The node as its manager and `docker node inspect` see it."""
     return NodeDescription(
         hostname=hostname,
-        os="windows" if emulated else "linux",
-        architecture=platform.machine(),
-        os_version=windows_build or platform.release(),
-        resources=NodeResources((os.cpu_count() or 1) * 1_000_000_000, memory_bytes(), generic),
+        os=system.os,
+        architecture=system.architecture,
+        os_version=system.version,
+        resources=NodeResources((os.cpu_count() or 1) * 1_000_000_000, system.memory, generic),
         engine_version=__version__,
-        engine_labels=engine_labels(labels, windows_build),
+        engine_labels=engine_labels(labels, system),
         plugins=_PLUGINS,
         underlay_address=underlay_address,
-        emulated=emulated,
+        emulated=system.emulated,
         isolation=isolation,
         mtu=mtu,
     )

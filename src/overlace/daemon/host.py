@@ -18,14 +18,13 @@ from overlace.agent.agent import Agent
 from overlace.agent.session import AgentSession
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts
-from overlace.daemon.facts import describe
+from overlace.daemon.drivers import make_driver, remove_network
+from overlace.daemon.facts import System, describe
 from overlace.model.architecture import fold_architecture
 from overlace.model.errors import OverlaceError
 from overlace.model.generic import GenericResources
 from overlace.model.labels import TASK_ID
 from overlace.model.objects import NodeDescription
-from overlace.network.driver import OverlayDriver
-from overlace.network.linux.datapath import DataPath
 from overlace.runtime.base import Platform, Runtime
 from overlace.wire.messages import Refused, Welcome
 
@@ -38,10 +37,10 @@ def instance_id(data_root: Path) -> str:
     return hashlib.sha256(os.path.realpath(data_root).encode()).hexdigest()[:8]
 
 
-def platform_of(windows_build: str) -> Platform:
+def platform_of(system: System) -> Platform:
     """The image platform this host runs."""
-    machine = fold_architecture(os.uname().machine)
-    return Platform("windows", machine, windows_build) if windows_build else Platform("linux", machine)
+    machine = fold_architecture(system.architecture)
+    return Platform(system.os, machine, system.version if system.os == "windows" else "")
 
 
 class NodeHost:
@@ -57,32 +56,28 @@ class NodeHost:
         labels: dict[str, str],
         generic: GenericResources,
         underlay_address: str,
-        windows_build: str,
+        system: System,
         dns: tuple[str, ...],
         runtime: Runtime,
         connect: Callable[[Agent], AgentSession],
         on_refused: Callable[[Refused], None],
         on_welcome: Callable[[Welcome], None],
     ) -> None:
-        self.datapath = DataPath(
+        self.driver = make_driver(
             instance_id(data_root),
-            data_root / "network" / "datapath",
-            underlay_address,
-            exec_dir=exec_root / "network",
-        )
-        self.driver = OverlayDriver(
-            self.datapath,
             data_root / "network",
-            os="windows" if windows_build else "linux",
-            upstreams=dns,
+            exec_root / "network",
+            underlay_address,
+            os=system.os,
+            dns=dns,
         )
-        self._said = (hostname, labels, generic, underlay_address, windows_build)
-        platform = platform_of(windows_build)
+        self._said = (hostname, labels, generic, underlay_address, system)
+        platform = platform_of(system)
         facts = NodeFacts(
             node_id=node_id,
             hostname=hostname,
             os=platform.os,
-            architecture=os.uname().machine,
+            architecture=system.architecture,
             platform=platform,
         )
         self._agent_folder = data_root / "agent"
@@ -93,14 +88,16 @@ class NodeHost:
 
     def description(self) -> NodeDescription:
         """As it is now: the underlay's MTU may change."""
-        hostname, labels, generic, underlay_address, windows_build = self._said
+        hostname, labels, generic, underlay_address, system = self._said
+        mtu = self.driver.describe()["mtu"]
+        assert isinstance(mtu, int)
         return describe(
             hostname=hostname,
             labels=labels,
             generic=generic,
             underlay_address=underlay_address,
-            mtu=self.datapath.underlay().mtu,
-            windows_build=windows_build,
+            mtu=mtu,
+            system=system,
         )
 
     async def open(self) -> None:
@@ -145,14 +142,10 @@ async def sweep(data_root: Path, exec_root: Path, runtime: Runtime, underlay_add
         except OverlaceError as e:
             whole = False
             log.warning("could not remove a container", id=container.config.id, error=e.message)
-    datapath = DataPath(
-        instance_id(data_root),
-        data_root / "network" / "datapath",
-        underlay_address,
-        exec_dir=exec_root / "network",
-    )
     try:
-        await datapath.destroy()
+        await remove_network(
+            instance_id(data_root), data_root / "network", exec_root / "network", underlay_address
+        )
     except Exception:
         whole = False
         log.exception("could not take the network away")

@@ -11,12 +11,12 @@ from typing import Literal
 
 from overlace.cli.daemon import DaemonOptions
 from overlace.cli.engine import Engine as EngineApi
+from overlace.daemon.facts import System
 from overlace.daemon.host import instance_id, platform_of
 from overlace.model.errors import FailedPrecondition, OverlaceError
+from overlace.model.system import ON_WINDOWS
 from overlace.runtime.base import Runtime
-from overlace.runtime.docker.gate import ensure_hold
 from overlace.runtime.docker.runtime import DockerRuntime
-from overlace.runtime.oci import OciRuntime
 from overlace.runtime.oci.files import write_atomically
 
 Kind = Literal["oci", "docker"]
@@ -38,8 +38,8 @@ def choose_kind(wanted: str, kept: str, engine_answers: bool, containers: bool) 
     return "docker" if wanted == "docker" else "oci"
 
 
-def make_runtime(options: DaemonOptions) -> Runtime:
-    """The runtime of this host. Raises FailedPrecondition (see `choose_kind`, `ensure_hold`)."""
+def make_runtime(options: DaemonOptions, system: System) -> Runtime:
+    """The runtime of this host, which is `system`. Raises FailedPrecondition (see `choose_kind`, `ensure_hold`)."""
     data_root, exec_root = Path(options.data_root), Path(options.exec_root)
     folders: dict[str, Path] = {
         "oci": data_root / "containers",
@@ -53,17 +53,22 @@ def make_runtime(options: DaemonOptions) -> Runtime:
     kind = choose_kind(options.runtime, kept, answers, bool(holders))
     runtime: Runtime
     if kind == "docker":
-        ensure_hold()
+        if not ON_WINDOWS:
+            from overlace.runtime.docker.gate import ensure_hold
+
+            ensure_hold()
         runtime = DockerRuntime(
-            options.docker_host, data_root / "docker", exec_root / "docker", platform=platform_of("")
+            options.docker_host, data_root / "docker", exec_root / "docker", platform=platform_of(system)
         )
     else:
+        from overlace.runtime.oci.runtime import OciRuntime
+
         runtime = OciRuntime(
             data_root,
             exec_root,
             cgroup_parent=f"/overlace/{instance_id(data_root)}",
             insecure_registries=options.insecure_registries,
-            platform=platform_of(options.emulate_windows),
+            platform=platform_of(system),
         )
     if kept != kind:
         data_root.mkdir(parents=True, exist_ok=True)

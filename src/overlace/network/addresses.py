@@ -5,7 +5,6 @@ Owns that one question. Must not change anything.
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
 
@@ -14,6 +13,8 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 def interface_addresses() -> dict[str, str]:
     """Interface name -> its primary IPv4 address (netdevice(7)); those without one are left out."""
+    import fcntl
+
     found: dict[str, str] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():

@@ -1,9 +1,9 @@
 """A node's identity on disk: its key, its certificate and the swarm's root, under
 <data-root>/swarm/certificates.
 
-Owns the files (0600, written whole or not at all) and the date to renew at. Key and certificate share one
-file, so that a crash never leaves a pair that does not match. Must not know managers or sockets; the key is
-never logged or shown.
+Owns the files (0600, on Windows what the data root's access list says; written whole or not at all) and the date to
+renew at. Key and certificate share one file, so that a crash never leaves a pair that does not match. Must not know
+managers or sockets; the key is never logged or shown.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from overlace.model.errors import InvalidArgument, Unavailable
+from overlace.model.system import ON_WINDOWS
 from overlace.security.ca import (
     CertificateAuthority,
     is_issued_by,
@@ -155,6 +156,8 @@ def _write(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+    if ON_WINDOWS:
+        return  # a folder cannot be opened there; NTFS keeps a rename in its journal
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

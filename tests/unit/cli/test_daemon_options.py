@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from overlace.cli.daemon import check_options
+from overlace.cli.daemon import check_hosts, check_options, check_windows
 from overlace.model.errors import InvalidArgument
 
 
@@ -52,3 +52,29 @@ def test_mistakes_name_option_value_and_remedy(changes: dict[str, Any], words: s
     with pytest.raises(InvalidArgument) as refused:
         options(**changes)
     assert words in refused.value.message
+
+
+def test_a_windows_host_listens_on_a_named_pipe_and_a_linux_host_on_a_socket() -> None:
+    pipe, socket = "npipe:////./pipe/overlace", "unix:///run/overlace/docker.sock"
+    both = ("tcp://127.0.0.1:2375",)
+    assert check_hosts((pipe, *both), windows=True) == (pipe, *both)
+    assert check_hosts((socket, *both), windows=False) == (socket, *both)
+    for host, windows, use in (
+        (socket, True, "use npipe:////./pipe/NAME or tcp://IP:PORT"),
+        ("npipe:////./pipe/a/b", True, "use npipe:////./pipe/NAME or tcp://IP:PORT"),
+        (pipe, False, "use unix:///path/to/socket or tcp://IP:PORT"),
+    ):
+        with pytest.raises(InvalidArgument, match=use):
+            check_hosts((host,), windows=windows)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "emulate", "words"),
+    [
+        ("oci", None, "invalid --runtime oci: .* Docker Engine"),
+        ("auto", "10.0.1.1", "invalid --emulate-windows"),
+    ],
+)
+def test_what_a_real_windows_host_cannot_be(runtime: str, emulate: str | None, words: str) -> None:
+    with pytest.raises(InvalidArgument, match=words):
+        check_windows(runtime, emulate)

@@ -12,6 +12,7 @@ import pytest
 
 from overlace import daemon
 from overlace.cli.daemon import check_options
+from overlace.daemon import process
 from overlace.model.errors import Conflict, InvalidArgument
 
 
@@ -43,17 +44,17 @@ def test_a_place_that_cannot_be_used(tmp_path: Path, option: str, field: str) ->
 
 
 def test_a_second_daemon_on_the_same_data_root(tmp_path: Path) -> None:
-    with daemon._only_one(tmp_path), pytest.raises(Conflict, match="another overlace daemon uses"):
+    with process.only_one(tmp_path), pytest.raises(Conflict, match="another overlace daemon uses"):
         run(tmp_path, data_root=str(tmp_path))
 
 
 def test_descriptors_are_taken_up_to_the_hard_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     program = (
-        "import resource; from overlace import daemon;"
+        "import resource; from overlace.daemon import process;"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}));"
-        "daemon._take_descriptors(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        "process.take_descriptors(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    wanted = daemon.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, daemon.DESCRIPTORS)
+    wanted = process.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, process.DESCRIPTORS)
     assert int(said.stdout) == wanted

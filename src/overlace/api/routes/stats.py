@@ -25,7 +25,7 @@ async def stats(call: Call) -> web.StreamResponse:
         before = None if call.flag("one-shot") else await _sample(call, found.config.id)
         if before is not None and before[1] is not None:
             await asyncio.sleep(_PAUSE)
-        return answer(_shown(found, before, await _sample(call, found.config.id)))
+        return answer(_shown(call, found, before, await _sample(call, found.config.id)))
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     response.enable_chunked_encoding()
     await response.prepare(call.request)
@@ -33,7 +33,7 @@ async def stats(call: Call) -> web.StreamResponse:
     while True:
         try:
             now = await _sample(call, found.config.id)
-            await response.write(codec.encode(_shown(found, before, now)))
+            await response.write(codec.encode(_shown(call, found, before, now)))
         except (ConnectionError, NotFound):
             return response
         before = now
@@ -47,7 +47,7 @@ async def _sample(call: Call, container_id: str) -> Sample:
     return time.time_ns(), await call.backend.runtime.usage(container_id)
 
 
-def _shown(found: Container, before: Sample | None, now: Sample) -> dict[str, Any]:
+def _shown(call: Call, found: Container, before: Sample | None, now: Sample) -> dict[str, Any]:
     at, usage = now
     shown: dict[str, Any] = {
         "id": found.config.id,
@@ -66,7 +66,7 @@ def _shown(found: Container, before: Sample | None, now: Sample) -> dict[str, An
         return shown
     shown["memory_stats"] = {
         "usage": usage.memory,
-        "limit": usage.memory_limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "limit": usage.memory_limit or call.backend.options.memory,
         "stats": usage.memory_stats,
     }
     shown["pids_stats"] = {"current": usage.pids, **({"limit": usage.pids_limit} if usage.pids_limit else {})}

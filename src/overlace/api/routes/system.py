@@ -81,7 +81,7 @@ async def version(call: Call) -> web.StreamResponse:
     if options.os_version:
         details["OsVersion"] = options.os_version
     if options.emulated:
-        details["Emulated"] = f"{options.os}, on a {platform.system()} kernel"
+        details["Emulated"] = f"{options.os}, on {options.kernel}"
     return answer(
         {
             "Platform": {"Name": "Overlace"},

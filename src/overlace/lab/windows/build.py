@@ -15,6 +15,7 @@ from overlace.model.errors import Unavailable
 FOLDER = Path(__file__).parent
 HEADER = FOLDER / "stand_in.h"
 SOURCES = tuple(FOLDER / f"{name}.c" for name in ("computenetwork", "notifications", "texts", "wire"))
+RANDOM = FOLDER / "bcryptprimitives.c"
 OBJECT = FOLDER / "computenetwork.so"
 WARNINGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type")
 MINGW = "x86_64-w64-mingw32-gcc"
@@ -50,12 +51,22 @@ def ensure_object() -> Path:
 
 
 def build_dlls(folder: Path) -> list[Path]:
-    """computenetwork.dll and vmcompute.dll for x86_64 Windows, in `folder`. Raises Unavailable."""
+    """computenetwork.dll and vmcompute.dll for x86_64 Windows in `folder`, and bcryptprimitives.dll where the Wine has
+    none; built where a source is newer. Raises Unavailable."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    for name, flags in (("computenetwork.dll", ()), ("vmcompute.dll", ("-DVMCOMPUTE",))):
-        command = [MINGW, *WARNINGS, *flags, "-shared", "-static-libgcc", *map(str, SOURCES)]
-        made.append(_compile([*command, "-lws2_32", "-lole32"], folder / name))
+    for name, flags, sources, libraries in (
+        ("computenetwork.dll", (), SOURCES, ("ws2_32", "ole32")),
+        ("vmcompute.dll", ("-DVMCOMPUTE",), SOURCES, ("ws2_32", "ole32")),
+        ("bcryptprimitives.dll", (), (RANDOM,), ("advapi32",)),
+    ):
+        target = folder / name
+        made.append(target)
+        newest = max(path.stat().st_mtime for path in (HEADER, *sources))
+        if target.exists() and (sources == (RANDOM,) or target.stat().st_mtime >= newest):
+            continue  # a later Wine's own bcryptprimitives.dll is better than ours
+        command = [MINGW, *WARNINGS, *flags, "-shared", "-static-libgcc", *map(str, sources)]
+        _compile([*command, *(f"-l{library}" for library in libraries)], target)
     return made
 
 

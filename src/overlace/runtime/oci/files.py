@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from overlace.model.errors import Internal, InvalidArgument
 
+_CLOSED_AT_EXEC = getattr(os, "O_CLOEXEC", 0)  # on Windows what is opened is not inherited anyway
 _MAX_LINKS = 255  # as Linux's own limit per lookup is 40, any honest image passes
 
 
@@ -23,7 +24,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o600, sync: bool =
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _CLOSED_AT_EXEC, mode)
         with open(descriptor, "wb") as file:
             file.write(data)
             if sync:

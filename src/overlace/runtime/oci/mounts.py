@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,16 @@ from overlace.model.errors import Internal
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 0x2, 0x4, 0x8
 _MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
-_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _mount(source: str, target: Path, kind: str, flags: int, data: str) -> None:
     if (
-        _libc.mount(
+        _libc().mount(
             source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), os.fsencode(data)
         )
         != 0
@@ -69,10 +74,10 @@ def mount_tmpfs(target: Path, mode: int = 0o755) -> None:
 
 def unmount(target: Path) -> None:
     """Unmount all that is mounted at `target`, lazily when busy; not mounted is fine."""
-    while _libc.umount2(os.fsencode(target), 0) == 0:
+    while _libc().umount2(os.fsencode(target), 0) == 0:
         pass
     if ctypes.get_errno() == errno.EBUSY:
-        while _libc.umount2(os.fsencode(target), _MNT_DETACH) == 0:
+        while _libc().umount2(os.fsencode(target), _MNT_DETACH) == 0:
             pass
     code = ctypes.get_errno()
     if code not in (errno.EINVAL, errno.ENOENT):

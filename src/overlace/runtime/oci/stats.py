@@ -12,7 +12,6 @@ from typing import Any
 from overlace.runtime.base import Interface, Usage
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_TICKS = os.sysconf("SC_CLK_TCK")
 _SECOND = 1_000_000_000
 _NO_LIMIT = 1 << 62  # cgroup v1 says "none" with a number close to 2^63
 
@@ -26,6 +25,11 @@ def read_usage(cgroup: str, pid: int) -> Usage:
         found = _legacy(cgroup.lstrip("/"))
     text = _read(Path(f"/proc/{pid}/net/dev")) if pid else ""
     return Usage(**found, system=system_usage(_read(Path("/proc/stat"))), interfaces=parse_interfaces(text))
+
+
+def _ticks() -> int:
+    """In a second of cgroup v1's and proc's times."""
+    return os.sysconf("SC_CLK_TCK")
 
 
 def _unified(folder: Path) -> dict[str, Any]:
@@ -51,8 +55,8 @@ def _legacy(cgroup: str) -> dict[str, Any]:
     limit = _number(at("memory") / "memory.limit_in_bytes")
     return {
         "cpu_total": _number(at("cpuacct") / "cpuacct.usage"),
-        "cpu_user": ticks.get("user", 0) * _SECOND // _TICKS,
-        "cpu_kernel": ticks.get("system", 0) * _SECOND // _TICKS,
+        "cpu_user": ticks.get("user", 0) * _SECOND // _ticks(),
+        "cpu_kernel": ticks.get("system", 0) * _SECOND // _ticks(),
         "memory": _number(at("memory") / "memory.usage_in_bytes"),
         "memory_limit": 0 if limit >= _NO_LIMIT else limit,
         "memory_stats": parse_pairs(_read(at("memory") / "memory.stat")),
@@ -121,4 +125,4 @@ def system_usage(text: str) -> int:
     first = text.partition("\n")[0].split()
     if first[:1] != ["cpu"]:
         return 0
-    return sum(int(word) for word in first[1:8]) * _SECOND // _TICKS
+    return sum(int(word) for word in first[1:8]) * _SECOND // _ticks()

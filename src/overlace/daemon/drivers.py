@@ -1,0 +1,60 @@
+"""Which network driver this host has: our own data path on Linux, the host's HNS on Windows.
+
+Owns that choice. The Linux half is imported on Linux alone: it stands on netlink and eBPF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Protocol
+
+from overlace.model.errors import Unimplemented
+from overlace.model.system import ON_WINDOWS
+from overlace.network.base import NetworkDriver
+from overlace.network.counted import Held
+from overlace.network.switch import Switch
+
+
+class HostDriver(NetworkDriver, Protocol):
+    """What the daemon, beside the agent, asks of a network driver."""
+
+    @property
+    def local_subnet(self) -> IPv4Network:
+        """Of the node's own NAT network; its gateway is the first address."""
+
+    @property
+    def switch(self) -> Switch:
+        """To look at what is programmed. Raises Unavailable before `open`."""
+
+    async def held(self) -> Held:
+        """What the data path carried and holds, for metrics."""
+
+
+def make_driver(
+    instance: str,
+    state: Path,
+    run: Path,
+    underlay_address: str,
+    *,
+    os: str,
+    dns: Sequence[str],
+) -> HostDriver:
+    """A driver for one membership. `instance` names what is ours in the kernel, `os` is what the host is in the swarm.
+
+    Raises Unimplemented on a Windows host without HNS."""
+    if ON_WINDOWS:
+        raise Unimplemented("no network driver for Windows here yet")
+    from overlace.network.driver import OverlayDriver
+    from overlace.network.linux.datapath import DataPath
+
+    path = DataPath(instance, state / "datapath", underlay_address, exec_dir=run)
+    return OverlayDriver(path, state, os=os, upstreams=dns)
+
+
+async def remove_network(instance: str, state: Path, run: Path, underlay_address: str) -> None:
+    """Take away all that a driver made on this host, without any of its state: it may be damaged."""
+    from overlace.network.linux.datapath import DataPath
+
+    await DataPath(instance, state / "datapath", underlay_address, exec_dir=run).destroy()
