@@ -342,7 +342,18 @@ class FakeBackend:
     def __init__(self, **options: Any) -> None:
         self.runtime = FakeRuntime()
         self.options = EngineOptions(
-            **({"id": "0f" * 16, "hostname": "one", "data_root": "/var/lib/x", "started_at": NOW} | options)
+            **(
+                {
+                    "id": "0f" * 16,
+                    "hostname": "one",
+                    "data_root": "/var/lib/x",
+                    "started_at": NOW,
+                    "system": "Debian",
+                    "kernel": "Linux 6.1",
+                    "memory": 1 << 30,
+                }
+                | options
+            )
         )
         self.manager: FakeManager | None = None
         self.switch: Switch | None = None
