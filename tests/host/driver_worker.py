@@ -1,5 +1,5 @@
-"""One host's OverlayDriver in a process of its own, entered into the host's namespace; obeys pickled calls on
-stdin.
+"""One host's driver in a process of its own, entered into the host's namespace; obeys pickled calls on stdin. System
+`hns` is a WindowsDriver on the HNS that OVERLACE_HNS_PORT leads to, every other an OverlayDriver.
 
 Frames: 4-byte length, pickle of (method, args, kwargs) in; of (ok, value) out. `apply_view` takes NetView
 entries; `many` runs several calls at once. The event loop goes on between calls, so DNS is answered.
@@ -15,13 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from overlace.lab.windows.build import ensure_object
 from overlace.model.netview import NetView
+from overlace.network.base import NetworkDriver
 from overlace.network.driver import OverlayDriver
 from overlace.network.linux.datapath import DataPath
+from overlace.network.windows.driver import WindowsDriver
+from overlace.network.windows.library import Hcn, Library
 
 
 class Worker:
-    def __init__(self, driver: OverlayDriver) -> None:
+    def __init__(self, driver: NetworkDriver) -> None:
         self.driver = driver
         self.view = NetView()
 
@@ -44,12 +48,16 @@ async def main() -> None:
     instance, state, address, exec_dir, system, *upstreams = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir))
-    worker = Worker(
-        OverlayDriver(
+    driver: NetworkDriver
+    if system == "hns":
+        hcn = Hcn(Library.load(str(ensure_object())))
+        driver = WindowsDriver(hcn, Path(state) / "network", address, upstreams=upstreams)
+    else:
+        path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir))
+        driver = OverlayDriver(
             path, Path(state) / "network", os=system, upstreams=upstreams, resolv_conf=Path("/dev/null")
         )
-    )
+    worker = Worker(driver)
     loop = asyncio.get_running_loop()
 
     def read() -> bytes:

@@ -154,9 +154,19 @@ class OwnUpstreams(msgspec.Struct, frozen=True):
     open_socket: Callable[[bool], Awaitable[socket.socket]]  # True: TCP
 
 
+class Asker(msgspec.Struct, frozen=True):
+    """Who asks: the networks whose names it sees, and nameservers of its own."""
+
+    networks: tuple[str, ...]
+    own: OwnUpstreams | None = None
+
+
+AskerOf = Callable[[str], Asker | None]  # by source address; None: nobody we answer
+
+
 class _Listener(asyncio.DatagramProtocol):
-    def __init__(self, resolver: Resolver, networks: tuple[str, ...], own: OwnUpstreams | None) -> None:
-        self.resolver, self.networks, self.own = resolver, networks, own
+    def __init__(self, resolver: Resolver, asker_of: AskerOf) -> None:
+        self.resolver, self.asker_of = resolver, asker_of
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -249,13 +259,20 @@ class Resolver:
     ) -> None:
         """Answer on these sockets for a task on `networks`; owns them from here on. Replaces earlier ones of
         `key`."""
+        asker = Asker(networks, own)
+        await self.serve_many(key, lambda address: asker, udp, tcp)
+
+    async def serve_many(self, key: str, asker_of: AskerOf, udp: socket.socket, tcp: socket.socket) -> None:
+        """The same for everyone `asker_of` knows by address; others are refused."""
         self.drop(key)
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Listener(self, networks, own), sock=udp)
+        transport, _ = await loop.create_datagram_endpoint(lambda: _Listener(self, asker_of), sock=udp)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                await self._on_tcp(networks, reader, writer, own)
+                asker = asker_of(writer.get_extra_info("peername")[0])
+                if asker is not None:
+                    await self._on_tcp(asker, reader, writer)
             finally:
                 writer.close()
 
@@ -287,7 +304,8 @@ class Resolver:
         transport = listener.transport
         if transport is None or len(data) < 17:
             return
-        cache = self._cache.get(listener.networks) if listener.own is None else None
+        asker = listener.asker_of(addr[0])
+        cache = self._cache.get(asker.networks) if asker is not None and asker.own is None else None
         if cache is not None:
             hit = cache.get(data[2:])
             if hit is not None:
@@ -296,13 +314,19 @@ class Resolver:
         query = parse_query(data)
         if query is None:
             return
-        wire = self.answer(listener.networks, query, listener.own)
+        if asker is None:
+            refused = build(query, Answer(True), int(dns.rcode.REFUSED))
+            transport.sendto(refused.encode(data[:2], tcp=False), addr)
+            return
+        wire = self.answer(asker.networks, query, asker.own)
         if wire is not None:
-            if listener.own is None:
-                self._remember(listener.networks, data, wire)
+            if asker.own is None:
+                self._remember(asker.networks, data, wire)
             transport.sendto(wire.encode(data[:2], tcp=False), addr)
             return
-        task = asyncio.get_running_loop().create_task(self._forward_udp(listener, data, addr, query))
+        task = asyncio.get_running_loop().create_task(
+            self._forward_udp(transport, asker.own, data, addr, query)
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -315,24 +339,22 @@ class Resolver:
         cache[data[2:]] = wire
 
     async def _forward_udp(
-        self, listener: _Listener, data: bytes, addr: tuple[str, int], query: Query
+        self,
+        transport: asyncio.DatagramTransport,
+        own: OwnUpstreams | None,
+        data: bytes,
+        addr: tuple[str, int],
+        query: Query,
     ) -> None:
-        reply = await self.forward(data, query, tcp=False, own=listener.own)
+        reply = await self.forward(data, query, tcp=False, own=own)
         if len(reply) > query.limit:
             # came over TCP: keep header and question, and send the client there too
             cut = build(query, Answer(True)).encode(data[:2], tcp=False)
             reply = cut[:2] + bytes((cut[2] | 0x02,)) + cut[3:]
-        transport = listener.transport
-        if transport is not None and not transport.is_closing():
+        if not transport.is_closing():
             transport.sendto(reply, addr)
 
-    async def _on_tcp(
-        self,
-        networks: tuple[str, ...],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        own: OwnUpstreams | None,
-    ) -> None:
+    async def _on_tcp(self, asker: Asker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
                 async with asyncio.timeout(TCP_IDLE):
@@ -341,11 +363,11 @@ class Resolver:
                 query = parse_query(data)
                 if query is None:
                     return
-                wire = self.answer(networks, query, own)
+                wire = self.answer(asker.networks, query, asker.own)
                 if wire is not None:
                     reply = wire.encode(data[:2], tcp=True)
                 else:
-                    reply = await self.forward(data, query, tcp=True, own=own)
+                    reply = await self.forward(data, query, tcp=True, own=asker.own)
                 writer.write(struct.pack(">H", len(reply)) + reply)
                 await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, OSError):
@@ -471,12 +493,12 @@ def host_resolv_conf(servers: Sequence[str], search: Sequence[str], options: Seq
     return "".join(f"{line}\n" for line in lines)
 
 
-def container_resolv_conf(search: Sequence[str], options: Sequence[str]) -> str:
+def container_resolv_conf(search: Sequence[str], options: Sequence[str], resolver: str = ADDRESS) -> str:
     """What the container reads, as Docker writes it: our resolver, the host's search domains and options."""
     kept = list(options)
     if not any(o.startswith("ndots:") for o in kept):
         kept.append("ndots:0")
-    lines = [f"nameserver {ADDRESS}"]
+    lines = [f"nameserver {resolver}"]
     if search:
         lines.append("search " + " ".join(search))
     lines.append("options " + " ".join(kept))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from overlace.model.errors import InvalidArgument, Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState
+from overlace.network.admission import Admission, check_networks
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
@@ -32,16 +33,17 @@ from overlace.network.dns import (
     host_resolv_conf,
     parse_resolv_conf,
 )
-from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK, PROTOCOLS, LocalTask
+from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK
 from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
-from overlace.network.hostports import HostPort, listening, plan_host_ports
+from overlace.network.hostports import listening
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
-from overlace.network.records import LocalAddresses, Record, Records
+from overlace.network.passes import Passes
+from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
 from overlace.network.switch import Switch
 from overlace.network.turns import Turns
@@ -74,26 +76,21 @@ class OverlayDriver:
         self._datapath = datapath
         self._state_dir = state_dir
         self._windows = os == "windows"
-        self._local = LocalAddresses(local_subnet)
         try:
             servers, self._search, self._options = parse_resolv_conf(resolv_conf.read_text())
         except OSError:
             servers, self._search, self._options = [], [], []
         self._resolver = Resolver(list(upstreams) or servers)
         self._records = Records(state_dir / "tasks")
+        self._admission = Admission(self._records, local_subnet, listening)
         self._view: NetView | None = None
         self._planner: OverlayPlanner | None = None
         self._hns: HnsService | None = None
         self._compiler: Compiler | None = None
         self._turns = Turns()
-        # what the next pass has to look at
-        self._changed: set[str] | None = set()
-        self._touched: set[str] = set()
+        self._passes = Passes(self._pass)
         self._refusals = Refusals()
-        self._reconcile = False
-        self._running: asyncio.Task[None] | None = None
         self._fill_watch = FillWatch(datapath)
-        self._next: asyncio.Future[None] | None = None
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
         self.on_paths: Callable[[Sequence[PathState]], None] = lambda paths: None
@@ -104,7 +101,7 @@ class OverlayDriver:
     @property
     def local_subnet(self) -> IPv4Network:
         """Of the node's own NAT network; its gateway is the first address."""
-        return self._local.subnet
+        return self._admission.local_subnet
 
     async def open(self, node_id: str) -> None:
         await self._datapath.open()
@@ -115,9 +112,8 @@ class OverlayDriver:
         self._compiler = Compiler(self._hns.state, host)
         self._compiler.update(self._hns.drain())
         self._planner = OverlayPlanner(
-            node_id, host, windows=self._windows, local_subnet=str(self._local.subnet)
+            node_id, host, windows=self._windows, local_subnet=str(self.local_subnet)
         )
-        self._changed = None  # the first view is compared as a whole
         differed = await self._datapath.reconcile(self._compiler.tables)
         if differed:
             log.info(
@@ -136,16 +132,14 @@ class OverlayDriver:
         await self._ways.close()
         await self._fill_watch.end()
         await self._resolver.close()
-        if self._running is not None:
-            await asyncio.wait([self._running])
+        await self._passes.ended()
         await self._datapath.close()
 
     async def leave(self) -> None:
         await self._ways.close()
         await self._fill_watch.end()
         await self._resolver.close()
-        if self._running is not None:
-            await asyncio.wait([self._running])
+        await self._passes.ended()
         await self._datapath.destroy()
         self._records.clear()
         self._planner = self._compiler = self._hns = None
@@ -175,7 +169,7 @@ class OverlayDriver:
             return
         changed = self._planner.set_unreachable(nodes)
         if changed:
-            follow = asyncio.get_running_loop().create_task(self._follow(changed, ()))
+            follow = asyncio.get_running_loop().create_task(self._passes.follow(changed))
             self._aside.add(follow)
             follow.add_done_callback(self._aside_done)
 
@@ -197,7 +191,7 @@ class OverlayDriver:
         return Path(record.sandbox) if record is not None and record.sandbox else None
 
     def _inside(self) -> Iterator[Inside]:
-        view = self._view if self._view is not None else NetView()
+        view = self._seen()
         for record in self._records:
             via = gateway_network(record.local.task, view)
             for i, (network_id, _) in enumerate(record.local.placements):
@@ -227,45 +221,13 @@ class OverlayDriver:
         if changed is None or first or any(key.startswith("node/") for key in changed):
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.provider_address)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
-        await self._follow(None if first else changed, ())
+        await self._passes.follow(None if first else changed, ())
 
-    async def _follow(self, changed: set[str] | None, touched: Iterable[str]) -> None:
-        """Have a pass look at these; returns when it is done. Raises what the data path raised (the next pass
-        compares everything then)."""
-        if changed is None or self._changed is None:
-            self._changed = None
-        else:
-            self._changed |= changed
-        self._touched.update(touched)
-        if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
-        waiting = self._next
-        if self._running is None or self._running.done():
-            self._running = asyncio.get_running_loop().create_task(self._passes())
-        await asyncio.shield(waiting)
-
-    async def _passes(self) -> None:
-        while self._next is not None:
-            done, self._next = self._next, None
-            try:
-                await self._pass()
-            except Exception as e:  # handed to whoever waits; the next pass compares everything
-                self._reconcile, self._changed = True, None
-                if not done.cancelled():
-                    done.set_exception(e)
-                    done.exception()  # nobody may be waiting any more
-            else:
-                if not done.cancelled():
-                    done.set_result(None)
-
-    async def _pass(self) -> None:
+    async def _pass(self, changed: set[str] | None, touched: set[str], doubt: bool) -> None:
         planner, hns, compiler = self._open_parts()
         view = self._view if self._view is not None else NetView()
-        # before the first view only the tasks touched are planned: nothing may be judged missing yet
-        changed: set[str] | None = set() if self._view is None else self._changed
-        touched, self._touched = self._touched, set()
-        if self._view is not None:
-            self._changed = set()
+        if self._view is None:  # only the tasks touched are planned: nothing may be judged missing yet
+            changed = set()
         tasks = {r.asked.task_id: r.local for r in self._records}
         ids: set[Guid] | None = planner.refresh(view, changed, tasks, touched)
         if changed is None:
@@ -276,9 +238,8 @@ class OverlayDriver:
         operations = plan_hns(hns.documents, planner.documents, ids, hns.balancers_of)
         self._refusals.note(hns.apply(operations))
         delta = compiler.update(hns.drain())
-        if self._reconcile:
+        if doubt:
             await self._datapath.reconcile(compiler.tables)
-            self._reconcile = False
         elif delta:
             await self._datapath.apply(delta)
 
@@ -298,17 +259,11 @@ class OverlayDriver:
         if task.mode:
             return self._outside(task)
         async with self._turns.of(task.task_id):
-            record = self._records.get(task.task_id)
-            if record is not None and record.asked != msgspec.structs.replace(
-                task,
-                allowed=record.asked.allowed,
-                allowed_to=record.asked.allowed_to,
-                egress=record.asked.egress,
-            ):
-                await self._forget(record)
-                record = None
+            record = self._admission.admitted(task)
+            if record is None and (other := self._records.get(task.task_id)) is not None:
+                await self._forget(other)
             if record is not None:
-                self._check_networks(task)
+                check_networks(task, self._seen())
                 return await self._connect(record, netns)
             record = self._admit(task)
             try:
@@ -317,42 +272,14 @@ class OverlayDriver:
                 await asyncio.shield(self._forget(record))
                 raise
 
-    def _check_networks(self, task: TaskNetwork) -> NetView:
-        view = self._view if self._view is not None else NetView()
-        for a in task.attachments:
-            if view.network(a.network_id) is None:
-                raise Unavailable(f"network {a.network_id} is not known on this node yet")
-            if not a.addresses:
-                raise InvalidArgument(f"task {task.task_id}: no address on network {a.network_id}")
-        return view
+    def _seen(self) -> NetView:
+        return self._view if self._view is not None else NetView()
 
     def _admit(self, task: TaskNetwork) -> Record:
         """Check the wish, fill it in and keep it. Raises InvalidArgument, Conflict, Unavailable."""
-        view = self._check_networks(task)
-        ports = task.host_ports
-        if ports:
-            if task.attachments and not gateway_network(task, view):
-                raise InvalidArgument(
-                    f"task {task.task_name}: all its networks are internal, so no port can be published in "
-                    "host mode: add a network that is not internal"
-                )
-            ports = plan_host_ports(task.task_name, ports, self._taken_ports(), listening())
-        address = ""
-        if not task.attachments:
-            address = self._local.take(r.local.local_address for r in self._records)
-        filled = msgspec.structs.replace(task, host_ports=ports)
-        local = LocalTask(task=filled, mtu=self._mtus(task, view), local_address=address)
-        record = Record(asked=task, local=local)
-        self._records.put(record)
-        return record
-
-    def _taken_ports(self) -> dict[HostPort, str]:
         _, hns, _ = self._open_parts()
-        taken = dict(hns.state.by_host_port)
-        for r in self._records:
-            for p in r.local.task.host_ports:
-                taken[(PROTOCOLS[p.protocol], p.published_port)] = r.asked.task_name
-        return taken
+        view = self._seen()
+        return self._admission.admit(task, view, hns.state.by_host_port, self._mtus(task, view))
 
     def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
         """Interface MTUs by network."""
@@ -384,13 +311,13 @@ class OverlayDriver:
         """Everything of an admitted task, again and again with the same result."""
         _, hns, compiler = self._open_parts()
         task = record.local.task
-        await self._follow(set(), (task.task_id,))
+        await self._passes.follow(set(), (task.task_id,))
         entries = [self._entry(record, n, a, hns, compiler) for n, a in record.local.placements]
         sandbox = await self._datapath.ensure_sandbox(task.task_id, netns)
         if record.sandbox != str(sandbox):
             record = msgspec.structs.replace(record, sandbox=str(sandbox))
             self._records.put(record)
-        via = gateway_network(task, self._view if self._view is not None else NetView())
+        via = gateway_network(task, self._seen())
         under = self._datapath.underlay()
         addresses: dict[str, str] = {}
         macs: dict[str, str] = {}
@@ -464,7 +391,7 @@ class OverlayDriver:
             await self._datapath.detach(guid_of("endpoint", network_id, task_id))
         await self._datapath.remove_sandbox(task_id)
         self._records.remove(task_id)
-        await self._follow(set(), (task_id,))
+        await self._passes.follow(set(), (task_id,))
 
     async def keep_only(self, task_ids: set[str]) -> None:
         gone = [t for t in self._records.ids() if t not in task_ids]

@@ -18,9 +18,12 @@ from overlace.network.hns.plan import Delete, ModifyNamespace, Operation
 log = structlog.get_logger(__name__)
 
 
+Refusal = HcnError | OverlaceError  # of our own HNS, of a Windows host's
+
+
 class Refusals:
     def __init__(self) -> None:
-        self._refused: dict[Guid, HcnError] = {}
+        self._refused: dict[Guid, Refusal] = {}
 
     @property
     def ids(self) -> set[Guid]:
@@ -30,7 +33,7 @@ class Refusals:
     def texts(self) -> list[str]:
         return [str(e) for e in self._refused.values()]
 
-    def note(self, refused: Iterable[tuple[Operation, HcnError]]) -> None:
+    def note(self, refused: Iterable[tuple[Operation, Refusal]]) -> None:
         """What the newest pass was refused; what it was not is refused no longer."""
         before, self._refused = self._refused, {}
         for op, error in refused:
@@ -48,11 +51,20 @@ class Refusals:
             error = self._refused.get(guid)
             if error is None:
                 continue
-            if error.code is Code.PORT_ALREADY_EXISTS:
+            code = _code(error)
+            if code == Code.PORT_ALREADY_EXISTS:
                 return Conflict(
-                    f"driver failed programming external connectivity on endpoint {task_name}: {error.detail}"
+                    f"driver failed programming external connectivity on endpoint {task_name}: {_detail(error)}"
                 )
-            if error.code is Code.ADDR_INVALID_OR_RESERVED:
-                return Unavailable(error.detail)  # its last holder has not left yet
-            return InvalidArgument(str(error))
+            if code == Code.ADDR_INVALID_OR_RESERVED:
+                return Unavailable(_detail(error))  # its last holder has not left yet
+            return error if isinstance(error, Unavailable) else InvalidArgument(str(error))
         return Unavailable(f"task {task_name}: its network left this node meanwhile")
+
+
+def _code(error: Refusal) -> int:
+    return int(error.code) if isinstance(error, HcnError) else getattr(error, "hresult", 0)
+
+
+def _detail(error: Refusal) -> str:
+    return error.detail if isinstance(error, HcnError) else error.message

@@ -3,25 +3,19 @@ others made stays."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import uuid
 from collections.abc import Iterator
 
 import pytest
 
-from overlace.lab.windows.build import ensure_object
 from overlace.model.errors import Unavailable
-from overlace.network.hns.calls import HnsCalls
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeLoadBalancer, HostComputeNamespace
 from overlace.network.hns.plan import Create, Delete, Replace, ReplacePolicies
-from overlace.network.hns.server import Server
-from overlace.network.hns.service import HnsService, HostFacts
-from overlace.network.hns.versions import LATEST, HnsVersion
 from overlace.network.windows.host import WindowsHost
-from overlace.network.windows.library import Hcn, Library
+from overlace.network.windows.library import Hcn
 
+from .served_hns import Hns
 from .world import (
     HOST,
     ME,
@@ -35,29 +29,6 @@ from .world import (
     service,
     task,
 )
-
-
-class Hns:
-    """A served HNS on a thread of its own, and the DLL that leads to it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, version: HnsVersion = LATEST) -> None:
-        self.service = HnsService(facts=HostFacts(HOST, version))
-        self.loop = asyncio.new_event_loop()
-        self.server = Server(HnsCalls(self.service), 0)
-        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self.thread.start()
-        self.wait(self.server.open())
-        monkeypatch.setenv("OVERLACE_HNS_PORT", str(self.server.port))
-        self.hcn = Hcn(Library.load(str(ensure_object())))
-
-    def wait(self, work) -> None:  # type: ignore[no-untyped-def]
-        asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
-
-    def close(self) -> None:
-        self.wait(self.server.close())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
 
 
 @pytest.fixture
@@ -196,8 +167,8 @@ class Late:
 def test_the_provider_address_is_waited_for() -> None:
     pauses: list[int] = []
     guid = str(uuid.UUID(int=5))
-    host = WindowsHost(Late(3))  # type: ignore[arg-type]
-    assert host.provider_address(guid, lambda: pauses.append(1)) == "192.0.2.7"
+    host = WindowsHost(Late(3), pause=lambda: pauses.append(1))  # type: ignore[arg-type]
+    assert host.provider_address(guid) == "192.0.2.7"
     assert len(pauses) == 3
     with pytest.raises(Unavailable, match="no provider address"):
-        WindowsHost(Late(99)).provider_address(guid, lambda: None)  # type: ignore[arg-type]
+        WindowsHost(Late(99), pause=lambda: None).provider_address(guid)  # type: ignore[arg-type]

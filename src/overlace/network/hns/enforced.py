@@ -1,7 +1,8 @@
 """What a Linux host enforces of HCN's documents; everything else is refused, not taken and forgotten.
 
 Owns the list (pure). Kept and returned without an effect here: Dns members and AutomaticDNS (nobody answers names for
-`overlace hns serve`; who runs the container writes its resolv.conf), persistence flags (--state decides).
+`overlace hns serve`; who runs the container writes its resolv.conf), persistence flags (--state decides), HostRoute (the
+host and its containers with outbound NAT reach each other here in any case).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from overlace.network.hns.state import State
 NETWORK_FLAGS = NetworkFlags.EnableNonPersistent | NetworkFlags.EnablePersistent
 NETWORK_POLICIES = (
     p.ProviderAddress, p.DrMacAddress, p.NetAdapterName, p.VxlanPort, p.AutomaticDns, p.SetPolicy,
-    p.RemoteSubnetRoute,
+    p.RemoteSubnetRoute, p.HostRoute,
 )  # fmt: skip
 ENDPOINT_POLICIES = (
     p.ProviderAddress, p.OutBoundNat, p.PortMapping, p.EncapOverhead, p.InterfaceParameters, p.Acl, p.TierAcl, p.Qos,

@@ -5,6 +5,10 @@ Owns which class a failure is. Must not load libraries.
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
+
 from overlace.model.errors import (
     Conflict,
     FailedPrecondition,
@@ -115,6 +119,17 @@ _KINDS: dict[type[HnsFailed], tuple[Code, ...]] = {
         Code.GCN_NETINTERFACE_NOT_FOUND,
     ),
 }
+# HNS's answers say a code in words: "... (0x803b0014)" is not always there
+_BY_TEXT = [(TEXTS[code], int(code)) for code in Code]
+
+
+class _Answer(msgspec.Struct):
+    success: bool = msgspec.field(name="Success")
+    error: str = msgspec.field(default="", name="Error")
+    error_code: int = msgspec.field(default=0, name="ErrorCode")
+    output: Any = msgspec.field(default=None, name="Output")
+
+
 _BY_CODE = {int(code): kind for kind, codes in _KINDS.items() for code in codes}
 # RPC's own, when the service does not run
 _RPC = {
@@ -122,6 +137,24 @@ _RPC = {
     0x800706BE: "The remote procedure call failed.",
     0x80070426: "The service has not been started.",
 }
+
+
+def is_away(error: OverlaceError) -> bool:
+    """Whether there is no HNS at all just now: it was stopped, or restarts."""
+    number = getattr(error, "hresult", 0)
+    return number in _RPC or number == Code.MANAGER_STOPPED
+
+
+def answered(what: str, text: str) -> Any:
+    """The output of an answer of HNSCall. Raises HnsFailed for one that says no."""
+    try:
+        answer = msgspec.json.decode(text or "null", type=_Answer)
+    except msgspec.MsgspecError as e:
+        raise HnsInternal(f"{what}: no answer of HNS: {e}") from None
+    if not answer.success:
+        number = answer.error_code or next((c for t, c in _BY_TEXT if answer.error.startswith(t)), 0x80004005)
+        raise failure(number, what, answer.error)
+    return answer.output
 
 
 def failure(hresult: int, what: str, text: str = "") -> HnsFailed:

@@ -7,12 +7,15 @@ overlay.py's. Source: what flannel, Calico and kube-proxy do (ordering, provider
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
+import structlog
 
-from overlace.model.errors import NotFound, OverlaceError, Unavailable
+from overlace.model.errors import Conflict, NotFound, OverlaceError, Unavailable
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     KINDS,
@@ -30,11 +33,23 @@ from overlace.network.hns.documents import (
     normal_mac,
     parse,
 )
-from overlace.network.hns.errors import HcnError
-from overlace.network.hns.plan import Create, ModifyNamespace, Operation, Replace, ReplacePolicies, plan_hns
+from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.plan import (
+    Create,
+    Delete,
+    ModifyNamespace,
+    Operation,
+    Replace,
+    ReplacePolicies,
+    plan_hns,
+)
 from overlace.network.hns.versions import HnsVersion, supports
 from overlace.network.overlay import OWNER
+from overlace.network.windows.errors import HnsFailed, answered, is_away
 from overlace.network.windows.library import Hcn
+
+log = structlog.get_logger(__name__)
+PAUSE_SECONDS = 0.5  # between looks for the provider address, as flannel has it
 
 NAMES = {
     "network": "Network",
@@ -57,14 +72,32 @@ LACKS = {
 }
 
 
-class WindowsHost:
-    """`documents` holds what is ours, as `refresh` last read it and `apply` changed it since."""
+class Learned(msgspec.Struct, frozen=True):
+    """What HNS said of an overlay network: the underlay address it carries it over, and its router's MAC."""
 
-    def __init__(self, hcn: Hcn, owner: str = OWNER) -> None:
+    provider_address: str
+    router_mac: str
+
+
+class WindowsHost:
+    """`documents` holds what is ours, as `refresh` last read it and `apply` changed it since; `learned` what HNS filled
+    into our overlay networks."""
+
+    def __init__(
+        self,
+        hcn: Hcn,
+        owner: str = OWNER,
+        pause: Callable[[], None] = lambda: time.sleep(PAUSE_SECONDS),
+    ) -> None:
         self._hcn = hcn
         self._owner = owner
+        self._pause = pause
         self._version: HnsVersion | None = None
         self.documents: dict[Guid, Document] = {}
+        self.learned: dict[Guid, Learned] = {}
+        self._standing: dict[Guid, Guid] = {}  # load balancers that stand under their other id
+        self._spare: set[Guid] = set()  # load balancers that a crash left beside their successor
+        self._late: set[Guid] = set()  # networks without provider address, waited for in this run already
 
     @property
     def version(self) -> HnsVersion:
@@ -84,6 +117,10 @@ class WindowsHost:
     def refresh(self) -> None:
         """Read everything again: after every start, reboot or restart of HNS. Raises OverlaceError."""
         found: dict[Guid, Document] = {}
+        standing: dict[Guid, Guid] = {}
+        spare: set[Guid] = set()
+        self._version = None  # a restart may have been an update
+        self.learned = {}
         for kind in KINDS:
             if kind == "sdnroute":
                 continue  # we make none
@@ -92,30 +129,47 @@ class WindowsHost:
                     d = self._read(kind, guid)
                 except NotFound:
                     continue  # gone meanwhile
-                if d is not None and d.owner == self._owner:
-                    found[d.id] = d
-        self.documents = found
+                if d is None or d.owner != self._owner:
+                    continue
+                own = canonical(d.id) if kind == "loadbalancer" else d.id
+                if own in found:
+                    spare.add(d.id)
+                    continue
+                if own != d.id:
+                    standing[own] = d.id
+                found[own] = msgspec.structs.replace(d, id=own)
+                self._learn(found[own])
+        self.documents, self._standing, self._spare = found, standing, spare
 
     def _read(self, kind: str, guid: uuid.UUID) -> Document | None:
         with self._hcn.opened(NAMES[kind], guid) as handle:
             text = self._hcn.query(NAMES[kind], handle)
         try:
             d = parse(kind, text)
-        except HcnError:
-            return None  # of another maker, with something our schema has not: not ours to judge
+        except HcnError as e:
+            log.debug("an HNS object that our schema has not", kind=kind, id=str(guid), error=str(e))
+            return None  # of another maker: not ours to judge
         return msgspec.structs.replace(d, id=normal_guid(d.id))
 
-    def provider_address(self, network: Guid, pause: Callable[[], None], tries: int = 10) -> str:
+    def _learn(self, d: Document) -> None:
+        if not isinstance(d, HostComputeNetwork) or d.type != "Overlay":
+            return
+        address, router = p.policy_of(d.policies, p.ProviderAddress), p.policy_of(d.policies, p.DrMacAddress)
+        if address is not None and address.settings.provider_address:
+            mac = router.settings.address if router is not None else ""
+            self.learned[d.id] = Learned(address.settings.provider_address, mac)
+
+    def provider_address(self, network: Guid, tries: int = 10) -> str:
         """The underlay address of an overlay network; HNS fills it in a while after create. Raises Unavailable when it
         does not come."""
         for attempt in range(tries):
             if attempt:
-                pause()
+                self._pause()
             d = self._read("network", uuid.UUID(network))
-            if isinstance(d, HostComputeNetwork):
-                found = p.policy_of(d.policies, p.ProviderAddress)
-                if found is not None and found.settings.provider_address:
-                    return str(found.settings.provider_address)
+            if d is not None:
+                self._learn(d)
+            if network in self.learned:
+                return self.learned[network].provider_address
         raise Unavailable(
             f"HNS gave network {network} no provider address: is its adapter up, and is no other switch bound to it?"
         )
@@ -123,19 +177,27 @@ class WindowsHost:
     # -- writing ---------------------------------------------------------------------------------------------
 
     def plan(self, desired: Mapping[Guid, Document], ids: Iterable[Guid] | None = None) -> list[Operation]:
-        """What turns what is there into `desired`; what HNS filled in is no difference."""
-        actual = {
-            guid: settled(d, desired[guid]) if guid in desired else d for guid, d in self.documents.items()
+        """What turns what is there into `desired`, looking at `ids` (None: at all); what HNS filled in is no
+        difference."""
+        looked = list(ids) if ids is not None else list(self.documents)
+        same = {
+            guid: settled(self.documents[guid], desired[guid])
+            for guid in looked
+            if guid in self.documents and guid in desired
         }
-        return plan_hns(actual, desired, ids)
+        spare: list[Operation] = [Delete("loadbalancer", guid) for guid in sorted(self._spare)]
+        return spare + plan_hns(ChainMap(same, self.documents), desired, ids)
 
     def apply(self, operations: Iterable[Operation]) -> list[tuple[Operation, OverlaceError]]:
-        """Run a plan; what is refused comes back and does not stop the rest."""
+        """Run a plan; what is refused comes back and does not stop the rest. Raises Unavailable when HNS is away."""
         refused: list[tuple[Operation, OverlaceError]] = []
+        self._late = set()
         for op in operations:
             try:
                 self._run(op)
             except OverlaceError as e:
+                if is_away(e):
+                    raise
                 refused.append((op, e))
         return refused
 
@@ -158,6 +220,9 @@ class WindowsHost:
         network = ""
         if isinstance(d, HostComputeEndpoint):
             network = d.host_compute_network
+            self._wait_for(network)
+        elif isinstance(d, HostComputeLoadBalancer):
+            d = self._with_members(d)
         text = encode(d).decode()
         guid = uuid.UUID(d.id)
         if network:
@@ -171,26 +236,57 @@ class WindowsHost:
             for endpoint in d.endpoints:
                 self._note("endpoint", endpoint)
 
-    def _replace(self, d: HostComputeLoadBalancer) -> None:
-        """In place where HNS can, else gone and back under the same id, as hcsshim does."""
-        if supports(self.version, "ModifyLoadBalancer") and self._hcn.library.has("HcnModifyLoadBalancer"):
-            self._modify("loadbalancer", d.id, encode(d).decode())
-            self._note("loadbalancer", d.id)
+    def _wait_for(self, network: Guid) -> None:
+        """Endpoints come after their network's provider address. Raises Unavailable."""
+        d = self.documents.get(network)
+        if not isinstance(d, HostComputeNetwork) or d.type != "Overlay" or network in self.learned:
             return
-        self._delete("loadbalancer", d.id)
-        self._create(d)
+        late = network in self._late
+        self._late.add(network)
+        self.provider_address(network, 1 if late else 10)
+        self._note("network", network)
+
+    def _with_members(self, d: HostComputeLoadBalancer) -> HostComputeLoadBalancer:
+        """Without backends that HNS does not have (yet): one that it refuses must not cost the service the others. The
+        next plan finds what is missing. Raises Unavailable when none is left."""
+        there = tuple(e for e in d.host_compute_endpoints if e in self.documents)
+        if not there:
+            raise Unavailable(f"load balancer {d.name}: none of its backends has an endpoint in HNS yet")
+        return msgspec.structs.replace(d, host_compute_endpoints=there)
+
+    def _replace(self, d: HostComputeLoadBalancer) -> None:
+        """In place where HNS can (15.4), else the new one is made under the other of its two ids before the old one goes.
+        An HNS that takes no second load balancer for the VIP or port says so: then the old one goes first, and the
+        service pauses for the two calls."""
+        d = self._with_members(d)
+        now = self._standing.get(d.id, d.id)
+        if supports(self.version, "ModifyLoadBalancer") and self._hcn.library.has("HcnModifyLoadBalancer"):
+            self._modify("loadbalancer", now, encode(msgspec.structs.replace(d, id=now)).decode())
+            self._note("loadbalancer", now)
+            return
+        other = twin(now)
+        try:
+            self._create(msgspec.structs.replace(d, id=other))
+        except Conflict as e:
+            log.debug("HNS keeps one load balancer per frontend", balancer=d.name, error=str(e))
+            self._delete("loadbalancer", now)
+            self._create(d)
+            return
+        self._spare.add(now)  # a crash before the next line: refresh finds both, and plan drops one
+        self._delete("loadbalancer", now)
 
     def _policies(self, d: HostComputeEndpoint | HostComputeNetwork) -> None:
         """Exchange what differs: first what goes, then what comes."""
         held = self.documents.get(d.id)
         have: list[object] = list(getattr(held, "policies", ()))
         want: list[object] = list(d.policies)
+        bare_have, bare_want = [_bare(x) for x in have], [_bare(x) for x in want]
         gone = [
             x
-            for x in have
-            if x not in want and not (isinstance(x, OUTPUTS) and isinstance(d, HostComputeNetwork))
+            for x, bare in zip(have, bare_have, strict=True)
+            if bare not in bare_want and not (isinstance(x, OUTPUTS) and isinstance(d, HostComputeNetwork))
         ]
-        new = [x for x in want if x not in have]
+        new = [x for x, bare in zip(want, bare_want, strict=True) if bare not in bare_have]
         for request, policies in (("Remove", gone), ("Add", new)):
             if policies:
                 settings = msgspec.convert({"Policies": msgspec.to_builtins(policies)}, PolicySettings)
@@ -205,11 +301,21 @@ class WindowsHost:
             self._hcn.modify(NAMES[kind], handle, text)
 
     def _delete(self, kind: str, guid: Guid) -> None:
+        if guid in self._spare:
+            self._hcn_delete(kind, guid)
+            self._spare.discard(guid)
+            return
+        self._hcn_delete(kind, self._standing.get(guid, guid))
+        own = canonical(guid) if kind == "loadbalancer" else guid
+        self._standing.pop(own, None)
+        self.documents.pop(own, None)
+        self.learned.pop(guid, None)
+
+    def _hcn_delete(self, kind: str, guid: Guid) -> None:
         try:
             self._hcn.delete(NAMES[kind], uuid.UUID(guid))
         except NotFound:
             pass  # gone already is what was asked
-        self.documents.pop(guid, None)
 
     def _note(self, kind: str, guid: Guid) -> None:
         """Hold an object as HNS has it now."""
@@ -217,10 +323,68 @@ class WindowsHost:
             d = self._read(kind, uuid.UUID(guid))
         except NotFound:
             d = None
-        if d is not None:
-            self.documents[guid] = d
+        own = canonical(guid) if kind == "loadbalancer" else guid
+        if d is None:
+            self.documents.pop(own, None)
+            self._standing.pop(own, None)
+            return
+        self.documents[own] = msgspec.structs.replace(d, id=own)
+        self._learn(d)
+        if own != guid:
+            self._standing[own] = guid
         else:
-            self.documents.pop(guid, None)
+            self._standing.pop(own, None)
+
+    # -- containers ------------------------------------------------------------------------------------------
+
+    def hot_attach(self, endpoint: Guid, container: str) -> None:
+        """Put an endpoint into a running container of the engine's; done already is what was asked. HCN v2 has no call
+        for it: v1's is what Docker's own clients use. Raises HnsFailed."""
+        body = msgspec.json.encode({"ContainerId": container, "SystemType": "Container"}).decode()
+        try:
+            self._hns(f"/endpoints/{endpoint}/attach", body)
+        except HnsFailed as e:
+            if e.hresult != Code.ENDPOINT_ALREADY_ATTACHED:
+                raise
+            if container in self._containers_of(endpoint):
+                return
+            self.hot_detach(endpoint)  # of a container this one comes after
+            self._hns(f"/endpoints/{endpoint}/attach", body)
+        self._note("endpoint", endpoint)
+
+    def hot_detach(self, endpoint: Guid) -> None:
+        """Take an endpoint out of the container it is in; in none is what was asked. Raises HnsFailed."""
+        try:
+            self._hns(f"/endpoints/{endpoint}/detach", "{}")
+        except HnsFailed as e:
+            if e.hresult != Code.ENDPOINT_NOT_ATTACHED and not isinstance(e, NotFound):
+                raise
+        self._note("endpoint", endpoint)
+
+    def _containers_of(self, endpoint: Guid) -> list[str]:
+        found = self._hns(f"/endpoints/{endpoint}", method="GET")
+        return [str(c) for c in found.get("SharedContainers") or ()] if isinstance(found, dict) else []
+
+    def _hns(self, path: str, body: str = "", method: str = "POST") -> object:
+        return answered(f"HNSCall {method} {path}", self._hcn.hns_call(method, path, body))
+
+    def counters(self, endpoint: Guid) -> dict[str, int]:
+        """Of an endpoint's port, by hcsshim's names; empty when it has none."""
+        try:
+            found = self._hns(f"/endpointstats/{endpoint}", method="GET")
+        except NotFound:
+            return {}
+        return {k: v for k, v in found.items() if isinstance(v, int)} if isinstance(found, dict) else {}
+
+
+def twin(guid: Guid) -> Guid:
+    """The other id of a load balancer: version 5 of a UUID becomes 8 and back."""
+    return str(uuid.UUID(int=uuid.UUID(guid).int ^ (0xD << 76))).upper()
+
+
+def canonical(guid: Guid) -> Guid:
+    """Which of the two ids its document has."""
+    return twin(guid) if uuid.UUID(guid).version == 8 else guid
 
 
 def settled(have: Document, want: Document) -> Document:
@@ -244,6 +408,7 @@ def _told(d: Document, want: Document) -> Document:
             d,
             ipams=ipams,
             mac_pool=want.mac_pool,
+            dns=want.dns,
             flags=d.flags | want.flags,
             policies=tuple(sorted(kept, key=repr)),
         )
@@ -257,7 +422,8 @@ def _told(d: Document, want: Document) -> Document:
             mac_address=mac,
             routes=d.routes if want.routes else (),
             ip_configurations=configs,
-            policies=tuple(sorted(d.policies, key=repr)),
+            dns=want.dns if d.dns.server_list == want.dns.server_list else d.dns,
+            policies=tuple(sorted(map(_bare, d.policies), key=repr)),
         )
     if isinstance(d, HostComputeLoadBalancer) and isinstance(want, HostComputeLoadBalancer):
         return msgspec.structs.replace(
@@ -266,3 +432,10 @@ def _told(d: Document, want: Document) -> Document:
             host_compute_endpoints=tuple(sorted(normal_guid(e) for e in d.host_compute_endpoints)),
         )
     return d
+
+
+def _bare(policy: object) -> object:
+    """Without the id HNS gives an ACL."""
+    if isinstance(policy, p.Acl):
+        return p.Acl(msgspec.structs.replace(policy.settings, id=""))
+    return policy

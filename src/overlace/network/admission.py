@@ -1,0 +1,92 @@
+"""A task's wish for a network, checked, filled in and kept: before anything is made for it.
+
+Owns what a task may ask of this host, its host ports, its address on the node's own network and its record. Must not make
+anything on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Network
+
+import msgspec
+
+from overlace.model.errors import InvalidArgument, Unavailable
+from overlace.model.netview import NetView
+from overlace.network.base import TaskNetwork
+from overlace.network.endpoints import PROTOCOLS, LocalTask
+from overlace.network.hostports import HostPort, plan_host_ports
+from overlace.network.overlay import gateway_network
+from overlace.network.records import LocalAddresses, Record, Records
+
+
+class Admission:
+    """`records` keep what was admitted. `listening`: ports of the host with a socket of somebody else's."""
+
+    def __init__(self, records: Records, local_subnet: str, listening: Callable[[], set[HostPort]]) -> None:
+        self._records = records
+        self._local = LocalAddresses(local_subnet)
+        self._listening = listening
+
+    @property
+    def local_subnet(self) -> IPv4Network:
+        """Of the node's own NAT network; its gateway is the first address."""
+        return self._local.subnet
+
+    def admitted(self, task: TaskNetwork) -> Record | None:
+        """The record of this very wish; of another wish of the same task there is none. Policies may differ: the view
+        says what they are now."""
+        record = self._records.get(task.task_id)
+        if record is None:
+            return None
+        asked = record.asked
+        alike = msgspec.structs.replace(
+            task, allowed=asked.allowed, allowed_to=asked.allowed_to, egress=asked.egress
+        )
+        return record if alike == asked else None
+
+    def admit(
+        self,
+        task: TaskNetwork,
+        view: NetView,
+        taken: Mapping[HostPort, str],
+        mtus: Mapping[str, int],
+    ) -> Record:
+        """Check the wish, fill it in and keep it. `taken`: ports of the host that documents occupy, and whose; `mtus`: of
+        the interfaces, by network.
+
+        Raises InvalidArgument, Conflict (a port is taken), Unavailable (a network is not known here yet).
+        """
+        check_networks(task, view)
+        ports = task.host_ports
+        if ports:
+            if task.attachments and not gateway_network(task, view):
+                raise InvalidArgument(
+                    f"task {task.task_name}: all its networks are internal, so no port can be published in "
+                    "host mode: add a network that is not internal"
+                )
+            ports = plan_host_ports(task.task_name, ports, self._taken(taken), self._listening())
+        address = ""
+        if not task.attachments:
+            address = self._local.take(r.local.local_address for r in self._records)
+        filled = msgspec.structs.replace(task, host_ports=ports)
+        local = LocalTask(task=filled, mtu=dict(mtus), local_address=address)
+        record = Record(asked=task, local=local)
+        self._records.put(record)
+        return record
+
+    def _taken(self, by_documents: Mapping[HostPort, str]) -> dict[HostPort, str]:
+        taken = dict(by_documents)
+        for r in self._records:
+            for p in r.local.task.host_ports:
+                taken[(PROTOCOLS[p.protocol], p.published_port)] = r.asked.task_name
+        return taken
+
+
+def check_networks(task: TaskNetwork, view: NetView) -> None:
+    """Raises Unavailable while a network of the task is not in the view, InvalidArgument for one without address."""
+    for a in task.attachments:
+        if view.network(a.network_id) is None:
+            raise Unavailable(f"network {a.network_id} is not known on this node yet")
+        if not a.addresses:
+            raise InvalidArgument(f"task {task.task_id}: no address on network {a.network_id}")

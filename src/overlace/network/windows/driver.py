@@ -1,0 +1,478 @@
+"""The overlay driver of a Windows host: the agent's network on the host's own HNS.
+
+Owns the order of effects on that host, its resolver and what is kept for a restart. Decisions are the pure modules', as
+for Linux hosts; the calls are host.py's, on one thread. Every pass compares what is wanted with what HNS holds, so that
+a crash anywhere, a restart of HNS or somebody's deletion is mended by the next. It deletes nothing it did not make.
+Nothing here, nor anything it imports, may need Linux.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from overlace.model.errors import InvalidArgument, OverlaceError, Unavailable
+from overlace.model.findings import Question, Said
+from overlace.model.netview import NetView
+from overlace.model.paths import PathState
+from overlace.network.admission import Admission, check_networks
+from overlace.network.base import Attached, TaskNetwork
+from overlace.network.counted import Carried, Held
+from overlace.network.endpoints import LOCAL_NETWORK
+from overlace.network.hns.documents import (
+    Document,
+    Guid,
+    HostComputeEndpoint,
+    HostComputeNamespace,
+    HostComputeNetwork,
+    NamespaceResource,
+    colon_mac,
+)
+from overlace.network.hns.plan import Create, Operation
+from overlace.network.hns.state import State
+from overlace.network.hostports import HostPort, listening
+from overlace.network.mtu import plan_mtus
+from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
+from overlace.network.passes import Passes
+from overlace.network.records import Record, Records
+from overlace.network.refusals import Refusals
+from overlace.network.switch import Switch
+from overlace.network.turns import Turns
+from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.windows.errors import is_away
+from overlace.network.windows.host import WindowsHost
+from overlace.network.windows.library import Hcn
+from overlace.network.windows.look import look
+from overlace.network.windows.names import HostNames
+from overlace.network.windows.shape import Shape, shape
+from overlace.network.windows.watch import HnsWatch
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+class WindowsDriver:
+    """Implements overlace.network.base.NetworkDriver on the HNS behind `hcn`.
+
+    `state_dir` survives restarts. `underlay_address`: what this node tells the swarm; `mtu`: of its interface.
+    `upstreams`: nameservers for everything that is not ours. `attach`'s `netns` is the engine's id of a running
+    container (its last part counts), into which endpoints are attached; None: a namespace document of their own.
+    """
+
+    def __init__(
+        self,
+        hcn: Hcn,
+        state_dir: Path,
+        underlay_address: str,
+        *,
+        mtu: int = 1500,
+        upstreams: Sequence[str] = (),
+        search: Sequence[str] = (),
+        local_subnet: str = "172.17.0.0/16",
+        listening: Callable[[], set[HostPort]] = listening,
+        dns_port: int = 53,
+    ) -> None:
+        self._host = WindowsHost(hcn)
+        self._state_dir = state_dir
+        self._address = underlay_address
+        self._mtu = mtu
+        self._names = HostNames(underlay_address, dns_port, upstreams, search)
+        self._records = Records(state_dir / "tasks")
+        self._admission = Admission(self._records, local_subnet, listening)
+        self._passes = Passes(self._pass)
+        self._turns = Turns()
+        self._refusals = Refusals()
+        self._watch = HnsWatch(hcn, self._do, self._again)
+        self._pool = ThreadPoolExecutor(1, "overlace-hns")
+        self._view: NetView | None = None
+        self._planner: OverlayPlanner | None = None
+        self._shape: Shape | None = None
+        self._desired: dict[Guid, Document] = {}
+        self._node_id = ""
+        self._inside: dict[
+            Guid, str
+        ] = {}  # endpoint -> container it was attached to, since HNS was read last
+        self.on_paths: Callable[[Sequence[PathState]], None] = lambda paths: None
+
+    async def _do(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    @property
+    def local_subnet(self) -> IPv4Network:
+        """Of the node's own NAT network; its gateway is the first address."""
+        return self._admission.local_subnet
+
+    async def open(self, node_id: str) -> None:
+        """Take over what HNS holds of an earlier process. An HNS that does not answer (yet) is waited for: passes say so
+        until it does."""
+        self._node_id = node_id
+        self._records.load()
+        self._planner = OverlayPlanner(
+            node_id, self._address, windows=True, local_subnet=str(self.local_subnet)
+        )
+        for record in self._records:
+            self._names.know(record)
+        if not await self._names.serve():
+            self._watch.refused()
+        self._passes.suspect()
+        await self._watch.start()
+        try:
+            await self._passes.follow(set())
+        except OverlaceError as e:
+            log.warning("HNS does not answer yet", error=str(e))
+            self._watch.lost()
+
+    async def close(self) -> None:
+        await self._watch.end()
+        await self._names.close()
+        await self._passes.ended()
+        self._pool.shutdown(wait=False)
+        self._pool = ThreadPoolExecutor(1, "overlace-hns")  # starts its thread when it is used
+
+    async def leave(self) -> None:
+        await self._watch.end()
+        await self._names.close()
+        await self._passes.ended()
+        await self._do(lambda: sweep(self._host))
+        self._records.clear()
+        self._planner = None
+        self._desired, self._inside = {}, {}
+        shutil.rmtree(self._state_dir / "tasks", ignore_errors=True)
+
+    def describe(self) -> dict[str, object]:
+        version = self._shape.version if self._shape is not None else None
+        return {
+            "underlay_address": self._address,
+            "mtu": self._mtu,
+            "data_path": "HNS",
+            "os": "windows",
+            "hns_version": ".".join(map(str, version)) if version is not None else "",
+            "provider_addresses": sorted({x.provider_address for x in self._host.learned.values()}),
+            "router_macs": {n: x.router_mac for n, x in sorted(self._host.learned.items())},
+            "documents": len(self._host.documents),
+            "tasks": len(self._records.ids()),
+            "refused": self._refusals.texts(),
+            "lacks": self._host.lacks() if version is not None else [],
+        }
+
+    def paths(self) -> list[PathState]:
+        """None: HNS sends no probe, and VFP takes none from a program."""
+        return []
+
+    async def ask(self, question: Question) -> Said:
+        """Look at this host, as far as documents tell."""
+        return await look(question, self._differences, self._refusals.texts(), self._names.why_not)
+
+    async def _differences(self) -> list[Operation]:
+        """What a pass over everything would do now."""
+        self._open_planner()
+
+        def body() -> list[Operation]:
+            self._host.refresh()
+            return self._host.plan(self._desired)
+
+        return await self._do(body)
+
+    async def held(self) -> Held:
+        """What the containers' interfaces carried, for metrics; HNS counts no drops by reason and has no tables."""
+        ids = [d.id for d in self._host.documents.values() if _is_port(d)]
+        return await self._do(lambda: Held(tuple(self._carried(ids)), {}, {}))
+
+    def _carried(self, ids: Sequence[Guid]) -> Iterator[Carried]:
+        for guid in ids:
+            n = self._host.counters(guid)
+            if n:
+                yield Carried(
+                    guid,
+                    n.get("BytesReceived", 0),
+                    n.get("PacketsReceived", 0),
+                    n.get("BytesSent", 0),
+                    n.get("PacketsSent", 0),
+                )
+
+    @property
+    def switch(self) -> Switch:
+        """To look at what is programmed: the documents HNS holds, as layers and rules of our model of VFP. Raises
+        Unavailable before `open`."""
+        self._open_planner()
+        state = State()
+        for d in list(self._host.documents.values()):
+            state.put(d)
+
+        async def counters() -> dict[str, int]:
+            return {}
+
+        async def flows() -> list[UnifiedFlow]:
+            return []
+
+        return Switch(state, self._address, counters, flows)
+
+    def _open_planner(self) -> OverlayPlanner:
+        if self._planner is None:
+            raise Unavailable("the node's network is not open")
+        return self._planner
+
+    # -- following -------------------------------------------------------------------------------------------
+
+    async def apply_view(self, view: NetView, changed: set[str] | None) -> None:
+        self._open_planner()
+        first = self._view is None
+        self._view = view
+        self._names.update(view, None if first else changed)
+        try:
+            await self._passes.follow(None if first else changed)
+        except OverlaceError as e:
+            if not is_away(e):
+                raise
+            self._watch.lost()  # it follows the view when HNS is back
+
+    async def _again(self, whole: bool) -> bool:
+        """For the watch: bring HNS up to date; whether it refuses something."""
+        if whole:
+            self._passes.suspect()
+        deaf = not await self._names.serve()
+        await self._passes.follow(set())
+        return deaf or bool(self._refusals.ids)
+
+    async def _pass(self, changed: set[str] | None, touched: set[str], doubt: bool) -> None:
+        planner = self._open_planner()
+        try:
+            if doubt or self._shape is None:
+                await self._do(self._host.refresh)
+                self._inside = {}
+                version = await self._do(lambda: self._host.version)
+                self._shape = Shape(
+                    version=version,
+                    resolver=self._address,
+                    upstreams=self._names.upstreams,
+                    search=self._names.search,
+                )
+            if self._view is None:  # only the tasks touched are planned: nothing may be judged missing yet
+                changed = set()
+            tasks = {r.asked.task_id: r.local for r in self._records}
+            ids = planner.refresh(self._seen(), changed, tasks, touched)
+            ids |= {guid_of("namespace", t) for t in touched}  # its container may be known now
+            whole = changed is None
+            self._form(None if whole else ids)
+            looked = None if whole else ids | self._refusals.ids
+            if await self._apply(looked) and self._follow_provider(planner):
+                planner.refresh(self._seen(), None, tasks, tasks)
+                self._form(None)
+                await self._apply(None)
+        except OverlaceError as e:
+            if is_away(e):
+                self._watch.lost()
+            raise
+        if self._refusals.ids:
+            self._watch.refused()
+
+    def _seen(self) -> NetView:
+        return self._view if self._view is not None else NetView()
+
+    def _form(self, ids: set[Guid] | None) -> None:
+        """Bring `_desired` up to the planner's documents."""
+        planner, to = self._open_planner(), self._shape
+        assert to is not None
+        held = {guid_of("namespace", r.asked.task_id) for r in self._records if _container(r)}
+        for guid in ids if ids is not None else {*self._desired, *planner.documents}:
+            d = planner.documents.get(guid)
+            network = planner.documents.get(getattr(d, "host_compute_network", ""))
+            kind = network.type if isinstance(network, HostComputeNetwork) else ""
+            if isinstance(d, HostComputeNamespace):
+                d = _way_out_first(d, planner.documents)
+            formed = shape(d, to, kind, held=guid in held) if d is not None else None
+            if formed is not None:
+                self._desired[guid] = formed
+            else:
+                self._desired.pop(guid, None)
+
+    async def _apply(self, ids: set[Guid] | None) -> bool:
+        """Run what the documents `ids` need; whether a network came. Containers whose endpoints were made anew get
+        them back."""
+        operations = await self._do(lambda: self._host.plan(self._desired, ids))
+        if not operations and ids is not None:
+            self._refusals.note(())
+            return False
+        refused = await self._do(lambda: self._host.apply(operations))
+        self._refusals.note(refused)
+        new = {op.document.id for op in operations if isinstance(op, Create)}
+        for guid in new:
+            self._inside.pop(guid, None)
+        for record in self._records:
+            container = _container(record)
+            if container and new & {g for g in _endpoints(record)}:
+                await self._hot_attach(record, container)
+        return any(
+            isinstance(op, Create) and isinstance(op.document, HostComputeNetwork) for op in operations
+        )
+
+    def _follow_provider(self, planner: OverlayPlanner) -> bool:
+        """HNS decides which address it carries overlays over; whether it is another than was thought."""
+        found = {x.provider_address for x in self._host.learned.values()}
+        if not found or planner.provider_address in found:
+            return False
+        planner.provider_address = min(found)
+        log.error(
+            "HNS carries overlay networks over another address than this node tells the swarm: other hosts will not "
+            "reach its containers; start the daemon with that --advertise-addr",
+            hns=planner.provider_address,
+            told=self._address,
+        )
+        return True
+
+    # -- tasks -----------------------------------------------------------------------------------------------
+
+    def _outside(self, task: TaskNetwork) -> Attached:
+        """A task on no network: there is nothing to make, nor to give back."""
+        if task.mode == "host":
+            raise InvalidArgument(
+                f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
+            )
+        return Attached(sandbox=None, resolv_conf="", addresses={}, macs={}, gateways={})
+
+    async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
+        if task.mode:
+            return self._outside(task)
+        async with self._turns.of(task.task_id):
+            self._open_planner()
+            record = self._admission.admitted(task)
+            if record is None and (other := self._records.get(task.task_id)) is not None:
+                await self._forget(other)
+            if record is not None:
+                check_networks(task, self._seen())
+                return await self._connect(record, netns)
+            record = self._admit(task)
+            try:
+                return await self._connect(record, netns)
+            except BaseException:
+                await asyncio.shield(self._forget(record))
+                raise
+
+    def _admit(self, task: TaskNetwork) -> Record:
+        view = self._seen()
+        taken = State()
+        for d in list(self._host.documents.values()):
+            taken.put(d)
+        networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
+        mtus = plan_mtus(view, networks, self._node_id, self._mtu, {})
+        return self._admission.admit(task, view, taken.by_host_port, mtus)
+
+    async def _connect(self, record: Record, netns: Path | None) -> Attached:
+        """Everything of an admitted task, again and again with the same result."""
+        task = record.local.task
+        sandbox = netns.name if netns is not None else guid_of("namespace", task.task_id).lower()
+        if record.sandbox != sandbox:
+            record = msgspec.structs.replace(record, sandbox=sandbox)
+            self._records.put(record)
+        self._names.know(record)
+        await self._passes.follow(set(), (task.task_id,))
+        addresses: dict[str, str] = {}
+        macs: dict[str, str] = {}
+        gateways: dict[str, str] = {}
+        for (network_id, address), guid in zip(record.local.placements, _endpoints(record), strict=True):
+            d = self._host.documents.get(guid)
+            network = self._host.documents.get(guid_of("network", network_id))
+            if not isinstance(d, HostComputeEndpoint) or not isinstance(network, HostComputeNetwork):
+                namespace = guid_of("namespace", task.task_id)
+                raise self._refusals.explain(
+                    task.task_name, (guid_of("network", network_id), guid, namespace)
+                )
+            addresses[network.name], macs[network.name] = address, colon_mac(d.mac_address)
+            gateways[network.name] = _gateway(network, address)
+        container = _container(record)
+        if container:
+            await self._hot_attach(record, container)
+        elif not isinstance(
+            self._host.documents.get(guid_of("namespace", task.task_id)), HostComputeNamespace
+        ):
+            raise self._refusals.explain(task.task_name, (guid_of("namespace", task.task_id),))
+        return Attached(
+            sandbox=Path(sandbox),
+            resolv_conf=self._names.resolv_conf(record),
+            addresses=addresses,
+            macs=macs,
+            gateways=gateways,
+            host_ports=task.host_ports,
+        )
+
+    async def _hot_attach(self, record: Record, container: str) -> None:
+        """In the order of the networks, the one with the way out first: a container takes its first default route."""
+        via = gateway_network(record.local.task, self._seen())
+        placed = list(zip(record.local.placements, _endpoints(record), strict=True))
+        for (_network_id, _), guid in sorted(placed, key=lambda x: x[0][0] != via):
+            if self._inside.get(guid) != container and guid in self._host.documents:
+                await self._do(lambda guid=guid: self._host.hot_attach(guid, container))  # type: ignore[misc]
+                self._inside[guid] = container
+
+    async def detach(self, task_id: str) -> None:
+        async with self._turns.of(task_id):
+            record = self._records.get(task_id)
+            if record is not None:
+                await self._forget(record)
+
+    async def _forget(self, record: Record) -> None:
+        """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
+        task_id = record.asked.task_id
+        self._names.forget(record)
+        container = _container(record)
+        for guid in _endpoints(record):
+            self._inside.pop(guid, None)
+            if container and guid in self._host.documents:
+                try:
+                    await self._do(lambda guid=guid: self._host.hot_detach(guid))  # type: ignore[misc]
+                except OverlaceError as e:  # its container is gone: the endpoint goes all the same
+                    log.debug("could not detach", endpoint=guid, error=str(e))
+        self._records.remove(task_id)
+        await self._passes.follow(set(), (task_id,))
+
+    async def keep_only(self, task_ids: set[str]) -> None:
+        gone = [t for t in self._records.ids() if t not in task_ids]
+        await asyncio.gather(*(self.detach(t) for t in gone))
+
+
+def _endpoints(record: Record) -> list[Guid]:
+    return [guid_of("endpoint", n, record.asked.task_id) for n, _ in record.local.placements]
+
+
+def _container(record: Record) -> str:
+    """The engine's container the task's endpoints are attached to; empty: they are in a namespace document."""
+    own = guid_of("namespace", record.asked.task_id).lower()
+    return record.sandbox if record.sandbox != own else ""
+
+
+def _way_out_first(d: HostComputeNamespace, documents: Mapping[Guid, Document]) -> HostComputeNamespace:
+    """HNS gives every endpoint its subnet's default route: the first attached is the one a container takes."""
+
+    def key(resource: NamespaceResource) -> bool:
+        endpoint = documents.get(resource.data.id)
+        return not (isinstance(endpoint, HostComputeEndpoint) and endpoint.routes)
+
+    return msgspec.structs.replace(d, resources=tuple(sorted(d.resources, key=key)))
+
+
+def _gateway(network: HostComputeNetwork, address: str) -> str:
+    parsed = IPv4Address(address.split("/")[0])
+    mine = (s for s in network.subnets if parsed in IPv4Network(s.ip_address_prefix))
+    return next((r.next_hop for s in mine for r in s.routes), "")
+
+
+def _is_port(d: Document) -> bool:
+    return isinstance(d, HostComputeEndpoint) and not d.remote
+
+
+def sweep(host: WindowsHost) -> None:
+    """Delete all that is ours in HNS, without any state; blocking. Raises Unavailable for what stays."""
+    host.refresh()
+    refused = host.apply(host.plan({}))
+    if refused:
+        raise Unavailable(f"HNS keeps {len(refused)} objects of the swarm: {refused[0][1]}")
