@@ -8,6 +8,7 @@ import itertools
 import secrets
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from overlace.network.linux import bpf_syscall, unified
+from overlace.network.linux import bpf_syscall, figures, unified
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
 from overlace.network.vfp.access import Connections
@@ -395,7 +396,8 @@ def test_connections_through_access_lists(
     """Replies pass, other packets are judged, and new lists decide about old connections."""
     plain = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
     peers = {n: RemoteEndpoint(4097, f"10.0.1.{n}", _mac(f"10.0.1.{n}"), PEERS[0]) for n in (2, 5)}
-    loader.maps["allowed"].delete_many([key for key, _ in loader.maps["allowed"].items()])
+    for name in ("allowed", "hits"):
+        loader.maps[name].delete_many([key for key, _ in loader.maps[name].items()])
     memory: Connections | None = None
     for inbound, outbound, steps in phases:
         source, into, out = _filtered(plain, inbound, outbound)
@@ -423,6 +425,12 @@ def test_connections_through_access_lists(
             wanted = memory.admit(direction, packet, syn=syn)  # type: ignore[arg-type]
             passed = "delivered" if direction == "IN" else "encapsulated"
             assert REASONS[reason] == (passed if wanted else "drop_policy"), (packet, lists)
+    assert memory is not None
+    wanted_hits: Counter[tuple[int, int]] = Counter()
+    for (way, rules, place), n in memory.hits.items():
+        wanted_hits[AccessList(4097, plain.address, way, rules).number, place] += n
+    found = {(h.list, h.rule): h.packets for h in figures.hits(loader.maps["hits"])}
+    assert found == wanted_hits
 
 
 def _endpoint_row(source: LocalEndpoint) -> tuple[bytes, bytes]:

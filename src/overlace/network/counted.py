@@ -18,6 +18,19 @@ class Carried(msgspec.Struct, frozen=True):
     sent_packets: int
 
 
+class Hit(msgspec.Struct, frozen=True):
+    """What counted for one rule of an endpoint's access list. `list`: the list's number; `rule`: the rule's place in it, or
+    access.NO_RULE; `connections`: first packets, refused ones among them; `bytes`: of IP packets."""
+
+    list: int
+    ifindex: int  # of the endpoint's port
+    rule: int
+    connections: int
+    packets: int
+    bytes: int
+    endpoint_id: str = ""
+
+
 class Held(msgspec.Struct, frozen=True):
     """Everything of a moment. `drops`: (VNI, reason) -> packets; `fill`: table -> (rows, room)."""
 

@@ -20,6 +20,7 @@ _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 TCX_INGRESS = 46
 _BATCH = 4096
+_PER_CPU = (5, 6, 10)  # hash, array, LRU hash: enum bpf_map_type
 _FEW = 4  # up to so many rows go one by one
 _ENOTSUPP = 524  # the kernel's own, not in errno
 
@@ -42,13 +43,22 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
 
 
+def possible_cpus() -> int:
+    """How many values a per-processor map has."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    return int(text.replace(",", "-").split("-")[-1]) + 1
+
+
 class Map:
-    """An open map. Keys and values are bytes of exactly key_size and value_size (per-CPU values excepted)."""
+    """An open map. Keys and values are bytes of exactly key_size and value_size; of a per-CPU map, the values of all
+    processors one after the other."""
 
     def __init__(self, fd: int, name: str = "map") -> None:
         self.fd, self.name = fd, name
         info = object_info(fd, 80)
         self.type, self.id, self.key_size, self.value_size, self.max_entries = struct.unpack_from("5I", info)
+        if self.type in _PER_CPU:  # the kernel gives the values of all processors, each on eight bytes
+            self.value_size = (self.value_size + 7) // 8 * 8 * possible_cpus()
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -62,9 +72,9 @@ class Map:
         attr = struct.pack("IxxxxQQQ", self.fd, _address(keys), _address(value) if value else 0, flags)
         _bpf(command, attr, f"map {self.name}")
 
-    def lookup(self, key: bytes, size: int | None = None) -> bytes | None:
-        """The value, or None. `size`: bytes the kernel writes when that is not value_size (per-CPU maps)."""
-        value = ctypes.create_string_buffer(size or self.value_size)
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value, or None."""
+        value = ctypes.create_string_buffer(self.value_size)
         try:
             self._element(_MAP_LOOKUP, key, value)
         except FileNotFoundError:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from overlace.network.base import Inside
-from overlace.network.counted import Carried
+from overlace.network.counted import Carried, Hit
 from overlace.network.vfp.flows import TableFill
 
-from .bpf_syscall import Map
+from .bpf_syscall import Map, possible_cpus
 from .maps import EVICTING, REASONS, TABLE_MAPS
 from .netns import run_inside
 
@@ -79,15 +79,18 @@ def table_fill(maps: Mapping[str, Map]) -> list[TableFill]:
 
 def counters(table: Map) -> dict[str, int]:
     """Map `counters`: reason -> packets, of all processors."""
-    size = 8 * possible_cpus()
     found = {}
     for index, name in enumerate(REASONS):
-        raw = table.lookup(struct.pack("I", index), size) or b""
+        raw = table.lookup(struct.pack("I", index)) or b""
         found[name] = sum(struct.unpack(f"{len(raw) // 8}Q", raw))
     return found
 
 
-def possible_cpus() -> int:
-    """How many values a per-processor map has."""
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    return int(text.replace(",", "-").split("-")[-1]) + 1
+def hits(table: Map) -> list[Hit]:
+    """Map `hits`: struct hit_key -> struct hit of all processors."""
+    found = []
+    for key, value in table.items():
+        number, ifindex, rule = struct.unpack("QII", key)
+        each = struct.unpack(f"{len(value) // 8}Q", value)
+        found.append(Hit(number, ifindex, rule, sum(each[0::3]), sum(each[1::3]), sum(each[2::3])))
+    return found

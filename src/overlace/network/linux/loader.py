@@ -40,6 +40,7 @@ MAPS = (
     "limits",
     "meters",
     "allowed",
+    "hits",
     "turns",
     "flows",
     "fragments",

@@ -26,7 +26,7 @@ from overlace.network.vfp.tables import (
     RemoteSubnet,
 )
 
-LAYOUT = 7  # as in bpf/types.h
+LAYOUT = 8  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
 _REMOTE = bytes((KIND_REMOTE, 0))
 # enum reason of bpf/types.h, in its order

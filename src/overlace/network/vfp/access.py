@@ -5,6 +5,7 @@ Owns how a list of rules judges and which packets belong to an allowed connectio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -13,6 +14,7 @@ from overlace.network.vfp.model import Direction, Packet, within
 from overlace.network.vfp.tables import AccessRule
 
 TCP, UDP = 6, 17
+NO_RULE = 512  # place of the rule when none decides
 
 
 def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:
@@ -30,24 +32,40 @@ def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:
     )
 
 
-def judge(rules: Sequence[AccessRule], direction: Direction, packet: Packet) -> bool:
-    """The first rule that decides counts; none: no. One that passes ends its tier."""
+def consult(rules: Sequence[AccessRule], direction: Direction, packet: Packet) -> tuple[int, ...]:
+    """Places of the rules that have a say: those that pass, which ends their tier, then the one that decides, or NO_RULE."""
     passed = -1
-    for r in rules:
+    said = []
+    for i, r in enumerate(rules):
         if r.tier == passed or not holds(r, direction, packet):
             continue
+        said.append(i)
         if r.action != "pass":
-            return r.action == "allow"
+            return tuple(said)
         passed = r.tier
-    return False
+    return (*said, NO_RULE)
+
+
+def judge(rules: Sequence[AccessRule], direction: Direction, packet: Packet) -> bool:
+    """The first rule that decides counts; none: no."""
+    last = consult(rules, direction, packet)[-1]
+    return last != NO_RULE and rules[last].action == "allow"
 
 
 class Connections:
-    """One filtered endpoint's memory of what it allowed; `lists` are its rules by direction."""
+    """One filtered endpoint's memory of what it allowed; `lists` are its rules by direction. `hits`: packets by list and
+    place of the rule; each packet counts for every rule that has a say about its connection."""
 
     def __init__(self, lists: dict[Direction, tuple[AccessRule, ...]]) -> None:
         self.lists = lists
+        self.hits: Counter[tuple[Direction, tuple[AccessRule, ...], int]] = Counter()
         self._allowed: dict[tuple[object, ...], tuple[Direction, tuple[AccessRule, ...]]] = {}
+
+    def _judge(self, direction: Direction, packet: Packet) -> bool:
+        rules = self.lists[direction]
+        said = consult(rules, direction, packet)
+        self.hits.update((direction, rules, place) for place in said)
+        return said[-1] != NO_RULE and rules[said[-1]].action == "allow"
 
     def admit(self, direction: Direction, packet: Packet, *, syn: bool = False) -> bool:
         """`syn`: a TCP packet that begins a connection. Time does not pass here."""
@@ -57,12 +75,13 @@ class Connections:
             key = (packet.protocol, packet.dst, packet.src, packet.dport, packet.sport)
         known = self._allowed.get(key)
         if known is not None and not syn:
-            first, rules = known
-            now = self.lists[first]
-            if rules == now or judge(now, first, _as(first, packet, direction)):
-                self._allowed[key] = (first, now)
+            first, _ = known
+            if self._judge(first, _as(first, packet, direction)):
+                self._allowed[key] = (first, self.lists[first])
                 return True
-        if not judge(self.lists[direction], direction, packet):
+            if first == direction:
+                return False
+        if not self._judge(direction, packet):
             return False
         self._allowed[key] = (direction, self.lists[direction])
         return True

@@ -178,7 +178,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return f->kind == F_REPLY ? reply(ctx, p, f) : back_through(ctx, p, f);
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
-	if ((port->flags & PORT_FILTERED) && !admitted(p, port, GOES_OUT))
+	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
 	if (is_overlay(p->daddr))
 		return drop(ctx, R_DROP_ISOLATION);
@@ -241,7 +241,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 		struct route *r = route_of(vni, p.daddr);
 
 		if (r) {
-			if ((port->flags & PORT_FILTERED) && !admitted(&p, port, GOES_OUT))
+			if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
 				return drop(ctx, R_DROP_POLICY);
 			return along(ctx, &p, r);
 		}
@@ -257,7 +257,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 		q.source = cfg->underlay_addr;
 		return balanced(ctx, &p, &q);
 	}
-	if ((port->flags & PORT_FILTERED) && !admitted(&p, port, GOES_OUT))
+	if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
 	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
 		return forward(ctx, &p, vni, p.daddr, 0);

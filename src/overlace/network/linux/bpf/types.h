@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 7
+#define LAYOUT 8
 #define INLINE static __always_inline
 /* A global function: the verifier looks at it once, not once per call. */
 #define NOINLINE __attribute__((noinline))
@@ -29,6 +29,8 @@
 #define TURNS 4096
 #define SCOPE_SANDBOX 0xffffffff
 #define ACCESS_RULES 512 /* of one list; maps.py refuses more */
+#define NO_RULE (ACCESS_RULES + 1)
+#define MANY_RULES 4095
 #define AFFINITY_PROTOCOL 0x80000000
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
 #define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
@@ -176,8 +178,25 @@ struct access_key { /* a connection of a filtered endpoint, the same for both di
 struct access { /* that it was allowed */
 	__u64 list; /* by which list: another one decides anew */
 	__u32 seen; /* as in struct flow */
-	__u8 direction; /* of its first packet */
-	__u8 pad[3];
+	__u32 direction : 8; /* of its first packet */
+	__u32 rule : 12, passed : 12; /* as in struct judged */
+};
+
+struct judged { /* by which list, and by which of its rules; places begin with 1 here, 0: none */
+	__u64 list;
+	__u16 rule; /* the one that decided, NO_RULE: none did */
+	__u16 passed; /* the one that passed before that, MANY_RULES: several did */
+};
+
+struct hit_key {
+	__u64 list;
+	__u32 ifindex; /* of the filtered endpoint's port */
+	__u32 rule; /* its place in the list, from 0; ACCESS_RULES: none decided */
+};
+
+struct hit {
+	__u64 connections; /* first packets: what was judged, not remembered */
+	__u64 packets, bytes; /* of IP packets */
 };
 
 struct frontend_key {
@@ -278,6 +297,7 @@ struct way {
 	__u8 src[6], dst[6]; /* MACs it goes on with */
 	__u8 verdict, metered, pad[4];
 	__u64 packets, bytes;
+	struct judged judged[2]; /* by enum direction: the rules its packets count for */
 };
 
 struct fragment_key {
@@ -318,6 +338,7 @@ MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 655
 MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, 131072, 0);
+MAP(BPF_MAP_TYPE_LRU_PERCPU_HASH, hits, struct hit_key, struct hit, 16384, 0);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, 131072, 0);
 MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u32, 1, 0);

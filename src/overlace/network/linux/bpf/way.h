@@ -23,8 +23,13 @@ INLINE __u32 current_generation(void)
 /* Note how the packet came, before anything is rewritten. */
 INLINE void came(struct pkt *p, __u32 point, __u32 generation)
 {
+	struct scratch *s = scratch();
 	int often = (p->proto == PROTO_TCP && !(p->tcp_flags & (TCP_FIN | TCP_RST))) || p->proto == PROTO_UDP;
 
+	if (s) {
+		s->judged[GOES_IN].rule = 0;
+		s->judged[GOES_OUT].rule = 0;
+	}
 	p->generation = often && !p->fragment && p->ihl == IP_LEN ? generation : 0;
 	p->came.point = point;
 	p->came.saddr = p->saddr;
@@ -38,35 +43,40 @@ INLINE void came(struct pkt *p, __u32 point, __u32 generation)
 /* The packet, as it is now, goes this way, and so do those that come like it. `target`: ifindex of W_DELIVER. */
 NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const struct hop *hop)
 {
-	struct way w = {}, *old;
+	struct scratch *s = scratch();
+	struct way *w, *old;
 
-	if (!p || !p->generation)
+	if (!p || !s || !p->generation)
 		return 0;
-	w.generation = p->generation;
-	w.decided = w.seen = now();
-	w.saddr = p->saddr;
-	w.daddr = p->daddr;
-	w.sport = p->sport;
-	w.dport = p->dport;
-	w.from = p->from;
-	w.ifindex = target;
-	w.verdict = verdict;
-	w.metered = p->metered;
-	copy_mac(w.own, p->own);
+	w = &s->way;
+	__builtin_memset(w, 0, sizeof(*w));
+	w->generation = p->generation;
+	w->decided = w->seen = now();
+	w->saddr = p->saddr;
+	w->daddr = p->daddr;
+	w->sport = p->sport;
+	w->dport = p->dport;
+	w->from = p->from;
+	w->ifindex = target;
+	w->verdict = verdict;
+	w->metered = p->metered;
+	copy_mac(w->own, p->own);
 	if (hop) {
-		w.provider = hop->provider;
-		w.vni = hop->vni;
-		copy_mac(w.src, hop->src);
-		copy_mac(w.dst, hop->dst);
+		w->provider = hop->provider;
+		w->vni = hop->vni;
+		copy_mac(w->src, hop->src);
+		copy_mac(w->dst, hop->dst);
 	}
-	w.packets = 1;
-	w.bytes = p->length;
+	w->judged[GOES_IN] = s->judged[GOES_IN];
+	w->judged[GOES_OUT] = s->judged[GOES_OUT];
+	w->packets = 1;
+	w->bytes = p->length;
 	old = bpf_map_lookup_elem(&ways, &p->came);
 	if (old) {
-		w.packets += old->packets;
-		w.bytes += old->bytes;
+		w->packets += old->packets;
+		w->bytes += old->bytes;
 	}
-	bpf_map_update_elem(&ways, &p->came, &w, BPF_ANY);
+	bpf_map_update_elem(&ways, &p->came, w, BPF_ANY);
 	return 0;
 }
 
@@ -203,7 +213,7 @@ INLINE int into_container(struct __sk_buff *ctx, __u32 ifindex, const __u8 *mac)
 }
 
 /* Into the container of local endpoint `e`; the packet is as the container shall see it. */
-INLINE int deliver(struct __sk_buff *ctx, const struct pkt *p, struct endpoint *e)
+INLINE int deliver(struct __sk_buff *ctx, struct pkt *p, struct endpoint *e)
 {
 	__u32 ifindex = e->ifindex;
 	struct hop hop = {};
@@ -213,7 +223,7 @@ INLINE int deliver(struct __sk_buff *ctx, const struct pkt *p, struct endpoint *
 	if (e->flags & ENDPOINT_FILTERED) {
 		struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 
-		if (!port || ((port->flags & PORT_FILTERED) && !admitted(p, port, GOES_IN)))
+		if (!port || ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_IN)))
 			return drop(ctx, R_DROP_POLICY);
 	}
 	copy_mac(hop.dst, e->mac);
@@ -234,6 +244,10 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 
 	if (!cfg)
 		return drop(ctx, R_DROP_ERROR);
+	if (w->judged[GOES_OUT].rule)
+		count_judged(&w->judged[GOES_OUT], s->point, s->p.length);
+	if (w->judged[GOES_IN].rule)
+		count_judged(&w->judged[GOES_IN], ifindex, s->p.length);
 	copy_mac(hop.src, w->src);
 	copy_mac(hop.dst, w->dst);
 	if (renames(w, &came) && translate(ctx, &s->p, &as))
