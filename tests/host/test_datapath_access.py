@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, ping
 
+from overlace.network.vfp.access import NO_RULE
 from overlace.network.vfp.tables import AccessList, AccessRule, Backend, Frontend, LocalEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
@@ -103,6 +104,41 @@ def test_connections_and_a_change_of_policy(world: SimpleNamespace) -> None:
         guard(world, WEB)
         connection.settimeout(5)  # TCP sends again
         assert connection.recv(100) == b"no more"
+
+
+def test_each_packet_counts_for_the_rule_that_lets_it_pass(world: SimpleNamespace) -> None:
+    mirror = AccessRule("pass", 6, remote=("10.0.1.6/32",))
+    into = (mirror, msgspec.structs.replace(WEB, tier=1), AccessRule("block", 17, tier=1))
+    guard(world, *into)
+    numbers = {"IN": AccessList(4097, "10.0.1.5", "IN", into).number}
+
+    def counted() -> dict[int, tuple[int, int, int]]:
+        hits = [h for h in world.a.call("hits") if h.list == numbers["IN"]]
+        assert {h.endpoint_id for h in hits} <= {world.db.endpoints[0].endpoint_id}
+        return {h.rule: (h.connections, h.packets, h.bytes) for h in hits}
+
+    def flowing() -> int:
+        flows = world.a.call("flows")
+        return sum(f.packets for f in flows if "10.0.1.6" in (f.came.src, f.came.dst))
+
+    before = flowing()
+    with connect(world.web.path, "10.0.1.5", 80) as connection:
+        line(connection)
+        assert echo(connection, bytes(2_000_000))
+        for _ in range(50):
+            assert echo(connection, b"x")
+        connections, packets, size = counted()[1]
+        assert connections == 1 and size > 4_000_000
+        assert packets - 3 <= flowing() - before <= packets + 3, (
+            "the flow's own count, on the fast path as well"
+        )
+    assert counted()[0][0] == 1, "the rule that passes saw it too"
+    assert abs(counted()[0][1] - counted()[1][1]) <= 3
+    assert refused(world.cron)
+    with pytest.raises(TimeoutError):
+        ask_udp(world.web.path, "10.0.1.5", 53, timeout=0.3)
+    found = counted()
+    assert found[NO_RULE][0] >= 1 and found[2][:2] == (1, 1) and found[2][2] == 38
 
 
 def test_a_client_outside(world: SimpleNamespace) -> None:

@@ -314,7 +314,7 @@ class Switch(Protocol):
 
     def ports(self) -> list[PortShown]: ...
 
-    def layers(self, port: str = "") -> list[PortShown]:
+    async def layers(self, port: str = "") -> list[PortShown]:
         """Raises NotFound."""
 
     async def counters(self) -> list[Counter]: ...

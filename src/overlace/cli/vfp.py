@@ -177,14 +177,51 @@ def _show_group(g: dict[str, Any]) -> None:
             for word, value in r["Conditions"].items():
                 click.echo(f"              {word} : {value}")
         click.echo(f"          Action : {r['Action']}")
+        if r.get("Hits"):
+            hits = r["Hits"]
+            click.echo(
+                f"          Hits : {hits['Connections']} connections, {hits['Packets']} packets, {hits['Bytes']} bytes"
+            )
+
+
+def _rule_counters(host: str, port: str, every: bool, as_json: bool) -> None:
+    found = [
+        {"Port": p["FriendlyName"], "Group": g["Name"], "Direction": g["Direction"], **r}
+        for p in _layers(host, port)
+        for layer in p["Layers"]
+        for g in layer["Groups"]
+        for r in g["Rules"]
+        if r.get("Hits") and (every or r["Hits"]["Packets"])
+    ]
+    _tell(
+        found,
+        as_json,
+        ("CONNECTIONS", "PACKETS", "BYTES", "PORT", "DIRECTION", "RULE", "ACTION"),
+        (
+            (
+                *(str(r["Hits"][word]) for word in ("Connections", "Packets", "Bytes")),
+                r["Port"],
+                r["Direction"],
+                r["Name"],
+                r["Action"],
+            )
+            for r in found
+        ),
+    )
 
 
 @vfp.command()
+@click.argument("port", default="")
 @click.option("--all", "-a", "every", is_flag=True, help="Also what has not happened.")
 @host_option
 @_json
-def counters(host: str, every: bool, as_json: bool) -> None:
-    """Packets by what became of them, since this host's data path was made."""
+def counters(host: str, port: str, every: bool, as_json: bool) -> None:
+    """Packets by what became of them, since this host's data path was made; those of PORT by the access rules that had
+    a say about them.
+    """
+    if port:
+        _rule_counters(host, port, every, as_json)
+        return
     found = ask(host, f"{BASE}/counters")
     _tell(
         found,

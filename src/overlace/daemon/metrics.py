@@ -48,6 +48,9 @@ async def host_figures(host: NodeHost) -> dict[str, object]:
     peers = {n.id: n.hostname for n in view.of(NodeEntry)}
     return {
         "packets": {c.name: c.packets for c in await host.driver.switch.counters()},
+        "judged": {
+            key: (n.connections, n.packets, n.bytes) for key, n in (await host.driver.switch.judged()).items()
+        },
         "drops": dropped,
         "traffic": tuple(Traffic(name, *n) for name, n in sorted(sums.items())),
         "fill": tuple(Fill(table, rows, room) for table, (rows, room) in held.fill.items()),

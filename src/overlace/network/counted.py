@@ -19,8 +19,8 @@ class Carried(msgspec.Struct, frozen=True):
 
 
 class Hit(msgspec.Struct, frozen=True):
-    """What counted for one rule of an endpoint's access list. `list`: the list's number; `rule`: the rule's place in it, or
-    access.NO_RULE; `connections`: first packets, refused ones among them; `bytes`: of IP packets."""
+    """What counted for one rule of an endpoint's access list. `list`: the list's number; `rule`: the rule's place in it,
+    or access.NO_RULE; `connections`: first packets, refused ones among them; `bytes`: of IP packets."""
 
     list: int
     ifindex: int  # of the endpoint's port

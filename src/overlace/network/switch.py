@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from overlace.model.errors import NotFound
-from overlace.network.hns.documents import HostComputeNetwork
+from overlace.network.counted import Hit
+from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
 from overlace.network.hns.state import State
-from overlace.network.vfp.compile import vni_of
+from overlace.network.vfp.compile import compile_access, vni_of
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.reasons import Counter, explain_counters
-from overlace.network.vfp.show import PortShown, find_ports, local_ports, show_port
+from overlace.network.vfp.show import HitsShown, PortShown, find_ports, local_ports, show_port
 
 
 class Switch:
-    """`host`: the host's underlay address; `counters`, `flows` and `drops`: read the data path's."""
+    """`host`: the host's underlay address; `counters`, `flows`, `drops` and `hits`: read the data path's."""
 
     def __init__(
         self,
@@ -26,23 +27,44 @@ class Switch:
         counters: Callable[[], Awaitable[dict[str, int]]],
         flows: Callable[[], Awaitable[list[UnifiedFlow]]],
         drops: Callable[[], Awaitable[dict[tuple[int, str], int]]] | None = None,
+        hits: Callable[[], Awaitable[list[Hit]]] | None = None,
     ) -> None:
         self._state = state
         self._host = host
         self._counters = counters
         self._flows = flows
         self._drops = drops
+        self._hits = hits
 
     def ports(self) -> list[PortShown]:
         """Every port, without its layers."""
         return [show_port(g, self._state, self._host, layers=False) for g in local_ports(self._state)]
 
-    def layers(self, port: str = "") -> list[PortShown]:
+    async def layers(self, port: str = "") -> list[PortShown]:
         """The ports a person means by `port` (all when empty) with layers and rules. Raises NotFound."""
         found = find_ports(port, self._state) if port else local_ports(self._state)
         if not found:
             raise NotFound(f"no port {port!r} on this host: `overlace vfp ports` lists them")
-        return [show_port(g, self._state, self._host, layers=True) for g in found]
+        hits = await self._hits() if self._hits is not None else []
+        return [show_port(g, self._state, self._host, layers=True, hits=hits) for g in found]
+
+    async def judged(self) -> dict[tuple[str, str, str], HitsShown]:
+        """What the rules that decide about connections counted, by network's name, IN or OUT, and allow or block."""
+        found: dict[tuple[str, str, str], HitsShown] = {}
+        for h in await self._hits() if self._hits is not None else ():
+            e = self._state.get(h.endpoint_id, HostComputeEndpoint)
+            network = self._state.get(e.host_compute_network, HostComputeNetwork) if e is not None else None
+            if e is None or network is None:
+                continue
+            for c in e.ip_configurations:
+                for access in compile_access(e, network, vni_of(network), c.ip_address):
+                    if access.number != h.list:
+                        continue
+                    action = access.rules[h.rule].action if h.rule < len(access.rules) else "block"
+                    if action != "pass":
+                        key = (network.name, access.direction, action)
+                        found[key] = found.get(key, HitsShown()).plus(h)
+        return found
 
     async def counters(self) -> list[Counter]:
         """Packets by what became of them."""

@@ -40,6 +40,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     packets: Mapping[str, int] = {}
     drops: Mapping[tuple[str, str], int] = {}
+    judged: Mapping[tuple[str, str, str], tuple[int, int, int]] = {}
     traffic: tuple[Traffic, ...] = ()
     fill: tuple[Fill, ...] = ()
     flows: int = 0
@@ -74,6 +75,21 @@ def families(f: Figures) -> Iterator[Metric]:
     for (network, reason), n in sorted(f.drops.items()):
         drops.add_metric((network, reason), n)
     yield drops
+    for i, (what, words) in enumerate(
+        (
+            ("connections", "Connections access rules decided about"),
+            ("packets", "Packets of connections access rules decided about"),
+            ("bytes", "Bytes of IP packets of connections access rules decided about"),
+        )
+    ):
+        judged = CounterMetricFamily(
+            f"overlace_policy_{what}",
+            f"{words}, by network, direction as the container sees it, and what the rule says.",
+            labels=("network", "direction", "action"),
+        )
+        for (network, direction, action), counted in sorted(f.judged.items()):
+            judged.add_metric((network, direction.lower(), action), counted[i])
+        yield judged
     yield from _traffic(f.traffic)
     yield GaugeMetricFamily("overlace_flows", "Unified flows the data path remembers.", value=f.flows)
     rows = GaugeMetricFamily("overlace_table_rows", "Rows in the data path's tables.", labels=("table",))

@@ -8,14 +8,20 @@ import sys
 
 import pytest
 from click.testing import CliRunner, Result
+from network.test_mutations import rich
 from network.world import HOST, running
 
 from overlace.cli.main import cli, main
 from overlace.model.errors import NotFound
+from overlace.network.counted import Hit
+from overlace.network.hns.documents import HostComputeEndpoint
 from overlace.network.overlay import guid_of
 from overlace.network.switch import Switch
+from overlace.network.vfp.access import NO_RULE
+from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.model import Packet
+from overlace.network.vfp.tables import AccessList
 
 from .conftest import Api
 from .doubles import FakeBackend
@@ -82,6 +88,43 @@ async def test_counters_say_what_they_count(host: FakeBackend) -> None:
     shown = (await overlace("counters")).stdout
     assert "12" in shown and "drop_isolation" in shown and "not on that network" in shown
     assert "drop_arp" not in shown and "drop_arp" in (await overlace("counters", "--all")).stdout
+
+
+async def test_rules_have_the_packets_that_count_for_them(host: FakeBackend) -> None:
+    world = rich()
+    endpoint = world.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t5"))
+    tables = compile_all(world.hns.state, HOST)
+    (into,) = (
+        x for x in tables if isinstance(x, AccessList) and (x.address, x.direction) == ("10.0.1.13", "IN")
+    )
+    blocked = next(i for i, r in enumerate(into.rules) if r.action == "block" and r.local_ports == (90, 99))
+    last = next(i for i, r in enumerate(into.rules) if r.remote == ("10.0.1.8/29",))
+
+    async def hits() -> list[Hit]:
+        return [
+            Hit(into.number, 7, 0, 1, 5, 300, endpoint.id),  # the tier's rule that passes
+            Hit(into.number, 7, blocked, 2, 2, 80, endpoint.id),  # one of the two ranges of its rule
+            Hit(into.number, 7, blocked - 1, 1, 1, 40, endpoint.id),
+            Hit(into.number, 7, last, 1, 5, 300, endpoint.id),
+            Hit(into.number, 7, NO_RULE, 4, 4, 160, endpoint.id),
+            Hit(into.number + 2, 7, 0, 9, 9, 9, endpoint.id),  # of the list before this one
+        ]
+
+    host.switch = switch = Switch(world.hns.state, HOST, counts, flows, hits=hits)
+    found = json.loads((await overlace("counters", endpoint.id, "--json")).stdout)
+    assert [(r["Group"], r["Type"], r["Hits"]["Packets"], r["Hits"]["Connections"]) for r in found] == [
+        ("FW_first_IN", "pass", 5, 1),
+        ("FW_first_IN", "block", 3, 3),
+        ("FW_ACL_IN", "allow", 5, 1),
+        ("FW_IN", "block", 4, 4),
+    ]
+    assert "1 connections, 5 packets, 300 bytes" in (await overlace("rules", endpoint.id)).stdout
+    assert "FW" not in (await overlace("counters", "web.1")).stdout, "nothing judges it inbound"
+    judged = await switch.judged()
+    assert {key: (h.connections, h.packets) for key, h in judged.items()} == {
+        ("back", "IN", "allow"): (1, 5),
+        ("back", "IN", "block"): (7, 7),
+    }
 
 
 async def test_refusals_are_one_sentence(

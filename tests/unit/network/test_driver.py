@@ -16,6 +16,7 @@ from overlace.model.specs import MTU_OPTION, PortConfig
 from overlace.network import driver as driver_module
 from overlace.network import fill_watch
 from overlace.network.base import TaskNetwork
+from overlace.network.counted import Hit
 from overlace.network.driver import OverlayDriver
 from overlace.network.hostports import listening, plan_host_ports
 from overlace.network.overlay import guid_of
@@ -183,6 +184,9 @@ class MemoryDataPath:
 
     async def counters(self) -> dict[str, int]:
         return {"delivered": 1}
+
+    async def hits(self) -> list[Hit]:
+        return []
 
     async def flows(self) -> list[UnifiedFlow]:
         return []
@@ -399,7 +403,7 @@ async def test_a_restart_does_not_touch_what_runs(host: Host) -> None:
 async def test_leaving_forgets_everything(host: Host) -> None:
     d = await host.start(v=view())
     await d.attach(web())
-    assert d.describe()["tasks"] == 1 and "LB_web" in str(d.switch.layers("web.1"))
+    assert d.describe()["tasks"] == 1 and "LB_web" in str(await d.switch.layers("web.1"))
     await d.leave()
     assert not host.kernel.sandboxes and not len(host.kernel.tables)
     assert [p for p in (host.folder / "state").rglob("*") if p.is_file()] == []

@@ -14,6 +14,7 @@ from overlace.model.paths import PathState
 from overlace.network.counted import Carried, Held
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.reasons import Counter, explain_counters
+from overlace.network.vfp.show import HitsShown
 from overlace.observe.metrics import Figures, Fill, Traffic, render
 
 FIGURES = Figures(
@@ -85,6 +86,9 @@ async def test_a_hosts_figures_are_named_by_network_and_peer() -> None:
             {"endpoints": (3, 262144), "ways": (9, 65536)},
         )
 
+    async def judged() -> dict[tuple[str, str, str], HitsShown]:
+        return {("back", "IN", "block"): HitsShown(connections=2, packets=3, bytes=120)}
+
     async def counters() -> list[Counter]:
         return explain_counters({"delivered": 5})
 
@@ -99,7 +103,9 @@ async def test_a_hosts_figures_are_named_by_network_and_peer() -> None:
     paths = [PathState(node=OTHER, address="10.0.0.2", state="ok", rtt=300)]
     host = SimpleNamespace(
         agent=SimpleNamespace(view=view),
-        driver=SimpleNamespace(held=held, switch=SimpleNamespace(counters=counters), paths=lambda: paths),
+        driver=SimpleNamespace(
+            held=held, switch=SimpleNamespace(counters=counters, judged=judged), paths=lambda: paths
+        ),
     )
     figures = Figures(**await host_figures(host))  # type: ignore[arg-type]
     found = values(render(figures).decode())
@@ -107,6 +113,8 @@ async def test_a_hosts_figures_are_named_by_network_and_peer() -> None:
     assert found[("overlace_network_transmit_bytes_total", ("bridge",))] == 1
     assert found[("overlace_dropped_packets_total", ("back", "drop_policy"))] == 4
     assert found[("overlace_dropped_packets_total", ("", "drop_garbage"))] == 1
+    assert found[("overlace_policy_packets_total", ("block", "in", "back"))] == 3
+    assert found[("overlace_policy_connections_total", ("block", "in", "back"))] == 2
     assert found[("overlace_flows", ())] == 9
     peer = next(n.hostname for n in view.of(NodeEntry) if n.id == OTHER)
     assert found[("overlace_path_rtt_seconds", (peer,))] == 0.0003

@@ -32,7 +32,7 @@ async def layers(call: Call) -> web.StreamResponse:
     """`port`: see Switch.layers; also a container's id or the beginning of it. Empty: every port."""
     switch, text = _switch(call), call.text("port")
     names = _of_container(call, text) or [text]
-    return answer([port for name in names for port in switch.layers(name)])
+    return answer([port for name in names for port in await switch.layers(name)])
 
 
 def _of_container(call: Call, text: str) -> list[str]:

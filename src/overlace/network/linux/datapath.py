@@ -20,7 +20,7 @@ import structlog
 
 from overlace.model.findings import Finding, Inject, Sighting
 from overlace.network.base import Inside
-from overlace.network.counted import Held
+from overlace.network.counted import Held, Hit
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
@@ -441,6 +441,15 @@ class DataPath:
     async def counters(self) -> dict[str, int]:
         """Packets by what became of them, since the maps were made."""
         return await self._do(lambda: figures.counters(self._map("counters")))
+
+    async def hits(self) -> list[Hit]:
+        """What counted for rules of access lists, of endpoints that are attached."""
+        return await self._do(self._hits)
+
+    def _hits(self) -> list[Hit]:
+        names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
+        found = figures.hits(self._map("hits"))
+        return [msgspec.structs.replace(h, endpoint_id=names[h.ifindex]) for h in found if h.ifindex in names]
 
     async def flows(self) -> list[UnifiedFlow]:
         """Every unified flow, with the GUIDs of local endpoints; in no order."""

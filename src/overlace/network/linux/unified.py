@@ -18,7 +18,7 @@ _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
 # struct way_key and struct way
 _KEY = struct.Struct("=I4s4s2s2sB3x")
-_WAY = struct.Struct("=III4s4s2s2s4s4sII6s6s6sBB4xQQ32x")
+_WAY = struct.Struct("=III4s4s2s2s4s4sII6s6s6sBB4xQQ64x")
 _VERDICTS: dict[int, Verdict] = {1: "deliver", 2: "encapsulate", 3: "underlay", 4: "host", 5: "loopback"}
 
 

@@ -33,7 +33,8 @@ def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:
 
 
 def consult(rules: Sequence[AccessRule], direction: Direction, packet: Packet) -> tuple[int, ...]:
-    """Places of the rules that have a say: those that pass, which ends their tier, then the one that decides, or NO_RULE."""
+    """Places of the rules that have a say: those that pass, which ends their tier, then the one that decides, or
+    NO_RULE."""
     passed = -1
     said = []
     for i, r in enumerate(rules):

@@ -156,6 +156,14 @@ def compile_access(
     return [AccessList(vni, address, "IN", lists[0]), AccessList(vni, address, "OUT", lists[1])]
 
 
+def rules_for(protocols: int, *ranges: int) -> int:
+    """How many rules of an access list stand for one with so many protocols and ranges of ports."""
+    n = max(protocols, 1)
+    for each in ranges:
+        n *= max(each, 1)
+    return n
+
+
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
     network = state.get(d.host_compute_network, HostComputeNetwork)
     if network is None:

@@ -6,13 +6,17 @@ Source of the words: what vfpctrl prints in Microsoft's SDN and Kubernetes diagn
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import msgspec
 
+from overlace.network.counted import Hit
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import Guid, HostComputeEndpoint, HostComputeNetwork
 from overlace.network.hns.state import State
-from overlace.network.vfp.compile import vni_of
-from overlace.network.vfp.layers import endpoint_port, host_port
+from overlace.network.vfp.access import NO_RULE
+from overlace.network.vfp.compile import compile_access, rules_for, vni_of
+from overlace.network.vfp.layers import FIREWALL, endpoint_port, host_port
 from overlace.network.vfp.model import HOST_PORT, Action, Condition, Group, Port, Rule, explain_action
 
 MIN_PREFIX = 4  # characters of a GUID or task id that are enough to name a port
@@ -22,12 +26,28 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
     """PascalCase members, all of them written."""
 
 
+class HitsShown(Shown, frozen=True, kw_only=True):
+    """What counted for a rule since it is there. `connections`: first packets, refused ones among them."""
+
+    connections: int = 0
+    packets: int = 0
+    bytes: int = 0  # of IP packets
+
+    def plus(self, h: Hit | HitsShown) -> HitsShown:
+        return HitsShown(
+            connections=self.connections + h.connections,
+            packets=self.packets + h.packets,
+            bytes=self.bytes + h.bytes,
+        )
+
+
 class RuleShown(Shown, frozen=True):
     name: str
     priority: int
     type: str  # allow | block | pass | meter | lb | snat | answer | encap | deliver
     conditions: dict[str, str]  # vfpctrl's word -> value; empty: matches everything
     action: str
+    hits: HitsShown | None = None  # of rules of the firewall layer, where the endpoint has any
 
 
 class GroupShown(Shown, frozen=True):
@@ -76,35 +96,89 @@ def _type(action: Action) -> str:
     return str(type(action).__struct_config__.tag)
 
 
-def _rule(r: Rule) -> RuleShown:
+def _rule(r: Rule, hits: HitsShown | None = None) -> RuleShown:
     return RuleShown(
         name=r.name,
         priority=r.priority,
         type=_type(r.action),
         conditions=show_conditions(r.condition),
         action=explain_action(r.action),
+        hits=hits,
     )
 
 
-def _group(g: Group) -> GroupShown:
+def _group(g: Group, hits: Mapping[str, HitsShown] | None = None) -> GroupShown:
     rules = sorted((*g.rules, *g.by_address.values()), key=lambda r: r.priority)
     last = (g.default,) if g.default is not None else ()
     return GroupShown(
         name=g.name,
         direction=g.direction,
         priority=g.priority,
-        rules=tuple(_rule(r) for r in (*rules, *last)),
+        rules=tuple(
+            _rule(r, hits.get(r.name, HitsShown()) if hits is not None else None) for r in (*rules, *last)
+        ),
     )
 
 
-def show_layers(port: Port) -> tuple[LayerShown, ...]:
-    return tuple(
-        LayerShown(name=layer.name, groups=tuple(_group(g) for g in layer.groups)) for layer in port.layers
-    )
+def show_layers(
+    port: Port, hits: Mapping[tuple[str, int], HitsShown] | None = None
+) -> tuple[LayerShown, ...]:
+    """`hits`: of the port's access lists, by direction and place of the rule; None: nothing judges it."""
+    out = []
+    for layer in port.layers:
+        groups = []
+        at = {"OUT": 0, "IN": 0}
+        for g in layer.groups:
+            found = None
+            if layer.name == FIREWALL and hits is not None:
+                found, at[g.direction] = _group_hits(g, hits, at[g.direction])
+            groups.append(_group(g, found))
+        out.append(LayerShown(name=layer.name, groups=tuple(groups)))
+    return tuple(out)
 
 
-def show_port(guid: Guid, state: State, host: str, *, layers: bool) -> PortShown:
-    """Raises KeyError when there is no such local endpoint. `host`: the host's underlay address."""
+def _group_hits(
+    g: Group, hits: Mapping[tuple[str, int], HitsShown], at: int
+) -> tuple[dict[str, HitsShown], int]:
+    """Of the group's rules by name, and the place of the next group's first: an access list has a rule for each of a
+    rule's protocols and ranges of ports (compile.compile_access)."""
+    found = {}
+    for r in (*g.rules, *((g.default,) if g.default is not None else ())):
+        c = r.condition
+        places: Iterable[int] = range(at, at + rules_for(len(c.protocols), len(c.sports), len(c.dports)))
+        if r.name == "DEFAULT_BLOCK":
+            places = (NO_RULE,)
+        total = HitsShown()
+        for place in places:
+            if (more := hits.get((g.direction, place))) is not None:
+                total = total.plus(more)
+        found[r.name] = total
+        at += len(tuple(places))
+    return found, at
+
+
+def sum_hits(
+    hits: Iterable[Hit], e: HostComputeEndpoint, network: HostComputeNetwork
+) -> dict[tuple[str, int], HitsShown] | None:
+    """What counted for the endpoint's access lists as they are, by direction and place; None: it has none."""
+    lists = {
+        access.number: access.direction
+        for c in e.ip_configurations
+        for access in compile_access(e, network, vni_of(network), c.ip_address)
+    }
+    if not lists:
+        return None
+    found: dict[tuple[str, int], HitsShown] = {}
+    for h in hits:
+        if h.endpoint_id == e.id and h.list in lists:
+            key = (lists[h.list], h.rule)
+            found[key] = found.get(key, HitsShown()).plus(h)
+    return found
+
+
+def show_port(guid: Guid, state: State, host: str, *, layers: bool, hits: Iterable[Hit] = ()) -> PortShown:
+    """Raises KeyError when there is no such local endpoint. `host`: the host's underlay address; `hits`: what counted
+    for rules, of any endpoint."""
     if guid == HOST_PORT:
         return PortShown(
             name=HOST_PORT,
@@ -126,7 +200,9 @@ def show_port(guid: Guid, state: State, host: str, *, layers: bool) -> PortShown
         mac=e.mac_address,
         state="Enabled" if e.host_compute_namespace else "Detached",
         policies=tuple(dict.fromkeys(_policy_name(x) for x in e.policies)),
-        layers=show_layers(endpoint_port(guid, state, host)) if layers else None,
+        layers=show_layers(endpoint_port(guid, state, host), sum_hits(hits, e, network) if network else None)
+        if layers
+        else None,
     )
 
 

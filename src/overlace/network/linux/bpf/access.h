@@ -17,7 +17,8 @@ struct asked { /* about a connection; ports in host order */
 	__u16 skipped; /* tier whose rest is left out */
 	__u16 rule, passed; /* as in struct judged */
 	__u8 proto, answer;
-	__u32 ifindex, bytes, begins; /* what is counted for rules that pass */
+	__u32 ifindex, begins, more_packets; /* what rules that pass count, this packet beside */
+	__u64 bytes, more_bytes;
 };
 
 /* What one processor works with while it has a packet, and what would not fit on the stack. */
@@ -37,28 +38,33 @@ INLINE struct scratch *scratch(void)
 	return bpf_map_lookup_elem(&scratches, &zero);
 }
 
-/* A packet counts for a rule of the filtered endpoint at `ifindex`; `rule` as in struct judged. */
-NOINLINE int count_hit(__u64 list, __u32 ifindex, __u32 rule, __u32 bytes, __u32 begins)
+#define BEGINS 0x80000000 /* one packet that begins a connection, or would have */
+
+/* Packets count for a rule of the filtered endpoint at `ifindex`; `rule` as in struct judged, `packets` may be BEGINS. */
+NOINLINE int count_hits(__u64 list, __u32 ifindex, __u32 rule, __u32 packets, __u64 bytes)
 {
 	struct hit_key key = { .list = list, .ifindex = ifindex, .rule = rule - 1 };
-	struct hit *h, new = { .connections = begins, .packets = 1, .bytes = bytes };
+	struct hit *h, new = { .connections = packets == BEGINS, .packets = packets, .bytes = bytes };
 
 	if (!rule)
 		return 0;
+	if (packets == BEGINS)
+		new.packets = packets = 1;
 	h = bpf_map_lookup_elem(&hits, &key);
 	if (!h)
 		return bpf_map_update_elem(&hits, &key, &new, BPF_NOEXIST);
-	h->connections += begins;
-	h->packets += 1;
+	h->connections += new.connections;
+	h->packets += packets;
 	h->bytes += bytes;
 	return 0;
 }
 
+/* A packet that takes a remembered way. Rules that passed where several did get theirs when the flow is decided anew. */
 INLINE void count_judged(const struct judged *j, __u32 ifindex, __u32 bytes)
 {
-	count_hit(j->list, ifindex, j->rule, bytes, 0);
-	if (j->passed)
-		count_hit(j->list, ifindex, j->passed, bytes, 0);
+	count_hits(j->list, ifindex, j->rule, 1, bytes);
+	if (j->passed && j->passed != MANY_RULES)
+		count_hits(j->list, ifindex, j->passed, 1, bytes);
 }
 
 struct asking {
@@ -90,7 +96,10 @@ static long ask_rule(__u32 i, struct asking *ctx)
 	if (r->action == RULE_PASS) {
 		a->skipped = r->tier;
 		a->passed = a->passed ? MANY_RULES : i + 1;
-		count_hit(a->list, a->ifindex, i + 1, a->bytes, a->begins);
+		if (a->begins)
+			count_hits(a->list, a->ifindex, i + 1, BEGINS, a->bytes);
+		else
+			count_hits(a->list, a->ifindex, i + 1, 1 + a->more_packets, a->bytes + a->more_bytes);
 		return 0;
 	}
 	a->rule = i + 1;
@@ -123,13 +132,31 @@ NOINLINE int judge(__u64 list, __u32 ifindex, __u32 bytes, __u32 begins)
 	a->begins = begins;
 	if (ctx.list)
 		bpf_loop(ACCESS_RULES, ask_rule, &ctx, 0);
-	count_hit(list, ifindex, a->rule, bytes, begins);
+	count_hits(list, ifindex, a->rule, begins ? BEGINS : 1, bytes);
 	return a->answer;
+}
+
+/* What took the packet's way since rules that pass last counted, for them. */
+INLINE void count_later(const struct pkt *p, struct scratch *s, __u32 direction)
+{
+	struct way *w = bpf_map_lookup_elem(&ways, &p->came);
+	struct judged *j;
+
+	s->asked.more_packets = s->asked.more_bytes = 0;
+	if (!w)
+		return;
+	j = direction == GOES_OUT ? &w->judged[GOES_OUT] : &w->judged[GOES_IN];
+	if (j->passed != MANY_RULES)
+		return;
+	s->asked.more_packets = w->packets - j->packets;
+	s->asked.more_bytes = w->bytes - j->bytes;
+	j->packets = w->packets;
+	j->bytes = w->bytes;
 }
 
 /* Whether the packet may pass the filtered endpoint at `port`, the interface `ifindex`. What an allowed connection carries
  * passes both ways, ICMP errors about it included; a TCP SYN always begins a new one. */
-NOINLINE int admitted(struct pkt *p, const struct port *port, __u32 ifindex, __u32 direction)
+NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifindex, __u32 direction)
 {
 	struct scratch *s = scratch();
 	struct access *known, new = {};
@@ -163,9 +190,10 @@ NOINLINE int admitted(struct pkt *p, const struct port *port, __u32 ifindex, __u
 		__u64 list = port->access[known->direction & 1];
 		int same = known->list == list;
 
+		count_later(p, s, direction);
 		if (same && known->passed != MANY_RULES) {
-			count_hit(list, ifindex, known->rule, p->length, 0);
-			count_hit(list, ifindex, known->passed, p->length, 0);
+			count_hits(list, ifindex, known->rule, 1, p->length);
+			count_hits(list, ifindex, known->passed, 1, p->length);
 		} else if (judge(list, ifindex, p->length, 0)) {
 			if (!same) {
 				known->list = list;
@@ -182,7 +210,7 @@ NOINLINE int admitted(struct pkt *p, const struct port *port, __u32 ifindex, __u
 		j->list = list;
 		j->rule = known->rule;
 		j->passed = known->passed;
-		goto yes;
+		return 1;
 	}
 anew:
 	if (p->error) {
@@ -201,8 +229,5 @@ anew:
 	j->rule = new.rule = s->asked.rule;
 	j->passed = new.passed = s->asked.passed;
 	bpf_map_update_elem(&allowed, key, &new, BPF_ANY);
-yes:
-	if (j->passed == MANY_RULES)
-		p->generation = 0; /* each of its packets is counted for each of them: by the layers */
 	return 1;
 }

@@ -76,6 +76,10 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 		w->packets += old->packets;
 		w->bytes += old->bytes;
 	}
+	for (int i = GOES_IN; i <= GOES_OUT; i++) {
+		w->judged[i].packets = w->packets;
+		w->judged[i].bytes = w->bytes;
+	}
 	bpf_map_update_elem(&ways, &p->came, w, BPF_ANY);
 	return 0;
 }
@@ -92,6 +96,12 @@ INLINE void forget(__u32 point, __be32 saddr, __be32 daddr, __be16 sport, __be16
 INLINE int renames(const struct way *w, const struct way_key *came)
 {
 	return w->saddr != came->saddr || w->daddr != came->daddr || w->sport != came->sport || w->dport != came->dport;
+}
+
+/* Whether rules are still to count packets of the flow. */
+INLINE int is_counted(const struct way *w)
+{
+	return w->judged[GOES_IN].passed == MANY_RULES || w->judged[GOES_OUT].passed == MANY_RULES;
 }
 
 /* The unified flow of the packet behind `base` bytes, if it has one that still holds. What begins a TCP connection is
@@ -130,7 +140,7 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	key.dport = tcp->dport;
 	key.proto = ip->proto;
 	w = bpf_map_lookup_elem(&ways, &key);
-	if (!w || w->generation != s->generation || (ends && renames(w, &key)))
+	if (!w || w->generation != s->generation || (ends && (renames(w, &key) || is_counted(w))))
 		return 0;
 
 	__u32 at = now();
@@ -213,7 +223,7 @@ INLINE int into_container(struct __sk_buff *ctx, __u32 ifindex, const __u8 *mac)
 }
 
 /* Into the container of local endpoint `e`; the packet is as the container shall see it. */
-INLINE int deliver(struct __sk_buff *ctx, struct pkt *p, struct endpoint *e)
+INLINE int deliver(struct __sk_buff *ctx, const struct pkt *p, struct endpoint *e)
 {
 	__u32 ifindex = e->ifindex;
 	struct hop hop = {};
