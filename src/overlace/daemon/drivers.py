@@ -6,6 +6,7 @@ Owns that choice. The Linux half is imported on Linux alone: it stands on netlin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
@@ -48,13 +49,16 @@ def make_driver(
         raise Unimplemented("no network driver for Windows here yet")
     from overlace.network.driver import OverlayDriver
     from overlace.network.linux.datapath import DataPath
+    from overlace.network.linux.resolver.names import ResolverProcess
 
     path = DataPath(instance, state / "datapath", underlay_address, exec_dir=run)
-    return OverlayDriver(path, state, os=os, upstreams=dns)
+    return OverlayDriver(path, state, os=os, upstreams=dns, make_names=partial(ResolverProcess, folder=run))
 
 
 async def remove_network(instance: str, state: Path, run: Path, underlay_address: str) -> None:
     """Take away all that a driver made on this host, without any of its state: it may be damaged."""
     from overlace.network.linux.datapath import DataPath
+    from overlace.network.linux.resolver.names import end_resolver
 
+    await end_resolver(run)
     await DataPath(instance, state / "datapath", underlay_address, exec_dir=run).destroy()

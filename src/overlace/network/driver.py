@@ -25,14 +25,6 @@ from overlace.network.admission import Admission, check_networks
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
-from overlace.network.dns import (
-    OwnUpstreams,
-    Resolver,
-    Upstream,
-    container_resolv_conf,
-    host_resolv_conf,
-    parse_resolv_conf,
-)
 from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK
 from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
@@ -41,10 +33,12 @@ from overlace.network.hns.service import HnsService
 from overlace.network.hostports import listening
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
+from overlace.network.naming import Client, MakeNames, OwnNames
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.passes import Passes
 from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
+from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
 from overlace.network.switch import Switch
 from overlace.network.turns import Turns
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
@@ -60,7 +54,8 @@ class OverlayDriver:
     """Implements overlace.network.base.NetworkDriver.
 
     `state_dir` survives restarts. `os` "windows": only documents Windows' HNS takes (emulated hosts too).
-    `upstreams`: nameservers for everything that is not ours; none: those of the host's resolv.conf.
+    `upstreams`: nameservers for everything that is not ours; none: those of the host's resolv.conf. `make_names`: who
+    answers for names; by default this process does.
     """
 
     def __init__(
@@ -72,6 +67,7 @@ class OverlayDriver:
         upstreams: Sequence[str] = (),
         local_subnet: str = "172.17.0.0/16",
         resolv_conf: Path = RESOLV_CONF,
+        make_names: MakeNames = OwnNames,
     ) -> None:
         self._datapath = datapath
         self._state_dir = state_dir
@@ -80,7 +76,7 @@ class OverlayDriver:
             servers, self._search, self._options = parse_resolv_conf(resolv_conf.read_text())
         except OSError:
             servers, self._search, self._options = [], [], []
-        self._resolver = Resolver(list(upstreams) or servers)
+        self._names = make_names(datapath, list(upstreams) or servers)
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
         self._view: NetView | None = None
@@ -120,25 +116,20 @@ class OverlayDriver:
                 "data path brought up to the kept state", put=len(differed.put), removed=len(differed.remove)
             )
         await self._ways.open(self._datapath.underlay().mtu)
-        for record in self._records:
-            if record.sandbox:
-                try:
-                    await self._serve_dns(record)
-                except OSError as e:  # after a reboot the sandbox is gone; attach makes it anew
-                    log.info("no DNS for a kept task yet", task=record.asked.task_id, error=str(e))
+        await self._names.open(_client(record) for record in self._records if record.sandbox)
         await self._fill_watch.start()
 
     async def close(self) -> None:
         await self._ways.close()
         await self._fill_watch.end()
-        await self._resolver.close()
+        await self._names.close()
         await self._passes.ended()
         await self._datapath.close()
 
     async def leave(self) -> None:
         await self._ways.close()
         await self._fill_watch.end()
-        await self._resolver.close()
+        await self._names.leave()
         await self._passes.ended()
         await self._datapath.destroy()
         self._records.clear()
@@ -217,7 +208,7 @@ class OverlayDriver:
         self._open_parts()
         first = self._view is None
         self._view = view
-        self._resolver.update(view, None if first else changed)
+        self._names.update(view, None if first else changed)
         if changed is None or first or any(key.startswith("node/") for key in changed):
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.provider_address)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
@@ -251,7 +242,7 @@ class OverlayDriver:
             raise InvalidArgument(
                 f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
             )
-        servers = task.nameservers or self._resolver.upstreams
+        servers = task.nameservers or self._names.upstreams
         text = host_resolv_conf(servers, self._search, self._options) if task.mode == "host" else ""
         return Attached(sandbox=None, resolv_conf=text, addresses={}, macs={}, gateways={})
 
@@ -335,8 +326,7 @@ class OverlayDriver:
                 others,
             )
             addresses[name], macs[name], gateways[name] = address, entry.mac, gateway
-        if not self._resolver.serving(task.task_id):
-            await self._serve_dns(record)
+        await self._names.ensure(_client(record))
         self._ways.touch()  # its peers may be others than when it was admitted
         return Attached(
             sandbox=sandbox,
@@ -365,18 +355,6 @@ class OverlayDriver:
         namespace = guid_of("namespace", record.asked.task_id)
         raise self._refusals.explain(record.asked.task_name, (guid, namespace))
 
-    async def _serve_dns(self, record: Record) -> None:
-        udp, tcp = await self._datapath.bind_dns(Path(record.sandbox))
-        networks = tuple(a.network_id for a in record.asked.attachments)
-        own = None
-        if record.asked.nameservers:
-            sandbox = Path(record.sandbox)
-            own = OwnUpstreams(
-                servers=tuple(Upstream(address) for address in record.asked.nameservers),
-                open_socket=lambda tcp: self._datapath.client_socket(sandbox, tcp),
-            )
-        await self._resolver.serve(record.asked.task_id, networks, udp, tcp, own)
-
     async def detach(self, task_id: str) -> None:
         async with self._turns.of(task_id):
             record = self._records.get(task_id)
@@ -386,7 +364,7 @@ class OverlayDriver:
     async def _forget(self, record: Record) -> None:
         """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
         task_id = record.asked.task_id
-        self._resolver.drop(task_id)
+        self._names.drop(task_id)
         for network_id, _ in record.local.placements:
             await self._datapath.detach(guid_of("endpoint", network_id, task_id))
         await self._datapath.remove_sandbox(task_id)
@@ -396,3 +374,9 @@ class OverlayDriver:
     async def keep_only(self, task_ids: set[str]) -> None:
         gone = [t for t in self._records.ids() if t not in task_ids]
         await asyncio.gather(*(self.detach(t) for t in gone))
+
+
+def _client(record: Record) -> Client:
+    asked = record.asked
+    networks = tuple(a.network_id for a in asked.attachments)
+    return Client(asked.task_id, networks, record.sandbox, asked.nameservers)
