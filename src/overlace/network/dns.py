@@ -27,7 +27,7 @@ import dns.rdatatype
 import msgspec
 
 from overlace.model.netview import NetView
-from overlace.network.names import REVERSE, Answer, Names, lookup
+from overlace.network.names import Answer, Names, is_reverse, lookup
 
 TTL = 0  # seconds: a change of tasks is seen by the next query
 UDP_DEFAULT, UDP_MAX = 512, 4096  # octets of an answer without / with EDNS at most
@@ -121,7 +121,10 @@ def _record(rdtype: int, rdata: bytes) -> bytes:
 
 
 def build(query: Query, answer: Answer, rcode: int = 0) -> _Wire:
-    records = [_record(1, socket.inet_aton(a)) for a in answer.addresses]
+    records = [
+        _record(28, socket.inet_pton(socket.AF_INET6, a)) if ":" in a else _record(1, socket.inet_aton(a))
+        for a in answer.addresses
+    ]
     for name in answer.names:
         try:
             records.append(_record(12, dns.name.from_text(name).to_wire() or b""))
@@ -253,7 +256,7 @@ class Resolver:
             return build(query, Answer(True), int(dns.rcode.REFUSED))
         found = lookup(self._names, networks, query.name, query.qtype)
         if found.known:
-            missing = query.qtype == "PTR" and not found.names and query.name.lower().endswith(REVERSE)
+            missing = query.qtype == "PTR" and not found.names and is_reverse(query.name.lower())
             return build(query, found, int(dns.rcode.NXDOMAIN) if missing else 0)
         if "." not in query.name and not self._ready:
             return build(query, found, int(dns.rcode.SERVFAIL))  # the view is not there yet: ask again

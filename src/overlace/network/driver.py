@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import msgspec
@@ -36,6 +36,7 @@ from overlace.network.mtu import plan_mtus
 from overlace.network.naming import Client, MakeNames, OwnNames
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.passes import Passes
+from overlace.network.placed import Placed, placed_at
 from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
 from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
@@ -310,48 +311,49 @@ class OverlayDriver:
             self._records.put(record)
         via = gateway_network(task, self._seen())
         under = self._datapath.underlay()
-        addresses: dict[str, str] = {}
-        macs: dict[str, str] = {}
-        gateways: dict[str, str] = {}
-        for i, ((network_id, address), (name, gateway, others, entry)) in enumerate(
-            zip(record.local.placements, entries, strict=True)
-        ):
+        for i, ((network_id, _), placed) in enumerate(zip(record.local.placements, entries, strict=True)):
             await self._datapath.attach(
-                entry,
+                placed.entry,
                 sandbox,
                 f"eth{i}",
                 network_id == via,
-                gateway,
+                placed.gateway,
                 record.mtu.get(network_id) or record.local.mtu.get(network_id) or under.mtu - ENCAP_OVERHEAD,
-                others,
+                placed.others,
+                six=placed.six,
+                gateway6=placed.gateway6,
             )
-            addresses[name], macs[name], gateways[name] = address, entry.mac, gateway
         await self._names.ensure(_client(record))
         self._ways.touch()  # its peers may be others than when it was admitted
         return Attached(
             sandbox=sandbox,
             resolv_conf=container_resolv_conf(self._search, self._options),
-            addresses=addresses,
-            macs=macs,
-            gateways=gateways,
+            addresses={e.network: e.address for e in entries},
+            macs={e.network: e.entry.mac for e in entries},
+            gateways={e.network: e.gateway for e in entries},
             host_ports=task.host_ports,
+            addresses6={e.network: e.address6 for e in entries if e.address6},
+            gateways6={e.network: e.gateway6 for e in entries if e.address6},
         )
 
     def _entry(
         self, record: Record, network_id: str, address: str, hns: HnsService, compiler: Compiler
-    ) -> tuple[str, str, tuple[str, ...], LocalEndpoint]:
-        """(network name, gateway, the network's other subnets, table entry) of one placement. Raises why HNS does not
-        have it."""
+    ) -> Placed:
+        """One placement. Raises why HNS does not have it."""
         guid = guid_of("endpoint", network_id, record.asked.task_id)
-        bare = address.split("/")[0]
         network = hns.state.get(guid_of("network", network_id), HostComputeNetwork)
         if network is not None:
-            entry = compiler.tables.get(("endpoint", network.vsid or LOCAL_VNI, bare))
-            if isinstance(entry, LocalEndpoint) and entry.endpoint_id == guid:
-                parsed = IPv4Address(bare)
-                mine = [s for s in network.subnets if parsed in IPv4Network(s.ip_address_prefix)]
-                others = tuple(s.ip_address_prefix for s in network.subnets if s not in mine)
-                return network.name, next((r.next_hop for s in mine for r in s.routes), ""), others, entry
+            vni = network.vsid or LOCAL_VNI
+            address6 = "" if self._windows else record.local.address6(network_id)
+            entry, six = (
+                found
+                if isinstance(found := compiler.tables.get(("endpoint", vni, bare)), LocalEndpoint)
+                and found.endpoint_id == guid
+                else None
+                for bare in (address.split("/")[0], address6.split("/")[0])
+            )
+            if entry is not None and (six is not None or not address6):
+                return placed_at(network, address, entry, address6, six)
         namespace = guid_of("namespace", record.asked.task_id)
         raise self._refusals.explain(record.asked.task_name, (guid, namespace))
 
