@@ -90,10 +90,16 @@ def plan_container(
         seccomp=_seccomp(privileges),
         swap=resources.swap_bytes,
         swappiness=-1 if swappiness is None else swappiness,
+        isolation=_isolation(spec),
         log_driver=logs.driver,
         log_max_size=logs.max_size,
         log_max_files=logs.max_files,
     )
+
+
+def _isolation(spec: ContainerSpec) -> str:
+    asked = spec.isolation.lower()
+    return "" if asked == "default" else asked
 
 
 def _labels(task: Task, spec: ContainerSpec, node_id: str) -> dict[str, str]:

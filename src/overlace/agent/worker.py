@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,7 +24,7 @@ from overlace.model.errors import Conflict, FailedPrecondition, NotFound, Overla
 from overlace.model.objects import Config, Secret, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.model.template import Context
-from overlace.network.base import Attached, NetworkDriver, TaskNetwork
+from overlace.network.base import Attached, NetworkDriver, Prepares, TaskNetwork
 from overlace.runtime.auth import decode_auth
 from overlace.runtime.base import Container, ContainerConfig, Platform, Runtime, Sandboxes
 from overlace.wire.messages import Assignments
@@ -243,7 +243,7 @@ class Worker:
             if self._sandboxes is None:
                 slot.attached = await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports))
             elif container.status == "running":
-                slot.attached = await self._attach_held(slot, self._sandboxes)
+                await self._attach_held(slot, self._sandboxes)
         step = plan_step(slot.task, slot.status, container, self._clock())
         self._report(slot, step.status)
         match step.action:
@@ -301,10 +301,13 @@ class Worker:
         network = TaskNetwork.of(task, task.ports)
         outside = network.mode if network.mode == "host" else ""
         if self._sandboxes is not None:  # its namespace, and so its network, comes with its start
-            await self._runtime.create(self._config(task, outside, "", ()))
+            names: tuple[tuple[str, str], ...] = ()
+            if not self._sandboxes.gated and isinstance(self._network, Prepares):
+                names = _own_names(task, (await self._network.prepare(network)).addresses)
+            await self._runtime.create(self._config(task, outside, "", names))
             return
         attached = slot.attached = await self._network.attach(network)
-        own_names = _own_names(task, attached)
+        own_names = _own_names(task, attached.addresses)
         netns = str(attached.sandbox or outside)
         await self._runtime.create(self._config(task, netns, attached.resolv_conf, own_names))
 
@@ -322,9 +325,19 @@ class Worker:
             own_names,
         )
 
-    async def _attach_held(self, slot: _Slot, sandboxes: Sandboxes) -> Attached:
-        netns = await sandboxes.hold(container_id(slot.task.id))
-        return await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports), netns)
+    async def _attach_held(self, slot: _Slot, sandboxes: Sandboxes) -> Attached | None:
+        """None: it has ended already, by itself; what it ended with is what counts."""
+        container = container_id(slot.task.id)
+        sandbox = await sandboxes.hold(container)
+        if sandbox is None:
+            return None
+        try:
+            slot.attached = await self._network.attach(TaskNetwork.of(slot.task, slot.task.ports), sandbox)
+        except OverlaceError:
+            if not sandboxes.gated and (await self._runtime.inspect(container)).status != "created":
+                return None
+            raise
+        return slot.attached
 
     async def _image(self, task: Task, image: str) -> None:
         """Pull; a registry that does not answer is no reason to fail when the image is here.
@@ -359,8 +372,10 @@ class Worker:
             self._report(slot, failed(slot.status, self._clock(), f"starting container failed: {e.message}"))
 
     async def _start_sandboxed(self, slot: _Slot, sandboxes: Sandboxes) -> None:
-        attached = slot.attached = await self._attach_held(slot, sandboxes)
-        config = self._config(slot.task, "", attached.resolv_conf, _own_names(slot.task, attached))
+        attached = await self._attach_held(slot, sandboxes)
+        if attached is None:
+            return
+        config = self._config(slot.task, "", attached.resolv_conf, _own_names(slot.task, attached.addresses))
         await sandboxes.release(container_id(slot.task.id), config.resolv_conf, config.hosts)
 
     async def _stop(self, slot: _Slot) -> None:
@@ -470,9 +485,8 @@ class Worker:
         )
 
 
-def _own_names(task: Task, attached: Attached) -> tuple[tuple[str, str], ...]:
+def _own_names(task: Task, addresses: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """The container's own hostname on each of its addresses, as Docker writes /etc/hosts."""
     spec = task.spec.container_spec
     name = (spec.hostname if spec else "") or container_id(task.id)[:12]
-    addresses = (*attached.addresses.values(), *attached.addresses6.values())
-    return tuple((name, a.split("/")[0]) for a in addresses) if "{{" not in name else ()
+    return tuple((name, a.split("/")[0]) for a in addresses.values()) if "{{" not in name else ()

@@ -70,11 +70,11 @@ _BACKLOG = 4096  # clients at once; a unix socket refuses more (EAGAIN), it does
 
 
 class ApiServer:
-    """Serves `backend` on any number of addresses. `start`, then `close`."""
+    """Serves `backend` on any number of addresses. `start`, then `close`. `product` is the Server header."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, table: Sequence[Route] = routes.ALL, product: str = "") -> None:
         self._backend = backend
-        self._router = Router(routes.ALL)
+        self._router = Router(table)
         self._runner: web.AppRunner | None = None
         self._kept: set[asyncio.Task[web.StreamResponse]] = set()
         self._carried: set[asyncio.Future[None]] = set()
@@ -85,7 +85,7 @@ class ApiServer:
             "Api-Version": version_text(API_VERSION),
             "Ostype": options.os,
             "Docker-Experimental": "false",
-            "Server": f"Overlace/{SERVER_VERSION} ({options.os})",
+            "Server": product or f"Overlace/{SERVER_VERSION} ({options.os})",
         }
         self._shared = Services(
             rendered=Rendered(),
@@ -217,7 +217,7 @@ class ApiServer:
 
     async def _listen_pipe(self, runner: web.AppRunner, host: str) -> None:
         """A named pipe. Its access list is Windows' default: administrators, the system and its maker may write to it."""
-        path = host.removeprefix("npipe://").replace("/", "\\")
+        path = host.removeprefix("npipe:").replace("/", "\\")
         if os.path.exists(path):
             raise Conflict(f"cannot listen on {host}: another daemon answers there")
         try:

@@ -69,8 +69,15 @@ def _check_address(text: str) -> str:
     help="Be an HNS of this version: later features are refused.",
 )
 @click.option("--exec-root", default="/run/overlace-hns", show_default=True, help="Where sandboxes are kept.")
+@click.option("--containers", help="Folder where a running container's namespace is a file named by its id.")
 def serve(
-    port: int, backend: str, state: str | None, provider_address: str, hns_version: str, exec_root: str
+    port: int,
+    backend: str,
+    state: str | None,
+    provider_address: str,
+    hns_version: str,
+    exec_root: str,
+    containers: str | None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. The first line on stdout says where: `hns 127.0.0.1:PORT`."""
     version, address = read_version(hns_version), _check_address(provider_address)
@@ -81,8 +88,11 @@ def serve(
         if os.geteuid() != 0:
             raise PermissionDenied("--backend linux makes interfaces and loads eBPF programs: run it as root")
         address = importlib.import_module("overlace.daemon.facts").default_address(address)
-        asyncio.run(run_linux(port, folder, address, version, Path(exec_root)))
+        places = Path(containers) if containers else None
+        asyncio.run(run_linux(port, folder, address, version, Path(exec_root), places))
         return
+    if containers:
+        raise InvalidArgument("--containers: only --backend linux attaches anything to containers")
     if not address:  # networks show one, as they do on Windows; without packets any will do
         try:
             address = importlib.import_module("overlace.daemon.facts").default_address()
@@ -96,7 +106,12 @@ def announce(port: int) -> None:
 
 
 async def run_linux(
-    port: int, folder: Path | None, address: str, version: HnsVersion, exec_root: Path
+    port: int,
+    folder: Path | None,
+    address: str,
+    version: HnsVersion,
+    exec_root: Path,
+    containers: Path | None = None,
 ) -> None:
     """With packets. With a state folder the data path stays when this process ends, and is taken over by the next;
     without one it goes."""
@@ -111,7 +126,7 @@ async def run_linux(
     try:
         check = linux_check(address, datapath.underlay().ifname, VXLAN_PORT)
         service = _service(folder, HostFacts(address, version, check, lambda e: enforcer.counters(e)))
-        enforcer = NetworkEnforcer(service, datapath, address)
+        enforcer = NetworkEnforcer(service, datapath, address, containers)
         await enforcer.open()
         await run_server(Server(HnsCalls(service), port, enforcer), port)
     finally:

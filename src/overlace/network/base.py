@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -75,9 +75,6 @@ class Attached(msgspec.Struct, frozen=True):
     macs: dict[str, str]
     gateways: dict[str, str]
     host_ports: tuple[PortConfig, ...] = ()  # host-mode ports in force, published numbers filled in
-    # of the networks that have IPv6
-    addresses6: dict[str, str] = {}
-    gateways6: dict[str, str] = {}
 
 
 class NetworkDriver(Protocol):
@@ -99,7 +96,8 @@ class NetworkDriver(Protocol):
 
     async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
         """Sandbox, endpoints, addresses, DNS. Idempotent: also what a restarted agent calls for a running
-        container. `netns`: the sandbox is this namespace, which the runtime made; None: one is made.
+        container. `netns`: the sandbox is this namespace, which the runtime made, on Windows the id of a container that
+        runs; None: one is made.
 
         Raises InvalidArgument / Conflict (a host port is taken: `port ...`) / Unavailable (a network of the
         task is not in the view yet: retry).
@@ -119,3 +117,11 @@ class NetworkDriver(Protocol):
 
     def describe(self) -> dict[str, object]:
         """Facts for node description and diagnosis: underlay address, mtu, data path."""
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A further verb of a driver whose endpoints may be made before there is anything to attach them to (Windows)."""
+
+    async def prepare(self, task: TaskNetwork) -> Attached:
+        """The task's endpoints, attached to nothing: `attach` finds them. Idempotent; raises as `attach`."""

@@ -2,8 +2,9 @@
 
 Owns following the service: tables through the VFP compiler, and which endpoint's interface is in which network
 namespace. Our own driver does this with its tasks; here the Namespace document says where: the first resource of type
-Container whose Id is a path, or the name of a namespace in /var/run/netns, is the place; without one the namespace
-gets a sandbox of its own. Level-triggered: a failure is made good by comparing everything at the next call.
+Container whose Id is a path, or the name of a namespace in /var/run/netns or in the folder where a container engine keeps
+its containers' namespaces, is the place; without one the namespace gets a sandbox of its own. Level-triggered: a failure
+is made good by comparing everything at the next call.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from overlace.network.hns.documents import (
     HostComputeNamespace,
     HostComputeNetwork,
 )
+from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.service import HnsService
 from overlace.network.vfp.compile import Compiler, vni_of
 from overlace.network.vfp.tables import LocalEndpoint
@@ -41,11 +43,15 @@ class HostDataPath(DataPath, Protocol):
 
 
 class NetworkEnforcer:
-    """`host`: the underlay address, where published ports are."""
+    """`host`: the underlay address, where published ports are. `containers`: the folder in which a running container's
+    namespace is a file with its id as name; with it, an endpoint cannot be attached to a container that is not there."""
 
-    def __init__(self, service: HnsService, datapath: HostDataPath, host: str) -> None:
+    def __init__(
+        self, service: HnsService, datapath: HostDataPath, host: str, containers: Path | None = None
+    ) -> None:
         self._service = service
         self._datapath = datapath
+        self._containers = containers
         self._compiler = Compiler(service.state, host)
         self._placed: dict[Guid, Path] = {}
         self._sandboxes: dict[Guid, tuple[Path, str]] = {}  # with the MAC inside
@@ -60,7 +66,7 @@ class NetworkEnforcer:
         for guid in self._endpoints():
             try:
                 await self._place(guid)
-            except OSError as e:
+            except (OSError, HcnError) as e:
                 _log.error("a kept endpoint cannot be attached again", endpoint=guid, error=str(e))
 
     def counters(self, endpoint: Guid) -> dict[str, int]:
@@ -72,11 +78,11 @@ class NetworkEnforcer:
             return {}  # its namespace went without a word
 
     async def follow(self) -> None:
-        """Bring the data path up to what the service holds. Raises OSError."""
+        """Bring the data path up to what the service holds. Raises OSError, HcnError: for what this call asks for."""
         changed = self._service.drain()
         delta = self._compiler.update(changed)
         doubt, self._doubt = self._doubt, True
-        for guid in self._touched(changed) if not doubt else set(self._placed) | set(self._endpoints()):
+        for guid in self._touched(changed) if not doubt else set(self._placed):
             if guid in self._placed and self._place_of(guid) != self._placed[guid]:
                 await self._datapath.detach(guid)
                 del self._placed[guid], self._sandboxes[guid]
@@ -84,8 +90,14 @@ class NetworkEnforcer:
             await self._datapath.reconcile(self._compiler.tables)
         elif delta:
             await self._datapath.apply(delta)
-        for guid in self._touched(changed) if not doubt else self._endpoints():
-            await self._place(guid)
+        asked = self._touched(changed)
+        for guid in asked if not doubt else self._endpoints():
+            try:
+                await self._place(guid)
+            except (OSError, HcnError) as e:
+                if guid in asked:
+                    raise
+                _log.error("a kept endpoint cannot be attached again", endpoint=guid, error=str(e))
         for guid in changed:
             if guid not in self._service.documents:
                 await self._datapath.remove_sandbox(guid.lower())
@@ -106,7 +118,9 @@ class NetworkEnforcer:
         return out
 
     def _place_of(self, endpoint: Guid) -> Path | None:
-        """Where the endpoint's interface belongs; None: nowhere. A sandbox of ours is named, not yet made."""
+        """Where the endpoint's interface belongs; None: nowhere. A sandbox of ours is named, not yet made.
+
+        Raises HcnError for a container that does not run."""
         d = self._service.state.get(endpoint, HostComputeEndpoint)
         if d is None or d.remote:
             return None
@@ -118,6 +132,13 @@ class NetworkEnforcer:
                 return Path(container)
             if "/" not in container and (NAMESPACES / container).exists():
                 return NAMESPACES / container
+            if "/" not in container and self._containers is not None:
+                place = self._containers / container
+                if place.exists() or self._placed.get(endpoint) == place:
+                    return (
+                        place  # where it was attached it stays until it is detached, also when that is gone
+                    )
+                raise HcnError(Code.SYSTEM_NOT_FOUND, f"ContainerId {container}: no such container runs")
         return Path(namespace.id.lower())
 
     async def _place(self, guid: Guid) -> None:
@@ -130,6 +151,8 @@ class NetworkEnforcer:
         entry = self._compiler.tables.get(("endpoint", vni_of(network), d.address))
         if not isinstance(entry, LocalEndpoint) or entry.endpoint_id != guid:
             return
+        if where.is_absolute() and self._placed.get(guid) == where and not where.exists():
+            return  # its container has ended, and took the interface with it
         sandbox = where if where.is_absolute() else await self._datapath.ensure_sandbox(where.name)
         await self._datapath.attach(
             entry,

@@ -145,6 +145,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     seccomp: str = ""  # "": the runtime's own filter, `unconfined`: none, else a profile in Docker's JSON
     swap: int | None = None  # bytes besides `memory`, -1 without end; None: as much as memory
     swappiness: int = -1  # 0 to 100; -1: the host's
+    isolation: str = ""  # of a Windows container: process, hyperv, or the host's default
     log_driver: Literal["json-file", "local", "none"] = "json-file"
     log_max_size: int = 0  # bytes of one log file, 0 = the runtime's default
     log_max_files: int = 0  # files of that size, the one being written included; 0 = the runtime's default
@@ -394,13 +395,21 @@ class Sandboxes(Protocol):
     """Further verbs of a runtime that makes its containers' network namespaces itself, as they start.
 
     Instead of `start` on a namespace given: `hold`, attach what the container shall have, `release`. A container that
-    is held counts as created. Its config has no `netns`, and no `resolv_conf`, which are not known before.
+    is held counts as created. Its config has no `netns`, and no name servers, which are not known before.
     """
 
-    async def hold(self, container_id: str) -> Path:
-        """Have its network namespace, at the path returned, and its program not running yet. Idempotent."""
+    @property
+    def gated(self) -> bool:
+        """Whether `hold` keeps the program from running until `release`. Where it cannot (Windows) the program runs,
+        without a network, from `hold` on: have all that may fail behind you, and attach at once. Hosts are then in the
+        config."""
+
+    async def hold(self, container_id: str) -> Path | None:
+        """Have its network sandbox, as `NetworkDriver.attach` takes it: the path of a namespace, on Windows the id by
+        which the host's HNS knows the container. None: not gated, and the program has ended already. Idempotent."""
 
     async def release(
         self, container_id: str, resolv_conf: str, hosts: Sequence[tuple[str, str]]
     ) -> Container:
-        """Let its program run, with this resolv.conf and further (name, address) lines of /etc/hosts. Idempotent."""
+        """Let its program run, with this resolv.conf and further (name, address) lines of /etc/hosts. Where it runs
+        already both are known to it; from here on it counts as running. Idempotent."""

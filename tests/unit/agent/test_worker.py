@@ -287,6 +287,8 @@ async def test_an_unhealthy_container_is_stopped_and_fails(bed):
 class FakeSandboxRuntime(FakeRuntime):
     """A runtime that makes its containers' namespaces itself, as a Docker Engine does."""
 
+    gated = True
+
     def __init__(self):
         super().__init__()
         self.calls: list[str] = []
@@ -356,3 +358,71 @@ async def test_what_failed_for_a_while_is_no_longer_told_once_it_works(bed):
     bed.runtime.inspect = inspect
     await bed.until(lambda: bed.reports[-1][1].err == "")
     assert bed.last() == TaskState.RUNNING
+
+
+class FakeWindowsRuntime(FakeSandboxRuntime):
+    """The program runs from `hold` on; `ends`: and has ended by then."""
+
+    gated = False
+    ends = False
+
+    async def hold(self, id):
+        self.calls.append("hold")
+        if self.ends:
+            self.now(id, status="exited", exit_code=3)
+            return None
+        return Path("docker-id")
+
+
+class FakePreparingNetwork(FakeNetwork):
+    def __init__(self):
+        super().__init__()
+        self.prepare_error = None
+
+    async def prepare(self, wish):
+        if self.prepare_error:
+            raise self.prepare_error
+        self.prepared = wish.task_id
+        return Attached(None, "", {"shop": "10.0.0.9/24"}, {}, {})
+
+
+@pytest.fixture
+async def on_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr("overlace.agent.worker.RETRY_SECONDS", 0.01)
+    b = Bed(tmp_path)
+    b.runtime, b.network = FakeWindowsRuntime(), FakePreparingNetwork()
+    yield b
+    await b.close()
+
+
+async def test_on_windows_endpoints_are_made_before_the_container_and_attached_as_it_starts(on_windows):
+    await on_windows.open()
+    await on_windows.worker.assign(Assignments(1, True, (a_task(TaskState.RUNNING),)))
+    await on_windows.until(lambda: TaskState.RUNNING in on_windows.seen())
+    (container,) = on_windows.runtime.there.values()
+    assert on_windows.network.prepared == "t1" and on_windows.network.netns == Path("docker-id")
+    assert [address for _, address in container.config.hosts] == ["10.0.0.9"]
+    assert on_windows.runtime.calls[0] == "hold"
+
+
+async def test_on_windows_a_network_that_cannot_be_made_keeps_the_program_from_running(on_windows):
+    on_windows.network.prepare_error = InvalidArgument("no network host here")
+    await on_windows.open()
+    await on_windows.worker.assign(Assignments(1, True, (a_task(TaskState.RUNNING),)))
+    await on_windows.until(lambda: TaskState.REJECTED in on_windows.seen())
+    assert not on_windows.runtime.there
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+async def test_on_windows_a_program_that_ends_before_it_is_attached_tells_its_own_end(on_windows, when):
+    on_windows.runtime.ends = when == "before"
+
+    async def attach(wish, netns=None):
+        on_windows.runtime.now(container_id("t1"), status="exited", exit_code=3)
+        raise NotFound("no such container runs")
+
+    on_windows.network.attach = attach
+    await on_windows.open()
+    await on_windows.worker.assign(Assignments(1, True, (a_task(TaskState.RUNNING),)))
+    await on_windows.until(lambda: TaskState.FAILED in on_windows.seen())
+    assert on_windows.reports[-1][1].err == "task: non-zero exit (3)"

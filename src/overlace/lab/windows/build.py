@@ -1,6 +1,7 @@
-"""Builds the stand-in libraries from C: `python -m overlace.lab.windows.build [--windows]`.
+"""Builds the stand-ins that are C: `python -m overlace.lab.windows.build [--windows DIR]`.
 
-Owns when and how. A shared object with gcc for the binding on Linux; with mingw the two DLLs for a Windows Python.
+Owns when and how. A shared object with gcc for the binding on Linux; with mingw the two DLLs for a Windows Python, and
+the program that serves a Docker Engine's named pipe.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ FOLDER = Path(__file__).parent
 HEADER = FOLDER / "stand_in.h"
 SOURCES = tuple(FOLDER / f"{name}.c" for name in ("computenetwork", "notifications", "texts", "wire"))
 RANDOM = FOLDER / "bcryptprimitives.c"
+PIPE_SOURCE = FOLDER / "pipe.c"
+PIPE = "overlace-pipe.exe"
 OBJECT = FOLDER / "computenetwork.so"
 WARNINGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-cast-function-type")
 MINGW = "x86_64-w64-mingw32-gcc"
@@ -51,8 +54,8 @@ def ensure_object() -> Path:
 
 
 def build_dlls(folder: Path) -> list[Path]:
-    """computenetwork.dll and vmcompute.dll for x86_64 Windows in `folder`, and bcryptprimitives.dll where the Wine has
-    none; built where a source is newer. Raises Unavailable."""
+    """computenetwork.dll, vmcompute.dll and the pipe's program for x86_64 Windows in `folder`, and bcryptprimitives.dll
+    where the Wine has none; built where a source is newer. Raises Unavailable."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, flags, sources, libraries in (
@@ -67,6 +70,9 @@ def build_dlls(folder: Path) -> list[Path]:
             continue  # a later Wine's own bcryptprimitives.dll is better than ours
         command = [MINGW, *WARNINGS, *flags, "-shared", "-static-libgcc", *map(str, sources)]
         _compile([*command, *(f"-l{library}" for library in libraries)], target)
+    made.append(target := folder / PIPE)
+    if not target.exists() or target.stat().st_mtime < PIPE_SOURCE.stat().st_mtime:
+        _compile([MINGW, *WARNINGS, "-static", str(PIPE_SOURCE), "-lws2_32"], target)
     return made
 
 

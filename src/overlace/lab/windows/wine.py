@@ -38,8 +38,7 @@ def command(script: Path, arguments: Sequence[str], output: Path) -> list[str]:
     """Run `script` by the Windows Python; what it prints goes to `output` (CPython dies of redirections other than
     cmd's). Raises Unavailable where there is none."""
     python = home() / "python" / "python.exe"
-    wine = shutil.which("wine64") or "/usr/lib/wine/wine64"
-    if not python.exists() or not Path(wine).exists():
+    if not python.exists():
         raise Unavailable(f"no Windows Python in {home()}: run scripts/windows")
     line = [
         windows_path(python),
@@ -51,7 +50,19 @@ def command(script: Path, arguments: Sequence[str], output: Path) -> list[str]:
         "<",
         "NUL",
     ]
-    return [wine, "cmd", "/c", " ".join(line)]
+    return [_wine(), "cmd", "/c", " ".join(line)]
+
+
+def program(path: Path, arguments: Sequence[str]) -> list[str]:
+    """Run a Windows program other than Python. Raises Unavailable where there is no Wine."""
+    return [_wine(), str(path), *arguments]
+
+
+def _wine() -> str:
+    found = shutil.which("wine64") or "/usr/lib/wine/wine64"
+    if not Path(found).exists():
+        raise Unavailable("no Wine on this host: run scripts/windows")
+    return found
 
 
 def sources() -> list[str]:

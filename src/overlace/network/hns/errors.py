@@ -73,6 +73,7 @@ class Code(IntEnum):
     ALREADY_EXISTS = 0x800700B7
     BAD_PARAMETER = 0x80070057
     SERVER_TOO_BUSY = 0x800706BB
+    SYSTEM_NOT_FOUND = 0x8037010E  # the Host Compute Service's: no such container
     OBJECT_NOT_FOUND = 0x800710D8  # what HNSCall says of an unknown id; moby matches on its text
 
 
@@ -142,6 +143,7 @@ TEXTS: dict[Code, str] = {
     Code.ALREADY_EXISTS: "Cannot create a file when that file already exists.",
     Code.BAD_PARAMETER: "The parameter is incorrect.",
     Code.SERVER_TOO_BUSY: "The RPC server is too busy to complete this operation.",
+    Code.SYSTEM_NOT_FOUND: "A virtual machine or container with the specified identifier does not exist.",
     Code.OBJECT_NOT_FOUND: "The object identifier does not represent a valid object.",
 }
 

@@ -23,8 +23,8 @@ from overlace.model.errors import (
     OverlaceError,
     PermissionDenied,
     Unavailable,
-    Unimplemented,
 )
+from overlace.runtime.docker.pipes import open_pipe
 
 OLDEST = (1, 41)
 NEWEST = (1, 51)
@@ -97,19 +97,22 @@ class EngineClient:
         *,
         params: Mapping[str, str] | None = None,
         body: object = None,
+        archive: bytes = b"",
         headers: Mapping[str, str] | None = None,
         versioned: bool = True,
         timeout: float | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response of a call, its status checked. Raises our error of its status, in the engine's words;
-        Unavailable when the engine does not answer, or stops in the middle."""
+        """The response of a call, its status checked; what is sent is a JSON `body` or a tar `archive`. Raises our error
+        of its status, in the engine's words; Unavailable when the engine does not answer, or stops in the middle."""
         sent = {"Content-Type": "application/json"} if body is not None else {}
+        if archive:
+            sent = {"Content-Type": "application/x-tar"}
         try:
             async with self._open().request(
                 method,
                 self._url(path, versioned),
                 params=params,
-                data=msgspec.json.encode(body) if body is not None else None,
+                data=msgspec.json.encode(body) if body is not None else archive or None,
                 headers={**sent, **(headers or {})},
                 timeout=aiohttp.ClientTimeout(total=timeout),
             ) as response:
@@ -134,7 +137,7 @@ class EngineClient:
                 host, _, port = rest.rpartition(":")
                 reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
             else:
-                raise Unimplemented(f"exec reaches an engine at unix:// or tcp://, not at {kind}://")
+                reader, writer = await open_pipe(rest.replace("/", "\\"))
             writer.write(head.encode() + payload)
             answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             status = int(answer.split(" ", 2)[1])
@@ -160,13 +163,21 @@ class EngineClient:
         *,
         params: Mapping[str, str] | None = None,
         body: object = None,
+        archive: bytes = b"",
         headers: Mapping[str, str] | None = None,
         versioned: bool = True,
         timeout: float | None = CALL_SECONDS,
     ) -> Any:
         """The JSON of a call's answer, None when it has none. Raises as `stream`."""
         async with self.stream(
-            method, path, params=params, body=body, headers=headers, versioned=versioned, timeout=timeout
+            method,
+            path,
+            params=params,
+            body=body,
+            archive=archive,
+            headers=headers,
+            versioned=versioned,
+            timeout=timeout,
         ) as response:
             raw = await response.read()
         try:

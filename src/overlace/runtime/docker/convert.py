@@ -28,9 +28,10 @@ from overlace.runtime.base import (
     Usage,
     Volume,
 )
-from overlace.runtime.docker.gate import HOLD, INSIDE
 from overlace.runtime.oci.spec import HostMount
 
+INSIDE = "/.overlace"  # where a container on Linux sees its gate; hold.c knows it too
+HOLD = f"{INSIDE}/hold"
 ID_LABEL = "overlace.container"  # our id of a container, on Docker's
 OWNER_LABEL = "overlace.data-root"  # of the daemon it belongs to: one engine may serve several
 _START_INTERVAL_API = (1, 44)
@@ -85,7 +86,7 @@ def create_body(
         ],
         "ExtraHosts": [f"{name}:{address}" for name, address in config.hosts],
         "RestartPolicy": {"Name": "no"},  # starting again is the swarm's
-        "LogConfig": _log_config(config),
+        "LogConfig": log_config(config),
     }
     body: dict[str, Any] = {
         "Image": config.image,
@@ -106,7 +107,7 @@ def create_body(
     if config.stop_signal is not None:
         body["StopSignal"] = config.stop_signal
     if config.healthcheck is not None:
-        body["Healthcheck"] = _healthcheck(config.healthcheck, version)
+        body["Healthcheck"] = healthcheck(config.healthcheck, version)
     return body
 
 
@@ -127,7 +128,7 @@ def _mount(m: Mount, version: tuple[int, int]) -> dict[str, Any]:
     if m.type == "bind":
         options: dict[str, Any] = {"Propagation": m.propagation, "NonRecursive": not m.recursive}
         if m.recursive_read_only != "try":
-            _need(version, (1, 44), f"mount {m.target}: a choice for read-only below the source")
+            need(version, (1, 44), f"mount {m.target}: a choice for read-only below the source")
             key = "ReadOnlyForceRecursive" if m.recursive_read_only == "must" else "ReadOnlyNonRecursive"
             options[key] = True
         return out | {"Source": m.source, "BindOptions": options}
@@ -136,17 +137,18 @@ def _mount(m: Mount, version: tuple[int, int]) -> dict[str, Any]:
         if m.volume_options:
             options["DriverConfig"] = {"Name": "local", "Options": m.volume_options}
         if m.subpath:
-            _need(version, (1, 45), f"mount {m.target}: volume-subpath")
+            need(version, (1, 45), f"mount {m.target}: volume-subpath")
             options["Subpath"] = m.subpath
         return out | {"Source": m.source, "VolumeOptions": options}
     options = {"SizeBytes": m.tmpfs_size, "Mode": m.tmpfs_mode}
     if m.tmpfs_exec:
-        _need(version, (1, 46), f"mount {m.target}: tmpfs option exec")
+        need(version, (1, 46), f"mount {m.target}: tmpfs option exec")
         options["Options"] = [["exec"]]
     return out | {"TmpfsOptions": options}
 
 
-def _need(version: tuple[int, int], least: tuple[int, int], what: str) -> None:
+def need(version: tuple[int, int], least: tuple[int, int], what: str) -> None:
+    """Raises InvalidArgument for an engine that is too old."""
     if version < least:
         raise InvalidArgument(
             f"{what}: this host's Docker Engine speaks API {version[0]}.{version[1]} and cannot do it; "
@@ -154,7 +156,8 @@ def _need(version: tuple[int, int], least: tuple[int, int], what: str) -> None:
         )
 
 
-def _log_config(config: ContainerConfig) -> dict[str, Any]:
+def log_config(config: ContainerConfig) -> dict[str, Any]:
+    """HostConfig.LogConfig."""
     if config.log_driver == "none":
         return {"Type": "none"}
     options = {}
@@ -165,7 +168,8 @@ def _log_config(config: ContainerConfig) -> dict[str, Any]:
     return {"Type": config.log_driver, "Config": options}
 
 
-def _healthcheck(check: Healthcheck, version: tuple[int, int]) -> dict[str, Any]:
+def healthcheck(check: Healthcheck, version: tuple[int, int]) -> dict[str, Any]:
+    """The healthcheck of a body. Raises InvalidArgument."""
     out = {
         "Test": list(check.test),
         "Interval": check.interval,
@@ -176,7 +180,7 @@ def _healthcheck(check: Healthcheck, version: tuple[int, int]) -> dict[str, Any]
     if version >= _START_INTERVAL_API:
         out["StartInterval"] = check.start_interval
     elif check.start_interval not in (0, Healthcheck().start_interval):
-        _need(version, _START_INTERVAL_API, f"healthcheck start interval {check.start_interval / 1e9:g}s")
+        need(version, _START_INTERVAL_API, f"healthcheck start interval {check.start_interval / 1e9:g}s")
     return out
 
 
@@ -253,6 +257,25 @@ def image_of(found: dict[str, Any]) -> Image:
         size=found.get("Size", 0),
         config=found.get("Config") or {},
         layers=tuple((found.get("RootFS") or {}).get("Layers") or ()),
+    )
+
+
+def windows_usage_of(found: dict[str, Any], interfaces: tuple[Interface, ...], system: int) -> Usage:
+    """`GET /containers/ID/stats` of an engine on Windows: times in 100 ns, memory as its private working set.
+    `system`: what all the host's processors had of time, in ns; that engine does not say."""
+    used = (found.get("cpu_stats") or {}).get("cpu_usage") or {}
+    moved = found.get("storage_stats") or {}
+    return Usage(
+        cpu_total=used.get("total_usage", 0) * 100,
+        cpu_user=used.get("usage_in_usermode", 0) * 100,
+        cpu_kernel=used.get("usage_in_kernelmode", 0) * 100,
+        system=system,
+        memory=(found.get("memory_stats") or {}).get("privateworkingset", 0),
+        io=(
+            (0, 0, "read", moved.get("read_size_bytes", 0)),
+            (0, 0, "write", moved.get("write_size_bytes", 0)),
+        ),
+        interfaces=interfaces,
     )
 
 

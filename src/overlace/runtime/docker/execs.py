@@ -48,7 +48,7 @@ class _Streams(abc.ABC):
 
     async def output(self) -> AsyncIterator[ExecOutput]:
         rest = b""
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):  # of a pipe too, whose errors are no ConnectionError
             while data := await self._reader.read(_BLOCK):
                 if self._tty:
                     yield ExecOutput("stdout", data)
@@ -58,7 +58,7 @@ class _Streams(abc.ABC):
                     yield ExecOutput(stream, piece)
 
     async def write(self, data: bytes) -> None:
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(OSError):
             self._writer.write(data)
             await self._writer.drain()
 

@@ -18,8 +18,6 @@ from overlace.model.errors import FailedPrecondition, Internal
 from overlace.runtime.oci import defaults
 from overlace.runtime.oci.files import scoped_path
 
-INSIDE = "/.overlace"  # hold.c knows it too
-HOLD = f"{INSIDE}/hold"
 _SOURCE = Path(__file__).with_name("hold.c")
 _PROGRAM = Path(__file__).with_name("hold.o")  # not a linkable object: the suffix is what the tree ignores
 

@@ -5,13 +5,13 @@ Owns those two questions. Must not know records of containers.
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
+from collections.abc import Callable
 
 from overlace.model.errors import Conflict, Internal, InvalidArgument
-from overlace.runtime.base import Usage
+from overlace.runtime.base import Interface, Usage
 from overlace.runtime.docker import convert
 from overlace.runtime.docker.client import EngineClient
-from overlace.runtime.oci.stats import parse_interfaces
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -27,12 +27,15 @@ async def top(engine: EngineClient, docker_id: str, arguments: str) -> Table:
     return list(found["Titles"]), [list(row) for row in found["Processes"]]
 
 
-async def usage(engine: EngineClient, docker_id: str, pid: int) -> Usage | None:
-    """What the container whose first process is `pid` uses; None when it ends meanwhile."""
+async def usage(
+    engine: EngineClient, docker_id: str, interfaces: Callable[[], tuple[Interface, ...] | None]
+) -> Usage | None:
+    """What the container uses, and what its `interfaces` say then; None when it ends meanwhile."""
     params = {"stream": "0", "one-shot": "1"}
     found = await engine.call("GET", f"/containers/{docker_id}/stats", params=params)
-    try:
-        interfaces = parse_interfaces(Path(f"/proc/{pid}/net/dev").read_text())
-    except OSError:
+    counted = interfaces()
+    if counted is None:
         return None
-    return convert.usage_of(found, interfaces)
+    if "privateworkingset" in (found.get("memory_stats") or {}):
+        return convert.windows_usage_of(found, counted, time.monotonic_ns() * (found.get("num_procs") or 1))
+    return convert.usage_of(found, counted)

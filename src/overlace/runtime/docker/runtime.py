@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,15 +37,13 @@ from overlace.runtime.base import (
 from overlace.runtime.docker import convert, look
 from overlace.runtime.docker.client import EngineClient, documents
 from overlace.runtime.docker.execs import DockerAttach, DockerExec
-from overlace.runtime.docker.gate import Gate, append_hosts, why_not_run
 from overlace.runtime.docker.output import LogReader, log_params
 from overlace.runtime.docker.stock import Stock
-from overlace.runtime.oci import prepare
+from overlace.runtime.docker.system import Asked, system_of
 from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.files import write_atomically
 from overlace.runtime.oci.locks import KeyedLocks
 from overlace.runtime.oci.records import Places, ids_below
-from overlace.runtime.oci.spec import resolve, signal_number
 
 log = structlog.get_logger(__name__)
 _PAUSES = (0.2, 5.0)  # shortest and longest wait before looking for an engine that went away
@@ -68,6 +65,7 @@ class DockerRuntime(Stock):
     def __init__(self, host: str, data_root: Path, exec_root: Path, *, platform: Platform) -> None:
         super().__init__(EngineClient(host), platform)
         self._data_root, self._exec_root = Path(data_root).absolute(), Path(exec_root).absolute()
+        self._system = system_of(platform)
         self._records: dict[str, Record] = {}
         self._locks = KeyedLocks()
         self._changes = ChangeFeed()
@@ -113,7 +111,7 @@ class DockerRuntime(Stock):
             record = self._records.get(container_id)
             if record is None or record.docker_id not in there:
                 self._records.pop(container_id, None)
-                await prepare.remove_places(self._places(container_id))
+                await self._system.remove_places(self._places(container_id))
 
     async def _list(self) -> list[dict[str, Any]]:
         """Those labelled as ours and, because one engine may serve several of us, with their files in our folder."""
@@ -185,7 +183,7 @@ class DockerRuntime(Stock):
     # ---- create ----
 
     async def create(self, config: ContainerConfig) -> Container:
-        """Prepare a container; it is held when started. See `Runtime.create`."""
+        """Prepare a container; on Linux it is held when started. See `Runtime.create`."""
         self._check_fit()
         bare = msgspec.structs.replace(config, files=(), resolv_conf="")
         async with self._locks.hold(config.id):
@@ -197,25 +195,19 @@ class DockerRuntime(Stock):
                     )
                 return await self.inspect(config.id)
             image = await self.image(config.image)
-            resolved = resolve(config, image.config)
             places, docker_id = self._places(config.id), ""
             try:
-                await prepare.remove_places(places)  # left by a create whose clean-up failed
-                places.data.mkdir(mode=0o711, parents=True)
-                places.bundle.mkdir(mode=0o700, parents=True, exist_ok=True)
-                gate = self._gate(config.id)
-                gate.make()
-                files, _ = prepare.file_binds(places, config.files, windows=False)
-                for mount in config.mounts:
-                    if mount.type == "bind":
-                        prepare.check_source(mount)
-                body = convert.create_body(
-                    config, resolved.argv, str(gate.folder), files, str(self._data_root), self._engine.version
-                )
+                await self._system.remove_places(places)  # left by a create whose clean-up failed
+                asked = Asked(config, image, places, str(self._data_root), self._engine.version)
+                made = self._system.make(asked)
                 params = {"name": config.name} if config.name else {}
-                made = await self._engine.call("POST", "/containers/create", params=params, body=body)
-                docker_id = made["Id"]
-                record = Record(bare, resolved.argv, docker_id)
+                path = "/containers/create"
+                answer = await self._engine.call("POST", path, params=params, body=made.body)
+                docker_id = answer["Id"]
+                if made.archive:
+                    path = f"/containers/{docker_id}/archive"
+                    await self._engine.call("PUT", path, params={"path": "C:\\"}, archive=made.archive)
+                record = Record(bare, made.argv, docker_id)
                 write_atomically(places.data / "docker.json", msgspec.json.encode(record))
             except BaseException:
                 await asyncio.shield(self._undo(places, docker_id))
@@ -228,7 +220,7 @@ class DockerRuntime(Stock):
         try:
             if docker_id:
                 await self._delete(docker_id)
-            await prepare.remove_places(places)
+            await self._system.remove_places(places)
         except (
             OverlaceError
         ) as error:  # the first error is the one to tell; the next open removes what is left
@@ -236,76 +228,44 @@ class DockerRuntime(Stock):
 
     # ---- running ----
 
-    async def hold(self, container_id: str) -> Path:
-        """See `Sandboxes.hold`: start the container, its program waiting at the gate."""
-        record = self._record(container_id)
+    @property
+    def gated(self) -> bool:
+        """See `Sandboxes.gated`."""
+        return self._system.gated
+
+    async def hold(self, container_id: str) -> Path | None:
+        """See `Sandboxes.hold`."""
+        record, places = self._record(container_id), self._places(container_id)
         async with self._locks.hold(container_id):
             found = await self._find(record)
             if not found["State"]["Running"]:
-                self._gate(container_id).shut()
+                if not self.gated and found["State"]["Status"] != "created":
+                    return None  # it ran, and has ended
+                self._system.before_start(places)
                 try:
                     await self._engine.call("POST", f"/containers/{record.docker_id}/start")
                 except Internal as error:  # the engine's 500 is about the container: its user, its mounts
                     raise InvalidArgument(error.message) from error
                 found = await self._find(record)
-            pid = int(found["State"]["Pid"])
-            if not pid:
+            if not found["State"]["Running"]:
+                if not self.gated:
+                    return None
                 raise Internal(
                     f"container {container_id} ended while it was held: {found['State'].get('Error')}"
                 )
-            self._check_here(record, pid)
-            return Path(f"/proc/{pid}/ns/net")
-
-    def _check_here(self, record: Record, pid: int) -> None:
-        """An engine on another machine has other processes under its numbers: nothing may be attached to those."""
-        try:
-            groups = Path(f"/proc/{pid}/cgroup").read_text()
-        except OSError:
-            groups = ""
-        if record.docker_id not in groups and not self._same_root(pid):
-            raise FailedPrecondition(
-                f"process {pid} is no container {record.docker_id[:12]} of the Docker Engine at {self._engine.host}: "
-                "the engine must run on this machine, and not inside a container"
-            )
-
-    def _same_root(self, pid: int) -> bool:
-        """With a cgroup namespace the id is not in the path; our gate, seen through the process's root, tells as much."""
-        with contextlib.suppress(OSError):
-            inside = os.stat(f"/proc/{pid}/root/.overlace/hold")
-            return any(
-                os.path.samestat(inside, os.stat(self._gate(i).folder / "hold")) for i in list(self._records)
-            )
-        return False
+            folders = [self._places(i).data for i in self._records]
+            return self._system.sandbox(record.docker_id, found, folders)
 
     async def release(
         self, container_id: str, resolv_conf: str, hosts: Sequence[tuple[str, str]]
     ) -> Container:
-        """See `Sandboxes.release`: write the names it shall know, and let its program run."""
-        record = self._record(container_id)
-        gate = self._gate(container_id)
-        if not gate.is_open:
+        """See `Sandboxes.release`."""
+        record, places = self._record(container_id), self._places(container_id)
+        if not self._system.is_released(places):
             found = await self._find(record)
-            self._check_program(record, found)
-            try:
-                if resolv_conf and found.get("ResolvConfPath"):
-                    Path(found["ResolvConfPath"]).write_text(resolv_conf)
-                if hosts and found.get("HostsPath"):
-                    append_hosts(Path(found["HostsPath"]), hosts)
-            except OSError as error:
-                raise Internal(f"cannot write {error.filename}: {error.strerror}") from error
-            gate.open()
+            self._system.release(places, record.argv, found, resolv_conf, hosts)
             self._changes.put(container_id)
         return await self.inspect(container_id)
-
-    def _check_program(self, record: Record, found: dict[str, Any]) -> None:
-        """The engine started the gate; whether the gate can become the program is ours to tell. Raises InvalidArgument
-        in Docker's words."""
-        root = Path(f"/proc/{found['State']['Pid']}/root")
-        reason = why_not_run(
-            root, record.argv[0], found["Config"]["Env"], found["Config"]["WorkingDir"] or "/"
-        )
-        if reason:
-            raise InvalidArgument(f'exec: "{record.argv[0]}": {reason}')
 
     async def start(self, container_id: str) -> Container:
         """Run it with no network but loopback. With one: `hold`, attach, `release`."""
@@ -324,7 +284,7 @@ class DockerRuntime(Stock):
     async def kill(self, container_id: str, signal: str) -> None:
         """Send a signal. Conflict in Docker's words when it does not run."""
         record = self._record(container_id)
-        params = {"signal": str(signal_number(signal))}
+        params = {"signal": self._system.signal(signal)}
         await self._engine.call("POST", f"/containers/{record.docker_id}/kill", params=params)
 
     async def exec(self, container_id: str, config: ExecConfig) -> DockerExec:
@@ -360,7 +320,8 @@ class DockerRuntime(Stock):
         container = await self.inspect(container_id)
         if container.status != "running":
             return None
-        return await look.usage(self._engine, self._record(container_id).docker_id, container.pid)
+        docker_id = self._record(container_id).docker_id
+        return await look.usage(self._engine, docker_id, lambda: self._system.interfaces(container.pid))
 
     async def erase_files(self, container_id: str) -> None:
         """See `Runtime.erase_files`."""
@@ -369,7 +330,7 @@ class DockerRuntime(Stock):
         async with self._locks.hold(container_id):
             if (await self.inspect(container_id)).status == "running":
                 raise Conflict(f"container {container_id} runs: its secrets and configs are in use")
-            await prepare.erase_files(self._places(container_id))
+            await self._system.erase_files(self._places(container_id))
 
     async def _running(self, container_id: str) -> Record:
         if (await self.inspect(container_id)).status != "running":
@@ -383,7 +344,7 @@ class DockerRuntime(Stock):
             if record is None:
                 return
             await self._delete(record.docker_id, force)
-            await prepare.remove_places(self._places(container_id))
+            await self._system.remove_places(self._places(container_id))
             self._records.pop(container_id, None)
         self._changes.put(container_id)
 
@@ -404,7 +365,7 @@ class DockerRuntime(Stock):
         return self._container(container_id, record, await self._find(record))
 
     def _container(self, container_id: str, record: Record, found: dict[str, Any]) -> Container:
-        held = not self._gate(container_id).is_open
+        held = not self._system.is_released(self._places(container_id))
         return convert.container_of(found, record.config, record.argv, held)
 
     async def list(self) -> list[Container]:
@@ -484,9 +445,6 @@ class DockerRuntime(Stock):
 
     def _places(self, container_id: str) -> Places:
         return Places(self._data_root, self._exec_root, container_id)
-
-    def _gate(self, container_id: str) -> Gate:
-        return Gate(self._places(container_id).data / "gate")
 
     def _record(self, container_id: str) -> Record:
         record = self._records.get(container_id)

@@ -170,6 +170,10 @@ class OciRuntime:
     async def image(self, name: str) -> Image:
         return self._images.find(name)
 
+    def image_root(self, image_id: str) -> Path:
+        """The unpacked file system of an image that a container has."""
+        return self._images.rootfs(image_id)
+
     async def remove_image(self, name: str, force: bool = False) -> list[str]:
         """As `docker image rm`; returns its lines (`Untagged: X`, `Deleted: sha256:…`)."""
         return await self._images.remove(name, force)

@@ -1,1 +1,0 @@
-"""The containers' resolver as a process of its own, which outlives the daemon: one per daemon, not one per container."""
