@@ -33,9 +33,10 @@ class DriverHost(Host):
 
     system = "linux"
     upstreams: tuple[str, ...] = ()
+    sources: Path | None = None  # of another version of the program
 
     def environment(self) -> dict[str, str]:
-        return dict(os.environ)
+        return {**os.environ, "PYTHONPATH": str(self.sources)} if self.sources else dict(os.environ)
 
     def start(self, wrapper: str = "") -> Host:
         self.process = subprocess.Popen(

@@ -2,7 +2,7 @@
 `hns` is a WindowsDriver on the HNS that OVERLACE_HNS_PORT leads to, every other an OverlayDriver.
 
 Frames: 4-byte length, pickle of (method, args, kwargs) in; of (ok, value) out. `apply_view` takes NetView
-entries; `many` runs several calls at once. The event loop goes on between calls, so DNS is answered.
+entries; `many` runs several calls at once. The event loop goes on between calls, so a resolver that died is seen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import pickle
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from overlace.model.netview import NetView
 from overlace.network.base import NetworkDriver
 from overlace.network.driver import OverlayDriver
 from overlace.network.linux.datapath import DataPath
+from overlace.network.linux.resolver.names import ResolverProcess
 from overlace.network.windows.driver import WindowsDriver
 from overlace.network.windows.library import Hcn, Library
 
@@ -55,7 +57,12 @@ async def main() -> None:
     else:
         path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir))
         driver = OverlayDriver(
-            path, Path(state) / "network", os=system, upstreams=upstreams, resolv_conf=Path("/dev/null")
+            path,
+            Path(state) / "network",
+            os=system,
+            upstreams=upstreams,
+            resolv_conf=Path("/dev/null"),
+            make_names=partial(ResolverProcess, folder=Path(exec_dir)),
         )
     worker = Worker(driver)
     loop = asyncio.get_running_loop()

@@ -20,14 +20,13 @@ from datapath_bed import (
     ask,
     ask_udp,
     connect,
-    echo,
-    line,
     mac_of,
     made_bed,
     network,
     ping,
     run,
 )
+from datapath_streams import Traffic
 
 from overlace.network.linux import bpf_syscall, nft, veth
 from overlace.network.linux.loader import BPFFS
@@ -64,41 +63,11 @@ def _tables(world: SimpleNamespace) -> Tables:
 OUTAGE = 0.5  # seconds
 
 
-class _Traffic:
-    """Echoes small messages over one connection all the time; knows the longest silence."""
-
-    def __init__(self, where: Path, address: str, port: int) -> None:
-        self._connection = connect(where, address, port)
-        line(self._connection)
-        self.longest, self.count, self._stop = 0.0, 0, False
-        self.broken = False
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        while not self._stop:
-            began = time.monotonic()
-            try:
-                self.broken = not echo(self._connection, b"tick")
-            except OSError:
-                self.broken = True
-            if self.broken:
-                return
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.count += 1
-            time.sleep(0.002)
-
-    def finish(self) -> None:
-        self._stop = True
-        self._thread.join(5)
-        self._connection.close()
-
-
 def test_traffic_goes_on_while_the_daemon_is_dead_and_comes_back(world: SimpleNamespace) -> None:
     flows = [
-        _Traffic(world.one.path, "10.0.1.6", 80),
-        _Traffic(world.two.path, "10.0.1.2", 80),
-        _Traffic(world.bed.client, world.a.address, 8080),
+        Traffic(world.one.path, "10.0.1.6", 80),
+        Traffic(world.two.path, "10.0.1.2", 80),
+        Traffic(world.bed.client, world.a.address, 8080),
     ]
     world.a.kill()
     time.sleep(0.3)
@@ -115,7 +84,7 @@ def test_traffic_goes_on_while_the_daemon_is_dead_and_comes_back(world: SimpleNa
 
 def test_new_programs_replace_old_ones_under_traffic(world: SimpleNamespace) -> None:
     """An upgrade: the object differs, the layout does not. Maps and their content are kept."""
-    flow = _Traffic(world.one.path, "10.0.1.6", 80)
+    flow = Traffic(world.one.path, "10.0.1.6", 80)
     pins = BPFFS / "overlace" / world.a.instance
     before = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
     world.a.kill()
@@ -155,9 +124,9 @@ def test_another_layout_takes_the_connections_over(world: SimpleNamespace, crash
     both = Frontend(4097, "10.0.1.3", 0, 0, (Backend(4097, "10.0.1.6"),))
     world.a.put(both)
     flows = [
-        _Traffic(world.one.path, "10.0.1.6", 80),
-        _Traffic(world.one.path, "10.0.1.3", 80),
-        _Traffic(world.bed.client, world.a.address, 8080),
+        Traffic(world.one.path, "10.0.1.6", 80),
+        Traffic(world.one.path, "10.0.1.3", 80),
+        Traffic(world.bed.client, world.a.address, 8080),
     ]
     before = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
     world.a.kill()
@@ -251,7 +220,7 @@ def test_killed_while_attaching(world: SimpleNamespace, delay: float) -> None:
 
 def test_attach_and_detach_are_idempotent(world: SimpleNamespace) -> None:
     endpoint = world.one.endpoints[0]
-    flow = _Traffic(world.one.path, "10.0.1.6", 80)
+    flow = Traffic(world.one.path, "10.0.1.6", 80)
     for _ in range(3):
         world.a.call("attach", endpoint, world.one.path, "eth0", True, "10.0.1.1", 1450)
     flow.finish()

@@ -139,8 +139,8 @@ def test_a_killed_daemon_is_taken_over_without_a_lost_connection(bed: DriverBed)
     held.sendall(b"while down")
     assert held.recv(100) == b"while down"
     one.start()
-    one.call("change", tuple(bed.entries.values()), ())
     assert resolve(a.sandbox, "web") == ("NOERROR", ["10.0.1.100"])
+    one.call("change", tuple(bed.entries.values()), ())
     again = one.call("attach", wish_of("ta", (BACK, "10.0.1.11"), (INGRESS, "10.0.0.11")))
     assert again.addresses == a.addresses and again.sandbox == a.sandbox
     held.sendall(b"after")

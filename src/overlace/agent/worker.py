@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -303,11 +303,11 @@ class Worker:
         if self._sandboxes is not None:  # its namespace, and so its network, comes with its start
             names: tuple[tuple[str, str], ...] = ()
             if not self._sandboxes.gated and isinstance(self._network, Prepares):
-                names = _own_names(task, (await self._network.prepare(network)).addresses)
+                names = _own_names(task, await self._network.prepare(network))
             await self._runtime.create(self._config(task, outside, "", names))
             return
         attached = slot.attached = await self._network.attach(network)
-        own_names = _own_names(task, attached.addresses)
+        own_names = _own_names(task, attached)
         netns = str(attached.sandbox or outside)
         await self._runtime.create(self._config(task, netns, attached.resolv_conf, own_names))
 
@@ -375,7 +375,7 @@ class Worker:
         attached = await self._attach_held(slot, sandboxes)
         if attached is None:
             return
-        config = self._config(slot.task, "", attached.resolv_conf, _own_names(slot.task, attached.addresses))
+        config = self._config(slot.task, "", attached.resolv_conf, _own_names(slot.task, attached))
         await sandboxes.release(container_id(slot.task.id), config.resolv_conf, config.hosts)
 
     async def _stop(self, slot: _Slot) -> None:
@@ -485,8 +485,9 @@ class Worker:
         )
 
 
-def _own_names(task: Task, addresses: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def _own_names(task: Task, attached: Attached) -> tuple[tuple[str, str], ...]:
     """The container's own hostname on each of its addresses, as Docker writes /etc/hosts."""
     spec = task.spec.container_spec
     name = (spec.hostname if spec else "") or container_id(task.id)[:12]
-    return tuple((name, a.split("/")[0]) for a in addresses.values()) if "{{" not in name else ()
+    addresses = (*attached.addresses.values(), *attached.addresses6.values())
+    return tuple((name, a.split("/")[0]) for a in addresses) if "{{" not in name else ()

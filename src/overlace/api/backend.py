@@ -109,6 +109,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     endpoint_id: str = ""
     mac: str = ""
     address: str = ""  # with prefix length
+    address6: str = ""  # likewise, "" without IPv6
 
 
 class LocalNetwork(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +137,9 @@ class ContainerAddress(msgspec.Struct, frozen=True, kw_only=True):
     network_id: str
     endpoint_id: str = ""
     address: str = ""  # with prefix length
+    address6: str = ""  # likewise, "" without IPv6
     gateway: str = ""
+    gateway6: str = ""
     mac: str = ""
     aliases: tuple[str, ...] = ()
 

@@ -217,7 +217,7 @@ class ApiServer:
 
     async def _listen_pipe(self, runner: web.AppRunner, host: str) -> None:
         """A named pipe. Its access list is Windows' default: administrators, the system and its maker may write to it."""
-        path = host.removeprefix("npipe:").replace("/", "\\")
+        path = host.removeprefix("npipe://").replace("/", "\\")
         if os.path.exists(path):
             raise Conflict(f"cannot listen on {host}: another daemon answers there")
         try:

@@ -5,12 +5,13 @@ Owns that choice. The Linux half is imported on Linux alone: it stands on netlin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
 
-from overlace.model.errors import Unimplemented
 from overlace.model.system import ON_WINDOWS
 from overlace.network.base import NetworkDriver
 from overlace.network.counted import Held
@@ -45,16 +46,29 @@ def make_driver(
 
     Raises Unimplemented on a Windows host without HNS."""
     if ON_WINDOWS:
-        raise Unimplemented("no network driver for Windows here yet")
+        from overlace.network.windows.driver import WindowsDriver
+        from overlace.network.windows.library import Hcn, Library
+
+        return WindowsDriver(Hcn(Library.load()), state, underlay_address, upstreams=dns)
     from overlace.network.driver import OverlayDriver
     from overlace.network.linux.datapath import DataPath
+    from overlace.network.linux.resolver.names import ResolverProcess
 
     path = DataPath(instance, state / "datapath", underlay_address, exec_dir=run)
-    return OverlayDriver(path, state, os=os, upstreams=dns)
+    return OverlayDriver(path, state, os=os, upstreams=dns, make_names=partial(ResolverProcess, folder=run))
 
 
 async def remove_network(instance: str, state: Path, run: Path, underlay_address: str) -> None:
     """Take away all that a driver made on this host, without any of its state: it may be damaged."""
-    from overlace.network.linux.datapath import DataPath
+    if ON_WINDOWS:
+        from overlace.network.windows.driver import sweep
+        from overlace.network.windows.host import WindowsHost
+        from overlace.network.windows.library import Hcn, Library
 
+        await asyncio.to_thread(sweep, WindowsHost(Hcn(Library.load())))
+        return
+    from overlace.network.linux.datapath import DataPath
+    from overlace.network.linux.resolver.names import end_resolver
+
+    await end_resolver(run)
     await DataPath(instance, state / "datapath", underlay_address, exec_dir=run).destroy()

@@ -39,6 +39,7 @@ def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Seque
                         endpoint_id=guid_of("endpoint", n.id, e.task_id),
                         mac=e.mac,
                         address=f"{e.address}/{prefix_of(n, e.address)}",
+                        address6=f"{e.address6}/{prefix_of(n, e.address6)}" if e.address6 else "",
                     )
                     for e in view.endpoints(n.id)
                     if e.node_id == node_id
@@ -112,7 +113,9 @@ def container_addresses(host: NodeHost, container: str, engine_id: str) -> Seque
             network_id=ids.get(name, ""),
             endpoint_id=guid_of("endpoint", keys[name], task.id) if name in keys else "",
             address=address,
+            address6=attached.addresses6.get(name, ""),
             gateway=attached.gateways.get(name, ""),
+            gateway6=attached.gateways6.get(name, ""),
             mac=attached.macs.get(name, ""),
             aliases=tuple(aliases.get(ids.get(name, ""), ())),
         )

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 
+import msgspec
+
+from overlace.manager.allocate.book import version_of
 from overlace.model.netview import (
     EndpointEntry,
     Entry,
@@ -86,7 +89,7 @@ def endpoint_entries(task: Task) -> list[EndpointEntry]:
     serving = is_serving(task)
     entries = []
     for attachment in task.networks:
-        address = _ipv4(attachment.addresses)
+        address, address6 = _address(attachment.addresses, 4), _address(attachment.addresses, 6)
         if address:
             entries.append(
                 EndpointEntry(
@@ -100,6 +103,7 @@ def endpoint_entries(task: Task) -> list[EndpointEntry]:
                     mac=container_mac(address),
                     aliases=attachment.aliases,
                     serving=serving,
+                    address6=address6 or msgspec.UNSET,
                 )
             )
     return entries
@@ -110,35 +114,38 @@ def service_entries(service: Service, ingress: Set[str]) -> list[ServiceEntry]:
     of the ingress networks, whose entry alone carries the published ports."""
     spec, endpoint = service.spec, service.endpoint
     wanted = {n.target: tuple(n.aliases) for n in spec.task_template.networks or spec.networks}
-    vips = {v.network_id: v.address.split("/")[0] for v in endpoint.virtual_ips} if endpoint else {}
+    vips: dict[str, list[str]] = {}
+    for v in endpoint.virtual_ips if endpoint else ():
+        vips.setdefault(v.network_id, []).append(v.address)
     ports = tuple(p for p in endpoint.ports if p.publish_mode == "ingress") if endpoint else ()
     mode = endpoint.spec.mode if endpoint else ""
     if not mode and spec.endpoint_spec is not None:
         mode = spec.endpoint_spec.mode
-    networks = dict(vips)
     allowed, allowed_to = (kept_policy(label, spec.labels) for label in (ALLOW_FROM, ALLOW_TO))
     affinity, egress = kept_affinity(spec.labels), kept_egress_limit(spec.labels)
     if mode == "dnsrr":
-        networks |= {t: "" for t in wanted if t not in vips and t not in HOST_NETWORKS}
+        vips |= {t: [] for t in wanted if t not in vips and t not in HOST_NETWORKS}
     return [
         ServiceEntry(
             service_id=service.id,
             network_id=network_id,
             name=spec.name,
-            vip=vip,
+            vip=_address(addresses, 4),
             aliases=wanted.get(network_id, ()),
             ports=ports if network_id in ingress else (),
             allowed=allowed,
             allowed_to=allowed_to,
             affinity=affinity,
             egress=egress,
+            vip6=_address(addresses, 6) or msgspec.UNSET,
         )
-        for network_id, vip in networks.items()
+        for network_id, addresses in vips.items()
     ]
 
 
-def _ipv4(addresses: Iterable[str]) -> str:
-    return next((a.split("/")[0] for a in addresses if ":" not in a), "")
+def _address(addresses: Iterable[str], version: int) -> str:
+    """The address of this family, without prefix length; "" when there is none."""
+    return next((a.split("/")[0] for a in addresses if version_of(a) == version), "")
 
 
 def plan_view(view: View, node_id: str) -> list[Entry]:

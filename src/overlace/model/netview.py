@@ -33,7 +33,8 @@ class NodeEntry(msgspec.Struct, frozen=True, tag="node"):
 
 
 class NetworkEntry(msgspec.Struct, frozen=True, tag="network"):
-    """`allowed`, `allowed_to`: as in ServiceEntry, for services that do not say."""
+    """`allowed`, `allowed_to`: as in ServiceEntry, for services that do not say. Subnets and their gateways: IPv4 first,
+    then IPv6 where the network has it."""
 
     id: str
     name: str
@@ -52,7 +53,10 @@ class NetworkEntry(msgspec.Struct, frozen=True, tag="network"):
 
 
 class EndpointEntry(msgspec.Struct, frozen=True, tag="endpoint"):
-    """A task's address on a network. `serving` says it takes new connections (task running, healthy, not stopping)."""
+    """A task's address on a network. `serving` says it takes new connections (task running, healthy, not stopping).
+
+    `address6` is left out where the network has no IPv6, so that what is sent, and its checksum, is what agents of before
+    IPv6 know."""
 
     task_id: str
     network_id: str
@@ -64,14 +68,21 @@ class EndpointEntry(msgspec.Struct, frozen=True, tag="endpoint"):
     mac: str
     aliases: tuple[str, ...] = ()
     serving: bool = False
+    address6: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
         return f"endpoint/{self.network_id}/{self.task_id}"
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """IPv4 first."""
+        return (self.address, self.address6) if self.address6 else (self.address,)
+
 
 class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
-    """A service on a network; `vip` empty with dnsrr. `ports`: ingress-mode ports, on the ingress network only.
+    """A service on a network; `vip` empty with dnsrr, `vip6` left out without IPv6. `ports`: ingress-mode ports, on the
+    ingress network only.
     `allowed`: who may open connections to its tasks there, `allowed_to`: what they may open; None: as the network says,
     else anyone, anything. `affinity`: seconds in which a client keeps its backend, 0: each connection anew. `egress`:
     bytes per second each task may send, 0: no limit."""
@@ -86,10 +97,16 @@ class ServiceEntry(msgspec.Struct, frozen=True, tag="service"):
     allowed_to: Items | None = None
     affinity: int = 0
     egress: int = 0
+    vip6: str | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
         return f"service/{self.network_id}/{self.service_id}"
+
+    @property
+    def vips(self) -> tuple[str, ...]:
+        """IPv4 first; none with dnsrr."""
+        return tuple(vip for vip in (self.vip, self.vip6) if vip)
 
 
 Entry = Union[NodeEntry, NetworkEntry, EndpointEntry, ServiceEntry]

@@ -75,6 +75,9 @@ class Attached(msgspec.Struct, frozen=True):
     macs: dict[str, str]
     gateways: dict[str, str]
     host_ports: tuple[PortConfig, ...] = ()  # host-mode ports in force, published numbers filled in
+    # of the networks that have IPv6
+    addresses6: dict[str, str] = {}
+    gateways6: dict[str, str] = {}
 
 
 class NetworkDriver(Protocol):

@@ -9,6 +9,7 @@ RFC 1035, 2181, 2308, 6891 (EDNS), 7766 (TCP).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
@@ -24,14 +25,10 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 import msgspec
-import structlog
 
 from overlace.model.netview import NetView
-from overlace.network.names import REVERSE, Answer, Names, lookup
+from overlace.network.names import Answer, Names, is_reverse, lookup
 
-log = structlog.get_logger(__name__)
-
-ADDRESS = "127.0.0.11"
 TTL = 0  # seconds: a change of tasks is seen by the next query
 UDP_DEFAULT, UDP_MAX = 512, 4096  # octets of an answer without / with EDNS at most
 UPSTREAM_TIMEOUT = 2.0  # seconds per upstream and attempt
@@ -124,7 +121,10 @@ def _record(rdtype: int, rdata: bytes) -> bytes:
 
 
 def build(query: Query, answer: Answer, rcode: int = 0) -> _Wire:
-    records = [_record(1, socket.inet_aton(a)) for a in answer.addresses]
+    records = [
+        _record(28, socket.inet_pton(socket.AF_INET6, a)) if ":" in a else _record(1, socket.inet_aton(a))
+        for a in answer.addresses
+    ]
     for name in answer.names:
         try:
             records.append(_record(12, dns.name.from_text(name).to_wire() or b""))
@@ -168,6 +168,7 @@ class _Listener(asyncio.DatagramProtocol):
     def __init__(self, resolver: Resolver, asker_of: AskerOf) -> None:
         self.resolver, self.asker_of = resolver, asker_of
         self.transport: asyncio.DatagramTransport | None = None
+        self.late: socket.socket | None = None  # to answer on when another reads the questions
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # no isinstance: asyncio's own transport is no subclass of the abstract one before 3.12
@@ -178,6 +179,13 @@ class _Listener(asyncio.DatagramProtocol):
 
     def error_received(self, exc: Exception) -> None:
         pass  # a client that closed its socket before our answer
+
+    def send(self, data: bytes, addr: tuple[str, int]) -> None:
+        if self.late is not None:
+            with contextlib.suppress(OSError):
+                self.late.sendto(data, addr)
+        elif self.transport is not None and not self.transport.is_closing():
+            self.transport.sendto(data, addr)
 
 
 class _Reply(asyncio.DatagramProtocol):
@@ -196,8 +204,10 @@ class _Reply(asyncio.DatagramProtocol):
 
 
 class _Served:
-    def __init__(self, transport: asyncio.DatagramTransport, server: asyncio.Server) -> None:
-        self.transport, self.server = transport, server
+    def __init__(
+        self, transport: asyncio.DatagramTransport, listener: _Listener, server: asyncio.Server
+    ) -> None:
+        self.transport, self.listener, self.server = transport, listener, server
 
 
 class Resolver:
@@ -217,6 +227,14 @@ class Resolver:
     def upstreams(self) -> list[str]:
         """Addresses of the nameservers that are asked for what is not ours."""
         return [upstream.address for upstream in self._upstreams]
+
+    def configure(self, upstreams: Sequence[str]) -> None:
+        self._upstreams = [Upstream.parse(u) for u in upstreams]
+
+    @property
+    def ready(self) -> bool:
+        """Whether it was told what there is."""
+        return self._ready
 
     # -- what it knows ---------------------------------------------------------------------------------------
 
@@ -238,7 +256,7 @@ class Resolver:
             return build(query, Answer(True), int(dns.rcode.REFUSED))
         found = lookup(self._names, networks, query.name, query.qtype)
         if found.known:
-            missing = query.qtype == "PTR" and not found.names and query.name.lower().endswith(REVERSE)
+            missing = query.qtype == "PTR" and not found.names and is_reverse(query.name.lower())
             return build(query, found, int(dns.rcode.NXDOMAIN) if missing else 0)
         if "." not in query.name and not self._ready:
             return build(query, found, int(dns.rcode.SERVFAIL))  # the view is not there yet: ask again
@@ -266,14 +284,18 @@ class Resolver:
         """The same for everyone `asker_of` knows by address; others are refused."""
         self.drop(key)
         loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(lambda: _Listener(self, asker_of), sock=udp)
+        transport, listener = await loop.create_datagram_endpoint(lambda: _Listener(self, asker_of), sock=udp)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            talk = asyncio.current_task()
+            assert talk is not None
+            self._tasks.add(talk)
             try:
                 asker = asker_of(writer.get_extra_info("peername")[0])
                 if asker is not None:
                     await self._on_tcp(asker, reader, writer)
             finally:
+                self._tasks.discard(talk)
                 writer.close()
 
         try:
@@ -281,7 +303,7 @@ class Resolver:
         except BaseException:
             transport.close()
             raise
-        self._served[key] = _Served(transport, server)
+        self._served[key] = _Served(transport, listener, server)
 
     def serving(self, key: str) -> bool:
         return key in self._served
@@ -292,6 +314,22 @@ class Resolver:
             served.transport.close()
             served.server.close()
 
+    def release(self, key: str) -> tuple[socket.socket, socket.socket]:
+        """Read no more questions of `key`; its sockets (UDP, TCP), open, for another to go on with. What is being
+        answered is answered."""
+        served = self._served.pop(key)
+        udp = served.transport.get_extra_info("socket").dup()
+        tcp = served.server.sockets[0].dup()
+        served.listener.late = udp
+        served.transport.close()
+        served.server.close()
+        return udp, tcp
+
+    async def finish(self) -> None:
+        """Until everything that was asked is answered and no client is connected."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self) -> None:
         for key in list(self._served):
             self.drop(key)
@@ -301,31 +339,30 @@ class Resolver:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def on_udp(self, listener: _Listener, data: bytes, addr: tuple[str, int]) -> None:
-        transport = listener.transport
-        if transport is None or len(data) < 17:
+        if len(data) < 17:
             return
         asker = listener.asker_of(addr[0])
         cache = self._cache.get(asker.networks) if asker is not None and asker.own is None else None
         if cache is not None:
             hit = cache.get(data[2:])
             if hit is not None:
-                transport.sendto(hit.encode(data[:2], tcp=False), addr)
+                listener.send(hit.encode(data[:2], tcp=False), addr)
                 return
         query = parse_query(data)
         if query is None:
             return
         if asker is None:
             refused = build(query, Answer(True), int(dns.rcode.REFUSED))
-            transport.sendto(refused.encode(data[:2], tcp=False), addr)
+            listener.send(refused.encode(data[:2], tcp=False), addr)
             return
         wire = self.answer(asker.networks, query, asker.own)
         if wire is not None:
             if asker.own is None:
                 self._remember(asker.networks, data, wire)
-            transport.sendto(wire.encode(data[:2], tcp=False), addr)
+            listener.send(wire.encode(data[:2], tcp=False), addr)
             return
         task = asyncio.get_running_loop().create_task(
-            self._forward_udp(transport, asker.own, data, addr, query)
+            self._forward_udp(listener, asker.own, data, addr, query)
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -340,7 +377,7 @@ class Resolver:
 
     async def _forward_udp(
         self,
-        transport: asyncio.DatagramTransport,
+        listener: _Listener,
         own: OwnUpstreams | None,
         data: bytes,
         addr: tuple[str, int],
@@ -351,8 +388,7 @@ class Resolver:
             # came over TCP: keep header and question, and send the client there too
             cut = build(query, Answer(True)).encode(data[:2], tcp=False)
             reply = cut[:2] + bytes((cut[2] | 0x02,)) + cut[3:]
-        if not transport.is_closing():
-            transport.sendto(reply, addr)
+        listener.send(reply, addr)
 
     async def _on_tcp(self, asker: Asker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -461,45 +497,3 @@ async def _ask_tcp(upstream: Upstream, data: bytes, own: OwnUpstreams | None = N
         return reply
     finally:
         writer.close()
-
-
-# -- resolv.conf ---------------------------------------------------------------------------------------
-
-
-def parse_resolv_conf(text: str) -> tuple[list[str], list[str], list[str]]:
-    """(nameservers, search domains, options) of a resolv.conf(5)."""
-    servers: list[str] = []
-    search: list[str] = []
-    options: list[str] = []
-    for line in text.splitlines():
-        words = line.split("#")[0].split(";")[0].split()
-        if len(words) < 2:
-            continue
-        if words[0] == "nameserver":
-            servers.append(words[1])
-        elif words[0] in ("search", "domain"):
-            search = words[1:]
-        elif words[0] == "options":
-            options += words[1:]
-    return servers, search, options
-
-
-def host_resolv_conf(servers: Sequence[str], search: Sequence[str], options: Sequence[str]) -> str:
-    """What a container on the host's own stack reads: the host's nameservers, not our resolver."""
-    lines = [f"nameserver {server}" for server in servers]
-    lines += [
-        f"{word} {' '.join(values)}" for word, values in (("search", search), ("options", options)) if values
-    ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def container_resolv_conf(search: Sequence[str], options: Sequence[str], resolver: str = ADDRESS) -> str:
-    """What the container reads, as Docker writes it: our resolver, the host's search domains and options."""
-    kept = list(options)
-    if not any(o.startswith("ndots:") for o in kept):
-        kept.append("ndots:0")
-    lines = [f"nameserver {resolver}"]
-    if search:
-        lines.append("search " + " ".join(search))
-    lines.append("options " + " ".join(kept))
-    return "\n".join(lines) + "\n"

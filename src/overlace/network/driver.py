@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import msgspec
@@ -25,14 +25,6 @@ from overlace.network.admission import Admission, check_networks
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
-from overlace.network.dns import (
-    OwnUpstreams,
-    Resolver,
-    Upstream,
-    container_resolv_conf,
-    host_resolv_conf,
-    parse_resolv_conf,
-)
 from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK
 from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
@@ -41,10 +33,13 @@ from overlace.network.hns.service import HnsService
 from overlace.network.hostports import listening
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
+from overlace.network.naming import Client, MakeNames, OwnNames
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.passes import Passes
+from overlace.network.placed import Placed, placed_at
 from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
+from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
 from overlace.network.switch import Switch
 from overlace.network.turns import Turns
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
@@ -60,7 +55,8 @@ class OverlayDriver:
     """Implements overlace.network.base.NetworkDriver.
 
     `state_dir` survives restarts. `os` "windows": only documents Windows' HNS takes (emulated hosts too).
-    `upstreams`: nameservers for everything that is not ours; none: those of the host's resolv.conf.
+    `upstreams`: nameservers for everything that is not ours; none: those of the host's resolv.conf. `make_names`: who
+    answers for names; by default this process does.
     """
 
     def __init__(
@@ -72,6 +68,7 @@ class OverlayDriver:
         upstreams: Sequence[str] = (),
         local_subnet: str = "172.17.0.0/16",
         resolv_conf: Path = RESOLV_CONF,
+        make_names: MakeNames = OwnNames,
     ) -> None:
         self._datapath = datapath
         self._state_dir = state_dir
@@ -80,7 +77,7 @@ class OverlayDriver:
             servers, self._search, self._options = parse_resolv_conf(resolv_conf.read_text())
         except OSError:
             servers, self._search, self._options = [], [], []
-        self._resolver = Resolver(list(upstreams) or servers)
+        self._names = make_names(datapath, list(upstreams) or servers)
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
         self._view: NetView | None = None
@@ -120,25 +117,20 @@ class OverlayDriver:
                 "data path brought up to the kept state", put=len(differed.put), removed=len(differed.remove)
             )
         await self._ways.open(self._datapath.underlay().mtu)
-        for record in self._records:
-            if record.sandbox:
-                try:
-                    await self._serve_dns(record)
-                except OSError as e:  # after a reboot the sandbox is gone; attach makes it anew
-                    log.info("no DNS for a kept task yet", task=record.asked.task_id, error=str(e))
+        await self._names.open(_client(record) for record in self._records if record.sandbox)
         await self._fill_watch.start()
 
     async def close(self) -> None:
         await self._ways.close()
         await self._fill_watch.end()
-        await self._resolver.close()
+        await self._names.close()
         await self._passes.ended()
         await self._datapath.close()
 
     async def leave(self) -> None:
         await self._ways.close()
         await self._fill_watch.end()
-        await self._resolver.close()
+        await self._names.leave()
         await self._passes.ended()
         await self._datapath.destroy()
         self._records.clear()
@@ -217,7 +209,7 @@ class OverlayDriver:
         self._open_parts()
         first = self._view is None
         self._view = view
-        self._resolver.update(view, None if first else changed)
+        self._names.update(view, None if first else changed)
         if changed is None or first or any(key.startswith("node/") for key in changed):
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.provider_address)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
@@ -251,7 +243,7 @@ class OverlayDriver:
             raise InvalidArgument(
                 f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
             )
-        servers = task.nameservers or self._resolver.upstreams
+        servers = task.nameservers or self._names.upstreams
         text = host_resolv_conf(servers, self._search, self._options) if task.mode == "host" else ""
         return Attached(sandbox=None, resolv_conf=text, addresses={}, macs={}, gateways={})
 
@@ -319,63 +311,51 @@ class OverlayDriver:
             self._records.put(record)
         via = gateway_network(task, self._seen())
         under = self._datapath.underlay()
-        addresses: dict[str, str] = {}
-        macs: dict[str, str] = {}
-        gateways: dict[str, str] = {}
-        for i, ((network_id, address), (name, gateway, others, entry)) in enumerate(
-            zip(record.local.placements, entries, strict=True)
-        ):
+        for i, ((network_id, _), placed) in enumerate(zip(record.local.placements, entries, strict=True)):
             await self._datapath.attach(
-                entry,
+                placed.entry,
                 sandbox,
                 f"eth{i}",
                 network_id == via,
-                gateway,
+                placed.gateway,
                 record.mtu.get(network_id) or record.local.mtu.get(network_id) or under.mtu - ENCAP_OVERHEAD,
-                others,
+                placed.others,
+                six=placed.six,
+                gateway6=placed.gateway6,
             )
-            addresses[name], macs[name], gateways[name] = address, entry.mac, gateway
-        if not self._resolver.serving(task.task_id):
-            await self._serve_dns(record)
+        await self._names.ensure(_client(record))
         self._ways.touch()  # its peers may be others than when it was admitted
         return Attached(
             sandbox=sandbox,
             resolv_conf=container_resolv_conf(self._search, self._options),
-            addresses=addresses,
-            macs=macs,
-            gateways=gateways,
+            addresses={e.network: e.address for e in entries},
+            macs={e.network: e.entry.mac for e in entries},
+            gateways={e.network: e.gateway for e in entries},
             host_ports=task.host_ports,
+            addresses6={e.network: e.address6 for e in entries if e.address6},
+            gateways6={e.network: e.gateway6 for e in entries if e.address6},
         )
 
     def _entry(
         self, record: Record, network_id: str, address: str, hns: HnsService, compiler: Compiler
-    ) -> tuple[str, str, tuple[str, ...], LocalEndpoint]:
-        """(network name, gateway, the network's other subnets, table entry) of one placement. Raises why HNS does not
-        have it."""
+    ) -> Placed:
+        """One placement. Raises why HNS does not have it."""
         guid = guid_of("endpoint", network_id, record.asked.task_id)
-        bare = address.split("/")[0]
         network = hns.state.get(guid_of("network", network_id), HostComputeNetwork)
         if network is not None:
-            entry = compiler.tables.get(("endpoint", network.vsid or LOCAL_VNI, bare))
-            if isinstance(entry, LocalEndpoint) and entry.endpoint_id == guid:
-                parsed = IPv4Address(bare)
-                mine = [s for s in network.subnets if parsed in IPv4Network(s.ip_address_prefix)]
-                others = tuple(s.ip_address_prefix for s in network.subnets if s not in mine)
-                return network.name, next((r.next_hop for s in mine for r in s.routes), ""), others, entry
+            vni = network.vsid or LOCAL_VNI
+            address6 = "" if self._windows else record.local.address6(network_id)
+            entry, six = (
+                found
+                if isinstance(found := compiler.tables.get(("endpoint", vni, bare)), LocalEndpoint)
+                and found.endpoint_id == guid
+                else None
+                for bare in (address.split("/")[0], address6.split("/")[0])
+            )
+            if entry is not None and (six is not None or not address6):
+                return placed_at(network, address, entry, address6, six)
         namespace = guid_of("namespace", record.asked.task_id)
         raise self._refusals.explain(record.asked.task_name, (guid, namespace))
-
-    async def _serve_dns(self, record: Record) -> None:
-        udp, tcp = await self._datapath.bind_dns(Path(record.sandbox))
-        networks = tuple(a.network_id for a in record.asked.attachments)
-        own = None
-        if record.asked.nameservers:
-            sandbox = Path(record.sandbox)
-            own = OwnUpstreams(
-                servers=tuple(Upstream(address) for address in record.asked.nameservers),
-                open_socket=lambda tcp: self._datapath.client_socket(sandbox, tcp),
-            )
-        await self._resolver.serve(record.asked.task_id, networks, udp, tcp, own)
 
     async def detach(self, task_id: str) -> None:
         async with self._turns.of(task_id):
@@ -386,7 +366,7 @@ class OverlayDriver:
     async def _forget(self, record: Record) -> None:
         """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
         task_id = record.asked.task_id
-        self._resolver.drop(task_id)
+        self._names.drop(task_id)
         for network_id, _ in record.local.placements:
             await self._datapath.detach(guid_of("endpoint", network_id, task_id))
         await self._datapath.remove_sandbox(task_id)
@@ -396,3 +376,9 @@ class OverlayDriver:
     async def keep_only(self, task_ids: set[str]) -> None:
         gone = [t for t in self._records.ids() if t not in task_ids]
         await asyncio.gather(*(self.detach(t) for t in gone))
+
+
+def _client(record: Record) -> Client:
+    asked = record.asked
+    networks = tuple(a.network_id for a in asked.attachments)
+    return Client(asked.task_id, networks, record.sandbox, asked.nameservers)

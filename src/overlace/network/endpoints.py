@@ -34,6 +34,11 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
             return ((LOCAL_NETWORK, self.local_address),)
         return tuple((a.network_id, a.addresses[0]) for a in self.task.attachments)
 
+    def address6(self, network_id: str) -> str:
+        """Its IPv6 address on a network, with prefix length; "" when it has none."""
+        own = (x for a in self.task.attachments if a.network_id == network_id for x in a.addresses)
+        return next((x for x in own if ":" in x), "")
+
 
 def endpoint_policies(
     local: LocalTask,
@@ -43,11 +48,13 @@ def endpoint_policies(
     peers: Peers,
     *,
     provider_address: str,
-    gateway: str,
+    gateways: Sequence[str],
     overlays: Sequence[str],
     published: bool,
+    six: bool,
 ) -> tuple[p.EndpointPolicy, ...]:
-    """`overlays`: subnets of the overlay networks known here. `published`: the endpoint carries the task's host ports."""
+    """`gateways`: what a task that comes back from its own VIP is seen as, by family. `overlays`: subnets of the overlay
+    networks known here. `published`: the endpoint carries the task's host ports. `six`: the host's HNS takes IPv6."""
     t, network = local.task, view.network(network_id)
     entry = view.get(f"service/{network_id}/{t.service_id}")
     service = entry if isinstance(entry, ServiceEntry) else None
@@ -59,7 +66,10 @@ def endpoint_policies(
         out.append(provider(provider_address))
         out.append(p.EncapOverhead(p.EncapOverheadSettings(ENCAP_OVERHEAD)))
         if not network.internal:
-            out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=tuple(overlays))))
+            four = tuple(
+                s for s in overlays if ":" not in s
+            )  # IPv6 is not translated, nor leaves the overlay
+            out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=four)))
     mtu = local.mtu.get(network_id, 0)
     if mtu:
         out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))
@@ -69,7 +79,19 @@ def endpoint_policies(
             for x in t.host_ports
         ]
     if network is not None:
-        out += _acls(t, service, network, address, gateway, view, peers, overlays, published=published)
+        address6 = local.address6(network_id).split("/")[0] if six else ""
+        out += _acls(
+            t,
+            service,
+            network,
+            (address, address6),
+            gateways,
+            view,
+            peers,
+            overlays,
+            published=published,
+            six=six,
+        )
     return tuple(out)
 
 
@@ -77,13 +99,14 @@ def _acls(
     t: TaskNetwork,
     service: ServiceEntry | None,
     network: NetworkEntry,
-    address: str,
-    gateway: str,
+    addresses: tuple[str, str],
+    gateways: Sequence[str],
     view: NetView,
     peers: Peers,
     overlays: Sequence[str],
     *,
     published: bool,
+    six: bool,
 ) -> tuple[p.Acl, ...]:
     """What policies mean for the task's endpoint on `network`; none where nobody has one. The task watches whom its
     ACLs depend on."""
@@ -102,12 +125,15 @@ def _acls(
     hosts = (n.addresses[network.id] for n in view.of(NodeEntry) if network.id in n.addresses)
     return plan_acls(
         own,
-        address,
+        addresses[0],
         known,
-        gateway=gateway,
+        gateway=next((g for g in gateways if ":" not in g), ""),
         hosts=sorted(h.split("/")[0] for h in hosts),
         overlays=overlays,
         published=ports,
+        address6=addresses[1],
+        gateway6=next((g for g in gateways if ":" in g), ""),
+        six=six,
     )
 
 
@@ -119,7 +145,13 @@ def restricts(network: NetworkEntry | None) -> bool:
 def party_of(entry: Entry | None) -> Party | None:
     if not isinstance(entry, ServiceEntry):
         return None
-    return Party(name=entry.name, vip=entry.vip, allowed=entry.allowed, allowed_to=entry.allowed_to)
+    return Party(
+        name=entry.name,
+        vip=entry.vip,
+        vip6=entry.vip6 or "",
+        allowed=entry.allowed,
+        allowed_to=entry.allowed_to,
+    )
 
 
 def provider(address: str) -> p.ProviderAddress:

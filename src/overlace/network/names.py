@@ -9,13 +9,13 @@ networks the asking task shares count, in the order of its interfaces; the ingre
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 import msgspec
 
 from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, ServiceEntry
 
-REVERSE = ".in-addr.arpa"
+REVERSE, REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -37,7 +37,7 @@ class _Network:
     def __init__(self) -> None:
         self.name = ""
         self.ingress = False
-        self.subnets: tuple[IPv4Network, ...] = ()
+        self.subnets: tuple[IPv4Network | IPv6Network, ...] = ()
         self.services: dict[str, dict[str, None]] = {}  # name or alias -> service ids
         self.service: dict[str, ServiceEntry] = {}
         self.members: dict[str, dict[str, EndpointEntry]] = {}  # service id -> endpoints by task
@@ -76,14 +76,14 @@ class Names:
         if isinstance(e, NetworkEntry):
             n = self._networks.setdefault(e.id, _Network())
             n.name, n.ingress = (e.name.lower(), e.ingress) if add else ("", False)
-            n.subnets = tuple(IPv4Network(s) for s in e.subnets) if add else ()
+            n.subnets = tuple(ip_network(s) for s in e.subnets) if add else ()
             return e.id
         if isinstance(e, ServiceEntry):
             n = self._networks.setdefault(e.network_id, _Network())
             for name in {e.name.lower(), *(a.lower() for a in e.aliases)}:
                 _member(n.services, name, e.service_id, add)
-            if e.vip:
-                _member(n.reverse, e.vip.split("/")[0], e.name, add)
+            for vip in e.vips:
+                _member(n.reverse, vip.split("/")[0], e.name, add)
             if add:
                 n.service[e.service_id] = e
             else:
@@ -100,12 +100,13 @@ class Names:
                 del n.service_names[e.service_name.lower()]
             for name in {e.task_name.lower(), *(a.lower() for a in e.aliases)}:
                 _entry(n.tasks, name, e, add)
-            _member(n.reverse, e.address.split("/")[0], e.task_name, add)
+            for address in e.addresses:
+                _member(n.reverse, address.split("/")[0], e.task_name, add)
             return e.network_id
         return ""
 
     def resolve(self, network_id: str, name: str) -> tuple[str, ...] | None:
-        """Addresses of a name on one network; None when the network does not know it."""
+        """Addresses of a name on one network, of both families; None when the network does not know it."""
         n = self._networks.get(network_id)
         if n is None or n.ingress:
             return None
@@ -114,8 +115,8 @@ class Names:
         services = n.services.get(name)
         for service_id in services or ():
             known = True
-            vip = n.service[service_id].vip
-            out.update(dict.fromkeys([vip.split("/")[0]] if vip else self._serving(n, service_id)))
+            vips = [vip.split("/")[0] for vip in n.service[service_id].vips]
+            out.update(dict.fromkeys(vips or self._serving(n, service_id)))
         if services:
             return tuple(out)
         if name.startswith("tasks."):
@@ -128,12 +129,13 @@ class Names:
             # a task's own name answers as soon as it exists, a shared alias only with tasks that take
             # connections
             if e.serving or e.task_name.lower() == name:
-                out[e.address.split("/")[0]] = None
+                out.update(dict.fromkeys(a.split("/")[0] for a in e.addresses))
         return tuple(out) if known else None
 
     @staticmethod
     def _serving(n: _Network, service_id: str) -> Iterable[str]:
-        return (e.address.split("/")[0] for e in n.members.get(service_id, {}).values() if e.serving)
+        members = n.members.get(service_id, {}).values()
+        return (a.split("/")[0] for e in members if e.serving for a in e.addresses)
 
     def network_name(self, network_id: str) -> str:
         n = self._networks.get(network_id)
@@ -147,17 +149,15 @@ class Names:
         found = n.reverse.get(address)
         if found:
             return tuple(f"{name}.{n.name}" for name in found)
-        try:
-            return () if any(IPv4Address(address) in s for s in n.subnets) else None
-        except AddressValueError:
-            return None
+        return () if any(ip_address(address) in s for s in n.subnets) else None
 
 
 def lookup(names: Names, networks: Sequence[str], qname: str, qtype: str) -> Answer:
-    """What a task on `networks` gets for `qname` (no final dot, any case). `qtype` A, AAAA, PTR or any other:
-    known names have A records only, so other types are known and empty."""
+    """What a task on `networks` gets for `qname` (no final dot, any case). `qtype` A, AAAA, PTR or any other: known
+    names have A and AAAA records only, so other types are known and empty. A and AAAA come of one network, the first that
+    has any address for the name: a client that tries both families never speaks with two services."""
     qname = qname.lower()
-    if qname.endswith(REVERSE):
+    if is_reverse(qname):
         return _reverse(names, networks, qname) if qtype == "PTR" else UNKNOWN
     known = False
     for network_id in networks:
@@ -166,8 +166,29 @@ def lookup(names: Names, networks: Sequence[str], qname: str, qtype: str) -> Ans
             if found is not None:
                 known = True
                 if found:
-                    return Answer(True, found) if qtype in ("A", "ANY") else EMPTY
+                    return Answer(True, tuple(a for a in found if qtype in (_RECORD[":" in a], "ANY")))
     return EMPTY if known else UNKNOWN
+
+
+_RECORD = {False: "A", True: "AAAA"}
+
+
+def is_reverse(qname: str) -> bool:
+    """Whether a name (lower case) is an address's, of either family."""
+    return qname.endswith((REVERSE, REVERSE6))
+
+
+def _reversed(qname: str) -> str:
+    """The address a reverse name stands for (RFC 1035 3.5, RFC 3596 2.5); "" when it is none."""
+    try:
+        if qname.endswith(REVERSE):
+            return str(ip_address(".".join(reversed(qname[: -len(REVERSE)].split(".")))))
+        digits = qname[: -len(REVERSE6)].split(".")
+        if len(digits) != 32 or any(len(digit) != 1 for digit in digits):
+            return ""
+        return str(IPv6Address(bytes.fromhex("".join(reversed(digits)))))
+    except ValueError:
+        return ""
 
 
 def _as_seen_on(names: Names, network_id: str, qname: str) -> Iterable[str]:
@@ -178,7 +199,9 @@ def _as_seen_on(names: Names, network_id: str, qname: str) -> Iterable[str]:
 
 
 def _reverse(names: Names, networks: Sequence[str], qname: str) -> Answer:
-    address = ".".join(reversed(qname[: -len(REVERSE)].split(".")))
+    address = _reversed(qname)
+    if not address:
+        return UNKNOWN
     for network_id in networks:
         found = names.reverse(network_id, address)
         if found is not None:

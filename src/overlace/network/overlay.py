@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 import msgspec
 
@@ -54,11 +54,11 @@ from overlace.network.hns.documents import (
     Subnet,
     normal_mac,
 )
-from overlace.network.policy import HOSTS, Peers
+from overlace.network.policy import HOSTS, Peers, Place
 
 OWNER = "overlace"
 NAMES = uuid.UUID("7d1f6f0a-3c53-5f0e-9d0a-6f7665726c61")
-ANYWHERE = "0.0.0.0/0"
+ANYWHERE, ANYWHERE6 = "0.0.0.0/0", "::/0"
 
 
 @lru_cache(maxsize=65536)
@@ -91,7 +91,7 @@ Source = tuple[str, ...]  # what documents are made from: ("network", id), ("end
 class OverlayPlanner:
     """Keeps the documents this node must have, following a view and the local tasks.
 
-    `windows`: leave out what Windows' HNS refuses (load balancers without members or source VIP).
+    `windows`: leave out what Windows' HNS refuses (load balancers without members or source VIP, IPv6).
     """
 
     def __init__(
@@ -261,8 +261,13 @@ class OverlayPlanner:
             return []
         vsid = p.Vsid(p.IsolationSettings(n.vni))
         subnets = tuple(
-            Subnet(ip_address_prefix=s, policies=(vsid,), routes=(Route(gateway, ANYWHERE),))
+            Subnet(
+                ip_address_prefix=s,
+                policies=(vsid,),
+                routes=(Route(gateway, ANYWHERE6 if ":" in s else ANYWHERE),),
+            )
             for s, gateway in zip(n.subnets, n.gateways, strict=False)
+            if self._takes(s)
         )
         return [
             HostComputeNetwork(
@@ -274,6 +279,14 @@ class OverlayPlanner:
                 policies=(p.ProviderAddress(p.ProviderAddressSettings(self.provider_address)),),
             )
         ]
+
+    def _takes(self, address: str) -> bool:
+        """Whether this host's HNS takes an address or prefix of this family on overlay networks."""
+        return not (self.windows and ":" in address)
+
+    def _addressed(self, network: NetworkEntry, addresses: Iterable[str]) -> tuple[IpConfiguration, ...]:
+        bare = (a.split("/")[0] for a in addresses if self._takes(a))
+        return tuple(IpConfiguration(a, prefix_of(network, a)) for a in bare)
 
     def _local_network(self) -> HostComputeNetwork:
         gateway = str(IPv4Network(self.local_subnet)[1])
@@ -326,7 +339,7 @@ class OverlayPlanner:
                 name=e.task_name,
                 host_compute_network=guid_of("network", e.network_id),
                 mac_address=normal_mac(e.mac),
-                ip_configurations=(IpConfiguration(e.address, prefix_of(network, e.address)),),
+                ip_configurations=self._addressed(network, e.addresses),
                 policies=(provider(node.provider_address),),
                 flags=int(EndpointFlags.REMOTE),
             )
@@ -353,9 +366,17 @@ class OverlayPlanner:
             if network is None and network_id != LOCAL_NETWORK:
                 continue
             address, _, length = text.partition("/")
-            gateway = (
-                _gateway(network, address) if network is not None else str(IPv4Network(self.local_subnet)[1])
-            )
+            configs: tuple[IpConfiguration, ...] = (IpConfiguration(address, int(length)),)
+            gateway = str(IPv4Network(self.local_subnet)[1])
+            # (who comes back from its own VIP has the network's first gateway of the family as its name)
+            gateways = [gateway]
+            if network is not None:
+                gateway = _gateway(network, address)
+                gateways = sorted(network.gateways, key=lambda g: ":" in g)
+                configs += self._addressed(network, [a] if (a := local.address6(network_id)) else ())
+            routes = [Route(gateway, ANYWHERE)]
+            if network is not None:
+                routes += (Route(_gateway(network, c.ip_address), ANYWHERE6) for c in configs[1:])
             out.append(
                 HostComputeEndpoint(
                     id=guid_of("endpoint", network_id, task_id),
@@ -363,8 +384,8 @@ class OverlayPlanner:
                     name=t.task_name,
                     host_compute_network=guid_of("network", network_id),
                     mac_address=normal_mac(container_mac(address)),
-                    ip_configurations=(IpConfiguration(address, int(length)),),
-                    routes=(Route(gateway, ANYWHERE),) if network_id == via else (),
+                    ip_configurations=configs,
+                    routes=tuple(routes) if network_id == via else (),
                     policies=endpoint_policies(
                         local,
                         network_id,
@@ -372,10 +393,10 @@ class OverlayPlanner:
                         view,
                         self._peers,
                         provider_address=self.provider_address,
-                        # (who comes back from its own VIP has the network's first gateway as its name)
-                        gateway=network.gateways[0] if network is not None else gateway,
+                        gateways=gateways,
                         overlays=self._exceptions,
                         published=network_id == via,
+                        six=not self.windows,
                     ),
                 )
             )
@@ -423,13 +444,14 @@ class OverlayPlanner:
                 distribution_type=int(Distribution.SOURCE_IP), affinity_seconds=seconds
             )
         out: list[Document] = []
-        if entry.vip:
+        vips = tuple(vip.split("/")[0] for vip in entry.vips if self._takes(vip))
+        if vips:
             every = msgspec.structs.replace(spread, flags=int(PortMappingFlags.INTERNAL_LOAD_BALANCER))
             out.append(
                 msgspec.structs.replace(
                     base,
                     id=guid_of("vip", network_id, service_id),
-                    frontend_vips=(entry.vip.split("/")[0],),
+                    frontend_vips=vips,
                     port_mappings=(every,),
                 )
             )
@@ -447,18 +469,18 @@ class OverlayPlanner:
         return out
 
 
-def _named(e: Entry | None) -> tuple[str, str, str] | None:
-    return (e.network_id, e.service_name, e.address) if isinstance(e, EndpointEntry) else None
+def _named(e: Entry | None) -> Place | None:
+    return (e.network_id, e.service_name, e.addresses) if isinstance(e, EndpointEntry) else None
 
 
 @lru_cache(maxsize=4096)
-def _net(cidr: str) -> IPv4Network:
-    return IPv4Network(cidr)
+def _net(cidr: str) -> IPv4Network | IPv6Network:
+    return ip_network(cidr)
 
 
 def _subnet_of(network: NetworkEntry, address: str) -> int:
     if len(network.subnets) > 1:
-        parsed = IPv4Address(address)
+        parsed = ip_address(address)
         for i, s in enumerate(network.subnets):
             if parsed in _net(s):
                 return i

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Literal
 
 import msgspec
@@ -29,20 +29,26 @@ ANY = "256"
 HOSTS = ("", "")  # what a task watches to hear of hosts' addresses
 What = tuple[int, str]  # protocol (0: any), ports of the receiver ("": any)
 Way = Literal["In", "Out"]
+Place = tuple[str, str, tuple[str, ...]]  # (network id, service name, addresses)
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True):
     """A service on one network; `allowed` and `allowed_to` as in its entry of the view."""
 
     name: str
-    addresses: tuple[str, ...] = ()  # of its tasks on this network
+    addresses: tuple[str, ...] = ()  # of its tasks on this network, of both families
     vip: str = ""
+    vip6: str = ""
     allowed: Items | None = None
     allowed_to: Items | None = None
 
     @property
     def restricts(self) -> bool:
         return self.allowed is not None or self.allowed_to is not None
+
+    @property
+    def vips(self) -> tuple[str, ...]:
+        return tuple(vip for vip in (self.vip, self.vip6) if vip)
 
     def or_else(self, default: Party) -> Party:
         """With the default's policies where it has none."""
@@ -60,14 +66,18 @@ def shorten(addresses: Iterable[str]) -> Sequence[str]:
 
 @lru_cache(maxsize=256)  # every task of a host on a network names the same services
 def _shorten(addresses: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(str(n) for n in collapse_addresses(IPv4Network(a) for a in addresses))
+    four = collapse_addresses(IPv4Network(a) for a in addresses if ":" not in a)
+    six = collapse_addresses(IPv6Network(a) for a in addresses if ":" in a)
+    return (*map(str, four), *map(str, six))
 
 
 class _Acls:
-    """ACLs of one direction as they come, same ones once. `way`: In has the container's ports as local ones."""
+    """ACLs of one direction as they come, same ones once. `way`: In has the container's ports as local ones. `six`:
+    IPv6 addresses may be named; else what is said of them alone is left out."""
 
-    def __init__(self, way: Way) -> None:
+    def __init__(self, way: Way, *, six: bool) -> None:
         self.way = way
+        self.six = six
         self.made: dict[p.Acl, None] = {}
 
     def add(
@@ -78,6 +88,10 @@ class _Acls:
         what: What = (0, ""),
     ) -> None:
         protocol, ports = what
+        if not self.six and any(":" in r for r in remote):
+            remote = [r for r in remote if ":" not in r]
+            if not remote:
+                return
         for i in range(0, max(len(remote), 1), MAX_ADDRESSES):
             settings = p.AclSettings(
                 action=action,
@@ -101,19 +115,23 @@ def plan_acls(
     hosts: Sequence[str],
     overlays: Sequence[str],
     published: Sequence[tuple[int, int]],
+    address6: str = "",
+    gateway6: str = "",
+    six: bool = True,
 ) -> tuple[p.Acl, ...]:
-    """ACLs of the endpoint with `address` of service `own`; none when nobody restricts anything.
+    """ACLs of the endpoint with `address` (and `address6`) of service `own`; none when nobody restricts anything.
 
     `peers`: services on this network that restrict who speaks with them or that `own` names; `own` among them when its
     tasks speak to each other. `gateway`: a task that meets itself behind its own VIP comes from this address. `hosts`:
     the hosts' own addresses on this network. `overlays`: subnets of overlay networks. `published`: (protocol, port of
-    the container) reached from outside by this endpoint.
+    the container) reached from outside by this endpoint. `six`: the host's HNS takes IPv6 addresses in ACLs.
     """
     if not own.restricts and not any(peer.restricts for peer in peers):
         return ()
-    into, out = _Acls("In"), _Acls("Out")
-    _between(into, own, (address,), peers, gateway)
-    _between(out, own, (address, own.vip) if own.vip else (address,), peers, "")
+    into, out = _Acls("In", six=six), _Acls("Out", six=six)
+    mine = (address, address6) if address6 else (address,)
+    _between(into, own, mine, peers, [g for g in (gateway, gateway6) if g])
+    _between(out, own, (*mine, *own.vips), peers, ())
     if own.allowed is not None:
         outside = {
             (protocol, str(port)): None
@@ -140,7 +158,9 @@ def plan_acls(
     return (*into.made, *out.made)
 
 
-def _between(acls: _Acls, own: Party, mine: tuple[str, ...], peers: Sequence[Party], gateway: str) -> None:
+def _between(
+    acls: _Acls, own: Party, mine: tuple[str, ...], peers: Sequence[Party], gateways: Sequence[str]
+) -> None:
     """What may pass between the endpoint, whose addresses are `mine`, and other services' tasks."""
     into = acls.way == "In"
     items = own.allowed if into else own.allowed_to
@@ -148,9 +168,9 @@ def _between(acls: _Acls, own: Party, mine: tuple[str, ...], peers: Sequence[Par
     closed: dict[str, None] = {}
     for peer in peers:
         theirs = peer.allowed_to if into else peer.allowed
-        addresses = [*peer.addresses, *([peer.vip] if peer.vip and not into else [])]
-        if peer.name == own.name and gateway:
-            addresses.append(gateway)
+        addresses = [*peer.addresses, *(peer.vips if not into else ())]
+        if peer.name == own.name:
+            addresses += gateways
         if not addresses:
             continue
         if theirs is not None:
@@ -197,7 +217,7 @@ def _grants(items: Items | None, name: str, addresses: Sequence[str]) -> list[Wh
 
 
 def _in(address: str, cidr: str) -> bool:
-    return IPv4Address(address) in IPv4Network(cidr)
+    return ip_address(address) in ip_network(cidr)
 
 
 def _meet(a: What, b: What) -> What | None:
@@ -214,8 +234,8 @@ class Peers:
     """
 
     def __init__(self) -> None:
-        # (network, service) -> address by endpoint key
-        self._by_name: dict[tuple[str, str], dict[str, str]] = {}
+        # (network, service) -> addresses by endpoint key
+        self._by_name: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
         # network -> services as last seen, without addresses: by id all, by name those that restrict
         self._parties: dict[str, dict[str, Party]] = {}
         self._restricting: dict[str, dict[str, Party]] = {}
@@ -223,8 +243,8 @@ class Peers:
         self._watching: dict[tuple[str, str], set[str]] = {}  # (network, service) -> local tasks that name it
         self._watched: dict[str, set[tuple[str, str]]] = {}  # the same by task
 
-    def move(self, key: str, old: tuple[str, str, str] | None, new: tuple[str, str, str] | None) -> None:
-        """An endpoint's (network, service name, address) changed."""
+    def move(self, key: str, old: Place | None, new: Place | None) -> None:
+        """An endpoint's (network, service name, addresses) changed."""
         if old is not None:
             members = self._by_name.get(old[:2], {})
             members.pop(key, None)
@@ -269,9 +289,12 @@ class Peers:
         wanted |= {party.name: party for party in found}
         wanted = {n: party.or_else(default) for n, party in wanted.items()}
         return [
-            msgspec.structs.replace(party, addresses=tuple(self._by_name.get((network_id, n), {}).values()))
+            msgspec.structs.replace(party, addresses=self._addresses(network_id, n))
             for n, party in sorted(wanted.items())
         ]
+
+    def _addresses(self, network_id: str, name: str) -> tuple[str, ...]:
+        return tuple(a for some in self._by_name.get((network_id, name), {}).values() for a in some)
 
     def watch(self, task_id: str, names: set[tuple[str, str]]) -> None:
         """Have changes of these services' endpoints bring up the task's ACLs."""

@@ -46,11 +46,8 @@ MODULES = (
     "overlace.daemon.windows",
     "overlace.api.server",
     "overlace.runtime.docker.runtime",
-    "overlace.network.windows.adapters",
-    "overlace.network.windows.driver",
     "overlace.network.windows.host",
     "overlace.network.windows.library",
-    "overlace.network.windows.ports",
 )
 
 

@@ -49,6 +49,10 @@ def network(**members: Any) -> NetworkSpec:
     return msgspec.convert({"Name": "net", **members}, NetworkSpec)
 
 
+def six(**config: Any) -> dict[str, Any]:
+    return {"EnableIPv6": True, "IPAM": ipam(**config)}
+
+
 def ipam(**config: Any) -> dict[str, Any]:
     return {"Config": [config]}
 
@@ -78,7 +82,26 @@ def ipam(**config: Any) -> dict[str, Any]:
         ({"IPAM": ipam(Subnet="10.9.0.5/24")}, 400, "invalid subnet 10.9.0.5/24: it should be 10.9.0.0/24"),
         ({"IPAM": ipam(Subnet="10.9.0.0/31")}, 400, "prefix length"),
         ({"IPAM": ipam(Subnet="224.0.0.0/24")}, 400, "use a private range"),
-        ({"IPAM": ipam(Subnet="fd00::/64")}, 501, "overlays carry IPv4"),
+        ({"IPAM": ipam(Subnet="fd00::/64")}, 400, "the network has no IPv6; create it with --ipv6"),
+        (six(Subnet="fd00::5/64"), 400, "invalid subnet fd00::5/64: it should be fd00::/64"),
+        (six(Subnet="fd00::"), 400, "a prefix length is missing"),
+        (six(Subnet="fd00::/127"), 400, "its prefix length must be between 16 and 125"),
+        (six(Subnet="fd00::/8"), 400, "its prefix length must be between 16 and 125"),
+        (six(Subnet="fe80::/64"), 400, "use a private range"),
+        (six(Subnet="ff02::/64"), 400, "use a private range"),
+        (six(Subnet="::ffff:a00:0/120"), 400, "use a private range"),
+        (six(Subnet="fd00::/64", Gateway="fd01::1"), 400, "does not contain gateway fd01::1"),
+        (six(Subnet="fd00::/64", Gateway="10.0.0.1"), 400, "does not contain gateway 10.0.0.1"),
+        (six(Subnet="fd00::/64", Gateway="fd00::"), 400, "first or last address"),
+        (six(Subnet="fd00::/64", IPRange="10.8.0.0/25"), 400, "does not contain range 10.8.0.0/25"),
+        (six(Subnet="fd00::/64", IPRange="fd00::/48"), 400, "does not contain range fd00::/48"),
+        (six(Subnet="10.9.0.0/24", Gateway="fd00::1"), 400, "does not contain gateway fd00::1"),
+        (
+            {"EnableIPv6": True, "IPAM": {"Config": [{"Subnet": "fd00::/64"}, {"Subnet": "fd00::/80"}]}},
+            400,
+            "subnets fd00::/64 and fd00::/80 of the network overlap",
+        ),
+        ({"EnableIPv6": True, "Ingress": True}, 501, "EnableIPv6 of the ingress network"),
         ({"IPAM": ipam(Subnet="10.9.0.0/24", Gateway="10.8.0.1")}, 400, "does not contain gateway 10.8.0.1"),
         ({"IPAM": ipam(Subnet="10.9.0.0/24", Gateway="x")}, 400, "invalid gateway x"),
         ({"IPAM": ipam(Subnet="10.9.0.0/24", Gateway="10.9.0.255")}, 400, "first or last address"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import msgspec
+
 from overlace.model.netview import (
     EndpointEntry,
     Entry,
@@ -21,6 +25,7 @@ from overlace.network.overlay import OverlayPlanner
 from overlace.network.vfp.compile import Compiler
 from overlace.network.vfp.tables import Tables
 
+E = TypeVar("E", EndpointEntry, ServiceEntry)
 ME, OTHER = "node-me", "node-other"
 HOST = "172.28.1.11"
 
@@ -155,4 +160,47 @@ def running() -> World:
         )
     )
     w.run(task("t1", ("back", "10.0.1.9/24"), ("ingress", "10.0.0.9/24"), ports=(port(80, 9090, "host"),)))
+    return w
+
+
+# -- the same with IPv6
+
+BACK6 = msgspec.structs.replace(
+    NETS[1], subnets=("10.0.1.0/24", "fd00:1::/64"), gateways=("10.0.1.1", "fd00:1::1")
+)
+
+
+def six(address: str) -> str:
+    """The IPv6 address a test's endpoint has beside this one: 10.0.1.9 -> fd00:1::9."""
+    return f"fd00:1::{address.rpartition('.')[2]}"
+
+
+def both(entry: E) -> E:
+    """The entry with an IPv6 address or VIP beside its IPv4 one."""
+    if isinstance(entry, EndpointEntry):
+        return msgspec.structs.replace(entry, address6=six(entry.address))
+    return msgspec.structs.replace(entry, vip6=six(entry.vip))
+
+
+def task6(task_id: str, net: str, address: str, service: str = "web") -> TaskNetwork:
+    """A task of this host on one network, with both families."""
+    t = task(task_id, (net, f"{address}/24"), service=service)
+    return msgspec.structs.replace(
+        t, attachments=(NetworkAttachment(net, (f"{address}/24", f"{six(address)}/64")),)
+    )
+
+
+def running6(*, windows: bool = False) -> World:
+    """`web` on a network with both families: t1 here, t2 elsewhere, t3 on a host that has IPv4 only."""
+    w = World(
+        node(ME, HOST, back="10.0.1.2"),
+        node(OTHER, PA, back="10.0.1.3"),
+        BACK6,
+        both(service("web", "back", "10.0.1.5")),
+        both(endpoint("t1", "back", ME, "10.0.1.9")),
+        both(endpoint("t2", "back", OTHER, "10.0.1.10")),
+        endpoint("t3", "back", OTHER, "10.0.1.11"),
+        windows=windows,
+    )
+    w.run(task6("t1", "back", "10.0.1.9"))
     return w

@@ -124,15 +124,24 @@ def _quote(word: str) -> str:
     )
 
 
+def _split(address: str) -> tuple[str, int]:
+    """(address, prefix length) of `10.0.1.2/24`; ("", 0) of nothing."""
+    if not address:
+        return "", 0
+    interface = ipaddress.ip_interface(address)
+    return str(interface.ip), interface.network.prefixlen
+
+
 def networks(addresses: Sequence[ContainerAddress]) -> Json:
     shown = {}
     for a in addresses:
-        ip, length = "", 0
-        if a.address:
-            interface = ipaddress.ip_interface(a.address)
-            ip, length = str(interface.ip), interface.network.prefixlen
+        ip, length = _split(a.address)
+        ip6, length6 = _split(a.address6)
+        asked = {"IPv4Address": ip} if ip else None
+        if asked is not None and ip6:
+            asked["IPv6Address"] = ip6
         shown[a.network] = {
-            "IPAMConfig": {"IPv4Address": ip} if ip else None,
+            "IPAMConfig": asked,
             "Links": None,
             "Aliases": list(a.aliases) or None,
             "MacAddress": a.mac,
@@ -143,9 +152,9 @@ def networks(addresses: Sequence[ContainerAddress]) -> Json:
             "Gateway": a.gateway,
             "IPAddress": ip,
             "IPPrefixLen": length,
-            "IPv6Gateway": "",
-            "GlobalIPv6Address": "",
-            "GlobalIPv6PrefixLen": 0,
+            "IPv6Gateway": a.gateway6,
+            "GlobalIPv6Address": ip6,
+            "GlobalIPv6PrefixLen": length6,
             "DNSNames": list(a.aliases) or None,
         }
     return shown

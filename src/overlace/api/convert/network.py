@@ -64,7 +64,11 @@ def _swarm_ipam(subnet: str, span: str, gateway: str) -> Json:
 
 def _ipam_configs(subnets: Iterable[Subnet], asked: Iterable[IpamConfig] = ()) -> list[Json]:
     """`asked`: what the user gave, for the addresses to be left alone."""
-    auxiliary = {c.subnet: dict(c.auxiliary_addresses) for c in asked if c.auxiliary_addresses}
+    auxiliary = {
+        str(ipaddress.ip_network(c.subnet, strict=False)): dict(c.auxiliary_addresses)
+        for c in asked
+        if c.auxiliary_addresses
+    }
     return [
         {
             "Subnet": s.subnet,
@@ -158,6 +162,7 @@ def local_network(found: LocalNetwork) -> Json:
         internal=found.internal,
         attachable=found.attachable,
         ingress=found.ingress,
+        ipv6=any(":" in s.subnet for s in found.subnets),
         options=found.options,
         labels=found.labels,
         containers=local_containers(found.endpoints),
@@ -174,7 +179,7 @@ def local_containers(endpoints: Iterable[LocalEndpoint]) -> Json:
             "EndpointID": e.endpoint_id,
             "MacAddress": e.mac,
             "IPv4Address": e.address,
-            "IPv6Address": "",
+            "IPv6Address": e.address6,
         }
         for e in endpoints
     }

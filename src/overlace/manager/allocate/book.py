@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -17,11 +17,22 @@ from overlace.model.objects import Base, Network, Node, Service, Subnet, Task
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 PortKey = tuple[str, int]  # (protocol, published port)
+Space = tuple[str, int]  # (network id, family): addresses of two families never meet
 
 
 def parse_address(text: str) -> int:
     """`10.0.1.2/24` or `10.0.1.2` as a number."""
     return int(ipaddress.ip_address(text.partition("/")[0]))
+
+
+def version_of(text: str) -> int:
+    """4 or 6: the family of an address or subnet, as `ipaddress` numbers them."""
+    return 6 if ":" in text else 4
+
+
+def families(subnets: Iterable[Subnet]) -> tuple[int, ...]:
+    """The families a network with these subnets has, IPv4 first."""
+    return tuple(sorted({version_of(s.subnet) for s in subnets}))
 
 
 class Pool(msgspec.Struct):
@@ -57,8 +68,8 @@ class AddressBook:
     def __init__(self) -> None:
         self._pools: dict[str, list[Pool]] = {}
         self._subnets: dict[str, tuple[Subnet, ...]] = {}
-        self._used: dict[str, Counter[int]] = {}
-        self._shares: dict[tuple[str, str], tuple[tuple[str, int], ...]] = {}
+        self._used: dict[Space, Counter[int]] = {}
+        self._shares: dict[tuple[str, str], tuple[tuple[Space, int], ...]] = {}
         self._ports: dict[PortKey, dict[str, None]] = {}  # -> service ids (one, unless something went wrong)
         self._service_ports: dict[str, tuple[PortKey, ...]] = {}
         self.moved: dict[
@@ -73,26 +84,26 @@ class AddressBook:
         if kind == "network":
             self._observe_network(id, new if isinstance(new, Network) else None)
             return new is None
-        share: tuple[tuple[str, int], ...] = ()
+        share: tuple[tuple[Space, int], ...] = ()
         freed = False
         if isinstance(new, Task):
             if not new.status.state.terminal:
-                share = tuple((a.network_id, parse_address(x)) for a in new.networks for x in a.addresses)
+                share = tuple(_taken(a.network_id, x) for a in new.networks for x in a.addresses)
         elif isinstance(new, Node):
             if not new.removed:
-                share = tuple((net, parse_address(x)) for net, x in new.network_addresses.items())
+                share = tuple(_taken(net, x) for net, x in new.network_addresses.items())
         elif isinstance(new, Service) and new.endpoint is not None:
-            share = tuple((v.network_id, parse_address(v.address)) for v in new.endpoint.virtual_ips)
+            share = tuple(_taken(v.network_id, v.address) for v in new.endpoint.virtual_ips)
         if kind == "service":
             freed = self._observe_ports(id, new if isinstance(new, Service) else None)
         old = self._shares.get((kind, id), ())
         if old == share:
             return freed
-        self.moved |= dict.fromkeys(network_id for network_id, _ in (*share, *old))
-        for network_id, address in share:
-            self._used.setdefault(network_id, Counter())[address] += 1
-        for network_id, address in old:
-            used = self._used[network_id]
+        self.moved |= dict.fromkeys(network_id for (network_id, _), _ in (*share, *old))
+        for space, address in share:
+            self._used.setdefault(space, Counter())[address] += 1
+        for space, address in old:
+            used = self._used[space]
             used[address] -= 1
             if not used[address]:
                 del used[address]
@@ -122,7 +133,7 @@ class AddressBook:
         self._pools[id] = [make_pool(subnet, auxiliary) for subnet in subnets]
         self._subnets[id] = subnets
         for pool in self._pools[id]:  # after a restart go on behind the highest in use
-            used = [a for a in self._used.get(id, ()) if pool.first <= a <= pool.last]
+            used = [a for a in self._used.get((id, pool.network.version), ()) if pool.first <= a <= pool.last]
             pool.cursor = max(used) + 1 if used else pool.first
 
     def _observe_ports(self, id: str, service: Service | None) -> bool:
@@ -147,15 +158,17 @@ class AddressBook:
 
     # -- asking it -------------------------------------------------------------------------------------------
 
-    def take(self, network_id: str) -> str | None:
-        """A free address with prefix length, None when all are in use (or the network has no subnet).
+    def take(self, network_id: str, version: int = 4) -> str | None:
+        """A free address of this family with prefix length, None when all are in use (or the network has no such
+        subnet).
 
-        It counts as used once its owner is observed: observe between two calls for one network.
+        It counts as used once its owner is observed: observe between two calls for one network and family.
         """
-        used = self._used.get(network_id) or Counter()
-        if len(used) >= sum(pool.size for pool in self._pools.get(network_id, ())):
+        used = self._used.get((network_id, version)) or Counter()
+        pools = [pool for pool in self._pools.get(network_id, ()) if pool.network.version == version]
+        if len(used) >= sum(pool.size for pool in pools):
             return None
-        for pool in self._pools.get(network_id, ()):
+        for pool in pools:
             for candidate in _rotation(pool):
                 if candidate not in used and candidate not in pool.reserved:
                     pool.cursor = candidate + 1
@@ -164,24 +177,34 @@ class AddressBook:
         return None
 
     def in_use(self, network_id: str, address: str) -> bool:
-        return parse_address(address) in self._used.get(network_id, ())
+        return parse_address(address) in self._used.get((network_id, version_of(address)), ())
 
     def contains(self, network_id: str, address: str) -> bool:
         """Whether the address lies in one of the network's subnets."""
-        number = parse_address(address)
+        number, version = parse_address(address), version_of(address)
         return any(
             int(p.network.network_address) <= number <= int(p.network.broadcast_address)
             for p in self._pools.get(network_id, ())
+            if p.network.version == version
         )
 
-    def capacity(self, network_id: str) -> tuple[int, int]:
-        """(addresses in use, addresses there are) of a network, gateways not counted."""
+    def capacity(self, network_id: str, version: int = 0) -> tuple[int, int]:
+        """(addresses in use, addresses there are) of a network, gateways not counted; of one family, or of the fuller
+        one (0)."""
         pools = self._pools.get(network_id, ())
-        return len(self._used.get(network_id, ())), sum(pool.size for pool in pools)
+        found = [
+            (len(self._used.get((network_id, v), ())), sum(p.size for p in pools if p.network.version == v))
+            for v in ([version] if version else sorted({p.network.version for p in pools}))
+        ]
+        return max(found, key=lambda f: f[0] / f[1] if f[1] else 0.0, default=(0, 0))
 
     def port_holder(self, key: PortKey) -> str | None:
         """The service that publishes this port (in either mode)."""
         return next(iter(self._ports.get(key, ())), None)
+
+
+def _taken(network_id: str, address: str) -> tuple[Space, int]:
+    return (network_id, version_of(address)), parse_address(address)
 
 
 def _rotation(pool: Pool) -> Iterator[int]:

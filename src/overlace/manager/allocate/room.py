@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from overlace.manager.allocate.book import IPNetwork
+from overlace.manager.allocate.networks import pools_of
 from overlace.model.objects import Cluster, Network
 from overlace.store.base import Change, Put
 
@@ -35,8 +36,9 @@ def plan_warning(network: Network, used: int, size: int) -> list[Change]:
 
 
 def explain_pool(cluster: Cluster, networks: Iterable[Network]) -> str:
-    """A warning when few subnets are left for networks that bring none of their own, else ""."""
-    pools = [ipaddress.ip_network(text) for text in cluster.default_addr_pool]
+    """A warning when few IPv4 subnets are left for networks that bring none of their own, else "". (Of IPv6 subnets
+    there are always more.)"""
+    pools = [pool for pool, _ in pools_of(cluster).of(4)]
     taken = [ipaddress.ip_network(subnet.subnet) for network in networks for subnet in network.subnets]
     size = cluster.subnet_size
     total = sum(1 << (size - pool.prefixlen) for pool in pools if size >= pool.prefixlen)

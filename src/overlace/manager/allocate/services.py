@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from overlace.manager.allocate.book import AddressBook, PortKey
+from overlace.manager.allocate.book import AddressBook, PortKey, families, version_of
 from overlace.manager.allocate.networks import is_allocated, is_overlay
 from overlace.model.objects import Endpoint, Network, Service, VirtualIP
 from overlace.model.specs import HOST_NETWORKS, EndpointSpec, NetworkAttachmentConfig, PortConfig, ServiceSpec
@@ -83,9 +83,9 @@ def service_networks(
             yield usable_network(view, ingress.id), NetworkAttachmentConfig(target=ingress.id)
 
 
-def exhausted(book: AddressBook, network: Network, what: str) -> Blocked:
-    used, size = book.capacity(network.id)
-    subnets = ", ".join(subnet.subnet for subnet in network.subnets)
+def exhausted(book: AddressBook, network: Network, what: str, version: int) -> Blocked:
+    used, size = book.capacity(network.id, version)
+    subnets = ", ".join(s.subnet for s in network.subnets if version_of(s.subnet) == version)
     return Blocked(
         f"no address left for {what} on network {network.spec.name} ({subnets}): {used} of {size} in use; "
         "scale down or remove services on it, or make a network with a larger subnet"
@@ -112,18 +112,24 @@ def plan_endpoint(view: View, book: AddressBook, service: Service) -> Service | 
         networks = [n for n, _ in service_networks(view, book, service.spec) if is_overlay(n)]
         networks.sort(key=lambda n: not n.spec.ingress)  # first, as in Docker: scripts read `VirtualIPs[0]`
         for network in networks:
-            kept = next((v for v in old.virtual_ips if v.network_id == network.id), None)
-            if kept is not None and book.contains(network.id, kept.address):
-                vips.append(kept)
-                continue
-            address = book.take(network.id)
-            if address is None:
-                raise exhausted(book, network, f"the virtual IP of service {service.spec.name}")
-            vips.append(VirtualIP(network.id, address))
+            for version in families(network.subnets):
+                vips.append(_vip(book, service, network, version, old))
     new = Endpoint(spec, ports, tuple(vips))
     if service.endpoint == new:
         return None
     return msgspec.structs.replace(service, endpoint=new)
+
+
+def _vip(book: AddressBook, service: Service, network: Network, version: int, old: Endpoint) -> VirtualIP:
+    """The service's address of one family on the network: what it has, else a free one. Raises Blocked."""
+    for kept in old.virtual_ips:
+        same = kept.network_id == network.id and version_of(kept.address) == version
+        if same and book.contains(network.id, kept.address):
+            return kept
+    address = book.take(network.id, version)
+    if address is None:
+        raise exhausted(book, network, f"the virtual IP of service {service.spec.name}", version)
+    return VirtualIP(network.id, address)
 
 
 def _ports(book: AddressBook, service: Service, spec: EndpointSpec, old: Endpoint) -> tuple[PortConfig, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from overlace.manager.allocate.book import AddressBook
+from overlace.manager.allocate.book import AddressBook, families, version_of
 from overlace.manager.allocate.networks import is_allocated, is_overlay
 from overlace.manager.allocate.services import exhausted, host_mode_ports, service_networks
 from overlace.model.objects import Network, NetworkAttachment, Node, Service, Task, TaskStatus
@@ -33,18 +33,28 @@ def plan_task_networks(view: View, book: AddressBook, service: Service, task: Ta
             given.append(NetworkAttachment(network.id, (), tuple(config.aliases), config.driver_opts))
             continue
         old = kept.get(network.id)
-        if old is not None and old.addresses and book.contains(network.id, old.addresses[0]):
+        addresses = _addresses(book, network, old.addresses if old is not None else (), task)
+        if old is not None and addresses == old.addresses:
             given.append(old)
-            continue
-        address = book.take(network.id)
-        if address is None:
-            raise exhausted(book, network, f"task {task.name}")
-        given.append(NetworkAttachment(network.id, (address,), tuple(config.aliases), config.driver_opts))
+        else:
+            given.append(NetworkAttachment(network.id, addresses, tuple(config.aliases), config.driver_opts))
     status = TaskStatus(state=TaskState.PENDING, timestamp=now, message=PENDING)
     allocated = msgspec.structs.replace(
         task, networks=tuple(given), ports=host_mode_ports(service.spec), status=status
     )
     return Put(allocated, expect=task.version)
+
+
+def _addresses(book: AddressBook, network: Network, old: Iterable[str], task: Task) -> tuple[str, ...]:
+    """One address per family of the network, IPv4 first; those it has stay. Raises Blocked."""
+    kept = {version_of(a): a for a in old if book.contains(network.id, a)}
+    addresses: list[str] = []
+    for version in families(network.subnets):
+        address = kept.get(version) or book.take(network.id, version)
+        if address is None:
+            raise exhausted(book, network, f"task {task.name}", version)
+        addresses.append(address)
+    return tuple(addresses)
 
 
 def plan_task_blocked(task: Task, why: str, now: int) -> list[Change]:

@@ -10,6 +10,7 @@ import ipaddress
 
 import msgspec
 
+from overlace.manager.allocate.book import version_of
 from overlace.manager.allocate.networks import FIRST_VNI, LAST_VNI
 from overlace.manager.allocate.room import explain_pool
 from overlace.manager.control.base import Core, swarm
@@ -23,7 +24,8 @@ from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamC
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
-_SMALLEST_PREFIX, _LARGEST_PREFIX = 29, 8
+_PREFIXES = {4: (8, 29), 6: (16, 125)}  # lengths a subnet may have: largest, smallest
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Networks(Core):
@@ -43,8 +45,10 @@ class Networks(Core):
             if view.by_name(Network, spec.name) is not None:
                 raise name_conflict(network)
             check_against_others(view, spec)
+            if spec.enable_ipv6 and not spec.config_only:
+                raise unsupported("EnableIPv6", "overlays carry IPv4")
             await self._commit([Put(network, expect=0)])
-        own = any(config.subnet for config in spec.ipam.config)
+        own = any(config.subnet for config in spec.ipam.config if version_of(config.subnet) == 4)
         cluster = next(iter(view.all(Cluster)), None)
         return network.id, "" if own or cluster is None else explain_pool(cluster, view.all(Network))
 
@@ -106,8 +110,8 @@ def check_network(spec: NetworkSpec) -> None:
         )
     if spec.scope not in ("", "swarm"):
         raise unsupported(f"network scope {spec.scope}", "an overlay's scope is swarm")
-    if spec.enable_ipv6:
-        raise unsupported("EnableIPv6", "overlays carry IPv4")
+    if spec.ingress and spec.enable_ipv6:
+        raise unsupported("EnableIPv6 of the ingress network", "published ports are reached by IPv4")
     if spec.ingress and spec.attachable:
         raise swarm(InvalidArgument("ingress network cannot be attachable"))
     if spec.ingress and spec.internal:
@@ -117,8 +121,9 @@ def check_network(spec: NetworkSpec) -> None:
     if spec.ipam.options:
         raise unsupported(f"IPAM option {next(iter(spec.ipam.options))}", "leave the IPAM options out")
     for config in spec.ipam.config:
-        _check_ipam(config)
-    _check_apart([c.subnet for c in spec.ipam.config])
+        _check_ipam(config, six=spec.enable_ipv6)
+    for version in _PREFIXES:
+        _check_apart([c.subnet for c in spec.ipam.config if version_of(c.subnet) == version])
     _check_options(spec.options)
 
 
@@ -133,26 +138,38 @@ def _check_apart(subnets: list[str]) -> None:
                 raise InvalidArgument(f"ipam configuration: subnets {one} and {other} of the network overlap")
 
 
-def _check_ipam(config: IpamConfig) -> None:
+def _check_ipam(config: IpamConfig, *, six: bool) -> None:
     if not config.subnet:
         if config.gateway or config.range or config.auxiliary_addresses:
             raise InvalidArgument("ipam configuration: a gateway or range needs a subnet")
         return
     subnet = _network("subnet", config.subnet)
-    if str(subnet) != config.subnet:
-        raise InvalidArgument(f"invalid subnet {config.subnet}: it should be {subnet}")
-    if not _LARGEST_PREFIX <= subnet.prefixlen <= _SMALLEST_PREFIX:
+    if subnet.version == 6 and not six:
         raise InvalidArgument(
-            f"invalid subnet {subnet}: its prefix length must be between {_LARGEST_PREFIX} and"
-            f" {_SMALLEST_PREFIX}"
+            f"invalid subnet {subnet}: the network has no IPv6; create it with --ipv6 (EnableIPv6), or leave the"
+            " subnet out"
         )
-    if subnet.is_multicast or subnet.is_loopback or subnet.is_link_local or subnet.is_unspecified:
+    spelled = str(subnet) == config.subnet if subnet.version == 4 else _is_masked(config.subnet)
+    if not spelled:
+        raise InvalidArgument(f"invalid subnet {config.subnet}: it should be {subnet}")
+    shortest, longest = _PREFIXES[subnet.version]
+    if not shortest <= subnet.prefixlen <= longest:
+        raise InvalidArgument(
+            f"invalid subnet {subnet}: its prefix length must be between {shortest} and {longest}"
+        )
+    if (
+        subnet.is_multicast
+        or subnet.is_loopback
+        or subnet.is_link_local
+        or subnet.is_unspecified
+        or (subnet.version == 6 and subnet.is_reserved)
+    ):
         raise InvalidArgument(
             f"invalid subnet {subnet}: containers cannot have such addresses; use a private range"
         )
     if config.range:
         within = _network("range", config.range)
-        if not within.subnet_of(subnet):
+        if not _within(within, subnet):
             raise swarm(
                 InvalidArgument(f"ipam configuration: subnet {subnet} does not contain range {config.range}")
             )
@@ -161,24 +178,35 @@ def _check_ipam(config: IpamConfig) -> None:
             _check_address(what, text, subnet)
 
 
-def _check_address(what: str, text: str, subnet: ipaddress.IPv4Network) -> None:
+def _is_masked(prefix: str) -> bool:
+    """No bit set behind the prefix length. (An IPv6 prefix has many spellings, all of them are taken.)"""
     try:
-        address = ipaddress.IPv4Address(text)
+        ipaddress.ip_network(prefix)
+    except ValueError:
+        return False
+    return True
+
+
+def _within(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return inner.version == outer.version and inner[0] in outer and inner[-1] in outer
+
+
+def _check_address(what: str, text: str, subnet: IPNetwork) -> None:
+    try:
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise swarm(InvalidArgument(f"ipam configuration: invalid {what} {text}")) from None
     if address not in subnet:
         raise swarm(InvalidArgument(f"ipam configuration: subnet {subnet} does not contain {what} {text}"))
-    if address in (subnet.network_address, subnet.broadcast_address):
+    if address in (subnet[0], subnet[-1]):
         raise InvalidArgument(f"ipam configuration: {what} {text} is the first or last address of {subnet}")
 
 
-def _network(what: str, text: str) -> ipaddress.IPv4Network:
+def _network(what: str, text: str) -> IPNetwork:
     try:
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise swarm(InvalidArgument(f"ipam configuration: invalid {what} {text}")) from None
-    if isinstance(found, ipaddress.IPv6Network):
-        raise unsupported(f"ipam configuration: {what} {text}", "overlays carry IPv4")
     if "/" not in text:
         raise swarm(InvalidArgument(f"ipam configuration: invalid {what} {text}: a prefix length is missing"))
     return found

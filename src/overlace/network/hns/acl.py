@@ -83,10 +83,10 @@ def _addresses(text: str, field: str, *, names: bool = True) -> tuple[str, ...]:
     out = []
     for part in _items(text):
         try:
-            out.append(str(ipaddress.IPv4Network(part, strict=False)))
+            out.append(str(ipaddress.ip_network(part, strict=False)))
         except ValueError:
             if not (names and _SET_ID.fullmatch(part)):
-                what = "IPv4 addresses or prefixes such as 10.0.1.0/24"
+                what = "addresses or prefixes such as 10.0.1.0/24"
                 raise _bad(field, part, f"write {what}" + (" or ids of SetPolicy" if names else "")) from None
             out.append(part)
     if len(out) > MAX_ADDRESSES:

@@ -64,23 +64,21 @@ def _members(d: HostComputeLoadBalancer | HostComputeRoute, state: State) -> tup
     return endpoints, network_id
 
 
-def check_load_balancer(
-    d: HostComputeLoadBalancer, state: State, *, allow_empty: bool
-) -> HostComputeLoadBalancer:
+def check_load_balancer(d: HostComputeLoadBalancer, state: State, *, ours: bool) -> HostComputeLoadBalancer:
     """The document with normalised spelling. Raises HcnError.
 
-    `allow_empty`: our own HNS lets a frontend exist without members (it then refuses connections); Windows'
-    does not.
+    `ours`: our own HNS lets a frontend exist without members (it then refuses connections), and with IPv6 VIPs;
+    Windows' does not.
     """
     endpoints, network_id = _members(d, state)
-    if not endpoints and not allow_empty:
+    if not endpoints and not ours:
         raise HcnError(Code.BAD_PARAMETER, "HostComputeEndpoints is empty: name at least one endpoint")
     if state.get(network_id, HostComputeNetwork) is None:
         raise HcnError(Code.NETWORK_NOT_FOUND, f"HostComputeNetwork {network_id}: create the network first")
     if d.source_vip:
         check_address(d.source_vip, "SourceVIP")
     for vip in d.frontend_vips:
-        check_address(vip, "FrontendVIPs")
+        check_address(vip, "FrontendVIPs", six=ours)
         if (network_id, vip) in state.by_address:
             raise HcnError(Code.ADDR_INVALID_OR_RESERVED, f"FrontendVIPs {vip} is an endpoint's address")
     if not d.port_mappings:

@@ -41,7 +41,7 @@ def fill_router_mac(d: HostComputeNetwork) -> HostComputeNetwork:
     restart."""
     if d.type != "Overlay" or p.policy_of(d.policies, p.DrMacAddress) is not None:
         return d
-    gateway = next(r.next_hop for s in d.subnets for r in s.routes)
+    gateway = next(r.next_hop for s in d.subnets for r in s.routes if ":" not in r.next_hop)
     mac = p.DrMacAddress(p.DrMacAddressSettings(normal_mac(container_mac(gateway))))
     return msgspec.structs.replace(d, policies=(*d.policies, mac))
 

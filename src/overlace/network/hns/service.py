@@ -96,7 +96,7 @@ class HnsService:
     ) -> None:
         self._ledger = Ledger(state_dir)
         self._state = self._ledger.state
-        self._strict = strict_windows
+        self._ours = not strict_windows and facts is None
         self._facts = facts
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class HnsService:
                 holder = self._state.by_network_name.get(d.name.lower())
                 if holder is not None and holder != d.id:
                     raise HcnError(Code.NETWORK_ALREADY_EXISTS, f"Name {d.name}: it is {holder}")
-            checked = fill_router_mac(check_network(d, self._state))
+            checked = fill_router_mac(check_network(d, self._state, overlay_six=self._ours))
         elif isinstance(d, HostComputeEndpoint):
             network = self._state.get(
                 normal_guid(d.host_compute_network, "HostComputeNetwork"), HostComputeNetwork
@@ -223,7 +223,7 @@ class HnsService:
                     d = fill_routes(d, network)
             checked = check_endpoint(d, self._state)
         elif isinstance(d, HostComputeLoadBalancer):
-            checked = check_load_balancer(d, self._state, allow_empty=not self._strict and facts is None)
+            checked = check_load_balancer(d, self._state, ours=self._ours)
         elif isinstance(d, HostComputeRoute):
             checked = check_route(d, self._state)
         else:

@@ -30,7 +30,7 @@ from overlace.network.hns.state import State, host_ports
 
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
 PROTOCOLS = {0: "any", 1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
-ANYWHERE = "0.0.0.0/0"
+ANYWHERE, ANYWHERE6 = "0.0.0.0/0", "::/0"
 MIN_RATE, MAX_RATE = 1000, 1 << 40  # bytes per second
 
 
@@ -52,9 +52,9 @@ ONLY_ON: dict[type[object], tuple[str, ...]] = {
 }
 
 
-def _subnet(text: str, kind: str) -> IPNetwork:
-    """IPv6 is carried on L2Bridge and Transparent networks only."""
-    if ":" not in text or kind not in ("L2Bridge", "Transparent"):
+def _subnet(text: str, kind: str, *, overlay_six: bool) -> IPNetwork:
+    """IPv6 is carried on L2Bridge and Transparent networks; on Overlay networks by our own data path alone."""
+    if ":" not in text or not (kind in ("L2Bridge", "Transparent") or (overlay_six and kind == "Overlay")):
         return _prefix(text, "IpAddressPrefix")
     try:
         return ipaddress.IPv6Network(text)
@@ -73,11 +73,18 @@ def _prefix(text: str, field: str) -> ipaddress.IPv4Network:
         raise HcnError(Code.INVALID_PREFIX, f"{field} {text!r}: {e}") from None
 
 
-def check_address(text: str, field: str) -> ipaddress.IPv4Address:
+def check_address(
+    text: str, field: str, *, six: bool = False
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """`six`: it may be an IPv6 address too. Raises HcnError."""
     try:
+        if six and ":" in text:
+            return ipaddress.IPv6Address(text)
         return ipaddress.IPv4Address(text)
     except ValueError:
-        raise HcnError(Code.INVALID_IP, f"{field} {text!r} is not an IPv4 address") from None
+        raise HcnError(
+            Code.INVALID_IP, f"{field} {text!r} is not an {'' if six else 'IPv4 '}address"
+        ) from None
 
 
 def check_port(number: int, field: str) -> None:
@@ -106,8 +113,11 @@ def _on_this_type(policies: Iterable[object], d: HostComputeNetwork) -> None:
             )
 
 
-def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
-    """The document with normalised spelling. Raises HcnError."""
+def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = False) -> HostComputeNetwork:
+    """The document with normalised spelling. Raises HcnError.
+
+    `overlay_six`: our own HNS takes IPv6 subnets of Overlay networks; Windows' does not.
+    """
     if not d.name:
         raise HcnError(Code.INVALID_NETWORK, "Name is empty: give the network a name")
     if d.type == "Overlay" and not d.subnets:
@@ -117,7 +127,7 @@ def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
             Code.INVALID_NETWORK, f"Ipams holds {len(d.subnets)} Subnets: a {d.type} network has one"
         )
     for subnet in d.subnets:
-        net = _subnet(subnet.ip_address_prefix, d.type)
+        net = _subnet(subnet.ip_address_prefix, d.type, overlay_six=overlay_six)
         _check_ip_subnets(subnet, net)
         if d.type == "Overlay":
             vsid = p.policy_of(subnet.policies, p.Vsid)
@@ -151,11 +161,16 @@ def check_network(d: HostComputeNetwork, state: State) -> HostComputeNetwork:
                 raise HcnError(
                     Code.INVALID_IP, f"Routes.NextHop {route.next_hop} is outside {net}: use an address of it"
                 )
-        if d.type == "Overlay" and not any(r.destination_prefix == ANYWHERE for r in subnet.routes):
+        anywhere = ANYWHERE if net.version == 4 else ANYWHERE6
+        if d.type == "Overlay" and not any(r.destination_prefix == anywhere for r in subnet.routes):
             raise HcnError(
-                Code.INVALID_SUBNET, f"Subnets[{net}].Routes has no route to {ANYWHERE}: add the gateway"
+                Code.INVALID_SUBNET, f"Subnets[{net}].Routes has no route to {anywhere}: add the gateway"
             )
     nets = [ipaddress.ip_network(s.ip_address_prefix) for s in d.subnets]
+    if d.type == "Overlay" and all(net.version == 6 for net in nets):
+        raise HcnError(
+            Code.INVALID_NETWORK, "Subnets: an Overlay network needs an IPv4 one beside its IPv6 ones"
+        )
     for i, a in enumerate(nets):
         for b in nets[i + 1 :]:
             if a.version == b.version and a.overlaps(b):
@@ -227,11 +242,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
     seen: set[str] = set()
     for config in d.ip_configurations:
         v6 = any(n.version == 6 for n in nets) and ":" in config.ip_address
-        address = (
-            _address6(config.ip_address)
-            if v6
-            else check_address(config.ip_address, "IpConfigurations.IpAddress")
-        )
+        address = check_address(config.ip_address, "IpConfigurations.IpAddress", six=v6)
         if config.ip_address in seen:
             raise HcnError(Code.INVALID_IP, f"IpConfigurations.IpAddress {address} is given twice: keep one")
         seen.add(config.ip_address)
@@ -318,13 +329,6 @@ def check_inside(d: HostComputeEndpoint, network: HostComputeNetwork) -> None:
     """That the endpoint's addresses are of the network. Raises HcnError."""
     for config in d.ip_configurations:
         _in_a_subnet(ipaddress.ip_address(config.ip_address), network)
-
-
-def _address6(text: str) -> ipaddress.IPv6Address:
-    try:
-        return ipaddress.IPv6Address(text)
-    except ValueError:
-        raise HcnError(Code.INVALID_IP, f"IpConfigurations.IpAddress {text!r} is not an address") from None
 
 
 def _route6(route: Route, net: IPNetwork) -> None:

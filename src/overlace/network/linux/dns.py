@@ -49,8 +49,8 @@ table ip {_TABLE} {{
     return run_inside(sandbox, body)
 
 
-def client_socket(sandbox: Path, family: int, *, tcp: bool) -> socket.socket:
-    """A non-blocking socket of the sandbox, to ask a nameserver from there."""
+def client_socket(sandbox: Path | int, family: int, *, tcp: bool) -> socket.socket:
+    """A non-blocking socket of the sandbox (its file, or an open descriptor of it), to ask a nameserver from there."""
 
     def body() -> socket.socket:
         made = socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)

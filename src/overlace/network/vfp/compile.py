@@ -7,12 +7,12 @@ own ports leads into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import product
 
 from overlace.model.netview import container_mac
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import is_closed, is_filtered, read_sets, resolve, tiers_of
+from overlace.network.hns.acl import NOBODY, is_closed, is_filtered, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
     Distribution,
     Document,
@@ -40,6 +40,7 @@ from overlace.network.vfp.tables import (
     Tables,
 )
 
+NOBODY6 = ("::/128",)  # the unspecified address: no packet the data path carries comes from or goes to it
 LOCAL_VNI = 1  # the node's own NAT network in the tables: no overlay ever has it (VNIs start at 4096)
 
 
@@ -47,9 +48,21 @@ def vni_of(network: HostComputeNetwork) -> int:
     return network.vsid or LOCAL_VNI
 
 
+def is_six(text: str) -> bool:
+    """Whether an address or prefix is IPv6."""
+    return ":" in text
+
+
+def _of_family(texts: Iterable[str], address: str) -> tuple[str, ...]:
+    """Those of the family of `address`."""
+    return tuple(text for text in texts if is_six(text) == is_six(address))
+
+
 def compile_network(d: HostComputeNetwork, state: State) -> Network:
+    """Both families' subnets and gateways; the router's MAC, one for both, is made from an IPv4 gateway."""
     subnets = tuple(s.ip_address_prefix for s in d.subnets)
-    gateway, *others = list(dict.fromkeys(r.next_hop for s in d.subnets for r in s.routes)) or [""]
+    hops = sorted(dict.fromkeys(r.next_hop for s in d.subnets for r in s.routes), key=is_six)
+    gateway, *others = hops or [""]
     router = p.policy_of(d.policies, p.DrMacAddress)
     mac = (
         colon_mac(router.settings.address)
@@ -111,8 +124,10 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 mac,
                 d.id,
                 outbound_nat=nat is not None or network.type == "NAT",
-                nat_exceptions=nat.settings.exceptions if nat is not None else (),
-                nat_destinations=nat.settings.destinations if nat is not None else (),
+                nat_exceptions=_of_family(nat.settings.exceptions, c.ip_address) if nat is not None else (),
+                nat_destinations=_of_family(nat.settings.destinations, c.ip_address)
+                if nat is not None
+                else (),
                 inbound=inbound,
                 outbound=outbound,
                 rate=qos.settings.maximum_outgoing_bandwidth_in_bytes if qos is not None else 0,
@@ -121,37 +136,39 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     for policy in d.policies:
         if isinstance(policy, p.PortMapping):
             s = policy.settings
-            backend = Backend(vni, d.address, s.internal_port)
-            out.append(Frontend(0, s.vip or host, s.protocol, s.external_port, (backend,)))
+            front = s.vip or host
+            own = _of_family((c.ip_address for c in d.ip_configurations), front)
+            backends = tuple(Backend(vni, a, s.internal_port) for a in own[:1])
+            out.append(Frontend(0, front, s.protocol, s.external_port, backends))
     return out
 
 
 def compile_access(
     d: HostComputeEndpoint, network: HostComputeNetwork, vni: int, address: str
 ) -> list[AccessList]:
-    """The lists IN and OUT; none when nothing judges the endpoint's connections: everything may pass then."""
+    """The lists IN and OUT of one address; none when nothing judges the endpoint's connections: everything may pass
+    then. A rule that names addresses of the other family only says nothing here, and keeps its place: counters are told
+    apart by it (show.py)."""
     if not is_filtered(d.policies):
         return []
     sets = read_sets(network.policies)
+    nobody = NOBODY6 if is_six(address) else NOBODY
     last = () if is_closed(d.policies) else (AccessRule("allow", tier=255),)
     lists: list[tuple[AccessRule, ...]] = []
     for direction in ("In", "Out"):
-        rules = [
-            AccessRule(
-                a.action,
-                protocol,
-                resolve(a.local, sets),
-                resolve(a.remote, sets),
-                local_ports,
-                remote_ports,
-                number,
-            )
-            for number, tier in enumerate(tiers_of(d.policies, direction))
-            for a in tier.rules
-            for protocol, local_ports, remote_ports in product(
-                a.protocols or (0,), a.local_ports or (ANY_PORT,), a.remote_ports or (ANY_PORT,)
-            )
-        ]
+        rules: list[AccessRule] = []
+        for number, tier in enumerate(tiers_of(d.policies, direction)):
+            for a in tier.rules:
+                ends = resolve(a.local, sets), resolve(a.remote, sets)
+                local, remote = (_of_family(end, address) or (nobody if end else ()) for end in ends)
+                rules += (
+                    AccessRule(a.action, protocol, local, remote, local_ports, remote_ports, number)
+                    for protocol, local_ports, remote_ports in product(
+                        _protocols(a.protocols, address),
+                        a.local_ports or (ANY_PORT,),
+                        a.remote_ports or (ANY_PORT,),
+                    )
+                )
         lists.append((*rules, *last))
     return [AccessList(vni, address, "IN", lists[0]), AccessList(vni, address, "OUT", lists[1])]
 
@@ -164,26 +181,32 @@ def rules_for(protocols: int, *ranges: int) -> int:
     return n
 
 
+def _protocols(asked: Sequence[int], address: str) -> Sequence[int]:
+    """IANA numbers as they are on the wire: what is said of ICMP goes for ICMPv6 too."""
+    if not is_six(address):
+        return asked or (0,)
+    return [int(p.ProtocolType.ICMPv6 if n == p.ProtocolType.ICMPv4 else n) for n in asked] or (0,)
+
+
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
     network = state.get(d.host_compute_network, HostComputeNetwork)
     if network is None:
         return []
     vni = vni_of(network)
     addresses = [
-        e.address
+        c.ip_address
         for guid in d.host_compute_endpoints
-        if (e := state.get(guid, HostComputeEndpoint)) is not None and e.address
+        if (e := state.get(guid, HostComputeEndpoint)) is not None
+        for c in e.ip_configurations
     ]
     out: list[Entry] = []
     for m in d.port_mappings:
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
-        backends = tuple(Backend(vni, a, m.internal_port) for a in addresses)
         apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
         where = [(vni, vip) for vip in d.frontend_vips] or ([(0, host)] if not internal else [])
-        out += [
-            Frontend(scope, front, m.protocol, m.external_port, backends, m.affinity, apart)
-            for scope, front in where
-        ]
+        for scope, front in where:
+            backends = tuple(Backend(vni, a, m.internal_port) for a in _of_family(addresses, front))
+            out.append(Frontend(scope, front, m.protocol, m.external_port, backends, m.affinity, apart))
     return out
 
 

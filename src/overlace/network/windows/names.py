@@ -13,15 +13,9 @@ from collections.abc import Sequence
 import structlog
 
 from overlace.model.netview import NetView
-from overlace.network.dns import (
-    Asker,
-    OwnUpstreams,
-    Resolver,
-    Upstream,
-    container_resolv_conf,
-    host_resolv_conf,
-)
+from overlace.network.dns import Asker, OwnUpstreams, Resolver, Upstream
 from overlace.network.records import Record
+from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf
 
 log = structlog.get_logger(__name__)
 KEY = "host"

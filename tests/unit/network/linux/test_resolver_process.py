@@ -1,0 +1,262 @@
+"""The resolver as a process of its own: what it is told, what it answers, and one version after another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import dns.message
+import dns.rcode
+import msgspec
+import pytest
+
+from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, ServiceEntry
+from overlace.network.linux.resolver import channel as words
+from overlace.network.linux.resolver import process
+from overlace.network.linux.resolver.channel import (
+    Channel,
+    Closed,
+    Configure,
+    Done,
+    Drop,
+    HandOver,
+    Hello,
+    Names,
+    Quit,
+    Serve,
+    Served,
+    State,
+    build,
+    connect,
+)
+
+BACK = NetworkEntry("back", "back", 4097, ("10.0.1.0/24",), ("10.0.1.1",))
+WEB = ServiceEntry("webid", "back", "web", "10.0.1.2")
+SERVED = Served(("back",), (), 7)
+
+
+def endpoint(n: int) -> EndpointEntry:
+    return EndpointEntry(
+        f"t{n}", "back", "node", "webid", "web", f"web{n}", f"10.0.1.{n + 10}", "02:42:0a:00:01:0a"
+    )
+
+
+def entries(*some: Entry) -> list[msgspec.Raw]:
+    return [msgspec.Raw(msgspec.msgpack.encode(e)) for e in some]
+
+
+class Container:
+    """Two sockets of a sandbox, and who asks there."""
+
+    def __init__(self) -> None:
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        for made in (self.udp, self.tcp):
+            made.bind(("127.0.0.1", 0))
+        self.tcp.listen(8)
+        self.namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
+        self.descriptors = (self.udp.fileno(), self.tcp.fileno(), self.namespace)
+        self.at, self.tcp_at = self.udp.getsockname(), self.tcp.getsockname()
+
+    def close(self) -> None:
+        """The daemon's own are closed once they were given."""
+        self.udp.close()
+        self.tcp.close()
+        os.close(self.namespace)
+
+    async def ask(self, name: str, seconds: float = 5.0) -> list[str]:
+        """Addresses; the code when it is not NOERROR."""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.setblocking(False)
+            asking.connect(self.at)
+            await loop.sock_sendall(asking, dns.message.make_query(name, "A").to_wire())
+            data = await asyncio.wait_for(loop.sock_recv(asking, 4096), seconds)
+        answer = dns.message.from_wire(data)
+        if answer.rcode():
+            return [dns.rcode.to_text(answer.rcode())]
+        return sorted(record.to_text() for found in answer.answer for record in found)
+
+
+@asynccontextmanager
+async def running(folder: Path) -> AsyncIterator[tuple[Channel, asyncio.Task[None]]]:
+    """A resolver in this process, and a connection to it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    task = asyncio.create_task(process.Process(folder).run(theirs))
+    told = Channel(ours)
+    await told.send(Hello())
+    answer, _ = await told.receive()
+    assert isinstance(answer, State) and answer.build == build()
+    try:
+        yield told, task
+    finally:
+        told.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def give(told: Channel, container: Container, task_id: str = "t0") -> None:
+    await told.send(Serve(task_id, SERVED), container.descriptors)
+    assert (await told.receive())[0] == Done(task_id)
+    container.close()
+
+
+async def test_answers_what_it_was_told(tmp_path: Path) -> None:
+    one = Container()
+    async with running(tmp_path) as (told, task):
+        await told.send(Configure(()))
+        await give(told, one)
+        assert await one.ask("web") == ["SERVFAIL"], "asked before it was told what there is"
+        await told.send(Names(entries(BACK, WEB), first=True))
+        await told.send(Names(entries(endpoint(0)), last=True))
+        await told.send(Names(entries(endpoint(1)), ["nothing/of/this"]))
+        await told.send(Hello())
+        assert (await told.receive())[0] == State(build(), {"t0": SERVED})
+        assert await one.ask("web") == ["10.0.1.2"]
+        assert await one.ask("web1") == ["10.0.1.11"]
+        assert await one.ask("web7") == ["NXDOMAIN"]
+        # all there is, again: what is not among it goes
+        await told.send(Names(entries(BACK, WEB, endpoint(1)), first=True, last=True))
+        await told.send(Names([msgspec.Raw(msgspec.msgpack.encode({"type": "of a later version"}))]))
+        await told.send(Hello())
+        await told.receive()
+        assert await one.ask("web0") == ["NXDOMAIN"]
+        assert await one.ask("web1") == ["10.0.1.11"]
+        await told.send(Drop("t0"))
+        await told.send(Hello())
+        assert (await told.receive())[0] == State(build(), {})
+        await told.send(Quit())
+        await asyncio.wait_for(task, 5)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Asking:
+    """Asks all the time; counts what failed."""
+
+    def __init__(self, container: Container, name: str, expected: list[str]) -> None:
+        self.container, self.name, self.expected = container, name, expected
+        self.good = 0
+        self.bad: list[object] = []
+        self._changed = asyncio.Condition()
+        self._task = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        while True:
+            try:
+                said: object = await self.container.ask(self.name)
+            except (OSError, TimeoutError) as e:
+                said = repr(e)
+            async with self._changed:
+                if said == self.expected:
+                    self.good += 1
+                else:
+                    self.bad.append(said)
+                self._changed.notify_all()
+
+    async def enough(self) -> None:
+        want = self.good + 20
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.good >= want or bool(self.bad))
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def test_one_version_after_another_loses_no_question(tmp_path: Path) -> None:
+    containers = [Container() for _ in range(5)]
+    async with running(tmp_path) as (told, first):
+        await told.send(Names(entries(BACK, WEB, endpoint(0)), first=True, last=True))
+        for n, container in enumerate(containers):
+            await give(told, container, f"t{n}")
+        askers = [Asking(container, "web", ["10.0.1.2"]) for container in containers]
+        await askers[0].enough()
+        reader, writer = await asyncio.open_connection(*containers[0].tcp_at)
+        async with running(tmp_path) as (next_told, second):
+            await next_told.send(Hello())
+            state, _ = await next_told.receive()
+            assert isinstance(state, State) and sorted(state.served) == [f"t{n}" for n in range(5)]
+            for asker in askers:
+                await asker.enough()
+            # a connection made to the old one is still answered by it
+            question = dns.message.make_query("web", "A").to_wire()
+            writer.write(len(question).to_bytes(2, "big") + question)
+            length = int.from_bytes(await reader.readexactly(2), "big")
+            assert dns.message.from_wire(await reader.readexactly(length)).answer
+            writer.close()
+            await asyncio.wait_for(asyncio.shield(first), 15)
+            for asker in askers:
+                await asker.enough()
+                await asker.stop()
+                assert not asker.bad
+            await next_told.send(Names(entries(endpoint(3))))
+            await next_told.send(Quit())
+            await asyncio.wait_for(second, 5)
+
+
+async def test_a_successor_that_dies_has_taken_nothing(tmp_path: Path) -> None:
+    one = Container()
+    async with running(tmp_path) as (told, _):
+        await told.send(Names(entries(BACK, WEB), first=True, last=True))
+        await give(told, one)
+        asking = Asking(one, "web", ["10.0.1.2"])
+        await asking.enough()
+        successor = Channel(connect(tmp_path))
+        await successor.send(HandOver())
+        descriptors: list[int] = []
+        while not descriptors:
+            _, descriptors = await successor.receive()
+        words.close_all(descriptors)
+        successor.close()
+        await asking.enough()
+        await asking.stop()
+        assert not asking.bad
+
+
+async def test_it_ends_when_nobody_can_find_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "LOOK_SECONDS", 0.01)
+    async with running(tmp_path) as (_, task):
+        (tmp_path / words.SOCKET).unlink()
+        await asyncio.wait_for(asyncio.shield(task), 5)
+
+
+async def test_garbage_ends_a_connection_and_nothing_else(tmp_path: Path) -> None:
+    one = Container()
+    async with running(tmp_path) as (told, _):
+        await told.send(Names(entries(BACK, WEB), first=True, last=True))
+        await give(told, one)
+        for data in (b"\xff" * 40, b"\x03\0\0\0\0\0\0\0\0abc", b"\x01\0\0\0\x02\0\0\0\xc0"):
+            with connect(tmp_path) as hostile:
+                hostile.sendall(data[:5] + data[5:])
+                hostile.shutdown(socket.SHUT_WR)
+                hostile.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(hostile, 10) == b""
+        assert await one.ask("web") == ["10.0.1.2"]
+
+
+async def test_a_large_view_goes_through_in_parts(tmp_path: Path) -> None:
+    one = Container()
+    view = NetView([BACK, WEB, *(endpoint(n) for n in range(200))])
+    many = [e for e in view]
+    assert len(process.told(view)) == 1
+    async with running(tmp_path) as (told, _):
+        size = 7
+        parts = [many[i : i + size] for i in range(0, len(many), size)]
+        for i, part in enumerate(parts):
+            await told.send(Names(entries(*part), first=i == 0, last=i == len(parts) - 1))
+        await give(told, one)
+        assert await one.ask("web199") == ["10.0.1.209"]
+
+
+async def test_a_closed_connection_is_said(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    told = Channel(ours)
+    theirs.close()
+    with pytest.raises(Closed):
+        await told.send(Hello())
+        await told.receive()
+    told.close()
