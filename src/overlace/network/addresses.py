@@ -1,4 +1,4 @@
-"""The IPv4 addresses of this host's interfaces, read from the kernel.
+"""The IPv4 addresses of this host's interfaces, read from its system.
 
 Owns that one question. Must not change anything.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 import socket
 import struct
 
+from overlace.model.system import ON_WINDOWS
+from overlace.network.windows.adapters import adapters
+
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
 
 
 def interface_addresses() -> dict[str, str]:
-    """Interface name -> its primary IPv4 address (netdevice(7)); those without one are left out."""
+    """Interface name -> its primary IPv4 address (netdevice(7), GetAdaptersAddresses); those without one are left out."""
+    if ON_WINDOWS:
+        return {a.name: a.addresses[0] for a in adapters() if a.addresses}
     import fcntl
 
     found: dict[str, str] = {}

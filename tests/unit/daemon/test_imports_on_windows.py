@@ -46,8 +46,11 @@ MODULES = (
     "overlace.daemon.windows",
     "overlace.api.server",
     "overlace.runtime.docker.runtime",
+    "overlace.network.windows.adapters",
+    "overlace.network.windows.driver",
     "overlace.network.windows.host",
     "overlace.network.windows.library",
+    "overlace.network.windows.ports",
 )
 
 

@@ -23,6 +23,8 @@ from overlace.model.errors import InvalidArgument, OverlaceError, Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView
 from overlace.model.paths import PathState
+from overlace.model.system import ON_WINDOWS
+from overlace.network import hostports
 from overlace.network.admission import Admission, check_networks
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.counted import Carried, Held
@@ -38,7 +40,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.plan import Create, Operation
 from overlace.network.hns.state import State
-from overlace.network.hostports import HostPort, listening
+from overlace.network.hostports import HostPort
 from overlace.network.mtu import plan_mtus
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.passes import Passes
@@ -47,6 +49,7 @@ from overlace.network.refusals import Refusals
 from overlace.network.switch import Switch
 from overlace.network.turns import Turns
 from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.windows import ports
 from overlace.network.windows.errors import is_away
 from overlace.network.windows.host import WindowsHost
 from overlace.network.windows.library import Hcn
@@ -77,7 +80,7 @@ class WindowsDriver:
         upstreams: Sequence[str] = (),
         search: Sequence[str] = (),
         local_subnet: str = "172.17.0.0/16",
-        listening: Callable[[], set[HostPort]] = listening,
+        listening: Callable[[], set[HostPort]] = ports.listening if ON_WINDOWS else hostports.listening,
         dns_port: int = 53,
     ) -> None:
         self._host = WindowsHost(hcn)
@@ -283,7 +286,7 @@ class WindowsDriver:
         """Bring `_desired` up to the planner's documents."""
         planner, to = self._open_planner(), self._shape
         assert to is not None
-        held = {guid_of("namespace", r.asked.task_id) for r in self._records if _container(r)}
+        held = {guid_of("namespace", r.asked.task_id) for r in self._records if not _has_namespace(r)}
         for guid in ids if ids is not None else {*self._desired, *planner.documents}:
             d = planner.documents.get(guid)
             network = planner.documents.get(getattr(d, "host_compute_network", ""))
@@ -340,7 +343,15 @@ class WindowsDriver:
             )
         return Attached(sandbox=None, resolv_conf="", addresses={}, macs={}, gateways={})
 
+    async def prepare(self, task: TaskNetwork) -> Attached:
+        """Everything of `attach` that needs no container yet: what can fail fails before its program runs."""
+        return await self._attach(task, "")
+
     async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
+        own = guid_of("namespace", task.task_id).lower()
+        return await self._attach(task, netns.name if netns is not None else own)
+
+    async def _attach(self, task: TaskNetwork, sandbox: str) -> Attached:
         if task.mode:
             return self._outside(task)
         async with self._turns.of(task.task_id):
@@ -350,10 +361,10 @@ class WindowsDriver:
                 await self._forget(other)
             if record is not None:
                 check_networks(task, self._seen())
-                return await self._connect(record, netns)
+                return await self._connect(record, sandbox)
             record = self._admit(task)
             try:
-                return await self._connect(record, netns)
+                return await self._connect(record, sandbox)
             except BaseException:
                 await asyncio.shield(self._forget(record))
                 raise
@@ -367,11 +378,10 @@ class WindowsDriver:
         mtus = plan_mtus(view, networks, self._node_id, self._mtu, {})
         return self._admission.admit(task, view, taken.by_host_port, mtus)
 
-    async def _connect(self, record: Record, netns: Path | None) -> Attached:
-        """Everything of an admitted task, again and again with the same result."""
+    async def _connect(self, record: Record, sandbox: str) -> Attached:
+        """Everything of an admitted task, again and again with the same result. `sandbox`: empty, it has none yet."""
         task = record.local.task
-        sandbox = netns.name if netns is not None else guid_of("namespace", task.task_id).lower()
-        if record.sandbox != sandbox:
+        if sandbox and record.sandbox != sandbox:
             record = msgspec.structs.replace(record, sandbox=sandbox)
             self._records.put(record)
         self._names.know(record)
@@ -389,15 +399,14 @@ class WindowsDriver:
                 )
             addresses[network.name], macs[network.name] = address, colon_mac(d.mac_address)
             gateways[network.name] = _gateway(network, address)
-        container = _container(record)
-        if container:
-            await self._hot_attach(record, container)
-        elif not isinstance(
+        if _container(record):
+            await self._hot_attach(record, _container(record))
+        elif sandbox and not isinstance(
             self._host.documents.get(guid_of("namespace", task.task_id)), HostComputeNamespace
         ):
             raise self._refusals.explain(task.task_name, (guid_of("namespace", task.task_id),))
         return Attached(
-            sandbox=Path(sandbox),
+            sandbox=Path(sandbox) if sandbox else None,
             resolv_conf=self._names.resolv_conf(record),
             addresses=addresses,
             macs=macs,
@@ -444,10 +453,14 @@ def _endpoints(record: Record) -> list[Guid]:
     return [guid_of("endpoint", n, record.asked.task_id) for n, _ in record.local.placements]
 
 
+def _has_namespace(record: Record) -> bool:
+    """Whether its endpoints are in a namespace document; else the engine has its container."""
+    return record.sandbox == guid_of("namespace", record.asked.task_id).lower()
+
+
 def _container(record: Record) -> str:
-    """The engine's container the task's endpoints are attached to; empty: they are in a namespace document."""
-    own = guid_of("namespace", record.asked.task_id).lower()
-    return record.sandbox if record.sandbox != own else ""
+    """The engine's container the task's endpoints are attached to; empty: none, or there is none yet."""
+    return "" if _has_namespace(record) else record.sandbox
 
 
 def _way_out_first(d: HostComputeNamespace, documents: Mapping[Guid, Document]) -> HostComputeNamespace:
@@ -473,6 +486,10 @@ def _is_port(d: Document) -> bool:
 def sweep(host: WindowsHost) -> None:
     """Delete all that is ours in HNS, without any state; blocking. Raises Unavailable for what stays."""
     host.refresh()
+    for d in [d for d in host.documents.values() if _is_port(d)]:
+        place = getattr(d, "host_compute_namespace", "")
+        if place and place not in host.documents:
+            host.hot_detach(d.id)  # what HNS made for its container goes with it
     refused = host.apply(host.plan({}))
     if refused:
         raise Unavailable(f"HNS keeps {len(refused)} objects of the swarm: {refused[0][1]}")
