@@ -81,16 +81,7 @@ def endpoint_policies(
     if network is not None:
         address6 = local.address6(network_id).split("/")[0] if six else ""
         out += _acls(
-            t,
-            service,
-            network,
-            (address, address6),
-            gateways,
-            view,
-            peers,
-            overlays,
-            published=published,
-            six=six,
+            t, service, network, (address, address6), gateways, view, peers, overlays, published=published
         )
     return tuple(out)
 
@@ -106,7 +97,6 @@ def _acls(
     overlays: Sequence[str],
     *,
     published: bool,
-    six: bool,
 ) -> tuple[p.Acl, ...]:
     """What policies mean for the task's endpoint on `network`; none where nobody has one. The task watches whom its
     ACLs depend on."""
@@ -133,7 +123,6 @@ def _acls(
         published=ports,
         address6=addresses[1],
         gateway6=next((g for g in gateways if ":" in g), ""),
-        six=six,
     )
 
 

@@ -26,6 +26,7 @@ from overlace.network.hns.acl import MAX_ADDRESSES
 
 LISTED, PEERS, ADDRESSES, BY_HOSTS, OVERLAYS, OUTSIDE, REST = 1000, 1200, 1500, 2000, 3000, 4000, 65500
 ANY = "256"
+ICMP, ICMPV6 = 1, 58
 HOSTS = ("", "")  # what a task watches to hear of hosts' addresses
 What = tuple[int, str]  # protocol (0: any), ports of the receiver ("": any)
 Way = Literal["In", "Out"]
@@ -73,7 +74,7 @@ def _shorten(addresses: tuple[str, ...]) -> tuple[str, ...]:
 
 class _Acls:
     """ACLs of one direction as they come, same ones once. `way`: In has the container's ports as local ones. `six`:
-    IPv6 addresses may be named; else what is said of them alone is left out."""
+    the endpoint has IPv6; else (its host's HNS may not know any) what is said of IPv6 alone is left out."""
 
     def __init__(self, way: Way, *, six: bool) -> None:
         self.way = way
@@ -96,7 +97,7 @@ class _Acls:
             settings = p.AclSettings(
                 action=action,
                 direction=self.way,
-                protocols=str(protocol) if protocol else ANY,
+                protocols=_words(protocol, six=self.six) if protocol else ANY,
                 remote_addresses=",".join(remote[i : i + MAX_ADDRESSES]),
                 local_ports=ports if self.way == "In" else "",
                 remote_ports=ports if self.way == "Out" else "",
@@ -104,6 +105,11 @@ class _Acls:
                 priority=priority,
             )
             self.made[p.Acl(settings)] = None
+
+
+def _words(protocol: int, *, six: bool) -> str:
+    """IANA numbers of a policy's protocol: who speaks of ICMP means ICMPv6 too."""
+    return f"{ICMP},{ICMPV6}" if protocol == ICMP and six else str(protocol)
 
 
 def plan_acls(
@@ -117,18 +123,17 @@ def plan_acls(
     published: Sequence[tuple[int, int]],
     address6: str = "",
     gateway6: str = "",
-    six: bool = True,
 ) -> tuple[p.Acl, ...]:
     """ACLs of the endpoint with `address` (and `address6`) of service `own`; none when nobody restricts anything.
 
     `peers`: services on this network that restrict who speaks with them or that `own` names; `own` among them when its
     tasks speak to each other. `gateway`: a task that meets itself behind its own VIP comes from this address. `hosts`:
     the hosts' own addresses on this network. `overlays`: subnets of overlay networks. `published`: (protocol, port of
-    the container) reached from outside by this endpoint. `six`: the host's HNS takes IPv6 addresses in ACLs.
+    the container) reached from outside by this endpoint.
     """
     if not own.restricts and not any(peer.restricts for peer in peers):
         return ()
-    into, out = _Acls("In", six=six), _Acls("Out", six=six)
+    into, out = (_Acls(way, six=bool(address6)) for way in ("In", "Out"))
     mine = (address, address6) if address6 else (address,)
     _between(into, own, mine, peers, [g for g in (gateway, gateway6) if g])
     _between(out, own, (*mine, *own.vips), peers, ())

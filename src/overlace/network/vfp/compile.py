@@ -7,12 +7,12 @@ own ports leads into it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import product
 
 from overlace.model.netview import container_mac
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import NOBODY, is_closed, is_filtered, read_sets, resolve, tiers_of
+from overlace.network.hns.acl import is_closed, is_filtered, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
     Distribution,
     Document,
@@ -40,7 +40,6 @@ from overlace.network.vfp.tables import (
     Tables,
 )
 
-NOBODY6 = ("::/128",)  # the unspecified address: no packet the data path carries comes from or goes to it
 LOCAL_VNI = 1  # the node's own NAT network in the tables: no overlay ever has it (VNIs start at 4096)
 
 
@@ -147,28 +146,29 @@ def compile_access(
     d: HostComputeEndpoint, network: HostComputeNetwork, vni: int, address: str
 ) -> list[AccessList]:
     """The lists IN and OUT of one address; none when nothing judges the endpoint's connections: everything may pass
-    then. A rule that names addresses of the other family only says nothing here, and keeps its place: counters are told
-    apart by it (show.py)."""
+    then. Both families' lists are the same, so that a rule's counters are: what names the other family never holds."""
     if not is_filtered(d.policies):
         return []
     sets = read_sets(network.policies)
-    nobody = NOBODY6 if is_six(address) else NOBODY
     last = () if is_closed(d.policies) else (AccessRule("allow", tier=255),)
     lists: list[tuple[AccessRule, ...]] = []
     for direction in ("In", "Out"):
-        rules: list[AccessRule] = []
-        for number, tier in enumerate(tiers_of(d.policies, direction)):
-            for a in tier.rules:
-                ends = resolve(a.local, sets), resolve(a.remote, sets)
-                local, remote = (_of_family(end, address) or (nobody if end else ()) for end in ends)
-                rules += (
-                    AccessRule(a.action, protocol, local, remote, local_ports, remote_ports, number)
-                    for protocol, local_ports, remote_ports in product(
-                        _protocols(a.protocols, address),
-                        a.local_ports or (ANY_PORT,),
-                        a.remote_ports or (ANY_PORT,),
-                    )
-                )
+        rules = [
+            AccessRule(
+                a.action,
+                protocol,
+                resolve(a.local, sets),
+                resolve(a.remote, sets),
+                local_ports,
+                remote_ports,
+                number,
+            )
+            for number, tier in enumerate(tiers_of(d.policies, direction))
+            for a in tier.rules
+            for protocol, local_ports, remote_ports in product(
+                a.protocols or (0,), a.local_ports or (ANY_PORT,), a.remote_ports or (ANY_PORT,)
+            )
+        ]
         lists.append((*rules, *last))
     return [AccessList(vni, address, "IN", lists[0]), AccessList(vni, address, "OUT", lists[1])]
 
@@ -179,13 +179,6 @@ def rules_for(protocols: int, *ranges: int) -> int:
     for each in ranges:
         n *= max(each, 1)
     return n
-
-
-def _protocols(asked: Sequence[int], address: str) -> Sequence[int]:
-    """IANA numbers as they are on the wire: what is said of ICMP goes for ICMPv6 too."""
-    if not is_six(address):
-        return asked or (0,)
-    return [int(p.ProtocolType.ICMPv6 if n == p.ProtocolType.ICMPv4 else n) for n in asked] or (0,)
 
 
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
