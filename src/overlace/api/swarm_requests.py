@@ -243,14 +243,31 @@ def _data_path(text: str, interfaces: Interfaces) -> str:
 def _pool(text: str, size: int) -> str:
     text = text.strip()
     try:
-        network = ipaddress.IPv4Network(text, strict=False)
+        network = ipaddress.ip_network(text, strict=False)
         if "/" not in text:
             raise ValueError("invalid CIDR address")
     except ValueError as error:
         raise InvalidArgument(f"invalid base pool {text}: {error}") from None
+    if isinstance(network, ipaddress.IPv6Network):
+        return _pool6(network)
     if size < network.prefixlen:
         raise InvalidArgument(f'invalid CIDR: "{text}". Subnet size is too small for pool: {size}')
     return str(network)
+
+
+def _pool6(pool: ipaddress.IPv6Network) -> str:
+    """The size said is that of IPv4 subnets; IPv6 ones are /64, or the pool as a whole when it is smaller."""
+    if (
+        pool.prefixlen > 125
+        or pool.is_multicast
+        or pool.is_link_local
+        or pool.is_loopback
+        or pool.is_reserved
+    ):
+        raise InvalidArgument(
+            f"invalid base pool {pool}: containers cannot have such addresses; use a private range such as fd00::/48"
+        )
+    return str(pool)
 
 
 def _availability(text: str) -> str:

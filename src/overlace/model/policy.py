@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import msgspec
 
@@ -63,8 +63,9 @@ def parse_items(label: str, text: str, stack: str = "") -> Items:
 
 
 def _parse(label: str, number: int, item: str, stack: str) -> Allowed:
-    who, colon, what = item.partition(":")
-    who = who.strip()
+    who, colon, what = _split(item)
+    if _is_six(item):
+        raise _bad(label, number, item, f"an IPv6 address stands in brackets: [{item}]")
     if not who:
         raise _bad(label, number, item, f"name a service, {OUTSIDE[label]} or an address")
     if who == NOBODY:
@@ -79,18 +80,43 @@ def _parse(label: str, number: int, item: str, stack: str) -> Allowed:
         return Allowed(outside=True, protocol=protocol, ports=ports)
     if who in (INGRESS, INTERNET):
         raise _bad(label, number, item, f"{who} belongs to the other label; here it is {OUTSIDE[label]}")
-    if _NUMBERS.fullmatch(who) and ("." in who or "/" in who):
+    if not item.startswith("[") and _NUMBERS.fullmatch(who) and ("." in who or "/" in who):
         try:
             cidr = str(IPv4Network(who))
         except ValueError as e:
             remedy = f"{e}; write an IPv4 address or prefix such as 192.0.2.0/24"
             raise _bad(label, number, item, remedy) from None
         return Allowed(cidr=cidr, protocol=protocol, ports=ports)
+    if item.startswith("["):
+        try:
+            cidr = str(IPv6Network(who))
+        except ValueError as e:
+            remedy = f"{e}; write an IPv6 address or prefix in brackets, such as [fd00::/64]"
+            raise _bad(label, number, item, remedy) from None
+        return Allowed(cidr=cidr, protocol=protocol, ports=ports)
     if not _NAME.fullmatch(who):
-        why = "is no service's name, IPv4 address or prefix (IPv6 is not there yet)"
+        why = "is no service's name, IPv4 address or prefix (an IPv6 one stands in brackets: [fd00::/64])"
         raise _bad(label, number, item, why)
     names = (who, f"{stack}_{who}") if stack else (who,)
     return Allowed(services=names, protocol=protocol, ports=ports)
+
+
+def _split(item: str) -> tuple[str, str, str]:
+    """(who, ":" or "", what) of an item; an IPv6 address, which has colons itself, stands in brackets."""
+    if item.startswith("["):
+        who, bracket, rest = item[1:].partition("]")
+        empty, colon, what = rest.partition(":")
+        return (who.strip(), colon, what) if bracket and not empty.strip() else (item, "", "")
+    who, colon, what = item.partition(":")
+    return who.strip(), colon, what
+
+
+def _is_six(text: str) -> bool:
+    try:
+        IPv6Network(text, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _what(text: str) -> tuple[int, str]:

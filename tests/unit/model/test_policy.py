@@ -24,6 +24,10 @@ def test_items() -> None:
         Allowed(services=("web",)),
     )
     assert parse_items(ALLOW_FROM, "web", "shop") == (Allowed(services=("web", "shop_web")),)
+    assert parse_items(ALLOW_FROM, "[FD00::/64]:tcp/80, [fd00::1]") == (
+        Allowed(cidr="fd00::/64", protocol=6, ports="80"),
+        Allowed(cidr="fd00::1/128"),
+    )
     assert read_policy(ALLOW_FROM, {}) is None
     assert read_policy(ALLOW_FROM, {LABEL: "web", "com.docker.stack.namespace": "shop"}) == parse_items(
         ALLOW_FROM, "web", "shop"
@@ -46,7 +50,14 @@ def test_items() -> None:
         ("web:icmp/8", "icmp has no ports"),
         ("10.0.0.1/8", "has host bits set; write an IPv4 address or prefix"),
         ("10.0.0.300", "write an IPv4 address or prefix"),
-        ("fd00::1", "no protocol"),
+        ("fd00::1", "an IPv6 address stands in brackets: [fd00::1]"),
+        ("fd00::/64", "an IPv6 address stands in brackets: [fd00::/64]"),
+        ("[fd00::1/64]:tcp/80", "has host bits set; write an IPv6 address or prefix in brackets"),
+        ("[10.0.0.1]", "write an IPv6 address or prefix in brackets, such as [fd00::/64]"),
+        ("[fd00::1]tcp/80", "write an IPv6 address or prefix in brackets"),
+        ("[fd00::1", "write an IPv6 address or prefix in brackets"),
+        ("[fd00::/64]:tpc", "'tpc' is no protocol"),
+        ("[]", "name a service, ingress or an address"),
         ("we b", "is no service's name, IPv4 address or prefix"),
     ],
 )

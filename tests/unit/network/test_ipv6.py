@@ -246,7 +246,7 @@ def lists(w: object, address: str) -> tuple[AccessList, AccessList]:
 def test_a_policy_holds_for_both_families() -> None:
     w = running6()
     db = service("db", "back", "10.0.1.30")
-    allowed = parse_items(ALLOW_FROM, "other:tcp/80,other:icmp")
+    allowed = parse_items(ALLOW_FROM, "other:tcp/80,other:icmp,[fd00:9::/64]")
     w.change(
         put=(
             both(endpoint("o1", "back", "node-other", "10.0.1.40", "other")),
@@ -263,6 +263,7 @@ def test_a_policy_holds_for_both_families() -> None:
         rules = [(r.action, r.protocol, r.remote, r.local_ports) for r in into.rules]
         for protocol, ports in ((6, (80, 80)), (1, (0, 65535)), (58, (0, 65535))):
             assert ("allow", protocol, both_ends, ports) in rules
+        assert ("allow", 0, ("fd00:9::/64",), (0, 65535)) in rules
         assert rules[-1] == ("block", 0, (), (0, 65535))
     four, six = (lists(w, a)[0] for a in ("10.0.1.9", "fd00:1::9"))
     assert four.number == six.number and four.rules == six.rules, (

@@ -17,7 +17,7 @@ import msgspec
 from overlace.manager.schedule.filters import Needs, first_failure, needs_of, summary
 from overlace.manager.schedule.occupancy import MAX_FAILURES, NodeUse, Occupancy
 from overlace.model.generic import Claim, claim
-from overlace.model.objects import Node, Task, TaskStatus
+from overlace.model.objects import NetworkAttachment, Node, Task, TaskStatus
 from overlace.model.specs import PlacementPreference, PortConfig
 from overlace.model.states import TaskState
 from overlace.store.base import Change, Put
@@ -67,7 +67,7 @@ def _confirm(
         return _refuse([task], summary({failed: 1}), now)
     claims = _take(use, needs, node)
     extra[node.id] = use
-    return [_assign(task, task.node_id, claims, CONFIRMED, now)]
+    return [_assign(task, node, claims, CONFIRMED, now)]
 
 
 def _place_group(
@@ -101,15 +101,24 @@ def _place_group(
         chosen = tree.take(tally)
         if chosen is None:
             break
-        changes.append(_assign(left.pop(0), chosen.node.id, chosen.claims, ASSIGNED, now))
+        changes.append(_assign(left.pop(0), chosen.node, chosen.claims, ASSIGNED, now))
     why = summary(tally)
     return changes + _refuse(left, f"no suitable node ({why})" if why else "no suitable node", now)
 
 
-def _assign(task: Task, node_id: str, claims: tuple[Claim, ...], message: str, now: int) -> Change:
+def _assign(task: Task, node: Node, claims: tuple[Claim, ...], message: str, now: int) -> Change:
+    networks = task.networks
+    if node.description is not None and node.description.os == "windows":
+        networks = tuple(_without_six(a) for a in networks)
     status = TaskStatus(state=TaskState.ASSIGNED, timestamp=now, message=message)
-    placed = msgspec.structs.replace(task, node_id=node_id, generic=claims, status=status)
+    placed = msgspec.structs.replace(task, node_id=node.id, generic=claims, status=status, networks=networks)
     return Put(placed, expect=task.version)
+
+
+def _without_six(attachment: NetworkAttachment) -> NetworkAttachment:
+    """What a Windows host can give a task of it: its HNS has no IPv6 on overlay networks. (`overlace why` says so.)"""
+    four = tuple(a for a in attachment.addresses if ":" not in a)
+    return msgspec.structs.replace(attachment, addresses=four)
 
 
 def _refuse(tasks: Iterable[Task], why: str, now: int) -> list[Change]:

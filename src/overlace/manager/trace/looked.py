@@ -20,7 +20,7 @@ from overlace.model.paths import PathState
 from overlace.network.vfp.reasons import MEANINGS
 from overlace.store.base import View
 
-_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
+_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:]*:[0-9a-f:]*")
 _ANSWERED = ("accepted", "echo reply", "a datagram")
 
 

@@ -5,7 +5,8 @@ Owns the words (pure over a view). Must not follow packets.
 
 from __future__ import annotations
 
-from ipaddress import AddressValueError, IPv4Address
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 
 import msgspec
 
@@ -73,9 +74,11 @@ def find_place(view: View, text: str, field: str) -> Place:
     if text in OUTSIDE:
         return Outside(text)
     try:
-        return _at_address(view, str(IPv4Address(text.split("/")[0])))
-    except AddressValueError:
+        address = str(ip_address(text.split("/")[0].strip("[]")))
+    except ValueError:
         pass
+    else:
+        return _at_address(view, address)
     service = view.by_name(Service, text) or view.get(Service, text)
     if service is not None:
         return AtService(service)
@@ -112,6 +115,21 @@ def _at_address(view: View, address: str) -> Place:
     return AtAddress(address)
 
 
+def task_addresses(task: Task) -> dict[str, tuple[str, ...]]:
+    """By network id, without prefix length, IPv4 first."""
+    return {a.network_id: bare(a.addresses) for a in task.networks if a.addresses}
+
+
+def bare(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Without prefix length, IPv4 first."""
+    return tuple(sorted((a.split("/")[0] for a in addresses), key=lambda a: ":" in a))
+
+
+def facing(addresses: Sequence[str], other: str) -> str:
+    """The one that can speak with an address: of the same family; "" when there is none."""
+    return next((a for a in addresses if (":" in a) == (":" in other)), "")
+
+
 def _tasks(view: View, text: str) -> list[Task]:
     """By full name, service.slot (the newest that is not over, else the newest), id or container id, or the
     beginning of these two."""
@@ -132,6 +150,18 @@ def _tasks(view: View, text: str) -> list[Task]:
 
 def _container(task: Task) -> str:
     return task.status.container.container_id if task.status.container is not None else ""
+
+
+def service_at(view: View, address: str) -> Service | None:
+    """Whose VIP or task's address it is."""
+    for service in view.all(Service):
+        vips = service.endpoint.virtual_ips if service.endpoint is not None else ()
+        if any(v.address.split("/")[0] == address for v in vips):
+            return service
+    for task in view.all(Task):
+        if any(a.split("/")[0] == address for n in task.networks for a in n.addresses):
+            return view.get(Service, task.service_id)
+    return None
 
 
 def running_tasks(view: View, service: Service) -> list[Task]:

@@ -5,10 +5,10 @@ Owns which address and port are meant, and what an end means for the question (p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from overlace.manager.netviews import is_serving
-from overlace.manager.trace.answer import PROTOCOLS, Broken, Member, Origin, Question, Trace
+from overlace.manager.trace.answer import ICMPV6, PROTOCOLS, Broken, Member, Origin, Question, Trace
 from overlace.manager.trace.hosts import Host, Hosts, task_network
 from overlace.manager.trace.places import (
     SOMEBODY,
@@ -19,8 +19,11 @@ from overlace.manager.trace.places import (
     AtTask,
     Outside,
     Place,
+    facing,
     find_place,
     running_tasks,
+    service_at,
+    task_addresses,
 )
 from overlace.manager.trace.walk import End, Walk, show_packet
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
@@ -100,7 +103,7 @@ class _Tracer:
 
     def _packet(self, src: str, dst: str, port: int) -> Packet:
         if self._question.protocol == "icmp":
-            return Packet(src, dst, self._protocol, 0, 0)
+            return Packet(src, dst, ICMPV6 if ":" in dst else self._protocol, 0, 0)
         return Packet(src, dst, self._protocol, SOURCE_PORT, port)
 
     def _start(self) -> tuple[Task, Host]:
@@ -135,7 +138,7 @@ class _Tracer:
     def _from_task(self, task: Task, host: Host) -> tuple[Packet, str, str]:
         """(packet, endpoint it leaves by, the target in words)."""
         wish = task_network(task)
-        addresses = {a.network_id: a.addresses[0].split("/")[0] for a in task.networks if a.addresses}
+        addresses = task_addresses(task)
         dst, port, words, networks = self._destination(task, host, list(addresses))
         if not addresses:
             guid = guid_of("endpoint", LOCAL_NETWORK, task.id)
@@ -146,7 +149,15 @@ class _Tracer:
         if not on:
             on = next((n for n in addresses if within(dst, self._subnets(n))), "")
         via = on or gateway_network(wish, host.view) or next(iter(addresses))
-        return self._packet(addresses[via], dst, port), guid_of("endpoint", via, task.id), words
+        src = facing(addresses[via], dst)
+        if not src:
+            name = next(iter(self._network_names([via])), via)
+            raise _Stop(
+                _short(task),
+                f"{_short(task)} has no IPv6 address on {name}, so it cannot reach {dst}",
+                "give it a network with IPv6 (docker network create -d overlay --ipv6) on a Linux host",
+            )
+        return self._packet(src, dst, port), guid_of("endpoint", via, task.id), words
 
     def _subnets(self, network_id: str) -> tuple[str, ...]:
         network = self._view.get(Network, network_id)
@@ -158,17 +169,18 @@ class _Tracer:
         found = self._by_name(host, mine, text)
         if found:
             self._notes.append(f"{text} is {found} for {_short(task)}, by its DNS")
-            service = self._service_at(found)
+            service = service_at(self._view, found)
             return found, port or self._port_of(service), f"{text} ({found})", self._holding(found, mine)
         target = find_place(self._view, text, "TO")
         if isinstance(target, AtTask):
-            theirs = {a.network_id: a.addresses[0].split("/")[0] for a in target.task.networks if a.addresses}
-            on = [n for n in mine if n in theirs and (not target.address or theirs[n] == target.address)]
+            theirs = task_addresses(target.task)
+            on = [n for n in mine if n in theirs and (not target.address or target.address in theirs[n])]
             if not on and target.address:
                 return target.address, port or DEFAULT_PORT, str(target), []
             network = self._common(task, mine, theirs, str(target), on)
             service = self._view.get(Service, target.task.service_id)
-            return theirs[network], port or self._port_of(service), str(target), [network]
+            to = target.address or theirs[network][0]
+            return to, port or self._port_of(service), str(target), [network]
         if isinstance(target, AtService):
             return self._to_service(task, mine, target.service, port)
         if isinstance(target, AtNode):
@@ -180,15 +192,14 @@ class _Tracer:
     def _to_service(
         self, task: Task, mine: Sequence[str], service: Service, port: int
     ) -> tuple[str, int, str, list[str]]:
-        vips = {
-            v.network_id: v.address.split("/")[0]
-            for v in (service.endpoint.virtual_ips if service.endpoint is not None else ())
-        }
+        vips: dict[str, str] = {}
+        for v in service.endpoint.virtual_ips if service.endpoint is not None else ():
+            vips.setdefault(v.network_id, v.address.split("/")[0])  # the IPv4 one comes first
         tasks = running_tasks(self._view, service)
         wanted = {n.target for n in service.spec.task_template.networks or service.spec.networks}
         on = [n for n in mine if n in vips or n in wanted]
         network = self._common(
-            task, mine, dict.fromkeys([*vips, *wanted], ""), f"service {service.spec.name}", on
+            task, mine, dict.fromkeys([*vips, *wanted]), f"service {service.spec.name}", on
         )
         port = port or self._port_of(service)
         if vips.get(network):
@@ -210,7 +221,7 @@ class _Tracer:
         )
 
     def _common(
-        self, task: Task, mine: Sequence[str], theirs: dict[str, str], words: str, on: Sequence[str]
+        self, task: Task, mine: Sequence[str], theirs: Iterable[str], words: str, on: Sequence[str]
     ) -> str:
         """The first network both are on that is not the ingress network. Raises _Stop when there is none."""
         for network_id in on:
@@ -226,7 +237,7 @@ class _Tracer:
             f"docker service update --network-add {offer} {task.service_name}",
         )
 
-    def _network_names(self, ids: Sequence[str] | dict[str, str]) -> list[str]:
+    def _network_names(self, ids: Iterable[str]) -> list[str]:
         found = [n for i in ids if (n := self._view.get(Network, i)) is not None and not n.spec.ingress]
         return [n.spec.name for n in found]
 
@@ -234,22 +245,9 @@ class _Tracer:
         """What the containers' DNS answers for a name on the networks of the sender; empty: nothing."""
         names = Names()
         names.update(host.view, None)
-        answer = lookup(names, mine, text, "A")
+        six = isinstance(self._source, AtTask) and ":" in self._source.address
+        answer = lookup(names, mine, text, "AAAA" if six else "A")
         return answer.addresses[0] if answer.addresses else ""
-
-    def _service_at(self, address: str) -> Service | None:
-        for service in self._view.all(Service):
-            vips = service.endpoint.virtual_ips if service.endpoint is not None else ()
-            if any(v.address.split("/")[0] == address for v in vips):
-                return service
-        return next(
-            (
-                self._view.get(Service, t.service_id)
-                for t in self._view.all(Task)
-                if any(a.split("/")[0] == address for n in t.networks for a in n.addresses)
-            ),
-            None,
-        )
 
     def _holding(self, address: str, networks: Sequence[str]) -> list[str]:
         return [n for n in networks if within(address, self._subnets(n))]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.manager.trace.answer import PROTOCOLS, Broken, Hop, Kind
+from overlace.manager.trace.answer import ICMPV6, PINGS, PROTOCOLS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.model.objects import Task
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO
@@ -30,14 +30,15 @@ from overlace.network.vfp.tables import Backend
 
 VXLAN_PORT = 4789
 UNDERLAY = "underlay"
-_WORDS = {number: word for word, number in PROTOCOLS.items()}
+_WORDS = {number: word for word, number in PROTOCOLS.items()} | {ICMPV6: "icmpv6"}
 
 
 def show_packet(packet: Packet) -> str:
     word = _WORDS.get(packet.protocol, str(packet.protocol))
     if not packet.dport:
         return f"{packet.src} > {packet.dst} {word}"
-    return f"{packet.src}:{packet.sport} > {packet.dst}:{packet.dport} {word}"
+    src, dst = (f"[{a}]" if ":" in a else a for a in (packet.src, packet.dst))
+    return f"{src}:{packet.sport} > {dst}:{packet.dport} {word}"
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +170,7 @@ class Walk:
             case "world":
                 return self._into_the_world(host, packet)
             case "answer":
-                if packet.protocol == PROTOCOLS["icmp"]:
+                if packet.protocol in PINGS:
                     self.note("end", host.name, "switch", "the switch answers the ping itself", packet)
                     return End(kind="answered", where=host.name, packet=packet)
                 return self.break_off(
