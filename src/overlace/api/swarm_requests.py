@@ -54,6 +54,7 @@ _BAD_ADVERTISE = (
 _BAD_DATA_PATH = (
     "data path address must be a non-zero IP address or network interface (without a port number)"
 )
+NO_SIX_UNDERLAY = "the data path's tunnels between hosts run over IPv4"
 _NO_LOCK = "AutoLockManagers is not supported yet: managers cannot be locked"
 _TOKEN = re.compile(r"SWMTKN-1-[0-9a-z]{50}-[0-9a-z]{25}")
 
@@ -92,10 +93,11 @@ def check_init(request: InitRequest, swarm: LocalSwarm, interfaces: Interfaces) 
         )
     spec = complete_spec(request.spec)
     check_swarm(spec)
+    advertise = _advertise(request.advertise_addr, port, interfaces)
     return msgspec.structs.replace(
         request,
-        listen_addr=listen,
-        advertise_addr=_advertise(request.advertise_addr, port, interfaces),
+        listen_addr=_heard_at(listen, advertise),
+        advertise_addr=advertise,
         data_path_addr=_data_path(request.data_path_addr, interfaces),
         data_path_port=data_port,
         default_addr_pool=pool,
@@ -120,10 +122,11 @@ def check_join(request: JoinRequest, swarm: LocalSwarm, interfaces: Interfaces) 
             raise InvalidArgument(f'invalid remoteAddr "{text}": {error.message}') from None
     if not _TOKEN.fullmatch(request.join_token.strip()):
         raise InvalidArgument("invalid join token")
+    advertise = _advertise(request.advertise_addr, listen.rpartition(":")[2], interfaces)
     return msgspec.structs.replace(
         request,
-        listen_addr=listen,
-        advertise_addr=_advertise(request.advertise_addr, listen.rpartition(":")[2], interfaces),
+        listen_addr=_heard_at(listen, advertise),
+        advertise_addr=advertise,
         data_path_addr=_data_path(request.data_path_addr, interfaces),
         remote_addrs=remotes,
         join_token=request.join_token.strip(),
@@ -228,7 +231,15 @@ def _advertise(text: str, listen_port: str, interfaces: Interfaces) -> str:
     ip = _ip(host.strip("[]"))
     if ip is None or ip.is_unspecified:
         raise InvalidArgument(_BAD_ADVERTISE)
-    return f"{host}:{port}"
+    if ip.version == 6 and ip.is_link_local:
+        raise InvalidArgument(f"{_BAD_ADVERTISE}: {ip} holds on one link only")
+    return f"[{ip}]:{port}" if ip.version == 6 else f"{host}:{port}"
+
+
+def _heard_at(listen: str, advertise: str) -> str:
+    """The listen address, for one that clients leave at every IPv4 address: where the advertised one is heard."""
+    host, _, port = listen.rpartition(":")
+    return f"[::]:{port}" if advertise.startswith("[") and host == "0.0.0.0" else listen
 
 
 def _data_path(text: str, interfaces: Interfaces) -> str:
@@ -237,6 +248,8 @@ def _data_path(text: str, interfaces: Interfaces) -> str:
     ip = _ip(interfaces.get(text, text))
     if ip is None or ip.is_unspecified:
         raise InvalidArgument(_BAD_DATA_PATH)
+    if ip.version == 6:
+        raise Unimplemented(f"DataPathAddr {ip}: {NO_SIX_UNDERLAY}; give an IPv4 address of this host")
     return str(ip)
 
 

@@ -102,6 +102,15 @@ def _check_generic(given: tuple[str, ...]) -> GenericResources:
         raise InvalidArgument(f"invalid --node-generic-resource: {error.message}") from None
 
 
+def _check_underlay(address: str) -> str:
+    if ":" in _check_address("--underlay-address", address):
+        raise InvalidArgument(
+            f"invalid --underlay-address {address}: the data path's tunnels between hosts run over IPv4; give an IPv4 "
+            "address of this host"
+        )
+    return address
+
+
 def _check_address(option: str, address: str, whole: str | None = None) -> str:
     try:
         ipaddress.ip_address(address)
@@ -162,7 +171,7 @@ def check_options(
         hosts=hosts,
         pidfile=pidfile or "",
         hostname=hostname or socket.gethostname(),
-        underlay_address=_check_address("--underlay-address", underlay_address) if underlay_address else "",
+        underlay_address=_check_underlay(underlay_address) if underlay_address else "",
         insecure_registries=insecure_registries,
         labels=check_labels(labels),
         generic=_check_generic(generic),

@@ -414,8 +414,7 @@ class Engine:
         if not host:
             host = facts.default_address(self._daemon.underlay_address)
             port = listen.rpartition(":")[2]
-        underlay = facts.default_address(data_path or host.strip("[]"))
-        return f"{host}:{port}", underlay
+        return f"{host}:{port}", facts.tunnel_address(host.strip("[]"), data_path)
 
     async def _become(self, membership: Membership, identity: Identity) -> None:
         """Run as a member; on disk only once the manager has welcomed us."""

@@ -20,7 +20,7 @@ from overlace.model.generic import GenericResources
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
 from overlace.model.system import ON_WINDOWS
-from overlace.network.addresses import interface_addresses
+from overlace.network.addresses import interface_addresses, six_addresses
 
 _PLUGINS = (
     ("Log", "json-file"),
@@ -107,6 +107,29 @@ def default_address(wanted: str = "") -> str:
         "could not choose an IP address to advertise since this system has no default route and not exactly "
         f"one address: {choice}; say which with --advertise-addr"
     )
+
+
+def tunnel_address(advertised: str, data_path: str) -> str:
+    """The underlay address of a node that is advertised at `advertised`: `data_path` when it is said. Tunnels run over
+    IPv4, so beside an advertised IPv6 address it is the one of the default route.
+
+    Raises InvalidArgument for addresses this host has not, and when there is no IPv4 address to choose.
+    """
+    if ":" not in advertised:
+        return default_address(data_path or advertised)
+    if not ON_WINDOWS and advertised not in (there := six_addresses()):
+        raise InvalidArgument(
+            f"address {advertised} is not on any interface of this host; use one of {', '.join(sorted(there)) or 'none'}"
+        )
+    try:
+        return default_address(data_path)
+    except InvalidArgument as e:
+        if data_path:
+            raise
+        raise InvalidArgument(
+            f"advertise address {advertised} is IPv6, and the data path's tunnels between hosts run over IPv4: say which"
+            f" of this host's IPv4 addresses they use with --data-path-addr ({e.message})"
+        ) from None
 
 
 def _default_route_link() -> str:

@@ -1,4 +1,4 @@
-"""The IPv4 addresses of this host's interfaces, read from its system.
+"""The addresses of this host's interfaces, read from its system.
 
 Owns that one question. Must not change anything.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from ipaddress import IPv6Address
+from pathlib import Path
 
 from overlace.model.system import ON_WINDOWS
 from overlace.network.windows.adapters import adapters
@@ -29,3 +31,12 @@ def interface_addresses() -> dict[str, str]:
                 continue  # no IPv4 address
             found[name] = socket.inet_ntoa(reply[20:24])
     return found
+
+
+def six_addresses(table: Path = Path("/proc/self/net/if_inet6")) -> set[str]:
+    """All IPv6 addresses of this host (proc(5), net/if_inet6); none where the kernel has no IPv6."""
+    try:
+        lines = table.read_text().splitlines()
+    except FileNotFoundError:
+        return set()
+    return {str(IPv6Address(bytes.fromhex(line.split()[0]))) for line in lines}

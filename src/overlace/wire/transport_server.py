@@ -132,7 +132,7 @@ class TransportServer:
         try:
             self._listener = await asyncio.get_running_loop().create_server(
                 lambda: self._watched(accept()),
-                host,
+                None if host == "::" else host,  # asyncio's :: is IPv6 alone; who says it means every address
                 port,
                 ssl=self._tls,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
