@@ -61,9 +61,7 @@ def test_who_advertises_ipv6_listens_for_it_and_tunnels_over_ipv4() -> None:
         assert six.data_path_addr == "172.28.1.11"
         own = ask(advertise_addr="fd00::1", listen_addr="[fd00::1]:4000")
         assert (own.advertise_addr, own.listen_addr) == ("[fd00::1]:4000", "[fd00::1]:4000")
-        with pytest.raises(
-            Unimplemented, match="the data path's tunnels between hosts run over IPv4"
-        ):
+        with pytest.raises(Unimplemented, match="the data path's tunnels between hosts run over IPv4"):
             ask(data_path_addr="fd00::1")
         with pytest.raises(InvalidArgument, match="fe80::1 holds on one link only"):
             ask(advertise_addr="fe80::1")
