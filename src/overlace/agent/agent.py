@@ -13,6 +13,7 @@ import structlog
 
 from overlace.agent.logs import LogStreams
 from overlace.agent.session import AgentSession
+from overlace.agent.standalone.attacher import Attacher, Member
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts, Worker
 from overlace.model.netview import NetDelta, NetView
@@ -20,7 +21,16 @@ from overlace.model.objects import NodeDescription
 from overlace.model.paths import PathState
 from overlace.network.base import NetworkDriver
 from overlace.runtime.base import Runtime
-from overlace.wire.messages import Answer, Ask, Assignments, LogSubscribe, Refused, Welcome
+from overlace.wire.messages import (
+    Answer,
+    Ask,
+    Assignments,
+    Attachment,
+    LogSubscribe,
+    NotAttached,
+    Refused,
+    Welcome,
+)
 
 log = structlog.get_logger(__name__)
 SETTLE_RETRY_SECONDS = 1.0
@@ -28,7 +38,8 @@ SETTLE_RETRY_SECONDS = 1.0
 
 class Agent:
     """Implements the session's handler. `connect` makes the session for it (the daemon knows identity and managers);
-    `on_role`/`on_refused` tell the daemon what only it can act on."""
+    `on_role`/`on_refused` tell the daemon what only it can act on. `others()`: ids of this host's containers that are no
+    task's, which keep their network."""
 
     def __init__(
         self,
@@ -40,15 +51,19 @@ class Agent:
         connect: Callable[[Agent], AgentSession],
         on_refused: Callable[[Refused], None],
         on_welcome: Callable[[Welcome], None],
+        others: Callable[[], set[str]] = set,
+        attacher: Attacher | None = None,
     ) -> None:
         self._network = network
+        self._others = others
+        self._attacher = attacher
         self._state = state
         self._describe = describe
         self._on_refused = on_refused
         self._on_welcome = on_welcome
         self.view: NetView = NetView()
         self.session = connect(self)
-        self.worker = Worker(facts, runtime, network, state, self.session.report)
+        self.worker = Worker(facts, runtime, network, state, self.session.report, others=others)
         network.on_paths = self.session.report_paths
         self._logs = LogStreams(runtime, self.session.send_log)
         self._node_id = facts.node_id
@@ -60,6 +75,8 @@ class Agent:
     async def open(self) -> None:
         """Take over what runs here, from disk, then look for a manager."""
         self.view = self._state.view()
+        if self._attacher is not None:
+            self._attacher.join(Member(self._node_id, lambda: self.view, self.session.announce_attachments))
         await self._network.open(self._node_id)
         await self._network.apply_view(self.view, None)
         self._settler = asyncio.create_task(self._settle())
@@ -75,13 +92,15 @@ class Agent:
 
     async def leave(self) -> None:
         """Tell the manager, stop every task, take our network out of the kernel."""
+        if self._attacher is not None:
+            self._attacher.quit()
         await self.session.leave()
         await self.session.close()
         await self._logs.close()
         await self.worker.remove_all()
         await self.worker.close()
         await self._stop_settling()
-        await self._network.leave()
+        await self._network.leave(self._others())
 
     # -- what the manager says -----------------------------------------------------------------------------------
 
@@ -90,6 +109,13 @@ class Agent:
 
     def paths(self) -> list[PathState]:
         return self._network.paths()
+
+    def attachments(self) -> tuple[Attachment, ...] | None:
+        return self._attacher.to_tell() if self._attacher is not None else None
+
+    def on_not_attached(self, message: NotAttached) -> None:
+        if self._attacher is not None:
+            self._attacher.refused(message.refused)
 
     async def on_welcome(self, message: Welcome) -> None:
         self._on_welcome(message)
@@ -126,6 +152,8 @@ class Agent:
                 await asyncio.sleep(SETTLE_RETRY_SECONDS)
                 self._unsettled_event.set()
             self.worker.view_changed()
+            if self._attacher is not None:
+                self._attacher.view_changed(settling)
 
     async def _stop_settling(self) -> None:
         for task in list(self._looking):

@@ -17,7 +17,15 @@ from overlace.model.errors import InvalidArgument
 from overlace.model.generic import environment
 from overlace.model.logoptions import log_choice
 from overlace.model.objects import Config, Secret, Task
-from overlace.model.specs import BindOptions, ContainerSpec, Limits, Mount, Resources, VolumeOptions
+from overlace.model.specs import (
+    BindOptions,
+    ContainerSpec,
+    Healthcheck,
+    Limits,
+    Mount,
+    Resources,
+    VolumeOptions,
+)
 from overlace.model.template import Context, expand_container
 from overlace.runtime import base
 
@@ -67,7 +75,7 @@ def plan_container(
         groups=tuple(spec.groups),
         hostname=spec.hostname or (context.node_hostname if on_host else container_id(task.id)[:12]),
         labels=_labels(task, spec, node_id),
-        mounts=tuple(_mount(m) for m in spec.mounts),
+        mounts=tuple(mount_of(m) for m in spec.mounts),
         files=TaskFiles(spec, context, env, secrets, configs).plan(),
         resolv_conf=_resolv_conf(spec, resolv_conf),
         hosts=_hosts(spec) + network_hosts,
@@ -77,7 +85,7 @@ def plan_container(
         init=bool(spec.init),
         stop_signal=spec.stop_signal or None,
         stop_grace=spec.stop_grace_period if spec.stop_grace_period is not None else 10_000_000_000,
-        healthcheck=None if health is None else _healthcheck(health),
+        healthcheck=None if health is None else healthcheck_of(health),
         nano_cpus=limits.nano_cpus,
         memory=limits.memory_bytes,
         pids=limits.pids,
@@ -114,7 +122,8 @@ def _labels(task: Task, spec: ContainerSpec, node_id: str) -> dict[str, str]:
     }
 
 
-def _mount(m: Mount) -> base.Mount:
+def mount_of(m: Mount) -> base.Mount:
+    """As the runtime has it. Raises InvalidArgument for a type that no runtime mounts."""
     if m.type not in ("bind", "volume", "tmpfs"):
         raise InvalidArgument(
             f"mount {m.target}: type {m.type!r} cannot be mounted here; use bind, volume or tmpfs"
@@ -181,7 +190,8 @@ def _resolv_conf(spec: ContainerSpec, given: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _healthcheck(h: Any) -> base.Healthcheck:
+def healthcheck_of(h: Healthcheck) -> base.Healthcheck:
+    """With Docker's defaults where nothing is said."""
     d = base.Healthcheck()
     return base.Healthcheck(
         test=tuple(h.test),

@@ -21,10 +21,12 @@ from overlace.wire.messages import (
     AgentMessage,
     Ask,
     Assignments,
+    Attachment,
     LogSubscribe,
     LogUnsubscribe,
     ManagerMessage,
     NetworkUpdate,
+    NotAttached,
     Refused,
     Resync,
     Welcome,
@@ -43,6 +45,11 @@ class Handler(Protocol):
 
     def paths(self) -> list[PathState]:
         """What was measured of the way to other hosts; asked at each connect."""
+
+    def attachments(self) -> tuple[Attachment, ...] | None:
+        """All that containers outside of services want attached; None: nothing is, nor was."""
+
+    def on_not_attached(self, message: NotAttached) -> None: ...
 
     async def on_welcome(self, message: Welcome) -> None: ...
 
@@ -141,6 +148,8 @@ class Receiver:
                 await self._session.welcome(message)
             case Ask():
                 self._handler.on_ask(message)
+            case NotAttached():
+                self._handler.on_not_attached(message)
             case Refused():
                 raise Refusal(message)
 

@@ -34,6 +34,7 @@ from overlace.security.identity import Identity
 from overlace.security.tls import client_context
 from overlace.wire.messages import (
     AgentMessage,
+    Attachments,
     Heartbeat,
     Hello,
     Leaving,
@@ -102,6 +103,7 @@ class AgentSession:
         self._log_room = asyncio.Event()
         self._urgent: deque[AgentMessage] = deque()
         self._paths: dict[str, PathState] = {}  # unsent, newest of each host
+        self._attachments_due = False
         self._wake = asyncio.Event()
         self._connected = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
@@ -149,6 +151,12 @@ class AgentSession:
         """Queue what was measured; without a manager it is dropped: the next one gets all of it."""
         if self.connected:
             self._paths.update((p.node, p) for p in paths)
+            self._wake.set()
+
+    def announce_attachments(self) -> None:
+        """Have the manager told what the handler wants attached; a new manager is told anyway."""
+        if self.connected:
+            self._attachments_due = True
             self._wake.set()
 
     async def send_log(self, chunk: LogChunk) -> None:
@@ -277,6 +285,7 @@ class AgentSession:
         measured = tuple(self._handler.paths())
         if measured:
             self._urgent.append(Paths(measured, complete=True))
+        self._attachments_due = self._handler.attachments() is not None
         self._heard = self._now()
         self._connected.set()
         self._wake.set()
@@ -302,6 +311,10 @@ class AgentSession:
     async def _write(self, channel: AgentChannel) -> None:
         """Urgent first, then reports, then log lines."""
         while True:
+            if self._attachments_due:
+                self._attachments_due = False
+                await channel.send(Attachments(self._handler.attachments() or ()))
+                continue
             if self._leaving:
                 await channel.send(Leaving())
                 self._left = True

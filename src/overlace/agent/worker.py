@@ -66,7 +66,8 @@ class _Slot:
 
 
 class Worker:
-    """`report(task_id, status)` is called for each new status, on the loop; it must not block."""
+    """`report(task_id, status)` is called for each new status, on the loop; it must not block. `others()`: ids of
+    containers that are no task's."""
 
     def __init__(
         self,
@@ -76,7 +77,9 @@ class Worker:
         state: AgentState,
         report: Callable[[str, TaskStatus], None],
         clock: Callable[[], int] = time.time_ns,
+        others: Callable[[], set[str]] = set,
     ) -> None:
+        self._others = others
         self._facts = facts
         self._runtime = runtime
         self._sandboxes = runtime if isinstance(runtime, Sandboxes) else None
@@ -104,9 +107,11 @@ class Worker:
     async def _sweep(self) -> None:
         """Collect containers, sandboxes and endpoints of tasks this node no longer has."""
         live = {i for i, s in self._slots.items() if not s.status.state.terminal}
-        await self._network.keep_only(live)
+        others = self._others()
+        await self._network.keep_only(live | others)
         for c in await self._runtime.list():
-            if c.config.labels.get(labels.TASK_ID) and c.config.id not in self._by_container:
+            left = c.config.labels.get(labels.TASK_ID) and c.config.id not in self._by_container
+            if left and c.config.id not in others:
                 await self._quietly(
                     self._runtime.remove(c.config.id, force=True), "remove a leftover container"
                 )

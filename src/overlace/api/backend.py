@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import aiohttp
 import msgspec
 
+from overlace.agent.standalone.keeper import Keeper
 from overlace.manager.paths import NetworkHealth
 from overlace.model.findings import Question, Said
 from overlace.model.generic import GenericResources
@@ -338,6 +339,10 @@ class Backend(Protocol):
 
     @property
     def runtime(self) -> Runtime: ...
+
+    @property
+    def containers(self) -> Keeper:
+        """The standalone containers of this host."""
 
     @property
     def options(self) -> EngineOptions: ...

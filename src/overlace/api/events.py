@@ -144,15 +144,20 @@ def _when(shown: Base, action: str, now: int) -> int:
     return stamp or now
 
 
+def verb_event(shown: Container, action: str, now: int, **more: str) -> ApiEvent:
+    """What somebody did to a container, which its state alone does not tell: kill, stop, rename …"""
+    attributes = {**shown.config.labels, "image": shown.config.image, "name": shown.config.name} | more
+    return ApiEvent("container", action, shown.config.id, attributes, "local", now)
+
+
 def container_events(old: Container | None, new: Container | None, now: int) -> Iterator[ApiEvent]:
     """What happened between two looks at one container."""
     shown = new or old
     if shown is None:
         return
-    attributes = {**shown.config.labels, "image": shown.config.image, "name": shown.config.name}
 
     def made(action: str, at: int, **more: str) -> ApiEvent:
-        return ApiEvent("container", action, shown.config.id, attributes | more, "local", at or now)
+        return verb_event(shown, action, at or now, **more)
 
     if new is None:
         yield made("destroy", now)

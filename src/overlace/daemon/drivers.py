@@ -58,6 +58,11 @@ def make_driver(
     return OverlayDriver(path, state, os=os, upstreams=dns, make_names=partial(ResolverProcess, folder=run))
 
 
+def sandbox_path(run: Path, sandbox_id: str) -> Path:
+    """Where the driver with folder `run` keeps a sandbox's network namespace."""
+    return run / "netns" / sandbox_id
+
+
 async def remove_network(instance: str, state: Path, run: Path, underlay_address: str) -> None:
     """Take away all that a driver made on this host, without any of its state: it may be damaged."""
     if ON_WINDOWS:

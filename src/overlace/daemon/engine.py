@@ -19,6 +19,8 @@ import structlog
 from overlace.agent.agent import Agent
 from overlace.agent.enrol import join_swarm
 from overlace.agent.session import AgentSession
+from overlace.agent.standalone.attacher import Attacher
+from overlace.agent.standalone.keeper import Keeper
 from overlace.api.backend import (
     ContainerAddress,
     EngineOptions,
@@ -31,15 +33,18 @@ from overlace.api.backend import (
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts, networks
+from overlace.daemon.drivers import HostDriver, make_driver, sandbox_path
 from overlace.daemon.etcd_home import EtcdHome, enter_managers, quit_managers
-from overlace.daemon.host import NodeHost, has_leftovers, sweep
+from overlace.daemon.host import NodeHost, has_leftovers, instance_id, network_folder, sweep
 from overlace.daemon.manager import STORE, ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile
+from overlace.daemon.own_network import OwnNetwork
 from overlace.daemon.runtimes import make_runtime
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
 from overlace.model.specs import PortConfig
 from overlace.model.system import ON_WINDOWS
+from overlace.network.overlay import prefix_of
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.runtime.oci.files import write_atomically
@@ -92,13 +97,26 @@ class Engine:
             started_at=time.time_ns(),
         )
         self._runtime: Runtime = make_runtime(options, system)
+        self._own = OwnNetwork(self._make_own_driver)
+        sandboxes = network_folder(self._exec_root)
+        self._attacher = Attacher(prefix_of)
+        self._containers = Keeper(
+            self._data_root / "standalone",
+            self._runtime,
+            self._attacher,
+            self._driver,
+            lambda id: sandbox_path(sandboxes, id),
+            options.dns,
+        )
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
         """Find the containers again, then the swarm this host was in."""
         await self._runtime.open()
+        await self._containers.load()
         await self._take_part()
+        self._containers.follow()
         if self._state == "error":
             self._reviver = asyncio.create_task(self._revive(), name="try the swarm again")
 
@@ -147,9 +165,31 @@ class Engine:
         if self._reviver is not None:
             self._reviver.cancel()
             await asyncio.gather(self._reviver, return_exceptions=True)
+        await self._containers.close()
         async with self._changing:
             await self._stop()
+            await self._own.close()
             await self._runtime.close()
+
+    async def _driver(self) -> HostDriver:
+        """The host's network, its own when it is in no swarm. Raises Unavailable."""
+        if self._host is not None:
+            return self._host.driver
+        if self._membership is not None or self._state == "error":
+            raise Unavailable(
+                f"this host's network is not there: {self._error or 'its swarm is not open yet'}"
+            )
+        return await self._own.driver()
+
+    def _make_own_driver(self) -> HostDriver:
+        return make_driver(
+            instance_id(self._data_root),
+            self._data_root / "network",
+            network_folder(self._exec_root),
+            facts.default_address(self._daemon.underlay_address),
+            os=self._system.os,
+            dns=self._daemon.dns,
+        )
 
     async def _start(self, membership: Membership, identity: Identity) -> None:
         self._membership, self._identity = membership, identity
@@ -167,9 +207,12 @@ class Engine:
             dns=self._daemon.dns,
             runtime=self._runtime,
             connect=self._connect,
+            others=self._containers.ids,
+            attacher=self._attacher,
             on_refused=self._on_refused,
             on_welcome=self._on_welcome,
         )
+        await self._own.close()
         self._host = host
         home = EtcdHome(self._data_root, identity)
         if membership.role != "manager":
@@ -179,6 +222,7 @@ class Engine:
         else:
             self._entering = asyncio.create_task(self._enter(), name="become one of the managers")
         await host.open()
+        self._containers.network_changed()
 
     async def _open_manager(self, membership: Membership, identity: Identity) -> ManagerSide:
         return await ManagerSide.open(
@@ -286,6 +330,10 @@ class Engine:
     @property
     def runtime(self) -> Runtime:
         return self._runtime
+
+    @property
+    def containers(self) -> Keeper:
+        return self._containers
 
     @property
     def options(self) -> EngineOptions:
@@ -452,6 +500,7 @@ class Engine:
             await EtcdHome(self._data_root, self._identity).sweep()
         self._files.forget()
         self._membership, self._identity, self._state, self._error = None, None, "inactive", ""
+        self._containers.network_changed()
 
     async def _sweep(self) -> None:
         """Take away what an earlier membership left on this host: containers, network, the agent's state."""
@@ -459,21 +508,27 @@ class Engine:
             address = facts.default_address(self._daemon.underlay_address)
         except InvalidArgument:
             address = self._membership.underlay_address if self._membership is not None else ""
-        await sweep(self._data_root, self._exec_root, self._runtime, address)
+        await sweep(self._data_root, self._exec_root, self._runtime, address, self._containers.ids())
 
     # -- facts for network and container inspect -----------------------------------------------------------------
 
     def local_networks(self) -> Sequence[LocalNetwork]:
-        if self._host is None or self._membership is None:
-            return networks.own_networks(self._options)
-        return networks.local_networks(self._host, self._membership.node_id, self._options)
+        node_id = self._membership.node_id if self._membership is not None else ""
+        return networks.local_networks(self._host, node_id, self._options, self._containers)
 
     async def container_addresses(self, container: str) -> Sequence[ContainerAddress]:
+        record = self._containers.record(container)
+        if record is not None:
+            attached = self._containers.attached(container)
+            return networks.standalone_addresses(record, attached, self._options.id)
         if self._host is None:
             return ()
         return networks.container_addresses(self._host, container, self._options.id)
 
     async def container_ports(self, container: str) -> Sequence[PortConfig]:
+        attached = self._containers.attached(container)
+        if attached is not None:
+            return attached.host_ports
         found = self._host.agent.worker.attached(container) if self._host is not None else None
         return found[1].host_ports if found is not None else ()
 

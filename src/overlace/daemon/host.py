@@ -16,6 +16,7 @@ import structlog
 
 from overlace.agent.agent import Agent
 from overlace.agent.session import AgentSession
+from overlace.agent.standalone.attacher import Attacher
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts
 from overlace.daemon.drivers import make_driver, remove_network
@@ -43,8 +44,14 @@ def platform_of(system: System) -> Platform:
     return Platform(system.os, machine, system.version if system.os == "windows" else "")
 
 
+def network_folder(exec_root: Path) -> Path:
+    """Where what is alive of the network has its files."""
+    return exec_root / "network"
+
+
 class NodeHost:
-    """Everything a member node runs. `connect(agent)` makes its session."""
+    """Everything a member node runs. `connect(agent)` makes its session; `others()`: ids of containers that are no
+    task's, whose addresses on the swarm's networks `attacher` gets."""
 
     def __init__(
         self,
@@ -60,13 +67,15 @@ class NodeHost:
         dns: tuple[str, ...],
         runtime: Runtime,
         connect: Callable[[Agent], AgentSession],
+        others: Callable[[], set[str]],
+        attacher: Attacher,
         on_refused: Callable[[Refused], None],
         on_welcome: Callable[[Welcome], None],
     ) -> None:
         self.driver = make_driver(
             instance_id(data_root),
             data_root / "network",
-            exec_root / "network",
+            network_folder(exec_root),
             underlay_address,
             os=system.os,
             dns=dns,
@@ -83,7 +92,16 @@ class NodeHost:
         self._agent_folder = data_root / "agent"
         self.state = AgentState(self._agent_folder / "agent.db")
         self.agent = Agent(
-            facts, runtime, self.driver, self.state, self.description, connect, on_refused, on_welcome
+            facts,
+            runtime,
+            self.driver,
+            self.state,
+            self.description,
+            connect,
+            on_refused,
+            on_welcome,
+            others,
+            attacher,
         )
 
     def description(self) -> NodeDescription:
@@ -128,14 +146,18 @@ def has_leftovers(data_root: Path) -> bool:
     return (data_root / "agent").exists()
 
 
-async def sweep(data_root: Path, exec_root: Path, runtime: Runtime, underlay_address: str) -> None:
+async def sweep(
+    data_root: Path, exec_root: Path, runtime: Runtime, underlay_address: str, others: set[str]
+) -> None:
     """Remove all that a membership makes on a host, without any of its state: it may be damaged. Containers go by force.
+
+    `others`: ids of containers that are no task's and stay.
 
     Never raises: what cannot be removed is logged and stays marked (`has_leftovers`) for the next start.
     """
     whole = True
     for container in await runtime.list():
-        if not container.config.labels.get(TASK_ID):
+        if not container.config.labels.get(TASK_ID) or container.config.id in others:
             continue
         try:
             await runtime.remove(container.config.id, force=True)
@@ -144,7 +166,7 @@ async def sweep(data_root: Path, exec_root: Path, runtime: Runtime, underlay_add
             log.warning("could not remove a container", id=container.config.id, error=e.message)
     try:
         await remove_network(
-            instance_id(data_root), data_root / "network", exec_root / "network", underlay_address
+            instance_id(data_root), data_root / "network", network_folder(exec_root), underlay_address
         )
     except Exception:
         whole = False

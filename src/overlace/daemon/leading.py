@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from overlace.manager.attachments import AttachmentDesk
 from overlace.manager.control import Control
 from overlace.manager.dispatch import Dispatcher
 from overlace.manager.logs import LogBroker
@@ -29,6 +30,9 @@ class Leading:
         self.dispatcher.on_paths = self.paths.put
         self.dispatcher.on_log = self.logs.on_log
         self.dispatcher.on_session = self._on_session
+        self.attachments = AttachmentDesk(store, self.dispatcher.send)
+        self.dispatcher.on_attachments = self.attachments.asked
+        self.dispatcher.on_attached = self.attachments.blocked
         self._loop = ManagerLoop(store)
         self._running: asyncio.Task[None] | None = None
 
@@ -43,6 +47,7 @@ class Leading:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
         await self.dispatcher.close()
+        await self.attachments.close()
 
     def _on_session(self, node_id: str, connected: bool) -> None:
         if connected:

@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 
 from overlace.agent.container import container_id
+from overlace.agent.standalone.keeper import Keeper
+from overlace.agent.standalone.network import plan_attachments
+from overlace.agent.standalone.records import Record
 from overlace.api.backend import ContainerAddress, EngineOptions, LocalEndpoint, LocalNetwork
 from overlace.daemon.host import NodeHost
-from overlace.model.netview import NetworkEntry, NodeEntry
+from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.objects import Subnet
 from overlace.model.specs import VNI_OPTION, host_network
-from overlace.network.endpoints import LOCAL_NETWORK
+from overlace.network.base import Attached
+from overlace.network.endpoints import LOCAL_NETWORK, LOCAL_SUBNET
 from overlace.network.overlay import guid_of, prefix_of
 
 
-def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Sequence[LocalNetwork]:
-    """The host's own `bridge` and every swarm network this node takes part in."""
-    view = host.agent.view
+def local_networks(
+    host: NodeHost | None, node_id: str, engine: EngineOptions, containers: Keeper
+) -> Sequence[LocalNetwork]:
+    """The host's own networks and every swarm network this node takes part in (`host` None: it is in no swarm)."""
+    view = host.agent.view if host is not None else NetView()
+    attached = {
+        one.id: one.container_id for record in containers.records() for one in plan_attachments(record.wish)
+    }
     return [
-        _bridge(host, engine),
+        _bridge(host, engine, containers),
         *own_networks(engine),
         *(
             LocalNetwork(
@@ -34,9 +44,9 @@ def local_networks(host: NodeHost, node_id: str, engine: EngineOptions) -> Seque
                 options={VNI_OPTION: str(n.vni), **n.driver_opts},
                 endpoints=tuple(
                     LocalEndpoint(
-                        container_id=container_id(e.task_id),
+                        container_id=attached.get(e.task_id) or container_id(e.task_id),
                         name=e.task_name,
-                        endpoint_id=guid_of("endpoint", n.id, e.task_id),
+                        endpoint_id=guid_of("endpoint", n.id, attached.get(e.task_id, e.task_id)),
                         mac=e.mac,
                         address=f"{e.address}/{prefix_of(n, e.address)}",
                         address6=f"{e.address6}/{prefix_of(n, e.address6)}" if e.address6 else "",
@@ -63,9 +73,10 @@ def own_networks(engine: EngineOptions) -> list[LocalNetwork]:
     ]
 
 
-def _bridge(host: NodeHost, engine: EngineOptions) -> LocalNetwork:
-    """The node's NAT network, where tasks without a network are."""
-    subnet = host.driver.local_subnet
+def _bridge(host: NodeHost | None, engine: EngineOptions, containers: Keeper) -> LocalNetwork:
+    """The host's NAT network, where containers and tasks without a network are."""
+    subnet = host.driver.local_subnet if host is not None else IPv4Network(LOCAL_SUBNET)
+    tasks = host.agent.worker.all_attached() if host is not None else []
     return LocalNetwork(
         id=_own_id(engine.id, LOCAL_NETWORK),
         name=LOCAL_NETWORK,
@@ -81,8 +92,20 @@ def _bridge(host: NodeHost, engine: EngineOptions) -> LocalNetwork:
                 mac=attached.macs.get(LOCAL_NETWORK, ""),
                 address=attached.addresses[LOCAL_NETWORK],
             )
-            for task, attached in host.agent.worker.all_attached()
+            for task, attached in tasks
             if not task.networks and LOCAL_NETWORK in attached.addresses
+        )
+        + tuple(
+            LocalEndpoint(
+                container_id=record.wish.id,
+                name=record.wish.config.name,
+                endpoint_id=guid_of("endpoint", LOCAL_NETWORK, record.wish.id),
+                mac=single.macs.get(LOCAL_NETWORK, ""),
+                address=single.addresses[LOCAL_NETWORK],
+            )
+            for record in containers.records()
+            if (single := containers.attached(record.wish.id)) is not None
+            and LOCAL_NETWORK in single.addresses
         ),
     )
 
@@ -121,3 +144,29 @@ def container_addresses(host: NodeHost, container: str, engine_id: str) -> Seque
         )
         for name, address in attached.addresses.items()
     ]
+
+
+def standalone_addresses(
+    record: Record, attached: Attached | None, engine_id: str
+) -> Sequence[ContainerAddress]:
+    """The networks of a standalone container; without addresses while it does not run."""
+    wish = record.wish
+    if wish.mode:
+        return [ContainerAddress(network=wish.mode, network_id=_own_id(engine_id, wish.mode))]
+    shown = []
+    for joined in wish.networks:
+        local = joined.name == LOCAL_NETWORK
+        key = LOCAL_NETWORK if local else joined.network_id
+        there = attached is not None and joined.name in attached.addresses
+        shown.append(
+            ContainerAddress(
+                network=joined.name,
+                network_id=_own_id(engine_id, joined.name) if local else joined.network_id,
+                endpoint_id=guid_of("endpoint", key, wish.id) if there else "",
+                address=attached.addresses[joined.name] if there and attached else "",
+                gateway=attached.gateways.get(joined.name, "") if there and attached else "",
+                mac=attached.macs.get(joined.name, "") if there and attached else "",
+                aliases=joined.aliases,
+            )
+        )
+    return shown

@@ -16,10 +16,12 @@ from overlace.wire.messages import Assignments
 
 
 def is_assigned(task: Task | None, node_id: str) -> bool:
-    """Whether the node keeps this task: from its assignment until it is deleted, or given up for lost."""
+    """Whether the node keeps this task: from its assignment until it is deleted, or given up for lost. Of attachments it
+    learns by the network view."""
     return (
         task is not None
         and task.node_id == node_id
+        and not task.attachment
         and TaskState.ASSIGNED <= task.status.state < TaskState.ORPHANED
     )
 

@@ -41,6 +41,8 @@ from overlace.store.base import Batch, Event, Lagged, Store, View
 from overlace.wire.messages import (
     PROTOCOL,
     Answer,
+    Attachment,
+    Attachments,
     Heartbeat,
     Hello,
     Leaving,
@@ -112,6 +114,10 @@ class Dispatcher:
         self.questions = Questions(self.send)
         # what a node measured of the way to others: (node id, message)
         self.on_paths: Callable[[str, Paths], None] = lambda node_id, paths: None
+        # what a node's containers outside of services ask for: (node id, all of it); must not block
+        self.on_attachments: Callable[[str, Sequence[Attachment]], None] = lambda node_id, wanted: None
+        # attachments of a node whose tasks changed: (node id, tasks)
+        self.on_attached: Callable[[str, Sequence[Task]], None] = lambda node_id, tasks: None
         # (node id, connected): the log broker subscribes again at nodes that come back
         self.on_session: Callable[[str, bool], None] = lambda node_id, connected: None
 
@@ -267,6 +273,8 @@ class Dispatcher:
                     self.questions.answered(session.node_id, message)
                 case Paths():
                     self.on_paths(session.node_id, message)
+                case Attachments(wanted=wanted):
+                    self.on_attachments(session.node_id, wanted)
                 case Leaving():
                     await self.leave(session.node_id)
                     return
@@ -353,6 +361,10 @@ class Dispatcher:
         self._revision = batches[-1].revision
         for node_id, delta in self._views.refresh(view, dirty).items():
             self._sessions[node_id].outbox.network(NetworkUpdate(delta))
+        for node_id, ids in tasks.items():
+            attached = [t for i in ids if (t := view.get(Task, i)) is not None and t.attachment]
+            if attached:
+                self.on_attached(node_id, attached)
         for node_id in tasks.keys() | credentials.keys():
             told = self._sessions.get(node_id)
             if told is not None and not told.outbox.stale_assignments:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from overlace.manager.allocate.attachments import plan_attachment
 from overlace.manager.allocate.networks import plan_networks
 from overlace.manager.allocate.room import plan_warning
 from overlace.manager.allocate.services import Blocked, plan_endpoint
@@ -23,7 +24,7 @@ from overlace.manager.schedule.enforce import plan_enforcement
 from overlace.manager.schedule.place import GroupKey, group_key, plan_placement
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.states import TaskState
-from overlace.store.base import Event, Put, View
+from overlace.store.base import Delete, Event, Put, View
 
 
 class Dirty:
@@ -139,6 +140,7 @@ class _Planner:
         self._gather_unallocated()
         for id in (*self.services, *(id for id in self.waiting if id not in self.services)):
             self._guard("service", id, self._allocate)
+        self._guard("service", "", self._attach)
         self._schedule()
         self._node_addresses()
         self._warnings()
@@ -169,6 +171,9 @@ class _Planner:
         node = self.draft.get(Node, id)
         if node is not None:
             self.draft.apply(plan_enforcement(self.draft, node, self.now))
+        if node is None or node.removed:  # its containers outside of services went with it
+            gone = [t for t in self.draft.tasks_of_node(id) if t.attachment]
+            self.draft.apply([Delete("task", t.id, expect=t.version) for t in gone])
         for task in self.draft.tasks_of_node(id):
             if task.service_id:
                 self.services[task.service_id] = None
@@ -185,6 +190,15 @@ class _Planner:
             task = self.draft.get(Task, task_id)
             if task is not None:
                 self.waiting.setdefault(task.service_id, []).append(task)
+
+    def _attach(self, id: str) -> None:
+        """Addresses of containers outside of services."""
+        tasks = [t for t in self.waiting.get("", []) if t.attachment]
+        for task in sorted(tasks, key=lambda t: (t.created_at, t.id)):
+            try:
+                self.draft.apply([plan_attachment(self.draft, self.index.book, task, self.now)])
+            except Blocked as why:
+                self.draft.apply(plan_task_blocked(task, str(why), self.now))
 
     def _allocate(self, id: str) -> None:
         service = self.draft.get(Service, id)

@@ -180,6 +180,11 @@ class Task(Base, frozen=True, kw_only=True):
     )
 
     @property
+    def attachment(self) -> bool:
+        """Whether it stands for a container outside of services: an address on a network, nothing to run."""
+        return self.spec.network_attachment_spec is not None
+
+    @property
     def slot_word(self) -> str:
         """What tells it from its service's other tasks: the slot's number, the node's id when each node has one."""
         return self.name.rpartition(".")[0].rpartition(".")[2]

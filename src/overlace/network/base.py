@@ -5,7 +5,7 @@ Owns the contract between agent and network driver. Must not know HNS documents,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -115,8 +115,9 @@ class NetworkDriver(Protocol):
     async def close(self) -> None:
         """Let go without touching traffic."""
 
-    async def leave(self) -> None:
-        """The node leaves the swarm: nothing of ours stays in the kernel."""
+    async def leave(self, kept: Collection[str] = ()) -> None:
+        """The node leaves the swarm: nothing of ours stays in the kernel, but what `kept` (task ids) have on the host's
+        own network."""
 
     def describe(self) -> dict[str, object]:
         """Facts for node description and diagnosis: underlay address, mtu, data path."""

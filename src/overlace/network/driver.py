@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from overlace.network.admission import Admission, check_networks
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
-from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK
+from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK, LOCAL_SUBNET
 from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.plan import plan_hns
@@ -66,7 +66,7 @@ class OverlayDriver:
         *,
         os: str = "linux",
         upstreams: Sequence[str] = (),
-        local_subnet: str = "172.17.0.0/16",
+        local_subnet: str = LOCAL_SUBNET,
         resolv_conf: Path = RESOLV_CONF,
         make_names: MakeNames = OwnNames,
     ) -> None:
@@ -127,7 +127,13 @@ class OverlayDriver:
         await self._passes.ended()
         await self._datapath.close()
 
-    async def leave(self) -> None:
+    async def leave(self, kept: Collection[str] = ()) -> None:
+        stay = {r.asked.task_id for r in self._records if not r.asked.attachments} & set(kept)
+        if stay:
+            await self.keep_only(stay)
+            await self.apply_view(NetView(), None)
+            await self.close()
+            return
         await self._ways.close()
         await self._fill_watch.end()
         await self._names.leave()

@@ -16,6 +16,7 @@ from overlace.network.hns import policies as p
 from overlace.network.policy import HOSTS, Party, Peers, names_of, plan_acls
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+LOCAL_SUBNET = "172.17.0.0/16"  # of the node's own NAT network, Docker's default
 LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
 ENCAP_OVERHEAD = 50  # outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 octets
 

@@ -128,6 +128,7 @@ class ContainerConfig(msgspec.Struct, frozen=True):
     hosts: tuple[tuple[str, str], ...] = ()  # (name, address), extra /etc/hosts lines
     tty: bool = False
     open_stdin: bool = False
+    stdin_once: bool = False  # its standard input ends with that of the first who attaches
     read_only: bool = False
     init: bool = False
     stop_signal: str | None = None
@@ -327,8 +328,9 @@ class Runtime(Protocol):
 
     async def remove_image(self, name: str, force: bool = False) -> list[str]: ...
 
-    async def attach(self, container_id: str) -> Exec:
-        """Its own standard streams, from now on; several may look at once.
+    async def attach(self, container_id: str, early: bool = False) -> Exec:
+        """Its own standard streams, from now on; several may look at once. `early`: of one that does not run yet, from
+        its next start on, nothing missed; its streams end when that start fails.
 
         Raises NotFound, Conflict (it does not run)."""
 
@@ -371,8 +373,11 @@ class Runtime(Protocol):
 
         Raises Conflict while it runs."""
 
-    async def remove(self, container_id: str, force: bool = False) -> None:
-        """Remove with its writable layer, secrets, logs. Absent: no error."""
+    async def remove(self, container_id: str, force: bool = False, volumes: bool = True) -> None:
+        """Remove with its writable layer, secrets, logs and (`volumes`) anonymous volumes. Absent: no error."""
+
+    async def rename(self, container_id: str, name: str) -> None:
+        """Raises NotFound, Conflict (another has the name)."""
 
     async def inspect(self, container_id: str) -> Container: ...
 

@@ -75,6 +75,23 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     said: Said
 
 
+class Attachment(msgspec.Struct, frozen=True):
+    """An address a node asks for, for a container outside of services, as long as the node names it."""
+
+    id: str  # of the task that will stand for it: the same for the same container and network
+    container_id: str
+    name: str  # of the container
+    target: str  # network, by id or name
+    aliases: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()  # asked for, without prefix length, at most one per family
+
+
+class Attachments(msgspec.Struct, frozen=True, tag="attachments"):
+    """All of the node's: those it named before and names no longer are given back. Given ones come with the view."""
+
+    wanted: tuple[Attachment, ...]
+
+
 class Leaving(msgspec.Struct, frozen=True, tag="leaving"):
     """The node leaves the swarm on purpose."""
 
@@ -146,6 +163,12 @@ class Ask(msgspec.Struct, frozen=True, tag="ask"):
     question: Question
 
 
+class NotAttached(msgspec.Struct, frozen=True, tag="notattached"):
+    """Why attachments the node asked for are not given, by id; the code is an error's (model.errors)."""
+
+    refused: dict[str, tuple[str, str]]  # (code, words)
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
     """The manager will not serve this node: removed, wrong protocol. The agent stops trying when `final`.
 
@@ -157,8 +180,10 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     leader: str = ""
 
 
-AgentMessage = Union[Hello, Heartbeat, Reports, Resync, LogChunk, Paths, Answer, Leaving]
-ManagerMessage = Union[Welcome, Assignments, NetworkUpdate, Ack, LogSubscribe, LogUnsubscribe, Ask, Refused]
+AgentMessage = Union[Hello, Heartbeat, Reports, Resync, LogChunk, Paths, Answer, Attachments, Leaving]
+ManagerMessage = Union[
+    Welcome, Assignments, NetworkUpdate, Ack, LogSubscribe, LogUnsubscribe, Ask, NotAttached, Refused
+]
 
 _encoder = msgspec.msgpack.Encoder()
 _from_agent: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)

@@ -7,7 +7,7 @@ import contextlib
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -62,7 +62,16 @@ from overlace.security.tls import client_context, peer_of, server_context, unver
 from overlace.security.tokens import InvalidToken, generate_token
 from overlace.store.base import Delete, Put
 from overlace.store.memory import MemoryStore
-from overlace.wire.messages import Assignments, Hello, LogChunk, LogSubscribe, Refused, Welcome
+from overlace.wire.messages import (
+    Assignments,
+    Attachment,
+    Hello,
+    LogChunk,
+    LogSubscribe,
+    NotAttached,
+    Refused,
+    Welcome,
+)
 from overlace.wire.transport import AgentChannel
 from overlace.wire.transport_client import open_session
 from overlace.wire.transport_server import TransportServer
@@ -167,12 +176,20 @@ class Agent:
         self.fail_assignments = 0
         self.damage_network = False
         self.hold: asyncio.Event | None = None
+        self.attached: tuple[Attachment, ...] | None = None
+        self.not_attached: list[NotAttached] = []
 
     def description(self) -> NodeDescription:
         return self.description_now
 
     def paths(self) -> list[PathState]:
         return []
+
+    def attachments(self) -> tuple[Attachment, ...] | None:
+        return self.attached
+
+    def on_not_attached(self, message: NotAttached) -> None:
+        self.not_attached.append(message)
 
     async def on_welcome(self, message: Welcome) -> None:
         self.welcomes.append(message)
@@ -874,3 +891,18 @@ async def test_log_subscriptions_go_out_and_lines_come_back(stage: Stage) -> Non
     await swarm.stop()
     await until(lambda: agent.unsubscribed == ["sub"])  # nobody listens any more
     await session.send_log(LogChunk("sub", "t1"))  # and does not hang
+
+
+async def test_what_containers_outside_of_services_want_is_told_whenever_it_changes(stage: Stage) -> None:
+    swarm = await stage.swarm()
+    agent, session = await stage.agent(swarm)
+    heard: list[tuple[str, Sequence[Attachment]]] = []
+    swarm.dispatcher.on_attachments = lambda node_id, wanted: heard.append((node_id, wanted))
+    agent.attached = (Attachment("a1", "c1", "box", "shop"),)
+    session.announce_attachments()
+    await until(lambda: bool(heard))
+    node_id, wanted = heard[0]
+    assert (node_id, tuple(wanted)) == (session.identity.node_id, agent.attached)
+    swarm.dispatcher.send(node_id, NotAttached({"a1": ("NotFound", "network shop not found")}))
+    await until(lambda: bool(agent.not_attached))
+    assert agent.not_attached[0].refused["a1"] == ("NotFound", "network shop not found")

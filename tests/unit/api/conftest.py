@@ -53,8 +53,10 @@ class Api:
 
 
 @pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
+def backend(tmp_path: Path) -> FakeBackend:
+    folder = tmp_path / "standalone"
+    folder.mkdir()
+    return FakeBackend(folder)
 
 
 @pytest.fixture

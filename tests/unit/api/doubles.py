@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from overlace.agent.standalone.attacher import Attacher
+from overlace.agent.standalone.keeper import Keeper
 from overlace.api.backend import (
     ContainerAddress,
     EngineOptions,
@@ -48,6 +51,7 @@ from overlace.model.objects import (
 )
 from overlace.model.specs import EndpointSpec, NetworkSpec, NodeSpec, PortConfig
 from overlace.model.states import NodeState, TaskState
+from overlace.network.base import Attached, TaskNetwork
 from overlace.network.switch import Switch
 from overlace.runtime.base import (
     Container,
@@ -172,6 +176,40 @@ class FakeRuntime:
 
     async def kill(self, container_id: str, signal: str) -> None:
         self.signals.append((container_id, signal))
+        if signal == "SIGKILL" and self.containers[container_id].status == "running":
+            self.now(container_id, status="exited", exit_code=137, finished_at=time.time_ns())
+
+    async def create(self, config: ContainerConfig) -> Container:
+        made = Container(
+            config=config, status="created", image_id=(await self.image(config.image)).id, created_at=1
+        )
+        self.put(made)
+        return made
+
+    def now(self, container_id: str, **changed: Any) -> Container:
+        self.put(msgspec.structs.replace(self.containers[container_id], **changed))
+        return self.containers[container_id]
+
+    async def start(self, container_id: str) -> Container:
+        return self.now(container_id, status="running", pid=7, started_at=time.time_ns())
+
+    async def stop(self, container_id: str, grace: int | None = None) -> Container:
+        if self.containers[container_id].status != "running":
+            return self.containers[container_id]
+        return self.now(container_id, status="exited", exit_code=143, finished_at=time.time_ns())
+
+    async def remove(self, container_id: str, force: bool = False, volumes: bool = True) -> None:
+        if self.containers.pop(container_id, None) is not None:
+            for queue in self._listeners:
+                queue.put_nowait(container_id)
+
+    async def rename(self, container_id: str, name: str) -> None:
+        config = msgspec.structs.replace(self.containers[container_id].config, name=name)
+        self.now(container_id, config=config)
+
+    async def wait(self, container_id: str) -> Container:
+        await until(lambda: self.containers[container_id].status != "running")
+        return self.containers[container_id]
 
     def put(self, container: Container) -> None:
         self.containers[container.config.id] = container
@@ -202,7 +240,7 @@ class FakeRuntime:
             interfaces=(Interface("eth0", rx_bytes=1000, tx_bytes=7000),),
         )
 
-    async def attach(self, container_id: str) -> FakeExec:
+    async def attach(self, container_id: str, early: bool = False) -> FakeExec:
         return FakeExec(ExecConfig(argv=("attached",), stdin=True))
 
     async def resize(self, container_id: str, height: int, width: int) -> None:
@@ -336,11 +374,38 @@ class ResolvedImage(msgspec.Struct, frozen=True):
     platforms: tuple[Platform, ...] = (Platform("linux", "amd64"),)
 
 
+class FakeNetwork:
+    """Gives each container an address and remembers who has one."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, TaskNetwork] = {}
+
+    async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
+        self.there[task.task_id] = task
+        address = {"bridge": f"172.17.0.{len(self.there) + 1}/16"}
+        return Attached(None, "", address, {}, {"bridge": "172.17.0.1"}, task.host_ports)
+
+    async def detach(self, task_id: str) -> None:
+        self.there.pop(task_id, None)
+
+
 class FakeBackend:
     """Backend whose swarm verbs work on the store in memory."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, folder: Path = Path("/nonexistent"), **options: Any) -> None:
         self.runtime = FakeRuntime()
+        self.network = FakeNetwork()
+
+        async def driver() -> Any:
+            return self.network
+
+        self.containers = Keeper(
+            folder,
+            self.runtime,
+            Attacher(lambda network, address: 24),
+            driver,
+            lambda id: Path("/run/netns") / id,  # type: ignore[arg-type]
+        )
         self.options = EngineOptions(
             **(
                 {

@@ -1,4 +1,4 @@
-"""/containers/{id}/attach, resize and wait: being with a task's container while it runs, and until it ends."""
+"""/containers/{id}/attach and resize: being with a container while it runs, or from its start on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 
 from aiohttp import web
 
-from overlace.api import codec
 from overlace.api.call import Call, Route, empty
 from overlace.api.detach import parse_keys
 from overlace.api.hijack import RawStream, upgrade_head, wants_upgrade
@@ -28,7 +27,8 @@ async def attach(call: Call) -> web.StreamResponse:
     wanted = {name: call.flag(name) for name in ("stdin", "stdout", "stderr")}
     if not wants_upgrade(call.request):
         raise InvalidArgument("attach: upgrade the connection (Connection: Upgrade, Upgrade: tcp)")
-    running = await call.backend.runtime.attach(found.config.id)
+    early = call.backend.containers.record(found.config.id) is not None  # docker run attaches, then starts
+    running = await call.backend.runtime.attach(found.config.id, early=early)
     tty = found.config.tty
     kind = "raw" if tty or call.version < (1, 42) else "multiplexed"
     stream = RawStream(call.request)
@@ -80,26 +80,7 @@ async def resize(call: Call) -> web.StreamResponse:
     return empty()
 
 
-async def wait(call: Call) -> web.StreamResponse:
-    """Its exit code, once it has ended."""
-    found = await find(call, call.args["id"])
-    condition = call.text("condition") or "not-running"
-    if condition not in ("not-running", "next-exit", "removed"):
-        raise InvalidArgument(f"invalid condition: {condition!r}")
-    if condition != "not-running" and not (condition == "next-exit" and found.status == "running"):
-        raise Unimplemented(
-            f"docker wait with condition {condition} is not supported yet: a task's container runs once; use not-running"
-        )
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    response.enable_chunked_encoding()
-    await response.prepare(call.request)  # before the end: clients wait for it (moby router/container)
-    ended = await call.backend.runtime.wait(found.config.id)
-    await response.write(codec.encode({"StatusCode": ended.exit_code}))
-    return response
-
-
 ROUTES = [
     Route("POST", "/containers/{id}/attach", attach, streams=True),
     Route("POST", "/containers/{id}/resize", resize),
-    Route("POST", "/containers/{id}/wait", wait, streams=True),
 ]

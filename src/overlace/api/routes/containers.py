@@ -1,4 +1,4 @@
-"""/containers: looking at this host's containers. They are made by services; plain ones are not supported."""
+"""/containers: looking at this host's containers, those of services and those of docker run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from overlace.api.backend import ContainerAddress
 from overlace.api.call import Call, Handler, Route, answer
 from overlace.api.codec import flag
 from overlace.api.convert import container as show
+from overlace.api.convert import single
 from overlace.api.logs import Line, closing, details, parameters, stream_lines
 from overlace.api.named import matches
 from overlace.api.routes.networks import label_matches
@@ -99,12 +100,26 @@ async def list_containers(call: Call) -> web.StreamResponse:
         ):
             continue
         line = show.summary(container, addresses, now, ports, image)
+        record = call.backend.containers.record(container.config.id)
+        if record is not None:
+            restarting = call.backend.containers.restarting(container.config.id)
+            line |= single.summary(record, container, now, restarting=restarting)
         if call.flag("size"):
             line |= await sizes(call, container)
         shown.append(line)
         if 0 < int(limit or 0) <= len(shown):
             break
     return answer(shown)
+
+
+def name_matches(pattern: str, name: str) -> bool:
+    """The filter `name`: any part of the name; of Docker's regular expressions the anchors `^` and `$`, with or without
+    the slash names begin with there."""
+    wanted = pattern.removeprefix("^").removeprefix("/?").removeprefix("/").removesuffix("$")
+    start, end = pattern.startswith(("^", "/")), pattern.endswith("$")
+    if start and end:
+        return name == wanted
+    return name.startswith(wanted) if start else name.endswith(wanted) if end else wanted in name
 
 
 def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
@@ -114,7 +129,7 @@ def _kept(container: Container, filters: dict[str, list[str]]) -> bool:
         "health": lambda v: (container.health or "none") == v,
         "id": lambda v: config.id.startswith(v),
         "is-task": lambda v: (labels.TASK in config.labels) == flag(v),
-        "name": lambda v: v.removeprefix("/") in config.name,
+        "name": lambda v: name_matches(v, config.name),
         "status": lambda v: container.status == v,
         "volume": lambda v: (
             any(v in (m.source, m.target) for m in config.mounts)
@@ -178,6 +193,10 @@ async def inspect(call: Call) -> web.StreamResponse:
     image = await image_config(call, found)
     ports = await call.backend.container_ports(found.config.id)
     shown = show.inspect(found, await _addresses(call, found), call.backend.options.os, image, ports)
+    record = call.backend.containers.record(found.config.id)
+    if record is not None:
+        restarting = call.backend.containers.restarting(found.config.id)
+        shown = single.inspect(shown, record, restarting=restarting)
     if call.flag("size"):
         shown |= await sizes(call, found)
     return answer(shown)
@@ -206,15 +225,6 @@ async def top(call: Call) -> web.StreamResponse:
     return answer({"Titles": titles, "Processes": rows})
 
 
-async def kill(call: Call) -> web.StreamResponse:
-    """A signal for the container's first process: HUP to reload. One that ends it ends the task, which its service
-    replaces as its restart policy says. Also how `docker attach` passes on Ctrl-C.
-    """
-    found = await find(call, call.args["id"])
-    await call.backend.runtime.kill(found.config.id, call.text("signal") or "SIGKILL")
-    return web.Response(status=204)
-
-
 # -- what is not there yet -----------------------------------------------------------------------------------
 
 
@@ -227,28 +237,22 @@ def refused(reason: str) -> Handler:
     return refuse
 
 
-_PLAIN = "is not supported: containers are made by services here (docker service create)"
-_OWNED = "is not supported: containers belong to services here; use docker service update, scale or rm"
 _LATER = "is not supported yet"
 
 ROUTES = [
     Route("GET", "/containers/json", list_containers),
     Route("GET", "/containers/{id}/json", inspect),
     Route("GET", "/containers/{id}/logs", logs, streams=True),
-    Route("POST", "/containers/create", refused(f"creating single containers (docker run) {_PLAIN}")),
-    Route("POST", "/containers/prune", refused(f"pruning containers {_OWNED}")),
     Route("GET", "/containers/{id}/attach/ws", refused(f"docker attach {_LATER}")),
     Route("GET", "/containers/{id}/top", top),
-    Route("POST", "/containers/{id}/kill", kill),
     Route("GET", "/containers/{id}/changes", refused(f"docker diff {_LATER}")),
     Route("GET", "/containers/{id}/export", refused(f"docker export {_LATER}")),
     Route("GET", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
     Route("HEAD", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
     Route("PUT", "/containers/{id}/archive", refused(f"docker cp {_LATER}")),
-    Route("DELETE", "/containers/{id}", refused(f"docker rm {_OWNED}")),
     *(
-        Route("POST", f"/containers/{{id}}/{verb}", refused(f"docker {verb} {_OWNED}"))
-        for verb in ("start", "stop", "restart", "pause", "unpause", "rename", "update")
+        Route("POST", f"/containers/{{id}}/{verb}", refused(f"docker {verb} {_LATER}"))
+        for verb in ("pause", "unpause")
     ),
     Route(
         "POST",

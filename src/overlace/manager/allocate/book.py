@@ -184,6 +184,23 @@ class AddressBook:
     def in_use(self, network_id: str, address: str) -> bool:
         return parse_address(address) in self._used.get((network_id, version_of(address)), ())
 
+    def is_free(self, network_id: str, address: str) -> bool:
+        """Whether the address may be given to who asks for it: nobody's, no gateway's, no auxiliary one."""
+        number, version = parse_address(address), version_of(address)
+        return not self.in_use(network_id, address) and not any(
+            number in p.reserved for p in self._pools.get(network_id, ()) if p.network.version == version
+        )
+
+    def with_prefix(self, network_id: str, address: str) -> str:
+        """With the prefix length of the subnet it is in. Raises KeyError when it is in none."""
+        number, version = parse_address(address), version_of(address)
+        for p in self._pools.get(network_id, ()):
+            if p.network.version == version and int(p.network.network_address) <= number <= int(
+                p.network.broadcast_address
+            ):
+                return f"{address}/{p.network.prefixlen}"
+        raise KeyError(address)
+
     def contains(self, network_id: str, address: str) -> bool:
         """Whether the address lies in one of the network's subnets."""
         number, version = parse_address(address), version_of(address)

@@ -67,9 +67,9 @@ def check_container(spec: ContainerSpec, labels: Mapping[str, str]) -> None:
         raise swarm(error) from None
     check_image(spec.image)
     check_mounts(spec.mounts, expanded.mounts)
-    _check_healthcheck(spec.healthcheck)
-    _check_process(spec)
-    _check_hosts_and_dns(spec)
+    check_healthcheck(spec.healthcheck)
+    check_process(spec)
+    check_hosts_and_dns(spec)
     check_secret_references(spec.secrets)
     check_config_references(spec.configs)
 
@@ -97,7 +97,8 @@ def _check_isolation(spec: ContainerSpec) -> None:
 # -- the process --
 
 
-def _check_healthcheck(check: Healthcheck | None) -> None:
+def check_healthcheck(check: Healthcheck | None) -> None:
+    """Raises InvalidArgument."""
     if check is None:
         return
     for field, duration in (
@@ -116,7 +117,8 @@ def _check_healthcheck(check: Healthcheck | None) -> None:
         raise InvalidArgument(f"healthcheck {check.test[0]} needs a command")
 
 
-def _check_process(spec: ContainerSpec) -> None:
+def check_process(spec: ContainerSpec) -> None:
+    """Environment, folder, stop signal, capabilities and limits. Raises InvalidArgument."""
     for entry in spec.env:
         if not entry or entry.startswith("="):
             raise InvalidArgument(f"invalid environment variable: {entry}")
@@ -157,7 +159,8 @@ def _check_ulimit(ulimit: Ulimit) -> None:
         )
 
 
-def _check_hosts_and_dns(spec: ContainerSpec) -> None:
+def check_hosts_and_dns(spec: ContainerSpec) -> None:
+    """Raises InvalidArgument."""
     for line in spec.hosts:
         address, *names = line.split() or [""]
         if not _is_address(address) or not names:

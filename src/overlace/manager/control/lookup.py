@@ -118,6 +118,7 @@ def list_tasks(view: View, filters: Filters) -> list[Task]:
     else:
         tasks = _by_id(view, Task, filters)
     keep = _Keep[Task](filters)
+    keep.only(lambda t: not t.attachment)  # moby daemon/cluster GetTasks: those with a container alone
     keep.prefix("id", lambda t: t.id)
     keep.labels("label", lambda t: t.service_labels)
     keep.prefix("name", lambda t: t.name)

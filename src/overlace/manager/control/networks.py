@@ -96,7 +96,8 @@ def _check_unused(view: View, network: Network) -> None:
     for service in view.services_of_network(network.id):
         raise swarm(FailedPrecondition(f"network {network.id} is in use by service {service.id}"))
     for task in view.tasks_of_network(network.id):
-        if not task.status.state.terminal and view.get(Service, task.service_id) is not None:
+        used = task.attachment or view.get(Service, task.service_id) is not None
+        if used and not task.status.state.terminal:
             raise swarm(FailedPrecondition(f"network {network.id} is in use by task {task.id}"))
 
 

@@ -29,7 +29,7 @@ def plan_enforcement(view: View, node: Node, now: int) -> list[Change]:
     changes: list[Change] = []
     left = _Left(node.description)
     for task in sorted(view.tasks_of_node(node.id), key=lambda task: (task.created_at, task.id)):
-        if not task.desired_state.wanted:
+        if not task.desired_state.wanted or task.attachment:
             continue
         if not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
             continue

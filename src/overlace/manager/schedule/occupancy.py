@@ -69,6 +69,8 @@ def host_ports(task: Task) -> tuple[HostPort, ...]:
 
 
 def share_of(task: Task) -> Share | None:
+    if task.attachment:  # nothing runs
+        return None
     if not task.node_id or not TaskState.ASSIGNED <= task.status.state <= TaskState.RUNNING:
         return None
     cpus, memory = reserved(task)

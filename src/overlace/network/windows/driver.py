@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -142,7 +142,8 @@ class WindowsDriver:
         self._pool.shutdown(wait=False)
         self._pool = ThreadPoolExecutor(1, "overlace-hns")  # starts its thread when it is used
 
-    async def leave(self) -> None:
+    async def leave(self, kept: Collection[str] = ()) -> None:
+        """Nothing is kept: a Windows host has no containers outside of services (api/routes/single.py refuses them)."""
         await self._watch.end()
         await self._names.close()
         await self._passes.ended()

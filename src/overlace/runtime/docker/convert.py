@@ -97,6 +97,7 @@ def create_body(
         "Labels": {**config.labels, ID_LABEL: config.id, OWNER_LABEL: owner},
         "Tty": config.tty,
         "OpenStdin": config.open_stdin,
+        "StdinOnce": config.stdin_once,
         "StopTimeout": seconds(config.stop_grace),
         "HostConfig": host,
     }

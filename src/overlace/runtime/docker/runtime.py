@@ -207,14 +207,17 @@ class DockerRuntime(Stock):
                 if made.archive:
                     path = f"/containers/{docker_id}/archive"
                     await self._engine.call("PUT", path, params={"path": "C:\\"}, archive=made.archive)
-                record = Record(bare, made.argv, docker_id)
-                write_atomically(places.data / "docker.json", msgspec.json.encode(record))
+                self._keep(Record(bare, made.argv, docker_id))
             except BaseException:
                 await asyncio.shield(self._undo(places, docker_id))
                 raise
-            self._records[config.id] = record
         self._changes.put(config.id)
         return await self.inspect(config.id)
+
+    def _keep(self, record: Record) -> None:
+        path = self._places(record.config.id).data / "docker.json"
+        write_atomically(path, msgspec.json.encode(record))
+        self._records[record.config.id] = record
 
     async def _undo(self, places: Places, docker_id: str) -> None:
         try:
@@ -292,9 +295,9 @@ class DockerRuntime(Stock):
         record = await self._running(container_id)
         return await DockerExec.start(self._engine, record.docker_id, config)
 
-    async def attach(self, container_id: str) -> DockerAttach:
-        """See `Runtime.attach`."""
-        record = await self._running(container_id)
+    async def attach(self, container_id: str, early: bool = False) -> DockerAttach:
+        """See `Runtime.attach`; the engine connects an early one when it starts."""
+        record = self._record(container_id) if early else await self._running(container_id)
         query = "stream=1&stdin=1&stdout=1&stderr=1"
         streams = await self._engine.hijack(f"/containers/{record.docker_id}/attach?{query}", {})
 
@@ -337,19 +340,28 @@ class DockerRuntime(Stock):
             raise Conflict(f"Container {container_id} is not running")
         return self._record(container_id)
 
-    async def remove(self, container_id: str, force: bool = False) -> None:
-        """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
+    async def rename(self, container_id: str, name: str) -> None:
+        """See `Runtime.rename`."""
+        async with self._locks.hold(container_id):
+            record = self._record(container_id)
+            await self._engine.call("POST", f"/containers/{record.docker_id}/rename", params={"name": name})
+            record = msgspec.structs.replace(record, config=msgspec.structs.replace(record.config, name=name))
+            self._keep(record)
+        self._changes.put(container_id)
+
+    async def remove(self, container_id: str, force: bool = False, volumes: bool = True) -> None:
+        """See `Runtime.remove`."""
         async with self._locks.hold(container_id):
             record = self._records.get(container_id)
             if record is None:
                 return
-            await self._delete(record.docker_id, force)
+            await self._delete(record.docker_id, force, volumes)
             await self._system.remove_places(self._places(container_id))
             self._records.pop(container_id, None)
         self._changes.put(container_id)
 
-    async def _delete(self, docker_id: str, force: bool = True) -> None:
-        params = {"force": str(int(force)), "v": "1"}
+    async def _delete(self, docker_id: str, force: bool = True, volumes: bool = True) -> None:
+        params = {"force": str(int(force)), "v": str(int(volumes))}
         try:
             await self._engine.call("DELETE", f"/containers/{docker_id}", params=params)
         except NotFound:

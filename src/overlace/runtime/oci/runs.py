@@ -96,6 +96,7 @@ class Runs:
         self._changes.put(slot.id)
 
     def _note_failure(self, slot: Slot, error: OverlaceError) -> None:
+        slot.dismiss()
         code = error.exit_code if isinstance(error, StartRefused) else 128
         with contextlib.suppress(OverlaceError):
             self._note(slot, error=error.message, exit_code=code)
@@ -125,8 +126,10 @@ class Runs:
                 shim_max(config.log_max_size),
                 tty=config.tty,
                 stdin=config.open_stdin,
+                once=config.stdin_once,
             )
             prepare.write_hosts(places, config, record.resolved, running.pid)
+            await slot.greet()
             started_at = time.time_ns()  # before: a short-lived program ends before the runtime's answer
             await self.shim.start(slot.id)
             descriptor = open_shim(places.bundle, slot.id)

@@ -31,7 +31,7 @@ from overlace.runtime.base import (
     Usage,
 )
 from overlace.runtime.oci import prepare
-from overlace.runtime.oci.attach import OciAttach, attach, resize_terminal
+from overlace.runtime.oci.attach import OciAttach, attach, attach_early, resize_terminal
 from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.execs import OciExec, start_exec
 from overlace.runtime.oci.files import tree_size
@@ -306,8 +306,11 @@ class OciRuntime:
         slot = self._running_slot(container_id)
         return await start_exec(self._require_runs().shim, slot, config, windows=self._windows)
 
-    async def attach(self, container_id: str) -> OciAttach:
+    async def attach(self, container_id: str, early: bool = False) -> OciAttach:
         """See `Runtime.attach`."""
+        slot = self._slot(container_id)
+        if early and slot.container.status != "running":
+            return attach_early(slot)
         return await attach(self._running_slot(container_id))
 
     async def resize(self, container_id: str, height: int, width: int) -> None:
@@ -364,8 +367,8 @@ class OciRuntime:
                 raise Conflict(f"container {container_id} runs: its secrets and configs are in use")
             await prepare.erase_files(slot.places)
 
-    async def remove(self, container_id: str, force: bool = False) -> None:
-        """Remove with its writable layer, secrets, logs and anonymous volumes. Absent: no error."""
+    async def remove(self, container_id: str, force: bool = False, volumes: bool = True) -> None:
+        """See `Runtime.remove`."""
         slot = self._slots.get(container_id)
         if slot is None:
             return
@@ -384,7 +387,7 @@ class OciRuntime:
             await self._require_runs().shim.discard(container_id, slot.places.bundle)
             try:
                 await prepare.remove_places(slot.places)
-                for name in slot.record.anonymous_volumes:
+                for name in slot.record.anonymous_volumes if volumes else ():
                     await self._volumes.remove(name)
             except OverlaceError as error:
                 dead = msgspec.structs.replace(slot.container, status="dead", error=error.message)
@@ -394,6 +397,17 @@ class OciRuntime:
             del self._slots[container_id]
             slot.vanish()
             await self._release_volumes(volume.name for volume in slot.container.volumes)
+        self._changes.put(container_id)
+
+    async def rename(self, container_id: str, name: str) -> None:
+        """See `Runtime.rename`."""
+        slot = self._slot(container_id)
+        async with self._locks.hold(container_id):
+            config = msgspec.structs.replace(slot.container.config, name=name)
+            self._check_name(config)
+            container = msgspec.structs.replace(slot.container, config=config)
+            slot.record = msgspec.structs.replace(slot.record, container=container)
+            save(slot.places, slot.record)
         self._changes.put(container_id)
 
     # ---- looking ----

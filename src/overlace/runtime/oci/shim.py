@@ -155,10 +155,18 @@ class Shim:
         return [*self._base]
 
     async def create(
-        self, container_id: str, bundle: Path, log_path: Path | None, log_max: int, *, tty: bool, stdin: bool
+        self,
+        container_id: str,
+        bundle: Path,
+        log_path: Path | None,
+        log_max: int,
+        *,
+        tty: bool,
+        stdin: bool,
+        once: bool = False,
     ) -> Running:
         """Create from `bundle/config.json`, its output kept at `log_path` (None: nowhere); when this returns the
-        program waits for `start`.
+        program waits for `start`. `once`: its standard input ends with that of the first who attaches.
 
         Raises StartRefused when the program cannot be run, Internal or Unavailable otherwise; nothing stays
         behind.
@@ -200,7 +208,8 @@ class Shim:
             "--full-attach",
             "--no-sync-log",
             *(["--terminal"] if tty else []),
-            *(["--stdin", "--leave-stdin-open"] if stdin else []),
+            *(["--stdin"] if stdin else []),
+            *(["--leave-stdin-open"] if stdin and not once else []),
         ]
         try:
             answer = await asyncio.wait_for(self._launch(argv, bundle), _CREATE_TIMEOUT)

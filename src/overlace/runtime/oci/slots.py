@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from overlace.runtime.base import Container
 from overlace.runtime.oci.records import Places, Record
+
+
+class Early(Protocol):
+    """Somebody who attached to a container before it ran."""
+
+    async def connect(self) -> None: ...
+
+    def give_up(self) -> None: ...
 
 
 class Slot:
@@ -20,6 +29,7 @@ class Slot:
         self.stopped = asyncio.Event()
         self.ended = asyncio.Event()
         self.shim_fd = -1
+        self.early: list[Early] = []  # who attached before it started
         self.health: asyncio.Task[None] | None = None
         self.reaper: asyncio.Task[None] | None = None
         self.settle()
@@ -38,7 +48,20 @@ class Slot:
         (self.stopped.clear if status == "running" else self.stopped.set)()
         (self.ended.set if status in ("exited", "dead") else self.ended.clear)()
 
+    async def greet(self) -> None:
+        """Connect who attached early: the program is made and has not begun."""
+        waiting, self.early = self.early, []
+        for one in waiting:
+            await one.connect()
+
+    def dismiss(self) -> None:
+        """Let those go who attached early: it does not start."""
+        waiting, self.early = self.early, []
+        for one in waiting:
+            one.give_up()
+
     def vanish(self) -> None:
         """Let everybody go who waits: the container is removed."""
+        self.dismiss()
         self.stopped.set()
         self.ended.set()

@@ -1,0 +1,1 @@
+"""Standalone containers: those of `docker run`, which belong to this host and to no service."""

@@ -1,0 +1,490 @@
+"""The standalone containers of this host: the verbs people use on them, and following what happens to them.
+
+Owns the order of effects (record before runtime, network before start, network given back after the end) and one lock
+per container. Decisions are plan.py's. Each verb writes down what is wanted before it acts, so that a daemon that ends
+anywhere is followed by one that finishes it (`open`). Must not know HTTP nor how an interface is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from overlace.agent.standalone.attacher import Attacher
+from overlace.agent.standalone.network import plan_attachments, plan_network, resolv_conf
+from overlace.agent.standalone.plan import Next, Step, plan_end, plan_found
+from overlace.agent.standalone.records import Record, Records, Restart, Wish
+from overlace.model.errors import Conflict, Internal, NotFound, OverlaceError
+from overlace.network.base import Attached, NetworkDriver
+from overlace.runtime.base import Container, ContainerConfig, Runtime, Sandboxes
+
+log = structlog.get_logger(__name__)
+RETRY_SECONDS = (1.0, 30.0)  # first and longest pause before a start that failed is tried again
+KILL_SECONDS = 10.0  # for SIGKILL to end a container; the runtime has stronger means
+RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+class Waiting(msgspec.Struct):
+    """Somebody waits for the end of a run (`next-exit`) or of the container (`removed`)."""
+
+    removed: bool
+    told: asyncio.Future[tuple[int, str]]
+
+
+class _Slot:
+    """One container in memory. `lock` is held by every effect on it."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.attached: Attached | None = None
+        self.pending: asyncio.Task[None] | None = None  # a start to come
+        self.waiting: list[Waiting] = []
+        self.exit_code = 0
+        self.kept = False  # it ends to be started again: no reason to remove it
+
+    @property
+    def id(self) -> str:
+        return self.record.wish.id
+
+
+class Keeper:
+    """`driver()`: the host's network, opened when there is none yet (raises Unavailable, InvalidArgument).
+    `sandbox(id)`: where that network keeps a container's namespace."""
+
+    def __init__(
+        self,
+        folder: Path,
+        runtime: Runtime,
+        attacher: Attacher,
+        driver: Callable[[], Awaitable[NetworkDriver]],
+        sandbox: Callable[[str], Path],
+        upstreams: tuple[str, ...] = (),
+        *,
+        clock: Callable[[], int] = time.time_ns,
+        host_resolv_conf: Path = RESOLV_CONF,
+    ) -> None:
+        self._records = Records(folder)
+        self._runtime = runtime
+        self._sandboxes = runtime if isinstance(runtime, Sandboxes) else None
+        self._attacher = attacher
+        self._driver = driver
+        self._sandbox = sandbox
+        self._upstreams = upstreams
+        self._clock = clock
+        self._host_resolv_conf = host_resolv_conf
+        self._slots: dict[str, _Slot] = {}
+        self._watcher: asyncio.Task[None] | None = None
+        self._doing: set[asyncio.Task[None]] = set()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Know the containers again; half-made ones go."""
+        self._records.load()
+        there = {c.config.id: c.status for c in await self._runtime.list()}
+        for record in self._records:
+            if record.wish.id not in there:  # a crash while it was made, or while it was removed
+                self._records.remove(record.wish.id)
+                continue
+            self._slots[record.wish.id] = _Slot(record)
+            if there[record.wish.id] == "running":  # before a manager is told what this node has attached
+                self._attacher.want(plan_attachments(record.wish))
+
+    def follow(self) -> None:
+        """Look after them from now on: those whose policy says so start again."""
+        self._watcher = asyncio.create_task(self._watch(), name="watch standalone containers")
+        for slot in list(self._slots.values()):
+            self._follow(slot, self._found)
+
+    async def close(self) -> None:
+        """Stop following; containers go on."""
+        jobs = [*self._doing, *(s.pending for s in self._slots.values() if s.pending)]
+        jobs += [self._watcher] if self._watcher is not None else []
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    def network_changed(self) -> None:
+        """The host has another network driver: containers that run are attached to it again."""
+        for slot in list(self._slots.values()):
+            self._follow(slot, self._reattach)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def record(self, id: str) -> Record | None:
+        slot = self._slots.get(id)
+        return slot.record if slot is not None else None
+
+    def records(self) -> list[Record]:
+        return [slot.record for slot in self._slots.values()]
+
+    def attached(self, id: str) -> Attached | None:
+        slot = self._slots.get(id)
+        return slot.attached if slot is not None else None
+
+    def ids(self) -> set[str]:
+        return set(self._slots)
+
+    def restarting(self, id: str) -> bool:
+        """Whether it waits to be started again."""
+        slot = self._slots.get(id)
+        return slot is not None and slot.pending is not None and not slot.pending.done()
+
+    # -- verbs ---------------------------------------------------------------------------------------------------
+
+    async def create(self, wish: Wish) -> Container:
+        """Make it, not started. Raises NotFound (image), Conflict (name), InvalidArgument."""
+        slot = _Slot(Record(wish=wish))
+        async with slot.lock:
+            self._records.put(slot.record)
+            self._slots[slot.id] = slot
+            try:
+                return await self._runtime.create(self._config(wish))
+            except BaseException:
+                del self._slots[slot.id]
+                self._records.remove(slot.id)
+                raise
+
+    def _config(self, wish: Wish) -> ContainerConfig:
+        """What the runtime is to make: with the namespace this host will have for it, unless the runtime makes that."""
+        if wish.mode == "host":
+            netns = "host"
+        else:
+            netns = "" if wish.mode == "none" or self._sandboxes is not None else str(self._sandbox(wish.id))
+        return msgspec.structs.replace(wish.config, netns=netns, resolv_conf=self._resolv_conf(wish))
+
+    def _resolv_conf(self, wish: Wish) -> str:
+        try:
+            host = self._host_resolv_conf.read_text()
+        except OSError:
+            host = ""
+        return resolv_conf(wish, host, self._upstreams)
+
+    async def start(self, id: str) -> bool:
+        """Run it; False when it runs already. Raises NotFound, Conflict and InvalidArgument in Docker's words."""
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            if (await self._runtime.inspect(id)).status == "running":
+                return False
+            self._forget_pending(slot)
+            self._note(slot, wanted="running", by_hand=False, restarts=0)
+            try:
+                await self._start(slot)
+            except OverlaceError:
+                self._note(slot, wanted="stopped")
+                if slot.record.wish.auto_remove:
+                    slot.exit_code = (await self._runtime.inspect(id)).exit_code
+                    await self._remove(slot, volumes=True)
+                raise
+            return True
+
+    async def stop(self, id: str, grace: int | None = None, signal: str = "") -> bool:
+        """End it as `docker stop` does, `grace` in ns (negative: as long as it takes), with `signal` instead of its own;
+        False when it does not run."""
+        slot = self._slot(id)
+        self._forget_pending(slot)
+        async with slot.lock:
+            self._check_there(slot)
+            self._forget_pending(slot)
+            running = (await self._runtime.inspect(id)).status == "running"
+            self._note(slot, wanted="stopped", by_hand=True)
+        if running:  # without the lock: it may take long, and `docker kill` must get through
+            grace = 10**18 if grace is not None and grace < 0 else grace
+            if signal:
+                seconds = (slot.record.wish.config.stop_grace if grace is None else grace) / 1e9
+                grace = 0
+                with contextlib.suppress(Conflict, TimeoutError):  # it has ended; it does not end
+                    await self._runtime.kill(id, signal)
+                    await asyncio.wait_for(self._runtime.wait(id), seconds)
+            await self._runtime.stop(id, grace)
+            await self._settle(slot)
+        return running
+
+    async def restart(self, id: str, grace: int | None = None, signal: str = "") -> None:
+        """Stop, then start; one that does not run is started."""
+        slot = self._slot(id)
+        slot.kept = True
+        try:
+            await self.stop(id, grace, signal)
+        finally:
+            slot.kept = False
+        await self.start(id)
+
+    async def kill(self, id: str, signal: str, *, ends: bool) -> None:
+        """Send a signal; `ends`: it is meant to end the container, which is then not started again."""
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            if ends and (await self._runtime.inspect(id)).status == "running":
+                self._note(slot, by_hand=True)
+            await self._runtime.kill(id, signal)
+
+    async def remove(self, id: str, *, force: bool, volumes: bool) -> None:
+        """Raises Conflict in Docker's words while it runs and `force` is not given."""
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            container = await self._runtime.inspect(id)
+            if container.status == "running" and not force:
+                raise Conflict(
+                    f'cannot remove container "{slot.record.wish.config.name}": container is running: '
+                    "stop the container before removing or force remove"
+                )
+            self._forget_pending(slot)
+            if container.status == "running":
+                with contextlib.suppress(Conflict, TimeoutError):  # it has just ended; it does not end
+                    await self._runtime.kill(id, "SIGKILL")
+                    ended = await asyncio.wait_for(self._runtime.wait(id), KILL_SECONDS)
+                    slot.exit_code = ended.exit_code
+            await self._remove(slot, volumes=volumes)
+
+    async def rename(self, id: str, name: str) -> None:
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            await self._runtime.rename(id, name)
+            config = msgspec.structs.replace(slot.record.wish.config, name=name)
+            self._note(slot, wish=msgspec.structs.replace(slot.record.wish, config=config))
+
+    async def set_restart(self, id: str, policy: Restart) -> None:
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            if slot.record.wish.auto_remove and policy.name != "no":
+                raise Conflict(
+                    "Restart policy cannot be updated because AutoRemove is enabled for the container"
+                )
+            self._note(slot, wish=msgspec.structs.replace(slot.record.wish, restart=policy))
+
+    def wait(self, id: str, *, removed: bool) -> asyncio.Future[tuple[int, str]]:
+        """(exit code, error) once the next run ends, or once the container is removed. Cancel it to give up."""
+        slot = self._slot(id)
+        waiting = Waiting(removed, asyncio.get_running_loop().create_future())
+        slot.waiting.append(waiting)
+        waiting.told.add_done_callback(
+            lambda _: slot.waiting.remove(waiting) if waiting in slot.waiting else None
+        )
+        return waiting.told
+
+    # -- one container -------------------------------------------------------------------------------------------
+
+    async def _start(self, slot: _Slot) -> None:
+        """Network, then program. What it took is given back when it does not start."""
+        wish = slot.record.wish
+        try:
+            if self._sandboxes is None:
+                if not wish.mode:
+                    slot.attached = await self._attach(slot, None)
+                container = await self._runtime.start(slot.id)
+            else:
+                if not wish.mode:
+                    slot.attached = await self._attach(slot, await self._sandboxes.hold(slot.id))
+                container = await self._release(slot, self._sandboxes)
+        except BaseException as error:
+            await asyncio.shield(self._give_back(slot))
+            if isinstance(
+                error, Conflict
+            ):  # a port: Docker's status for what goes wrong with the network is 500
+                raise Internal(f"failed to set up container networking: {error.message}") from error
+            raise
+        self._note(slot, started=True)
+        if wish.console is not None and container.status == "running":
+            with contextlib.suppress(OverlaceError):
+                await self._runtime.resize(slot.id, *wish.console)
+
+    async def _release(self, slot: _Slot, sandboxes: Sandboxes) -> Container:
+        wish = slot.record.wish
+        if wish.mode:
+            await sandboxes.hold(slot.id)
+        own = slot.attached.addresses.values() if slot.attached is not None else ()
+        names = tuple((wish.config.hostname, a.split("/")[0]) for a in own)
+        return await sandboxes.release(slot.id, self._resolv_conf(wish), (*wish.config.hosts, *names))
+
+    async def _attach(self, slot: _Slot, netns: Path | None) -> Attached:
+        driver = await self._driver()
+        wish = slot.record.wish
+        wanted = plan_attachments(wish)
+        given = await self._attacher.given(wanted)
+        places = {one.target: place for one, place in zip(wanted, given, strict=True)}
+        networks = tuple(
+            msgspec.structs.replace(j, name=place.network, network_id=place.network_id)
+            if (place := places.get(j.target)) is not None
+            else j
+            for j in wish.networks
+        )
+        self._note(slot, wish=msgspec.structs.replace(wish, networks=networks))
+        return await driver.attach(plan_network(wish, given), netns)
+
+    async def _give_back(self, slot: _Slot) -> None:
+        if self._sandboxes is not None:  # it may be held, with nothing to run
+            with contextlib.suppress(OverlaceError):
+                await self._runtime.stop(slot.id, 0)
+        await self._detach(slot)
+
+    async def _detach(self, slot: _Slot) -> None:
+        if slot.record.wish.mode:
+            return
+        driver = await self._driver()
+        await driver.detach(slot.id)
+        self._attacher.drop(one.id for one in plan_attachments(slot.record.wish))
+        slot.attached = None
+
+    async def _reattach(self, slot: _Slot) -> None:
+        """Make its interfaces what they should be, from the driver there is now."""
+        async with slot.lock:
+            if self._slots.get(slot.id) is not slot or slot.record.wish.mode:
+                return
+            container = await self._runtime.inspect(slot.id)
+            if container.status == "running" and container.pid:
+                slot.attached = await self._attach(slot, Path(f"/proc/{container.pid}/ns/net"))
+
+    async def _found(self, slot: _Slot) -> None:
+        """After a start of the daemon."""
+        container = await self._runtime.inspect(slot.id)
+        step = plan_found(slot.record, container)
+        if step.action == Next.WATCH:
+            await self._reattach(slot)
+            return
+        async with slot.lock:
+            if container.finished_at != slot.record.handled:
+                self._note(slot, handled=container.finished_at)
+            await self._detach(slot)
+            if step.action == Next.REMOVE:
+                await self._remove(slot, volumes=True)
+                return
+            if step.action == Next.STAY and slot.record.wanted == "running":
+                self._note(slot, wanted="stopped")
+        if step.action == Next.START:
+            self._note(slot, wanted="running", by_hand=False)
+            self._start_later(slot, step)
+
+    async def _settle(self, slot: _Slot) -> None:
+        """Deal with the end of a run, once."""
+        async with slot.lock:
+            if self._slots.get(slot.id) is not slot:
+                return
+            try:
+                container = await self._runtime.inspect(slot.id)
+            except NotFound:
+                await self._forget(slot)  # removed behind our back
+                return
+            ended = container.finished_at
+            if container.status == "running" or not ended or ended == slot.record.handled:
+                return
+            slot.exit_code = container.exit_code
+            await self._detach(slot)
+            step = Step(Next.STAY) if slot.kept else plan_end(slot.record, container)
+            wanted = slot.record.wanted if step.action == Next.START else "stopped"
+            more = 1 if step.action == Next.START else 0
+            self._note(slot, handled=ended, wanted=wanted, restarts=slot.record.restarts + more)
+            self._answer(slot, removed=False, error=container.error)
+            if step.action == Next.REMOVE:
+                await self._remove(slot, volumes=True)
+            elif step.action == Next.START:
+                self._start_later(slot, step)
+
+    def _start_later(self, slot: _Slot, step: Step) -> None:
+        self._forget_pending(slot)
+        slot.pending = asyncio.create_task(
+            self._start_again(slot, step.pause / 1e9), name=f"restart {slot.id[:12]}"
+        )
+
+    async def _start_again(self, slot: _Slot, pause: float) -> None:
+        """Tried until it starts: a policy was asked for, and a port or a network may be back later."""
+        retry, told = RETRY_SECONDS[0], ""
+        while True:
+            await asyncio.sleep(pause)
+            async with slot.lock:
+                if self._slots.get(slot.id) is not slot or slot.record.wanted != "running":
+                    return
+                try:
+                    if (await self._runtime.inspect(slot.id)).status != "running":
+                        await self._start(slot)
+                    return
+                except OverlaceError as error:
+                    if error.message != told:
+                        told = error.message
+                        log.warning("a container could not be started again", id=slot.id, error=told)
+            pause, retry = retry, min(2 * retry, RETRY_SECONDS[1])
+
+    async def _remove(self, slot: _Slot, *, volumes: bool) -> None:
+        self._note(slot, wanted="removed")
+        await self._detach(slot)
+        await self._runtime.remove(slot.id, force=True, volumes=volumes)
+        await self._forget(slot)
+
+    async def _forget(self, slot: _Slot) -> None:
+        self._forget_pending(slot)
+        if slot.attached is not None:
+            await self._detach(slot)
+        self._records.remove(slot.id)
+        self._slots.pop(slot.id, None)
+        self._answer(slot, removed=True, error="")
+
+    def _answer(self, slot: _Slot, *, removed: bool, error: str) -> None:
+        for waiting in list(slot.waiting):
+            if (removed or not waiting.removed) and not waiting.told.done():
+                waiting.told.set_result((slot.exit_code, error))
+
+    # -- following -----------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        async for id in self._runtime.changes():
+            slot = self._slots.get(id)
+            if slot is not None:
+                self._follow(slot, self._settle)
+
+    def _follow(self, slot: _Slot, look: Callable[[_Slot], Awaitable[None]]) -> None:
+        """Have `look` done in the background, again and again until it works or the container is gone."""
+
+        async def carefully() -> None:
+            pause, told = RETRY_SECONDS[0], ""
+            while self._slots.get(slot.id) is slot:
+                try:
+                    await look(slot)
+                    return
+                except NotFound:
+                    return  # removed meanwhile
+                except OverlaceError as error:
+                    if error.message != told:
+                        told = error.message
+                        log.warning("a container could not be followed, will retry", id=slot.id, error=told)
+                except Exception:
+                    log.exception("following a container failed, will retry", id=slot.id)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS[1])
+
+        task = asyncio.create_task(carefully(), name=f"follow {slot.id[:12]}")
+        self._doing.add(task)
+        task.add_done_callback(self._doing.discard)
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _slot(self, id: str) -> _Slot:
+        slot = self._slots.get(id)
+        if slot is None:
+            raise NotFound(f"No such container: {id}")
+        return slot
+
+    def _check_there(self, slot: _Slot) -> None:
+        if self._slots.get(slot.id) is not slot:
+            raise NotFound(f"No such container: {slot.id}")
+
+    def _forget_pending(self, slot: _Slot) -> None:
+        pending, slot.pending = slot.pending, None
+        if pending is not None and pending is not asyncio.current_task():
+            pending.cancel()
+
+    def _note(self, slot: _Slot, **changed: object) -> None:
+        record = msgspec.structs.replace(slot.record, **changed)
+        if record != slot.record:
+            self._records.put(record)
+            slot.record = record
