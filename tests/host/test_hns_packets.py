@@ -264,12 +264,125 @@ def test_what_cannot_be_enforced_is_refused(pair: tuple[HnsHost, HnsHost]) -> No
     net = network(one)[0]
     ep = one.hcn.create("Endpoint", local(net, one.address))["ID"]
     iov = {"Type": "Iov", "Settings": {"IovOffloadWeight": 1}}
-    for policy in (iov, {"Type": "OutBoundNAT", "Settings": {"VirtualIP": "192.0.2.1"}}):
+    usage = {"Type": "OutBoundNAT", "Settings": {"MaxPortPoolUsage": 100}}
+    for policy in (iov, usage, {"Type": "OutBoundNAT", "Settings": {"VirtualIP": "192.0.2.1"}}):
         with pytest.raises(Refused) as e:
             one.hcn.policies("Endpoint", ep, "Add", policy)
         assert e.value.hr == 0x80070032
-    with pytest.raises(Refused) as e:
+    for more in ({}, {"NextHop": "192.0.2.9"}, {"NextHop": "10.244.3.9", "AutomaticEndpointMonitor": True}):
+        route = {"DestinationPrefix": "10.0.0.0/8", **more}
+        with pytest.raises(Refused) as e:
+            one.hcn.create("SdnRoute", {"HostComputeEndpoints": [ep], "Setting": [route]})
+        assert e.value.hr == 0x80070032
+    mapping_ = {"Protocol": 6, "InternalPort": 80, "ExternalPort": 80, "Flags": 8}
+    with pytest.raises(Refused, match="EnablePreserveDip"):
         one.hcn.create(
-            "SdnRoute", {"HostComputeEndpoints": [ep], "Setting": [{"DestinationPrefix": "10.0.0.0/8"}]}
+            "LoadBalancer",
+            {"HostComputeEndpoints": [ep], "FrontendVIPs": ["10.244.3.9"], "PortMappings": [mapping_]},
         )
-    assert e.value.hr == 0x80070032
+
+
+def test_an_sdn_route_leads_through_a_router_on_another_host(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, two = pair
+    nets = network(one, two)
+    client, router = one.container("sdnc"), two.container("sdnr")
+    me = one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.3.70"))
+    hop = two.hcn.create("Endpoint", local(nets[1], two.address, "10.244.3.71"))
+    one.place(me["ID"], client.name)
+    two.place(hop["ID"], router.name)
+    tell(one, nets[0], two, hop)
+    tell(two, nets[1], one, me)
+    run("ip", "-n", router.name, "addr", "add", "203.0.113.5/32", "dev", "lo")
+    world.bed.serve(router, 80, "router")
+    assert refuses(client, "203.0.113.5", 80)
+    setting = [{"DestinationPrefix": "203.0.113.0/24", "NextHop": "10.244.3.71", "NeedEncap": True}]
+    here = one.hcn.create("SdnRoute", {"HostComputeEndpoints": [me["ID"]], "Setting": setting})["ID"]
+    assert refuses(client, "203.0.113.5", 80), "the router's host knows of no address but its own"
+    there = two.hcn.create("SdnRoute", {"HostComputeEndpoints": [hop["ID"]], "Setting": setting})["ID"]
+    with connect(client, "203.0.113.5", 80) as connection:
+        assert line(connection)[:2] == ["router", "10.244.3.70"]
+        assert echo(connection, os.urandom(300_000))
+        two.hcn.delete("SdnRoute", there)
+        connection.settimeout(0.7)
+        connection.sendall(b"no more")
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+    one.hcn.delete("SdnRoute", here)
+
+
+def test_a_host_route_and_an_sdn_route_to_the_host(world: World, pair: tuple[HnsHost, HnsHost]) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    box = one.container("hostr")
+    ep = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.72"))
+    one.place(ep["ID"], box.name)
+    world.bed.serve(box, 80, "box")
+    world.bed.serve(one.path, 81, "host")
+    assert refuses(one.path, "10.244.3.72", 80) and refuses(box, one.address, 81)
+    one.hcn.policies("Network", net, "Add", {"Type": "HostRoute", "Settings": {}})
+    assert ask(one.path, "10.244.3.72", 80)[0] == "box"
+    assert ask(box, one.address, 81)[:2] == ["host", "10.244.3.72"]
+    assert refuses(box, world.bed.client_address, 80), "no more than the host"
+    run("ip", "-n", one.path.name, "addr", "add", "169.254.169.254/32", "dev", "lo")
+    assert refuses(box, "169.254.169.254", 81)
+    setting = [{"DestinationPrefix": "169.254.169.254/32", "NextHop": one.address}]
+    one.hcn.create("SdnRoute", {"HostComputeEndpoints": [ep["ID"]], "Setting": setting})
+    assert ask(box, "169.254.169.254", 81)[:2] == ["host", "10.244.3.72"]
+
+
+def test_nat_by_either_of_two_policies_and_acls_of_the_network(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    box, near = one.container("natted"), one.container("natnear")
+    nowhere = {"Type": "OutBoundNAT", "Settings": {"Destinations": ["192.0.2.0/24"]}}
+    client = {
+        "Type": "OutBoundNAT",
+        "Settings": {"VirtualIP": one.address, "Destinations": [f"{world.bed.client_address}/32"]},
+    }
+    ep = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.73", nowhere))["ID"]
+    one.place(ep, box.name)
+    one.place(one.hcn.create("Endpoint", local(net, one.address, "10.244.3.74"))["ID"], near.name)
+    world.bed.serve(world.bed.client, 8088, "outside")
+    world.bed.serve(box, 80, "box")
+    assert refuses(box, world.bed.client_address, 8088)
+    one.hcn.policies("Endpoint", ep, "Add", client)
+    assert ask(box, world.bed.client_address, 8088)[:2] == ["outside", one.address]
+    assert ask(near, "10.244.3.73", 80)[0] == "box"
+    rule = {
+        "Action": "Block", "Direction": "In", "Protocols": "6", "RemoteAddresses": "10.244.3.74",
+        "RuleType": "Switch", "Priority": 100,
+    }  # fmt: skip
+    one.hcn.policies("Network", net, "Add", {"Type": "NetworkACL", "Settings": rule})
+    allow = {**rule, "Action": "Allow", "RemoteAddresses": "", "Priority": 200}
+    out = {**allow, "Direction": "Out"}
+    one.hcn.policies("Network", net, "Add", {"Type": "NetworkACL", "Settings": allow})
+    one.hcn.policies("Network", net, "Add", {"Type": "NetworkACL", "Settings": out})
+    assert refuses(near, "10.244.3.73", 80), "each endpoint of the network is under it"
+    assert ask(box, world.bed.client_address, 8088)[0] == "outside"
+    with pytest.raises(Refused):
+        bad = {**rule, "RemoteAddresses": "no-such-set"}
+        one.hcn.policies("Network", net, "Add", {"Type": "NetworkACL", "Settings": bad})
+
+
+def test_a_vip_outside_the_network_is_served_from_outside_and_from_inside(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    web, asker = one.container("extweb"), one.container("extask")
+    ep = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.75"))["ID"]
+    one.place(ep, web.name)
+    one.place(one.hcn.create("Endpoint", local(net, one.address, "10.244.3.76"))["ID"], asker.name)
+    world.bed.serve(web, 8000, "web")
+    ports = [{"Protocol": 6, "InternalPort": 8000, "ExternalPort": 80, "Flags": 2}]
+    one.hcn.create(
+        "LoadBalancer",
+        {"HostComputeEndpoints": [ep], "FrontendVIPs": ["198.51.100.10"], "PortMappings": ports, "Flags": 1},
+    )
+    run("ip", "-n", world.bed.client.name, "route", "replace", "198.51.100.10", "via", one.address)
+    assert ask(world.bed.client, "198.51.100.10", 80)[:2] == ["web", world.bed.client_address]
+    assert ask(asker, "198.51.100.10", 80)[0] == "web"

@@ -52,8 +52,7 @@ def disagreements(
                 v = simulate(state, host, e.endpoint_id, "OUT", mine, pick=pick)
                 way = forward_from_container(tables, e.vni, e, host, mine, pick)
                 out += _differ(f"out of {e.address}", mine, way, v, tables)
-            for vni in (0, *networks):
-                dst = packet.dst if vni else host
+            for vni, dst in ((0, host), (0, packet.dst), *((n, packet.dst) for n in networks)):
                 arrived = Packet(packet.src, dst, packet.protocol, packet.sport, packet.dport)
                 v = simulate(state, host, HOST_PORT, "IN", arrived, vni, pick)
                 way = forward_from_wire(tables, arrived, vni, pick)
@@ -76,6 +75,10 @@ def _differ(where: str, packet: Packet, way: Way, v: Verdict, tables: Tables) ->
             here = {
                 e.mac for e in tables if isinstance(e, RemoteSubnet) and within(v.packet.dst, (e.prefix,))
             }
+            hops = {h.next_hop for e in tables if isinstance(e, LocalEndpoint) for h in e.hops}
+            for e in tables:
+                if isinstance(e, RemoteEndpoint) and e.address in hops and e.vni == v.vni:
+                    here.add(e.mac)
             mac = v.mac if v.mac in here and way.vni == v.vni else "another"
         else:
             mac = entry.mac if isinstance(entry, RemoteEndpoint) else "none"

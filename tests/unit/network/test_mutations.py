@@ -15,6 +15,7 @@ from overlace.network.hns.documents import (
     HostComputeEndpoint,
     HostComputeLoadBalancer,
     HostComputeNetwork,
+    HostComputeRoute,
 )
 from overlace.network.overlay import guid_of
 from overlace.network.vfp import compile as compiler
@@ -25,8 +26,10 @@ from overlace.network.vfp.tables import (
     AccessList,
     AccessRule,
     Backend,
+    Behind,
     Entry,
     Frontend,
+    Hop,
     LocalEndpoint,
     Network,
     RemoteEndpoint,
@@ -72,7 +75,12 @@ def rich() -> World:
             ("10.245.0.0/24", 5000, "172.28.1.23", "00-15-5D-00-00-23"),
         )
     )
-    w.hns._store(replace(network, policies=(*network.policies, named, *routes)))
+    w.hns._store(
+        replace(
+            network,
+            policies=(*network.policies, named, *routes, p.HostRoute(), network_acl("10.0.1.14", "84")),
+        )
+    )
     rules = tuple(
         p.TierAclRule(
             tier_acl_rule_action=action,  # type: ignore[arg-type]
@@ -101,8 +109,27 @@ def rich() -> World:
         acl("Allow", "In", 300, "6", "10.0.1.8/29", ""),
         acl("Allow", "In", 50, "6", "10.0.1.10", "80", "10.0.1.99"),
         acl("Allow", "Out", 100, "256", "", "", "10.0.1.13"),
+        p.OutBoundNat(p.OutBoundNatSettings(destinations=("192.0.2.0/28",))),
+        p.SdnRoute(p.SdnRouteSettings(destination_prefix="203.0.113.0/24", next_hop="10.0.1.10")),
+        p.SdnRoute(p.SdnRouteSettings(destination_prefix="203.0.113.8/29", next_hop="10.0.1.9")),
     )
     w.hns._store(replace(e, policies=(*plain, *more)))
+    w.hns.create(
+        HostComputeRoute(
+            host_compute_endpoints=(e.id,),
+            routes=(
+                p.SdnRouteSettings(destination_prefix="203.0.113.64/26", next_hop="10.0.1.13"),
+                p.SdnRouteSettings(destination_prefix="169.254.169.254/32", next_hop=HOST),
+            ),
+        ),
+    )
+    outer = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web"))
+    m = replace(outer.port_mappings[0], protocol=6, internal_port=80, external_port=80, flags=0)
+    ep = HostComputeLoadBalancer(
+        id="", name="outer", host_compute_network=outer.host_compute_network,
+        host_compute_endpoints=outer.host_compute_endpoints, frontend_vips=("198.51.100.99",), port_mappings=(m,),
+    )  # fmt: skip
+    w.hns.create(ep)
     lb = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "db"))
     (m,) = lb.port_mappings
     kind = int(Distribution.SOURCE_IP_PROTOCOL)
@@ -127,10 +154,14 @@ def acl(
     )
 
 
+def network_acl(remote: str, ports: str) -> p.NetworkAcl:
+    return p.NetworkAcl(acl("Allow", "In", 120, "6", remote, ports).settings)
+
+
 PACKETS = [
     Packet(src, dst, protocol, 999, dport)
     for src, dst, protocol, dport in product(
-        ("10.0.1.9", "10.0.1.10", "10.0.1.12", "172.28.1.200"),
+        ("10.0.1.14", "10.0.1.9", "10.0.1.10", "10.0.1.12", "172.28.1.200"),
         (
             *(f"10.0.1.{n}" for n in (1, 5, 7, 9, 10, 11, 12, 13, 77)),
             "10.0.0.11",
@@ -139,10 +170,17 @@ PACKETS = [
             "10.244.2.2",
             "10.245.0.3",
             "192.0.2.1",
+            "192.0.2.77",
             "198.51.100.7",
+            "198.51.100.99",
+            "203.0.113.1",
+            "203.0.113.9",
+            "203.0.113.70",
+            "169.254.169.254",
+            HOST,
         ),
         (6, 17),
-        (80, 95, 8080, 8081, 9090),
+        (80, 84, 95, 8080, 8081, 9090),
     )
 ]
 
@@ -157,6 +195,10 @@ def rules(change: Callable[[AccessRule], AccessRule]) -> Mutation:
 
 def _members(change: Callable[[tuple[Backend, ...]], tuple[Backend, ...]]) -> Mutation:
     return on(Frontend, lambda e: replace(e, backends=change(e.backends)))  # type: ignore[attr-defined]
+
+
+def _hops(change: Callable[[Hop], Hop]) -> Mutation:
+    return on(LocalEndpoint, lambda e: replace(e, hops=tuple(change(h) for h in e.hops)))  # type: ignore[attr-defined]
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -178,6 +220,20 @@ MUTATIONS: dict[str, Mutation] = {
     "NAT for everyone": on(LocalEndpoint, lambda e: replace(e, outbound_nat=True, nat_exceptions=())),
     "NAT for nobody": on(LocalEndpoint, lambda e: replace(e, outbound_nat=False)),
     "NAT to any destination": on(LocalEndpoint, lambda e: replace(e, nat_destinations=())),
+    "NAT of the first policy only": on(LocalEndpoint, lambda e: replace(e, more_nats=())),
+    "NAT by every policy": on(
+        LocalEndpoint, lambda e: replace(e, more_nats=(((), ()),) if e.more_nats else ())
+    ),  # type: ignore[attr-defined]
+    "no way to the host": on(LocalEndpoint, lambda e: replace(e, host_route=False)),
+    "no SDN routes": on(LocalEndpoint, lambda e: replace(e, hops=())),
+    "SDN routes to the host": _hops(lambda h: replace(h, next_hop="")),
+    "SDN routes to another endpoint": _hops(lambda h: replace(h, next_hop="10.0.1.12")),
+    "shorter SDN routes": _hops(lambda h: replace(h, prefix="203.0.113.0/24")),
+    "nobody routes for others": on(Behind, lambda e: replace(e, next_hop="10.0.1.77")),
+    "another routes for others": on(Behind, lambda e: replace(e, next_hop="10.0.1.9")),
+    "external VIPs stay inside": on(
+        Frontend, lambda e: replace(e, vni=e.vni or 9) if e.address == "198.51.100.99" else e
+    ),  # type: ignore[attr-defined]
     "no rate limit": on(LocalEndpoint, lambda e: replace(e, rate=0)),
     "another MAC here": on(LocalEndpoint, lambda e: replace(e, mac="02:00:00:00:00:01")),
     "another prefix length": on(LocalEndpoint, lambda e: replace(e, prefix=e.prefix - 1)),  # type: ignore[attr-defined]

@@ -178,6 +178,12 @@ def read_sets(policies: Iterable[object]) -> dict[str, tuple[str, ...]]:
     return out
 
 
+def judging(network: Iterable[object], endpoint: Iterable[object]) -> tuple[object, ...]:
+    """All policies that judge an endpoint's connections or may: its own, and its network's NetworkACLs as if they were
+    its own. No public source says how the two meet; here they are one list by priority."""
+    return (*(p.Acl(x.settings) for x in network if isinstance(x, p.NetworkAcl)), *endpoint)
+
+
 def set_names(policies: Iterable[object]) -> set[str]:
     """Ids of sets an endpoint's ACLs refer to."""
     rules = [parse_acl(x.settings) for x in policies if isinstance(x, p.Acl)]

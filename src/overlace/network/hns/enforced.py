@@ -1,13 +1,13 @@
 """What a Linux host enforces of HCN's documents; everything else is refused, not taken and forgotten.
 
 Owns the list (pure). Kept and returned without an effect here: Dns members and AutomaticDNS (nobody answers names for
-`overlace hns serve`; who runs the container writes its resolv.conf), persistence flags (--state decides), HostRoute (the
-host and its containers with outbound NAT reach each other here in any case).
+`overlace hns serve`; who runs the container writes its resolv.conf), persistence flags (--state decides).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address, ip_network
 
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
@@ -28,10 +28,17 @@ from overlace.network.hns.state import State
 NETWORK_FLAGS = NetworkFlags.EnableNonPersistent | NetworkFlags.EnablePersistent
 NETWORK_POLICIES = (
     p.ProviderAddress, p.DrMacAddress, p.NetAdapterName, p.VxlanPort, p.AutomaticDns, p.SetPolicy,
-    p.RemoteSubnetRoute, p.HostRoute,
+    p.RemoteSubnetRoute, p.HostRoute, p.NetworkAcl,
 )  # fmt: skip
+# LocalRoutedVip: containers of this host reach the VIP or port here, and it never leaves; that is always so
+PORT_MAPPING_FLAGS = (
+    PortMappingFlags.INTERNAL_LOAD_BALANCER
+    | PortMappingFlags.LOCAL_ROUTED_VIP
+    | PortMappingFlags.IsVipExternalIP
+)
 ENDPOINT_POLICIES = (
     p.ProviderAddress, p.OutBoundNat, p.PortMapping, p.EncapOverhead, p.InterfaceParameters, p.Acl, p.TierAcl, p.Qos,
+    p.SdnRoute,
 )  # fmt: skip
 
 
@@ -42,13 +49,13 @@ def linux_check(address: str, ifname: str, vxlan_port: int) -> Callable[[Documen
         if isinstance(d, HostComputeNetwork):
             _network(d, state, address, ifname, vxlan_port)
         elif isinstance(d, HostComputeEndpoint):
-            _endpoint(d)
+            _endpoint(d, state.get(d.host_compute_network, HostComputeNetwork), address)
         elif isinstance(d, HostComputeLoadBalancer):
             _balancer(d)
         elif isinstance(d, HostComputeNamespace):
             _namespace(d)
         elif isinstance(d, HostComputeRoute):
-            raise _no("SDN routes")
+            _routes(d.routes, state.get(d.host_compute_network, HostComputeNetwork), address)
 
     return check
 
@@ -91,36 +98,56 @@ def _network(d: HostComputeNetwork, state: State, address: str, ifname: str, vxl
             raise _no(f"VxlanPort {policy.settings.port}", f"this host's is {vxlan_port}")
 
 
-def _endpoint(d: HostComputeEndpoint) -> None:
+def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, address: str) -> None:
     _bits(d.flags, int(EndpointFlags.REMOTE), EndpointFlags)
     if not d.remote and len(d.ip_configurations) != 1:
         raise _no(f"IpConfigurations: {len(d.ip_configurations)} addresses", "give the endpoint one")
-    if sum(isinstance(x, p.OutBoundNat) for x in d.policies) > 1:
-        raise _no("Policies: a second OutBoundNAT")
     for policy in d.policies:
         if not isinstance(policy, ENDPOINT_POLICIES):
             raise _no(f"Policies: {p.type_name(policy)}")
         if isinstance(policy, p.OutBoundNat):
             s = policy.settings
-            for field, value in (
-                ("VirtualIP", s.virtual_ip),
-                ("Flags", s.flags),
-                ("MaxPortPoolUsage", s.max_port_pool_usage),
-            ):
+            if s.virtual_ip not in ("", address):
+                raise _no(
+                    f"OutBoundNAT.VirtualIP {s.virtual_ip}", f"the source becomes this host's {address}"
+                )
+            for field, value in (("Flags", s.flags), ("MaxPortPoolUsage", s.max_port_pool_usage)):
                 if value:
-                    raise _no(f"OutBoundNAT.{field}")
-        elif isinstance(policy, p.PortMapping) and policy.settings.flags & ~int(
-            p.NatFlags.ExternalPortReserved
-        ):
-            raise _no("PortMapping.Flags: LocalRoutedVip, IPv6")
+                    raise _no(f"OutBoundNAT.{field} {value}")
+        elif isinstance(policy, p.PortMapping) and policy.settings.flags & int(p.NatFlags.IPv6):
+            raise _no("PortMapping.Flags: IPv6")
+    _routes([x.settings for x in d.policies if isinstance(x, p.SdnRoute)], network, address)
+
+
+def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | None, address: str) -> None:
+    """NeedEncap says nothing more here: what goes to another host is encapsulated."""
+    subnets = [ip_network(s.ip_address_prefix) for s in network.subnets] if network is not None else []
+    for r in routes:
+        if r.automatic_endpoint_monitor:
+            raise _no("AutomaticEndpointMonitor")
+        if ":" in r.destination_prefix or ":" in r.next_hop:
+            raise _no(f"SDN route to {r.destination_prefix} by {r.next_hop}: IPv6")
+        if not r.next_hop:
+            raise _no(f"SDN route to {r.destination_prefix} without NextHop", "name an endpoint or this host")
+        if r.next_hop != address and not any(ip_address(r.next_hop) in s for s in subnets):
+            raise _no(
+                f"SDN route to {r.destination_prefix}: NextHop {r.next_hop}",
+                f"name an endpoint of the network or this host's address {address}",
+            )
 
 
 def _balancer(d: HostComputeLoadBalancer) -> None:
     # the source's own switch port decides, and answers go straight back: that is what DSR asks for
     _bits(d.flags, int(LoadBalancerFlags.EnableDirectServerReturn), LoadBalancerFlags)
     for m in d.port_mappings:
-        if m.flags & ~int(PortMappingFlags.INTERNAL_LOAD_BALANCER):
-            raise _no("PortMappings.Flags: only EnableInternalLoadBalancer")
+        if m.flags & PortMappingFlags.PRESERVE_DIP:
+            raise _no(
+                "PortMappings.Flags: EnablePreserveDip (8)", "backends get packets for their own address"
+            )
+        if m.flags & ~int(PORT_MAPPING_FLAGS):
+            raise _no(
+                f"PortMappings.Flags {m.flags}", "use EnableInternalLoadBalancer (1), LocalRoutedVip (2)"
+            )
 
 
 def _namespace(d: HostComputeNamespace) -> None:

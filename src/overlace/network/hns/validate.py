@@ -14,7 +14,7 @@ from typing import Union
 import msgspec
 
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import check_acls, read_sets, set_names
+from overlace.network.hns.acl import check_acls, judging, read_sets, set_names
 from overlace.network.hns.documents import (
     EndpointFlags,
     HostComputeEndpoint,
@@ -199,7 +199,9 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
 
 
 def _check_sets(d: HostComputeNetwork, state: State) -> None:
-    have = set(read_sets(d.policies))
+    sets = read_sets(d.policies)
+    have = set(sets)
+    check_acls(judging(d.policies, ()), sets)
     for guid in state.endpoints_of.get(d.id, ()):
         e = state.get(guid, HostComputeEndpoint)
         gone = sorted(set_names(e.policies) - have) if e is not None else []
@@ -208,6 +210,8 @@ def _check_sets(d: HostComputeNetwork, state: State) -> None:
                 Code.ENTITY_HAS_REFERENCES,
                 f"SetPolicy {gone[0]!r} is used by an ACL of endpoint {guid}: take it out there first",
             )
+        if e is not None and not e.remote:
+            check_acls(judging(d.policies, e.policies), sets)
 
 
 def _check_vsid(vsid: int, d: HostComputeNetwork, state: State) -> None:
@@ -309,7 +313,8 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
             if policy.settings.vip:
                 check_address(policy.settings.vip, "PortMapping.VIP")
             check_port(policy.settings.external_port, "PortMapping.ExternalPort")
-    check_acls(d.policies, read_sets(network.policies))
+    if not remote:
+        check_acls(judging(network.policies, d.policies), read_sets(network.policies))
     check_host_ports(d, state)
     mac = normal_mac(d.mac_address) if d.mac_address else ""
     return msgspec.structs.replace(d, host_compute_network=network_id, mac_address=mac)

@@ -207,10 +207,12 @@ class DataPath:
         self._route(e for e in delta.put if isinstance(e, LocalEndpoint))
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
-        """Routes of the host to endpoints with outbound NAT, which is for IPv4 alone: the way of the answers."""
+        """Routes of the host to endpoints with outbound NAT or a host route, which are for IPv4 alone: the way of the
+        answers, and of the host's own questions."""
         for endpoint in endpoints:
             at = self._contents.attached.get(endpoint.endpoint_id)
-            if at and endpoint.outbound_nat and ":" not in endpoint.address:
+            wanted = endpoint.outbound_nat or endpoint.host_route
+            if at and wanted and ":" not in endpoint.address:
                 veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
 
     async def reconcile(self, desired: Tables) -> Delta:

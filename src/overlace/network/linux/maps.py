@@ -17,8 +17,10 @@ import msgspec
 from overlace.network.vfp.tables import (
     AccessList,
     Backend,
+    Behind,
     Entry,
     Frontend,
+    Hop,
     Key,
     LocalEndpoint,
     Network,
@@ -26,7 +28,7 @@ from overlace.network.vfp.tables import (
     RemoteSubnet,
 )
 
-LAYOUT = 8  # as in bpf/types.h
+LAYOUT = 9  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
 _REMOTE = bytes((KIND_REMOTE, 0))
 # enum reason of bpf/types.h, in its order
@@ -57,13 +59,17 @@ REASONS = (
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
 TABLE_MAPS = (
-    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "ports", "routes", "endpoints",
+    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "routes", "ports", "endpoints",
     "backends", "members", "frontends",
 )  # fmt: skip
 EVICTING = ("flows", "allowed", "ways", "affinities")  # full, the least recently used row gives way
 ACCESS_RULES = 512  # as in bpf/types.h
 ACTIONS = {"block": 0, "allow": 1, "pass": 2}  # enum verdict of bpf/types.h
 AFFINITY_PROTOCOL = 1 << 31
+NAT_NEVER, NAT_ALLOWED = 1, 2
+ROUTES_OF = 1 << 30  # as in bpf/types.h
+BEHIND = 1 << 31
+HOP_HOST = b"\xff" * 4
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -146,19 +152,22 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             number, found = _nat_list(entry)
             rows += found
             flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
+            flags |= 8 if entry.host_route else 0
+            routes, found = _hop_list(entry.hops)
+            rows += found
             if entry.rate:
                 rows.append(Row("limits", struct.pack("I", ifindex), struct.pack("Q", entry.rate)))
             port = struct.pack("I4sII6sBx", entry.vni, _ip(entry.address), sandbox, number, mac, flags)
-            port += struct.pack("QQ", entry.inbound, entry.outbound)
+            port += struct.pack("QQI4x", entry.inbound, entry.outbound, routes)
             rows.append(Row("ports", struct.pack("I", ifindex), port))
             return rows
         case RemoteEndpoint():
             return [Row("endpoints", key, value) for key, value in encode_remotes((entry,)).items()]
         case RemoteSubnet():
-            to = IPv4Network(entry.prefix, strict=False)
-            where = struct.pack("II4s", 32 + to.prefixlen, entry.vni, to.network_address.packed)
-            hop = struct.pack("4sI6s2x", _ip(entry.provider_address), entry.through, _mac(entry.mac))
-            return [Row("routes", where, hop)]
+            hop = struct.pack("4sI6s6x", _ip(entry.provider_address), entry.through, _mac(entry.mac))
+            return [Row("routes", _route_key(entry.vni, entry.prefix), hop)]
+        case Behind():
+            return [Row("routes", _route_key(BEHIND | entry.vni, entry.prefix), _hop(entry.next_hop))]
         case Frontend():
             return _encode_frontend(entry)
         case AccessList():
@@ -192,25 +201,47 @@ def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
     return dict(zip(keys, values, strict=True))
 
 
-def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
-    """Number and rows of where the endpoint may not go by outbound NAT (value 1) and may all the same (2); the longest
-    prefix counts, and an exception wins over a destination."""
-    if not entry.outbound_nat or not (entry.nat_exceptions or entry.nat_destinations):
+def _route_key(scope: int, prefix: str) -> bytes:
+    to = IPv4Network(prefix, strict=False)
+    return struct.pack("II4s", 32 + to.prefixlen, scope, to.network_address.packed)
+
+
+def _hop(address: str) -> bytes:
+    return struct.pack("16x4s", _ip(address) if address else HOP_HOST)
+
+
+def _hop_list(hops: tuple[Hop, ...]) -> tuple[int, list[Row]]:
+    """Number, 0 for none, and rows of an endpoint's SDN routes."""
+    if not hops:
         return 0, []
-    number = _number((*entry.nat_exceptions, "to", *entry.nat_destinations)) & 0xFFFFFFFF
-    exceptions = [IPv4Network(c, strict=False) for c in entry.nat_exceptions]
-    destinations = [IPv4Network(c, strict=False) for c in entry.nat_destinations]
-    to = {d: 2 for d in destinations if not any(d.subnet_of(e) for e in exceptions)}
-    if destinations:
-        to = {IPv4Network("0.0.0.0/0"): 1} | to
-    to |= dict.fromkeys(exceptions, 1)
+    number = ROUTES_OF | _number(f"{h.prefix}>{h.next_hop}" for h in hops) & (ROUTES_OF - 1)
+    return number, [Row("routes", _route_key(number, h.prefix), _hop(h.next_hop)) for h in hops]
+
+
+def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
+    """Number and rows of where the endpoint may not go by outbound NAT and where it may; the longest prefix counts. Of
+    each pair an exception wins over a destination, and one pair is enough."""
+    if not any(kept or only for kept, only in entry.nats):
+        return 0, []
+    texts = (text for kept, only in entry.nats for text in (*kept, "to", *only, "or"))
+    number = _number(texts) & 0xFFFFFFFF
+    pairs = [([IPv4Network(c, strict=False) for c in a] for a in pair) for pair in entry.nats]
+    lists = [(kept, only) for kept, only in pairs]
+    prefixes = {IPv4Network("0.0.0.0/0"), *(c for pair in lists for cidrs in pair for c in cidrs)}
+
+    def leaves(part: IPv4Network) -> bool:
+        return any(
+            not any(part.subnet_of(c) for c in kept) and (not only or any(part.subnet_of(c) for c in only))
+            for kept, only in lists
+        )
+
     return number, [
         Row(
             "exceptions",
             struct.pack("II4s", 32 + n.prefixlen, number, n.network_address.packed),
-            struct.pack("I", value),
+            struct.pack("I", NAT_ALLOWED if leaves(n) else NAT_NEVER),
         )
-        for n, value in to.items()
+        for n in sorted(prefixes)
     ]
 
 
@@ -293,6 +324,8 @@ def decode_key(map_name: str, key: bytes, value: bytes) -> Key | None:
         return ("endpoint", vni, str(IPv4Address(address)))
     if map_name == "routes":
         length, vni, address = struct.unpack("II4s", key)
+        if vni >= ROUTES_OF:
+            return None
         return ("route", vni, f"{IPv4Address(address)}/{length - 32}")
     if map_name == "frontends":
         vni, address = struct.unpack_from("I4s", key)

@@ -8,11 +8,12 @@ own ports leads into it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
 from itertools import product
 
 from overlace.model.netview import container_mac
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import is_closed, is_filtered, read_sets, resolve, tiers_of
+from overlace.network.hns.acl import is_closed, is_filtered, judging, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
     Distribution,
     Document,
@@ -20,6 +21,7 @@ from overlace.network.hns.documents import (
     HostComputeEndpoint,
     HostComputeLoadBalancer,
     HostComputeNetwork,
+    HostComputeRoute,
     PortMappingFlags,
     colon_mac,
 )
@@ -29,9 +31,11 @@ from overlace.network.vfp.tables import (
     AccessList,
     AccessRule,
     Backend,
+    Behind,
     Delta,
     Entry,
     Frontend,
+    Hop,
     Key,
     LocalEndpoint,
     Network,
@@ -57,6 +61,17 @@ def _of_family(texts: Iterable[str], address: str) -> tuple[str, ...]:
     return tuple(text for text in texts if is_six(text) == is_six(address))
 
 
+def _nats(
+    d: HostComputeEndpoint, network: HostComputeNetwork, address: str
+) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """Exceptions and destinations of each OutBoundNAT that speaks of the address's family."""
+    settings = [x.settings for x in d.policies if isinstance(x, p.OutBoundNat)]
+    if not settings and network.type == "NAT":
+        return (((), ()),)
+    pairs = ((n, _of_family(n.destinations, address)) for n in settings)
+    return tuple((_of_family(n.exceptions, address), only) for n, only in pairs if only or not n.destinations)
+
+
 def compile_network(d: HostComputeNetwork, state: State) -> Network:
     """Both families' subnets and gateways; the router's MAC, one for both, is made from an IPv4 gateway."""
     subnets = tuple(s.ip_address_prefix for s in d.subnets)
@@ -71,7 +86,7 @@ def compile_network(d: HostComputeNetwork, state: State) -> Network:
         else ""
     )
     balancers = (state.get(lb, HostComputeLoadBalancer) for lb in state.network_balancers.get(d.id, ()))
-    ingress = any(lb is not None and not lb.frontend_vips for lb in balancers)
+    ingress = any(lb is not None and outer_addresses(lb, d, "host") for lb in balancers)
     return Network(
         vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT", other_gateways=tuple(others)
     )
@@ -110,10 +125,12 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
         ]
     if not d.host_compute_namespace:
         return []
-    nat, qos = p.policy_of(d.policies, p.OutBoundNat), p.policy_of(d.policies, p.Qos)
+    qos = p.policy_of(d.policies, p.Qos)
+    routes = routes_of(d, state)
     for c in d.ip_configurations:
         access = compile_access(d, network, vni, c.ip_address)
         out += access
+        nats = _nats(d, network, c.ip_address)
         inbound, outbound = (a.number for a in access) if access else (0, 0)
         out.append(
             LocalEndpoint(
@@ -122,16 +139,22 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 c.prefix_length,
                 mac,
                 d.id,
-                outbound_nat=nat is not None or network.type == "NAT",
-                nat_exceptions=_of_family(nat.settings.exceptions, c.ip_address) if nat is not None else (),
-                nat_destinations=_of_family(nat.settings.destinations, c.ip_address)
-                if nat is not None
-                else (),
+                outbound_nat=bool(nats),
+                nat_exceptions=nats[0][0] if nats else (),
+                nat_destinations=nats[0][1] if nats else (),
+                more_nats=nats[1:],
+                host_route=p.policy_of(network.policies, p.HostRoute) is not None and ":" not in c.ip_address,
+                hops=tuple(
+                    Hop(r.destination_prefix, "" if r.next_hop == host else r.next_hop)
+                    for r in routes
+                    if r.next_hop != c.ip_address and ":" not in c.ip_address
+                ),
                 inbound=inbound,
                 outbound=outbound,
                 rate=qos.settings.maximum_outgoing_bandwidth_in_bytes if qos is not None else 0,
             )
         )
+    out += behind([x.settings for x in d.policies if isinstance(x, p.SdnRoute)], vni, host, d.id)
     for policy in d.policies:
         if isinstance(policy, p.PortMapping):
             s = policy.settings
@@ -142,15 +165,30 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     return out
 
 
+def routes_of(d: HostComputeEndpoint, state: State) -> list[p.SdnRouteSettings]:
+    """SDN routes of the endpoint, its own and those of HostComputeRoutes that name it; a prefix once."""
+    found = {x.settings.destination_prefix: x.settings for x in d.policies if isinstance(x, p.SdnRoute)}
+    for guid in sorted(state.routes_of.get(d.id, ())):
+        route = state.get(guid, HostComputeRoute)
+        for r in route.routes if route is not None else ():
+            found.setdefault(r.destination_prefix, r)
+    return list(found.values())
+
+
+def behind(routes: Iterable[p.SdnRouteSettings], vni: int, host: str, owner: Guid) -> list[Behind]:
+    return [Behind(vni, r.destination_prefix, r.next_hop, owner) for r in routes if r.next_hop != host]
+
+
 def compile_access(
     d: HostComputeEndpoint, network: HostComputeNetwork, vni: int, address: str
 ) -> list[AccessList]:
     """The lists IN and OUT of one address; none when nothing judges the endpoint's connections: everything may pass
     then. Both families' lists are the same, so that a rule's counters are: what names the other family never holds."""
-    if not is_filtered(d.policies):
+    policies = judging(network.policies, d.policies)
+    if not is_filtered(policies):
         return []
     sets = read_sets(network.policies)
-    last = () if is_closed(d.policies) else (AccessRule("allow", tier=255),)
+    last = () if is_closed(policies) else (AccessRule("allow", tier=255),)
     lists: list[tuple[AccessRule, ...]] = []
     for direction in ("In", "Out"):
         rules = [
@@ -163,7 +201,7 @@ def compile_access(
                 remote_ports,
                 number,
             )
-            for number, tier in enumerate(tiers_of(d.policies, direction))
+            for number, tier in enumerate(tiers_of(policies, direction))
             for a in tier.rules
             for protocol, local_ports, remote_ports in product(
                 a.protocols or (0,), a.local_ports or (ANY_PORT,), a.remote_ports or (ANY_PORT,)
@@ -171,6 +209,15 @@ def compile_access(
         ]
         lists.append((*rules, *last))
     return [AccessList(vni, address, "IN", lists[0]), AccessList(vni, address, "OUT", lists[1])]
+
+
+def outer_addresses(d: HostComputeLoadBalancer, network: HostComputeNetwork, host: str) -> list[str]:
+    """Where clients outside the overlay find the load balancer: at the host's own address when it has no VIP, else at
+    those of its VIPs that are outside the network and routed to this host (kube-proxy's external and ingress IPs)."""
+    if not d.frontend_vips:
+        return [host]
+    subnets = [ip_network(s.ip_address_prefix) for s in network.subnets]
+    return [vip for vip in d.frontend_vips if not any(ip_address(vip) in s for s in subnets)]
 
 
 def rules_for(protocols: int, *ranges: int) -> int:
@@ -196,7 +243,8 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
     for m in d.port_mappings:
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
-        where = [(vni, vip) for vip in d.frontend_vips] or ([(0, host)] if not internal else [])
+        where = [(vni, vip) for vip in d.frontend_vips]
+        where += [(0, at) for at in outer_addresses(d, network, host) if not internal]
         for scope, front in where:
             backends = tuple(Backend(vni, a, m.internal_port) for a in _of_family(addresses, front))
             out.append(Frontend(scope, front, m.protocol, m.external_port, backends, m.affinity, apart))
@@ -210,6 +258,9 @@ def compile_document(d: Document, state: State, host: str) -> list[Entry]:
         return compile_endpoint(d, state, host)
     if isinstance(d, HostComputeLoadBalancer):
         return compile_load_balancer(d, state, host)
+    if isinstance(d, HostComputeRoute):
+        network = state.get(d.host_compute_network, HostComputeNetwork)
+        return [*behind(d.routes, vni_of(network), host, d.id)] if network is not None else []
     return []
 
 
@@ -227,8 +278,13 @@ class Compiler:
         self._host = host
         self._made: dict[Guid, dict[Key, Entry]] = {}
         self._network_of: dict[Guid, Guid] = {}
+        self._routed: dict[Guid, tuple[Guid, ...]] = {}  # endpoints of each SDN route
         self.tables = Tables()
         self._owner: dict[Key, Guid] = {}
+
+    def _leads_in(self, d: HostComputeLoadBalancer) -> bool:
+        network = self._state.get(d.host_compute_network, HostComputeNetwork)
+        return network is not None and bool(outer_addresses(d, network, self._host))
 
     def update(self, changed: Iterable[Guid]) -> Delta:
         """Recompile the documents in `changed` and what depends on them; returns what the data path must
@@ -246,17 +302,24 @@ class Compiler:
             # a load balancer on host ports decides its network's `ingress`
             if guid in self._network_of:
                 dirty[self._network_of[guid]] = None
-            if isinstance(d, HostComputeLoadBalancer) and not d.frontend_vips:
+            if isinstance(d, HostComputeLoadBalancer) and self._leads_in(d):
                 dirty[d.host_compute_network] = None
+            # an SDN route is part of what its endpoints are, before and after
+            dirty.update(dict.fromkeys(self._routed.get(guid, ())))
+            if isinstance(d, HostComputeRoute):
+                dirty.update(dict.fromkeys(d.host_compute_endpoints))
         old: dict[Key, Guid] = {}
         new: dict[Key, tuple[Guid, Entry]] = {}
         for guid in dirty:
             old.update(dict.fromkeys(self._made.pop(guid, ()), guid))
             self._network_of.pop(guid, None)
+            self._routed.pop(guid, None)
             d = state.documents.get(guid)
             if d is None:
                 continue
-            if isinstance(d, HostComputeLoadBalancer) and not d.frontend_vips:
+            if isinstance(d, HostComputeRoute):
+                self._routed[guid] = d.host_compute_endpoints
+            if isinstance(d, HostComputeLoadBalancer) and self._leads_in(d):
                 self._network_of[guid] = d.host_compute_network
             made = {e.key: e for e in compile_document(d, state, self._host)}
             if made:

@@ -14,6 +14,7 @@ from overlace.network.vfp.model import Direction, Packet, network_of, within
 from overlace.network.vfp.simulate import ICMP, Choose, choose
 from overlace.network.vfp.tables import (
     AccessList,
+    Behind,
     Frontend,
     LocalEndpoint,
     Network,
@@ -55,15 +56,32 @@ def _route(tables: Tables, vni: int, address: str) -> RemoteSubnet | None:
     return max(routes, key=lambda r: network_of(r.prefix).prefixlen, default=None)
 
 
-def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool) -> Way:
-    entry = tables.get(("endpoint", vni, packet.dst))
+def _hop(source: LocalEndpoint, address: str) -> str | None:
+    """Next hop of the endpoint's SDN route that holds the address, empty for the host; None: it has none."""
+    found = [h for h in source.hops if within(address, (h.prefix,))]
+    best = max(found, key=lambda h: network_of(h.prefix).prefixlen, default=None)
+    return best.next_hop if best is not None else None
+
+
+def _behind(tables: Tables, vni: int, address: str) -> str:
+    """The endpoint that routes for the address; empty: none."""
+    found = [e for e in tables if isinstance(e, Behind) and e.vni == vni and within(address, (e.prefix,))]
+    best = max(found, key=lambda e: network_of(e.prefix).prefixlen, default=None)
+    return best.next_hop if best is not None else ""
+
+
+def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool, hop: str = "") -> Way:
+    """`hop`: address of the endpoint it goes to in place of its destination."""
+    entry = tables.get(("endpoint", vni, hop or packet.dst))
+    if entry is None and not hop and not may_leave and (router := _behind(tables, vni, packet.dst)):
+        entry = tables.get(("endpoint", vni, router))
     if isinstance(entry, LocalEndpoint):
         if not _may(tables, entry, "IN", packet):
             return Way("drop", packet, vni=vni)
         return Way("deliver", packet, entry.endpoint_id, vni)
     if isinstance(entry, RemoteEndpoint) and may_leave:
         return Way("encap", packet, entry.provider_address, vni)
-    route = _route(tables, vni, packet.dst) if entry is None and may_leave else None
+    route = _route(tables, vni, packet.dst) if entry is None and may_leave and not hop else None
     if route is not None:
         return Way("encap", packet, route.provider_address, route.through)
     return Way("drop", packet, vni=vni)
@@ -95,14 +113,14 @@ def forward_from_container(
         vni, packet = balanced
     if packet.dst in network.gateways:
         return Way("answer", packet, vni=vni)
+    hop = _hop(source, packet.dst) if tables.get(("endpoint", vni, packet.dst)) is None else None
+    if hop is not None:
+        return _deliver(tables, vni, packet, may_leave=True, hop=hop) if hop else Way("host", packet, vni=vni)
     if within(packet.dst, network.subnets) or _route(tables, vni, packet.dst) is not None:
         return _deliver(tables, vni, packet, may_leave=True)
-    to = source.nat_destinations
-    if (
-        source.outbound_nat
-        and not within(packet.dst, source.nat_exceptions)
-        and (not to or within(packet.dst, to))
-    ):
+    if source.host_route and packet.dst == host:
+        return Way("host", packet, vni=vni)
+    if source.leaves(packet.dst):
         return Way("world", msgspec.structs.replace(packet, src=host), vni=vni)
     return Way("drop", packet, vni=vni)
 

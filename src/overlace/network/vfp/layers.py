@@ -6,10 +6,10 @@ come from the same documents and must agree on where a packet goes (property tes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import Tier, is_closed, is_filtered, read_sets, resolve, tiers_of
+from overlace.network.hns.acl import Tier, is_closed, is_filtered, judging, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
     Distribution,
     Guid,
@@ -17,10 +17,11 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNetwork,
     LoadBalancerPortMapping,
+    PortMappingFlags,
     colon_mac,
 )
 from overlace.network.hns.state import State
-from overlace.network.vfp.compile import compile_network, compile_routes, vni_of
+from overlace.network.vfp.compile import compile_network, compile_routes, outer_addresses, routes_of, vni_of
 from overlace.network.vfp.model import (
     HOST_PORT,
     Allow,
@@ -38,7 +39,9 @@ from overlace.network.vfp.model import (
     Port,
     Rule,
     SourceNat,
+    ToHost,
     network_of,
+    within,
 )
 from overlace.network.vfp.tables import Backend
 
@@ -64,17 +67,17 @@ def meter_layers(e: HostComputeEndpoint) -> tuple[Layer, ...]:
 def firewall_groups(e: HostComputeEndpoint, network: HostComputeNetwork) -> tuple[Group, ...]:
     """Without ACLs everything passes; with any, what none of a direction allows is blocked, connections' replies
     excepted (the layer is stateful). One group per tier, then the endpoint's plain ACLs, then the rest."""
-    if not is_filtered(e.policies):
+    policies = judging(network.policies, e.policies)
+    if not is_filtered(policies):
         default = Rule("DEFAULT_ALLOW", 65535, _ANY, Allow())
         return Group("FW_OUT", "OUT", 100, default=default), Group("FW_IN", "IN", 100, default=default)
     sets = read_sets(network.policies)
-    closed = is_closed(e.policies)
+    closed = is_closed(policies)
     out: list[Group] = []
     for going, word in (("OUT", "Out"), ("IN", "In")):
         direction: Direction = "OUT" if going == "OUT" else "IN"
         groups = [
-            _tier_group(e, tier, direction, 100 + i, sets)
-            for i, tier in enumerate(tiers_of(e.policies, word))
+            _tier_group(e, tier, direction, 100 + i, sets) for i, tier in enumerate(tiers_of(policies, word))
         ]
         rest = Rule("DEFAULT_ALLOW", 65535, _ANY, Allow())
         if closed:
@@ -129,9 +132,9 @@ def _members(lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: Sta
     return LoadBalance(backends, m.affinity, m.distribution_type == Distribution.SOURCE_IP_PROTOCOL)
 
 
-def mapping_group(network: HostComputeNetwork, state: State) -> Group:
+def mapping_group(network: HostComputeNetwork, state: State, routed: tuple[Rule, ...] = ()) -> Group:
     """One rule per known endpoint of the network (VFP's CA to PA mappings); what is unknown is dropped, not
-    flooded."""
+    flooded. `routed`: rules of SDN routes."""
     exact: dict[str, Rule] = {}
     vni = vni_of(network)
     for guid in state.endpoints_of.get(network.id, ()):
@@ -159,7 +162,34 @@ def mapping_group(network: HostComputeNetwork, state: State) -> Group:
         )
         for n, r in enumerate(sorted(routes.values(), key=lambda r: -network_of(r.prefix).prefixlen))
     )
-    return Group("MAPPINGS", "OUT", 100, rules, by_address=exact, default=unknown)
+    return Group("MAPPINGS", "OUT", 100, (*routed, *rules), by_address=exact, default=unknown)
+
+
+def _hop_rules(
+    routes: Iterable[tuple[str, str]], network: HostComputeNetwork, state: State
+) -> tuple[Rule, ...]:
+    """`routes`: (prefix, next hop), the next hop empty for the host."""
+    by_length = sorted(dict(routes).items(), key=lambda r: -network_of(r[0]).prefixlen)
+    known = mapping_group(network, state).by_address
+    rules = []
+    for n, (prefix, hop) in enumerate(by_length):
+        nobody = Block(f"network {network.name} has no endpoint {hop}, the next hop of an SDN route")
+        action = (known[hop].action if hop in known else nobody) if hop else ToHost()
+        rules.append(Rule(f"SDN_ROUTE_{prefix}", 150 + n, Condition(dst=(prefix,)), action))
+    return tuple(rules)
+
+
+def behind_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
+    """Where packets of other hosts go that are for addresses behind an endpoint."""
+    found: dict[str, str] = {}
+    for guid in state.endpoints_of.get(network.id, ()):
+        e = state.get(guid, HostComputeEndpoint)
+        if e is not None and not e.remote:
+            found |= {r.destination_prefix: r.next_hop for r in routes_of(e, state)}
+    inside = {
+        prefix: hop for prefix, hop in found.items() if within(hop, compile_network(network, state).subnets)
+    }
+    return _hop_rules(inside.items(), network, state)
 
 
 def endpoint_port(guid: Guid, state: State, host: str) -> Port:
@@ -171,22 +201,28 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     if e is None or network is None:
         raise KeyError(f"{guid} is not a local endpoint")
     segment = compile_network(network, state)
-    nat = p.policy_of(e.policies, p.OutBoundNat)
-    nat_rules: tuple[Rule, ...] = ()
-    if nat is not None or network.type == "NAT":
-        kept = (
-            *segment.subnets,
-            *(r.prefix for r in compile_routes(network)),
-            *(nat.settings.exceptions if nat is not None else ()),
+    routes = [(r.destination_prefix, "" if r.next_hop == host else r.next_hop) for r in routes_of(e, state)]
+    routes = [(prefix, hop) for prefix, hop in routes if hop != e.address]
+    nats = [x.settings for x in e.policies if isinstance(x, p.OutBoundNat)]
+    if not nats and network.type == "NAT":
+        nats = [p.OutBoundNatSettings()]
+    inside = (
+        *segment.subnets,
+        *(r.prefix for r in compile_routes(network)),
+        *(prefix for prefix, _ in routes),
+    )
+    nat_rules = tuple(
+        Rule(
+            f"OUTBOUND_NAT_{i}" if i else "OUTBOUND_NAT",
+            100,
+            Condition(dst=nat.destinations, dst_not=(*inside, *nat.exceptions)),
+            SourceNat(host),
         )
-        nat_rules = (
-            Rule(
-                "OUTBOUND_NAT",
-                100,
-                Condition(dst=nat.settings.destinations if nat is not None else (), dst_not=kept),
-                SourceNat(host),
-            ),
-        )
+        for i, nat in enumerate(nats)
+    )
+    if p.policy_of(network.policies, p.HostRoute) is not None:
+        to_host = Condition(dst=(f"{host}/32",), dst_not=inside)
+        nat_rules = (Rule("HOST_ROUTE", 50, to_host, ToHost()), *nat_rules)
     router: tuple[Rule, ...] = ()
     if segment.gateways:
         to_gateway = Condition(dst=tuple(f"{gateway}/32" for gateway in segment.gateways))
@@ -197,7 +233,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         Layer(BALANCE, (balance_group(network, state),)),
         Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),
-        Layer(ENCAP, (mapping_group(network, state),)),
+        Layer(ENCAP, (mapping_group(network, state, _hop_rules(routes, network, state)),)),
     )
     return Port(guid, segment.vni, layers)
 
@@ -219,6 +255,16 @@ def host_port(state: State, host: str) -> Port:
                     if (s.protocol, s.external_port) == (protocol, number):
                         backend = Backend(vni_of(network), d.address, s.internal_port)
                         rules.append(Rule(f"NAT_{d.name}_{number}", 100, condition, LoadBalance((backend,))))
+    for guid in sorted(lb for found in state.network_balancers.values() for lb in found):
+        lb = state.get(guid, HostComputeLoadBalancer)
+        network = state.get(lb.host_compute_network, HostComputeNetwork) if lb is not None else None
+        if lb is None or network is None or not lb.frontend_vips:
+            continue
+        for vip in outer_addresses(lb, network, host):
+            for m in lb.port_mappings:
+                if not m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER:
+                    condition = Condition(dst=(f"{vip}/32",), protocol=m.protocol, dport=m.external_port)
+                    rules.append(Rule(f"LB_HOST_{lb.name}_{vip}", 100, condition, _members(lb, m, state)))
     return Port(HOST_PORT, 0, (Layer(NAT, (Group("NAT_IN", "IN", 100, tuple(rules)),)),))
 
 

@@ -99,6 +99,10 @@ class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
     address: str
 
 
+class ToHost(msgspec.Struct, frozen=True, tag="host"):
+    """To the host's own stack, unchanged."""
+
+
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """The switch answers itself, as the network's router."""
 
@@ -120,7 +124,7 @@ class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
     mac: str
 
 
-Action = Union[Allow, Pass, Meter, Block, LoadBalance, SourceNat, Answer, Encap, Deliver]
+Action = Union[Allow, Pass, Meter, Block, LoadBalance, SourceNat, ToHost, Answer, Encap, Deliver]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -178,6 +182,8 @@ def explain_action(a: Action) -> str:
         return f"at most {a.rate} bytes per second"
     if isinstance(a, SourceNat):
         return f"source becomes {a.address}, leave on the underlay"
+    if isinstance(a, ToHost):
+        return "to the host's own stack"
     if isinstance(a, Answer):
         return f"answered by the network's router {a.mac}"
     if isinstance(a, Encap):

@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from overlace.network.hns.state import State
-from overlace.network.vfp.layers import ENCAP, endpoint_port, host_port, mapping_group, network_by_vni
+from overlace.network.vfp.layers import (
+    ENCAP,
+    behind_rules,
+    endpoint_port,
+    host_port,
+    mapping_group,
+    network_by_vni,
+)
 from overlace.network.vfp.model import (
     HOST_PORT,
     Allow,
@@ -28,6 +35,7 @@ from overlace.network.vfp.model import (
     Port,
     Rule,
     SourceNat,
+    ToHost,
     explain_action,
 )
 from overlace.network.vfp.tables import Backend
@@ -152,6 +160,8 @@ def _finish(walk: _Walk, state: State, host: str, action: object) -> Verdict | N
     if isinstance(action, SourceNat):
         walk.change(src=action.address)
         return walk.done("world")
+    if isinstance(action, ToHost):
+        return walk.done("host")
     if isinstance(action, Answer):
         return walk.done("answer", mac=action.mac)
     if isinstance(action, Encap):
@@ -197,7 +207,7 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
     network = network_by_vni(vni, state)
     if network is None:
         return walk.done("drop", reason=f"VNI {vni} is not known on this host")
-    group = mapping_group(network, state)
+    group = mapping_group(network, state, behind_rules(network, state))
     rule = group.match(walk.packet)
     assert rule is not None
     walk.note(HOST_PORT, ENCAP, group, rule)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address, ip_network
 from typing import Literal, Union
 
 import msgspec
@@ -37,6 +38,28 @@ class Network(msgspec.Struct, frozen=True, tag="network"):
         return ("network", self.vni)
 
 
+class Hop(msgspec.Struct, frozen=True):
+    """An SDN route of one endpoint: what is for `prefix` goes unchanged to another endpoint of its network, or to this
+    host's own stack."""
+
+    prefix: str
+    next_hop: str  # that endpoint's address; empty: the host
+
+
+class Behind(msgspec.Struct, frozen=True, tag="behind"):
+    """Addresses behind an endpoint, which routes for them: it may send with them as source, and what arrives for one goes
+    to it. The same may be said by several owners."""
+
+    vni: int
+    prefix: str
+    next_hop: str
+    owner: str
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("behind", self.vni, self.prefix, self.owner)
+
+
 class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     """A container's port on this host."""
 
@@ -51,6 +74,23 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     outbound: int = 0  # for connections from it; both are 0 or neither is
     nat_destinations: tuple[str, ...] = ()  # CIDRs it may reach so; none: any
     rate: int = 0  # bytes per second it may send, Ethernet headers counted; 0: no limit
+    # further pairs of exceptions and destinations: what one of them lets out goes out
+    more_nats: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    host_route: bool = False  # the host itself and it may speak to each other, whatever `outbound_nat` says
+    hops: tuple[Hop, ...] = ()  # the longest prefix counts, after known endpoints and before RemoteSubnets
+
+    @property
+    def nats(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+        return ((self.nat_exceptions, self.nat_destinations), *self.more_nats) if self.outbound_nat else ()
+
+    def leaves(self, address: str) -> bool:
+        """Whether it may reach this address outside the overlay, by source NAT."""
+        to = ip_address(address)
+
+        def holds(cidrs: tuple[str, ...]) -> bool:
+            return any(to in ip_network(c, strict=False) for c in cidrs)
+
+        return any(not holds(kept) and (not only or holds(only)) for kept, only in self.nats)
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -152,7 +192,7 @@ class AccessList(msgspec.Struct, frozen=True, tag="access"):
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
 
 
-Entry = Union[Network, LocalEndpoint, RemoteEndpoint, RemoteSubnet, Frontend, AccessList]
+Entry = Union[Network, LocalEndpoint, RemoteEndpoint, RemoteSubnet, Behind, Frontend, AccessList]
 Key = tuple[object, ...]
 
 

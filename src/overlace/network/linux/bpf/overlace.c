@@ -165,6 +165,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 {
 	struct config *cfg = settings();
 	struct flow *f;
+	int host;
 
 	if (!cfg || !p || !port)
 		return drop(ctx, R_DROP_ERROR);
@@ -186,7 +187,8 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_UNSUPPORTED);
 	if (p->proto == PROTO_UDP && p->dport == cfg->vxlan_port)
 		return drop(ctx, R_DROP_ISOLATION); /* translated, it would look like tunnel traffic of this host */
-	if (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
+	host = (port->flags & PORT_HOST) && p->daddr == cfg->underlay_addr;
+	if (!host && (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000)))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
 	if (frontend_of(0, p->daddr, p->dport, p->proto))
 		return MISS;
@@ -195,8 +197,28 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 
 	__u32 *to = bpf_map_lookup_elem(&exceptions, &except);
 
-	if (to && *to == NAT_NEVER)
+	if (!host && to && *to == NAT_NEVER)
 		return drop(ctx, R_DROP_NO_OUTBOUND);
+	remember(p, W_TO_HOST, 0, 0);
+	return to_host(ctx);
+}
+
+/* By an SDN route of the port to another endpoint, or to the host. MISS: no such route. */
+NOINLINE int by_own_route(struct __sk_buff *ctx, struct pkt *p, const struct port *port)
+{
+	struct route *r;
+	__be32 hop;
+
+	if (!p || !port || !port->routes)
+		return MISS;
+	r = route_of(port->routes, p->daddr);
+	if (!r)
+		return MISS;
+	hop = r->hop;
+	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
+		return drop(ctx, R_DROP_POLICY);
+	if (hop != HOP_HOST)
+		return forward(ctx, p, port->vni, hop, 0);
 	remember(p, W_TO_HOST, 0, 0);
 	return to_host(ctx);
 }
@@ -210,7 +232,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	struct network *net;
 	struct pkt p = {};
 	struct eth eth;
-	__u32 vni, bad;
+	__u32 vni, bad, own;
 
 	if (!port)
 		return drop(ctx, R_DROP_NO_PORT);
@@ -236,10 +258,19 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	came(&p, ifindex, generation);
 	copy_mac(p.own, eth.src);
 	p.metered = (port->flags & PORT_METERED) != 0;
-	e = p.saddr == port->addr ? endpoint_of(vni, p.daddr) : 0;
-	if (!e && p.saddr == port->addr) {
-		struct route *r = route_of(vni, p.daddr);
+	own = p.saddr == port->addr;
+	if (!own) {
+		e = router_of(vni, p.saddr);
+		own = e && e->kind == K_LOCAL && e->ifindex == ifindex;
+	}
+	e = own ? endpoint_of(vni, p.daddr) : 0;
+	if (!e && own) {
+		struct route *r;
+		int taken = by_own_route(ctx, &p, port);
 
+		if (taken != MISS)
+			return taken;
+		r = route_of(vni, p.daddr);
 		if (r) {
 			if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
 				return drop(ctx, R_DROP_POLICY);
@@ -247,7 +278,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 		}
 	}
 	if (!e) {
-		int taken = leave_overlay(ctx, &p, port, p.saddr != port->addr);
+		int taken = leave_overlay(ctx, &p, port, !own);
 		struct config *cfg = settings();
 		struct question q = { .client_vni = vni, .front = p.daddr };
 
@@ -317,12 +348,20 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	} else if ((r = route_of(vni, p.saddr))) {
 		if (r->provider != provider)
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
+	} else if ((e = router_of(vni, p.saddr))) {
+		if (e->kind != K_REMOTE || e->provider != provider)
+			return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else if (!(net->flags & NET_INGRESS) || is_overlay(p.saddr)) {
 		return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else {
 		outside = 1;
 	}
 	e = endpoint_of(vni, p.daddr);
+	if (!e) {
+		e = router_of(vni, p.daddr);
+		if (e && e->kind != K_LOCAL)
+			e = 0;
+	}
 	if (e && e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e && outside) {

@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 8
+#define LAYOUT 9
 #define INLINE static __always_inline
 /* A global function: the verifier looks at it once, not once per call. */
 #define NOINLINE __attribute__((noinline))
@@ -67,7 +67,7 @@ enum reason {
 
 enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4 };
 enum { NET_INGRESS = 1, NET_LOCAL = 2 };
-enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4 };
+enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4, PORT_HOST = 8 };
 enum { NAT_NEVER = 1, NAT_ALLOWED = 2 };
 enum { ENDPOINT_FILTERED = 1 };
 enum verdict { RULE_BLOCK = 0, RULE_ALLOW = 1, RULE_PASS = 2 };
@@ -119,6 +119,8 @@ struct port { /* by ifindex of the host-side veth */
 	__u8 flags;
 	__u8 pad;
 	__u64 access[2]; /* PORT_FILTERED: lists by enum direction */
+	__u32 routes; /* scope of its own routes, 0: none */
+	__u32 more;
 };
 
 struct subnet_key {
@@ -134,15 +136,20 @@ struct exception_key { /* where an endpoint with outbound NAT may not go all the
 
 struct route_key { /* addresses behind another host, besides those of known endpoints */
 	__u32 prefix; /* 32 for the network, and the destination's */
-	__u32 vni;
+	__u32 vni; /* of a network, ROUTES_OF and the number of a port's own, or BEHIND and the VNI */
 	__be32 addr;
 };
+
+#define ROUTES_OF 0x40000000
+#define BEHIND 0x80000000 /* who sends for these addresses and gets what is for them */
+#define HOP_HOST 0xffffffff /* the host's own stack */
 
 struct route {
 	__be32 provider;
 	__u32 vni; /* on the wire */
 	__u8 mac[6];
 	__u8 pad[2];
+	__be32 hop; /* the endpoint it goes to, in place of all that: ROUTES_OF and BEHIND */
 };
 
 struct access_rule { /* all must hold; a mask of 0 holds always */
@@ -427,6 +434,14 @@ INLINE struct route *route_of(__u32 vni, __be32 addr)
 	struct route_key key = { .prefix = 64, .vni = vni, .addr = addr };
 
 	return bpf_map_lookup_elem(&routes, &key);
+}
+
+/* The endpoint of the network that routes for the address, if one does. */
+INLINE struct endpoint *router_of(__u32 vni, __be32 addr)
+{
+	struct route *r = route_of(BEHIND | vni, addr);
+
+	return r ? endpoint_of(vni, r->hop) : 0;
 }
 
 INLINE int is_overlay(__be32 addr)
