@@ -119,6 +119,7 @@ def rich() -> World:
             host_compute_endpoints=(e.id,),
             routes=(
                 p.SdnRouteSettings(destination_prefix="203.0.113.64/26", next_hop="10.0.1.13"),
+                p.SdnRouteSettings(destination_prefix="0.0.0.0/1", next_hop="10.0.1.13"),
                 p.SdnRouteSettings(destination_prefix="169.254.169.254/32", next_hop=HOST),
             ),
         ),

@@ -70,10 +70,19 @@ def _behind(tables: Tables, vni: int, address: str) -> str:
     return best.next_hop if best is not None else ""
 
 
+def _answered(tables: Tables, vni: int, address: str) -> bool:
+    """Whether it is the switch's own: a gateway or a VIP."""
+    network = tables.get(("network", vni))
+    if isinstance(network, Network) and address in network.gateways:
+        return True
+    return any(isinstance(e, Frontend) and (e.vni, e.address) == (vni, address) for e in tables)
+
+
 def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool, hop: str = "") -> Way:
     """`hop`: address of the endpoint it goes to in place of its destination."""
     entry = tables.get(("endpoint", vni, hop or packet.dst))
-    if entry is None and not hop and not may_leave and (router := _behind(tables, vni, packet.dst)):
+    if entry is None and not hop and not may_leave and not _answered(tables, vni, packet.dst):
+        router = _behind(tables, vni, packet.dst)
         entry = tables.get(("endpoint", vni, router))
     if isinstance(entry, LocalEndpoint):
         if not _may(tables, entry, "IN", packet):

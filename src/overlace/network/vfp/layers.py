@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import Tier, is_closed, is_filtered, judging, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
@@ -186,10 +188,14 @@ def behind_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
         e = state.get(guid, HostComputeEndpoint)
         if e is not None and not e.remote:
             found |= {r.destination_prefix: r.next_hop for r in routes_of(e, state)}
-    inside = {
-        prefix: hop for prefix, hop in found.items() if within(hop, compile_network(network, state).subnets)
-    }
-    return _hop_rules(inside.items(), network, state)
+    segment = compile_network(network, state)
+    inside = {prefix: hop for prefix, hop in found.items() if within(hop, segment.subnets)}
+    vips = (vip for (on, vip, _, _) in state.by_vip if on == network.id)
+    own = tuple(f"{address}/32" for address in (*segment.gateways, *vips))
+    rules = _hop_rules(inside.items(), network, state)
+    return tuple(
+        msgspec.structs.replace(r, condition=msgspec.structs.replace(r.condition, dst_not=own)) for r in rules
+    )
 
 
 def endpoint_port(guid: Guid, state: State, host: str) -> Port:
