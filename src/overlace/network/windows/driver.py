@@ -12,6 +12,7 @@ import asyncio
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from overlace.model.errors import InvalidArgument, OverlaceError, Unavailable
+from overlace.model.errors import Conflict, InvalidArgument, NotFound, OverlaceError, Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView
 from overlace.model.paths import PathState
@@ -93,7 +94,7 @@ class WindowsDriver:
         self._passes = Passes(self._pass)
         self._turns = Turns()
         self._refusals = Refusals()
-        self._watch = HnsWatch(hcn, self._do, self._again)
+        self._watch = HnsWatch(hcn, self._do, self.reconcile)
         self._pool = ThreadPoolExecutor(1, "overlace-hns")
         self._view: NetView | None = None
         self._planner: OverlayPlanner | None = None
@@ -240,13 +241,14 @@ class WindowsDriver:
                 raise
             self._watch.lost()  # it follows the view when HNS is back
 
-    async def _again(self, whole: bool) -> bool:
-        """For the watch: bring HNS up to date; whether it refuses something."""
+    async def reconcile(self, whole: bool = True) -> bool:
+        """Compare HNS with what is wanted (`whole`), or try again what it refused, and mend it; whether it still refuses
+        something. The watch does it after every restart of HNS, after refusals and now and then."""
         if whole:
             self._passes.suspect()
         deaf = not await self._names.serve()
         await self._passes.follow(set())
-        return deaf or bool(self._refusals.ids)
+        return deaf or bool(self._refusals.ids or self._host.short)
 
     async def _pass(self, changed: set[str] | None, touched: set[str], doubt: bool) -> None:
         planner = self._open_planner()
@@ -268,7 +270,7 @@ class WindowsDriver:
             ids |= {guid_of("namespace", t) for t in touched}  # its container may be known now
             whole = changed is None
             self._form(None if whole else ids)
-            looked = None if whole else ids | self._refusals.ids
+            looked = None if whole else ids | self._refusals.ids | self._host.short
             if await self._apply(looked) and self._follow_provider(planner):
                 planner.refresh(self._seen(), None, tasks, tasks)
                 self._form(None)
@@ -277,7 +279,7 @@ class WindowsDriver:
             if is_away(e):
                 self._watch.lost()
             raise
-        if self._refusals.ids:
+        if self._refusals.ids or self._host.short:
             self._watch.refused()
 
     def _seen(self) -> NetView:
@@ -309,6 +311,8 @@ class WindowsDriver:
             return False
         refused = await self._do(lambda: self._host.apply(operations))
         self._refusals.note(refused)
+        if any(isinstance(e, NotFound | Conflict) for _, e in refused):
+            self._passes.suspect()  # HNS holds other things than was thought: the next try looks first
         new = {op.document.id for op in operations if isinstance(op, Create)}
         for guid in new:
             self._inside.pop(guid, None)
@@ -419,10 +423,15 @@ class WindowsDriver:
         """In the order of the networks, the one with the way out first: a container takes its first default route."""
         via = gateway_network(record.local.task, self._seen())
         placed = list(zip(record.local.placements, _endpoints(record), strict=True))
-        for (_network_id, _), guid in sorted(placed, key=lambda x: x[0][0] != via):
-            if self._inside.get(guid) != container and guid in self._host.documents:
-                await self._do(lambda guid=guid: self._host.hot_attach(guid, container))  # type: ignore[misc]
-                self._inside[guid] = container
+        for _, guid in sorted(placed, key=lambda x: x[0][0] != via):
+            if self._inside.get(guid) == container or guid not in self._host.documents:
+                continue
+            try:
+                await self._do(partial(self._host.hot_attach, guid, container))
+            except NotFound as e:  # somebody deleted it: the next pass looks, and makes it again
+                self._passes.suspect()
+                raise Unavailable(e.message) from e
+            self._inside[guid] = container
 
     async def detach(self, task_id: str) -> None:
         async with self._turns.of(task_id):
@@ -439,7 +448,7 @@ class WindowsDriver:
             self._inside.pop(guid, None)
             if container and guid in self._host.documents:
                 try:
-                    await self._do(lambda guid=guid: self._host.hot_detach(guid))  # type: ignore[misc]
+                    await self._do(partial(self._host.hot_detach, guid))
                 except OverlaceError as e:  # its container is gone: the endpoint goes all the same
                     log.debug("could not detach", endpoint=guid, error=str(e))
         self._records.remove(task_id)

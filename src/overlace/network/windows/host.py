@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
 
 import msgspec
 import structlog
@@ -97,6 +98,9 @@ class WindowsHost:
         self.learned: dict[Guid, Learned] = {}
         self._standing: dict[Guid, Guid] = {}  # load balancers that stand under their other id
         self._spare: set[Guid] = set()  # load balancers that a crash left beside their successor
+        self.short: set[Guid] = (
+            set()
+        )  # load balancers that lack backends HNS does not have: to be looked at again
         self._late: set[Guid] = set()  # networks without provider address, waited for in this run already
 
     @property
@@ -250,6 +254,7 @@ class WindowsHost:
         """Without backends that HNS does not have (yet): one that it refuses must not cost the service the others. The
         next plan finds what is missing. Raises Unavailable when none is left."""
         there = tuple(e for e in d.host_compute_endpoints if e in self.documents)
+        (self.short.discard if there == d.host_compute_endpoints else self.short.add)(canonical(d.id))
         if not there:
             raise Unavailable(f"load balancer {d.name}: none of its backends has an endpoint in HNS yet")
         return msgspec.structs.replace(d, host_compute_endpoints=there)
@@ -287,12 +292,20 @@ class WindowsHost:
             if bare not in bare_want and not (isinstance(x, OUTPUTS) and isinstance(d, HostComputeNetwork))
         ]
         new = [x for x, bare in zip(want, bare_want, strict=True) if bare not in bare_have]
-        for request, policies in (("Remove", gone), ("Add", new)):
+        # one that an object has once is exchanged: without its provider address HNS takes no endpoint
+        kinds = {type(x) for x in gone if not isinstance(x, p.REPEATED)}
+        changed = [x for x in new if type(x) in kinds]
+        gone = [x for x in gone if type(x) not in {type(y) for y in changed}]
+        new = [x for x in new if type(x) not in kinds]
+        requests: tuple[tuple[Literal["Remove", "Update", "Add"], list[object]], ...] = (
+            ("Remove", gone),
+            ("Update", changed),
+            ("Add", new),
+        )
+        for request, policies in requests:
             if policies:
                 settings = msgspec.convert({"Policies": msgspec.to_builtins(policies)}, PolicySettings)
-                body = ModifyPolicies(
-                    request_type="Remove" if request == "Remove" else "Add", settings=settings
-                )
+                body = ModifyPolicies(request_type=request, settings=settings)
                 self._modify(d.kind, d.id, encode(body).decode())
                 self._note(d.kind, d.id)
 
@@ -309,6 +322,7 @@ class WindowsHost:
         own = canonical(guid) if kind == "loadbalancer" else guid
         self._standing.pop(own, None)
         self.documents.pop(own, None)
+        self.short.discard(own)
         self.learned.pop(guid, None)
 
     def _hcn_delete(self, kind: str, guid: Guid) -> None:
