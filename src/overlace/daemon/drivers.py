@@ -46,10 +46,19 @@ def make_driver(
 
     Raises Unimplemented on a Windows host without HNS."""
     if ON_WINDOWS:
+        from overlace.network.windows.adapters import adapters, nameservers, search_domains
         from overlace.network.windows.driver import WindowsDriver
         from overlace.network.windows.library import Hcn, Library
 
-        return WindowsDriver(Hcn(Library.load()), state, underlay_address, upstreams=dns)
+        found = adapters()
+        return WindowsDriver(
+            Hcn(Library.load()),
+            state,
+            underlay_address,
+            mtu=next((a.mtu for a in found if underlay_address in a.addresses), 1500),
+            upstreams=dns or nameservers(found),
+            search=search_domains(found),
+        )
     from overlace.network.driver import OverlayDriver
     from overlace.network.linux.datapath import DataPath
     from overlace.network.linux.resolver.names import ResolverProcess
