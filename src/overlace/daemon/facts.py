@@ -17,7 +17,7 @@ from overlace import __version__
 from overlace.daemon import windows
 from overlace.model.errors import InvalidArgument
 from overlace.model.generic import GenericResources
-from overlace.model.labels import EMULATED, OS_VERSION
+from overlace.model.labels import EMULATED, LACKS, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
 from overlace.model.system import ON_WINDOWS
 from overlace.network.addresses import interface_addresses, six_addresses
@@ -168,6 +168,7 @@ def describe(
     mtu: int,
     system: System,
     isolation: tuple[str, ...] = ("process",),
+    lacks: Mapping[str, str] | None = None,
 ) -> NodeDescription:
     """The node as its manager and `docker node inspect` see it."""
     return NodeDescription(
@@ -177,10 +178,14 @@ def describe(
         os_version=system.version,
         resources=NodeResources((os.cpu_count() or 1) * 1_000_000_000, system.memory, generic),
         engine_version=__version__,
-        engine_labels=engine_labels(labels, system),
+        engine_labels={
+            **engine_labels(labels, system),
+            **({LACKS: ",".join(sorted(lacks))} if lacks else {}),
+        },
         plugins=_PLUGINS,
         underlay_address=underlay_address,
         emulated=system.emulated,
         isolation=isolation,
         mtu=mtu,
+        lacks=dict(lacks or {}),
     )

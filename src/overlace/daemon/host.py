@@ -107,8 +107,9 @@ class NodeHost:
     def description(self) -> NodeDescription:
         """As it is now: the underlay's MTU may change."""
         hostname, labels, generic, underlay_address, system = self._said
-        mtu = self.driver.describe()["mtu"]
-        assert isinstance(mtu, int)
+        about = self.driver.describe()
+        mtu, lacks = about["mtu"], about["lacks"]
+        assert isinstance(mtu, int) and isinstance(lacks, dict)
         return describe(
             hostname=hostname,
             labels=labels,
@@ -116,6 +117,7 @@ class NodeHost:
             underlay_address=underlay_address,
             mtu=mtu,
             system=system,
+            lacks=lacks,
         )
 
     async def open(self) -> None:

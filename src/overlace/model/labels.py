@@ -7,6 +7,9 @@ from __future__ import annotations
 
 EMULATED = "com.overlace.emulated"  # engine label: the operating system a host plays
 OS_VERSION = "com.overlace.os-version"  # engine label: a Windows host's build
+LACKS = (
+    "com.overlace.lacks"  # engine label: what the host's network cannot do, names of model/capabilities.py
+)
 
 # On the containers of tasks (moby daemon/cluster/executor/container/container.go).
 TASK = "com.docker.swarm.task"

@@ -61,6 +61,8 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     emulated: bool = False
     isolation: tuple[str, ...] = ("process",)  # windows: what this host can run
     mtu: int = 1500  # of the underlay
+    # what the host's network cannot do, by the names of capabilities.py, and why, for people
+    lacks: dict[str, str] = {}
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

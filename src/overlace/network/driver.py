@@ -30,6 +30,7 @@ from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
+from overlace.network.hns.versions import LATEST, lacks
 from overlace.network.hostports import listening
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
@@ -152,6 +153,7 @@ class OverlayDriver:
             "mtu": under.mtu,
             "data_path": type(self._datapath).__name__,
             "os": "windows" if self._windows else "linux",
+            "lacks": lacks(LATEST) if self._windows else {},
             "documents": len(self._hns.documents) if self._hns is not None else 0,
             "tasks": len(self._records.ids()),
             "refused": self._refusals.texts(),

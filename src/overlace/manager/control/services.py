@@ -15,8 +15,10 @@ from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
 from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
+from overlace.manager.schedule.filters import fits_by_nature
+from overlace.model.capabilities import explain_nowhere, needed
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
+from overlace.model.objects import Config, JobStatus, Network, Node, Secret, Service, UpdateStatus
 from overlace.model.specs import HOST_NETWORKS, NetworkAttachmentConfig, PortConfig, ServiceSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
@@ -37,6 +39,7 @@ class Services(Images):
         spec, warning = await self._with_image(spec, None, registry_auth)
         async with self._lock:
             spec = check_surroundings(self.store.view(), spec)
+            check_capabilities(self.store.view(), spec)
             service = Service(
                 id=self._new_id(),
                 spec=spec,
@@ -95,6 +98,7 @@ class Services(Images):
             current = find(view, Service, current.id)
             check_version(current.version, version)
             new = check_surroundings(view, new, current.id)
+            check_capabilities(view, new)
             await self._commit(
                 [Put(self._updated(current, new, back, registry_auth, warning), expect=version)]
             )
@@ -172,6 +176,22 @@ def check_surroundings(view: View, spec: ServiceSpec, own_id: str = "") -> Servi
         _check_exist("secret", [(s.secret_id, s.secret_name) for s in container.secrets], view)
         _check_exist("config", [(c.config_id, c.config_name) for c in container.configs], view)
     return spec
+
+
+def check_capabilities(view: View, spec: ServiceSpec) -> None:
+    """Raises InvalidArgument when every node that could run it otherwise lacks what its network needs."""
+    template = spec.task_template
+    networks = [n for a in template.networks if (n := view.get(Network, a.target)) is not None]
+    ports = spec.endpoint_spec.ports if spec.endpoint_spec is not None else ()
+    asked = needed(
+        spec.labels,
+        overlays=bool(networks) or any(p.publish_mode == "ingress" for p in ports),
+        ipv6=any(n.spec.enable_ipv6 for n in networks),
+    )
+    able = [n for n in view.all(Node) if not n.removed and fits_by_nature(template, n)] if asked else []
+    why = explain_nowhere(able, asked)
+    if why:
+        raise swarm(InvalidArgument(f"service {spec.name}: {why}"))
 
 
 def _with_network_ids(view: View, spec: ServiceSpec) -> ServiceSpec:

@@ -1,7 +1,7 @@
 """The filters a node must pass to get a task, in SwarmKit's order, with Docker's words for the tally.
 
 Owns what a task needs (`Needs`), the filters and their sentences. Must not rank or write.
-Words and order: swarmkit manager/scheduler/filter.go, pipeline.go.
+Words and order: swarmkit manager/scheduler/filter.go, pipeline.go; the filter for capabilities is ours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import msgspec
 from overlace.manager.schedule.constraint import Constraint, first_unmet, node_value, parse_constraints
 from overlace.manager.schedule.occupancy import HostPort, NodeUse, host_ports, reserved
 from overlace.manager.schedule.platform import platform_words, runs_any
+from overlace.model.capabilities import explain_lacking, needed_by
+from overlace.model.capabilities import lacking as lacking_capabilities
 from overlace.model.errors import InvalidArgument
 from overlace.model.generic import lacking, parse_reservation, total
 from overlace.model.objects import Node, Task
@@ -23,15 +25,17 @@ READY = "ready"
 RESOURCES = "resources"
 CONSTRAINTS = "constraints"
 PLATFORM = "platform"
+CAPABILITY = "capability"
 HOST_PORT = "host-port"
 MAX_REPLICAS = "max-replicas"
-ORDER = (READY, RESOURCES, CONSTRAINTS, PLATFORM, HOST_PORT, MAX_REPLICAS)
+ORDER = (READY, RESOURCES, CONSTRAINTS, PLATFORM, CAPABILITY, HOST_PORT, MAX_REPLICAS)
 
 _ONE = {
     READY: "1 node not available for new tasks",
     RESOURCES: "insufficient resources on 1 node",
     CONSTRAINTS: "scheduling constraints not satisfied on 1 node",
     PLATFORM: "unsupported platform on 1 node",
+    CAPABILITY: "missing network capability on 1 node",
     HOST_PORT: "host-mode port already in use on 1 node",
     MAX_REPLICAS: "max replicas per node limit exceed",
 }
@@ -40,6 +44,7 @@ _MANY = {
     RESOURCES: "insufficient resources on {} nodes",
     CONSTRAINTS: "scheduling constraints not satisfied on {} nodes",
     PLATFORM: "unsupported platform on {} nodes",
+    CAPABILITY: "missing network capability on {} nodes",
     HOST_PORT: "host-mode port already in use on {} nodes",
     MAX_REPLICAS: "max replicas per node limit exceed",
 }
@@ -57,6 +62,7 @@ class Needs(msgspec.Struct, frozen=True):
     ports: tuple[HostPort, ...]
     max_replicas: int
     generic: tuple[tuple[str, int], ...] = ()  # (kind, number)
+    capabilities: tuple[str, ...] = ()  # of the node's network
 
 
 def _constraints(spec: TaskSpec) -> tuple[Constraint, ...] | None:
@@ -79,6 +85,7 @@ def needs_of(task: Task) -> Needs:
         ports=host_ports(task),
         max_replicas=placement.max_replicas if placement else 0,
         generic=_generic(task.spec),
+        capabilities=needed_by(task),
     )
 
 
@@ -136,6 +143,8 @@ def failures(needs: Needs, node: Node, use: NodeUse) -> Iterator[str]:
         yield CONSTRAINTS
     if not runs_any(about, needs.platforms, needs.isolation):
         yield PLATFORM
+    if lacking_capabilities(about, needs.capabilities):
+        yield CAPABILITY
     if any(port in use.ports for port in needs.ports):
         yield HOST_PORT
     if needs.max_replicas and use.by_service[needs.service_id] >= needs.max_replicas:
@@ -189,6 +198,8 @@ def detail(name: str, needs: Needs, node: Node, use: NodeUse) -> str:
             build = f" {about.os_version}" if about.os == "windows" else ""
             isolation = f" with {needs.isolation} isolation" if needs.isolation == "hyperv" else ""
             return f"the image is for {offered}{isolation}; the node is {platform_words(own)}{build}"
+        case "capability":
+            return explain_lacking(about, needs.capabilities)
         case "host-port":
             taken = ", ".join(
                 f"{port}/{protocol}" for protocol, port in needs.ports if (protocol, port) in use.ports

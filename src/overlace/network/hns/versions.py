@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from overlace.model.capabilities import AFFINITY, DIRECT_RETURN, IPV6, OVERLAY
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Document,
@@ -71,6 +72,28 @@ _POLICIES: tuple[tuple[Callable[[object], bool], str], ...] = (
     (lambda x: isinstance(x, p.TierAcl), "TierAcl"),
     (lambda x: isinstance(x, p.NetworkAcl), "NetworkACL"),
 )
+
+
+def lacks(version: HnsVersion) -> dict[str, str]:
+    """What a host of this HNS version cannot do of what others can, and why, for people. Names: model/capabilities.py.
+
+    Nobody's HNS has IPv6 on overlay networks (Microsoft, "Windows container networking": NAT and overlay networks do not
+    support IPv6)."""
+    own = f"HNS {version[0]}.{version[1]}"
+    out = {IPV6: "HNS, on every Windows, carries IPv4 alone on overlay networks"}
+    if not supports(version, "V2Api"):
+        out[OVERLAY] = (
+            f"{own} has no HCN v2 documents, so no overlay network and no routing mesh of ours; they came with "
+            "Windows Server 2019 (HNS 9.2)"
+        )
+    if not supports(version, "DSR"):
+        out[DIRECT_RETURN] = (
+            f"{own} has no direct server return, so clients of services are seen by their host's address; it came with "
+            "HNS 10.2"
+        )
+    if not supports(version, "SessionAffinity"):
+        out[AFFINITY] = f"{own} keeps no client with its task; that came with HNS 12.0"
+    return out
 
 
 def check_version(d: Document, version: HnsVersion) -> None:

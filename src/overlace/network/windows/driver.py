@@ -41,6 +41,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.plan import Create, Operation
 from overlace.network.hns.state import State
+from overlace.network.hns.versions import lacks
 from overlace.network.hostports import HostPort
 from overlace.network.mtu import plan_mtus
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
@@ -167,7 +168,7 @@ class WindowsDriver:
             "documents": len(self._host.documents),
             "tasks": len(self._records.ids()),
             "refused": self._refusals.texts(),
-            "lacks": self._host.lacks() if version is not None else [],
+            "lacks": lacks(version) if version is not None else {},
         }
 
     def paths(self) -> list[PathState]:

@@ -61,16 +61,6 @@ NAMES = {
 }
 # what HNS writes into a network by itself
 OUTPUTS = (p.DrMacAddress, p.ProviderAddress)
-# what a node of this HNS version lacks, as a person reads it
-LACKS = {
-    "V2Api": "HCN v2 documents: no overlay networks from here",
-    "DSR": "direct server return: services answer through the host's source address",
-    "SessionAffinity": "session affinity",
-    "VxlanPort": "another VXLAN port than 4789",
-    "TierAcl": "access tiers",
-    "SetPolicy": "address sets",
-    "ModifyLoadBalancer": "changing a load balancer in place: its service pauses for the moment between two",
-}
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -108,13 +98,6 @@ class WindowsHost:
         if self._version is None:
             self._version = self._hcn.version()
         return self._version
-
-    def lacks(self) -> list[str]:
-        """Sentences about what this host's HNS cannot do."""
-        missing = [words for feature, words in LACKS.items() if not supports(self.version, feature)]
-        return [f"HNS {self.version[0]}.{self.version[1]} has no {words}" for words in missing] + [
-            "HNS has no IPv6 on overlay networks"
-        ]
 
     # -- reading ---------------------------------------------------------------------------------------------
 

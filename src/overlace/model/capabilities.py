@@ -1,0 +1,67 @@
+"""What not every host's network can do, by name, and which tasks need it.
+
+Owns the names and who needs what (pure). A node says what it lacks and why (`NodeDescription.lacks`): Windows hosts by
+their HNS version (network/hns/versions.py); everything not named it can. Must not know HNS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from overlace.model.objects import Node, NodeDescription, Task
+from overlace.model.traffic import AFFINITY as AFFINITY_LABEL
+from overlace.model.traffic import kept_affinity
+
+OVERLAY = "overlay"
+IPV6 = "ipv6"
+AFFINITY = "session-affinity"
+DIRECT_RETURN = "direct-return"  # no task is refused for it: clients are seen by their host's address then
+
+# what a task asks for when it needs it, and what to change so that it does not
+ASKS = {OVERLAY: "overlay networks", IPV6: "IPv6 on overlay networks", AFFINITY: "session affinity"}
+_DROP = {
+    OVERLAY: "attach it to no network",
+    IPV6: "attach it to networks without IPv6",
+    AFFINITY: f"drop the label {AFFINITY_LABEL}",
+}
+
+
+def needed_by(task: Task) -> tuple[str, ...]:
+    """Of an allocated task."""
+    on = [a for a in task.networks if a.addresses]
+    six = any(":" in address for a in on for address in a.addresses)
+    return needed(task.service_labels, overlays=bool(on), ipv6=six)
+
+
+def needed(labels: Mapping[str, str], *, overlays: bool, ipv6: bool) -> tuple[str, ...]:
+    """The same of a service that is about to be: its labels and what networks it asks for."""
+    wants = ((OVERLAY, overlays), (IPV6, ipv6), (AFFINITY, kept_affinity(labels) > 0))
+    return tuple(name for name, wanted in wants if wanted)
+
+
+def lacking(about: NodeDescription, needs: Iterable[str]) -> list[str]:
+    """Which of `needs` the node does not have."""
+    return [name for name in needs if name in about.lacks]
+
+
+def explain_lacking(about: NodeDescription, needs: Iterable[str]) -> str:
+    """For people: what is asked for and why this node has it not."""
+    found = lacking(about, needs)
+    return "; ".join(f"the task needs {ASKS[name]}: {about.lacks[name]}" for name in found)
+
+
+def explain_nowhere(nodes: Iterable[Node], needs: Iterable[str]) -> str:
+    """Why none of `nodes`, all that could run a service otherwise, can run it for what it needs; empty when one can, or
+    there is none at all (yet)."""
+    about = [(n, n.description) for n in nodes if n.description is not None]
+    asked = tuple(needs)
+    if not about or any(not lacking(d, asked) for _, d in about):
+        return ""
+    node, first = about[0]
+    name = lacking(first, asked)[0]
+    others = f" (nor has any of the {len(about) - 1} others)" if len(about) > 1 else ""
+    where = first.hostname or node.id
+    return (
+        f"no node that could run it has {ASKS[name]}: on {where}, {first.lacks[name]}{others}; {_DROP[name]}, or "
+        "place it on other nodes with a constraint such as node.platform.os==linux"
+    )

@@ -1,0 +1,158 @@
+"""What some hosts' networks cannot do: no task goes there that needs it, people hear why, and what nobody can do is
+refused when it is asked for."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from control_kit import Kit, spec, words
+
+from overlace.api.convert.node import description
+from overlace.manager.schedule.explain import Look, explain_look
+from overlace.manager.schedule.occupancy import Occupancy
+from overlace.manager.schedule.place import plan_placement
+from overlace.model.capabilities import needed_by
+from overlace.model.errors import InvalidArgument
+from overlace.model.objects import (
+    Network,
+    NetworkAttachment,
+    Node,
+    NodeDescription,
+    NodeStatus,
+    Subnet,
+    Task,
+    TaskStatus,
+)
+from overlace.model.specs import ContainerSpec, NetworkSpec, TaskSpec
+from overlace.model.states import NodeState, TaskState
+from overlace.network.hns.versions import LATEST, lacks
+from overlace.store.base import Put
+from overlace.store.memory import State
+from overlace.wire.messages import Hello
+
+AFFINITY = {"overlace.session-affinity": "client-ip"}
+ON_BACK = (NetworkAttachment("back", ("10.0.1.5/24",)),)
+ON_SIX = (NetworkAttachment("six", ("10.0.1.5/24", "fd00::5/64")),)
+
+
+def host(name: str, *, os: str = "linux", version: tuple[int, int] | None = None) -> Node:
+    about = NodeDescription(
+        hostname=name, os=os, architecture="x86_64", lacks=lacks(version) if version is not None else {}
+    )
+    return Node(id=name, description=about, status=NodeStatus(NodeState.READY))
+
+
+def task(networks: tuple[NetworkAttachment, ...] = (), **labels: str) -> Task:
+    return Task(
+        id="t1",
+        service_id="web",
+        slot=1,
+        networks=networks,
+        service_labels=labels,
+        spec=TaskSpec(container_spec=ContainerSpec(image="app")),
+        status=TaskStatus(TaskState.PENDING),
+    )
+
+
+def placed(nodes: list[Node], one: Task) -> tuple[str, str]:
+    """Where it goes, and what is said."""
+    changes = [c.object for c in plan_placement(nodes, Occupancy(), [one], 1) if isinstance(c, Put)]
+    (found,) = [c for c in changes if isinstance(c, Task)]
+    return found.node_id, found.status.err
+
+
+OLD, OLDER, NEW, LINUX = (
+    host("w1", version=(11, 0)),
+    host("w0", version=(7, 2)),
+    host("w2", version=LATEST),
+    host("l1"),
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "nodes", "where"),
+    [
+        (task(ON_BACK), [OLD], "w1"),
+        (task(ON_BACK), [OLDER], ""),
+        (task(), [OLDER], "w0"),
+        (task(ON_BACK, **AFFINITY), [OLD], ""),
+        (task(ON_BACK, **AFFINITY), [OLD, NEW], "w2"),
+        (task(ON_BACK, **{"overlace.session-affinity": "none"}), [OLD], "w1"),
+        (task(ON_SIX), [OLD, NEW], ""),
+        (task(ON_SIX), [OLD, NEW, LINUX], "l1"),
+    ],
+)
+def test_a_task_goes_where_its_network_can_be(one: Task, nodes: list[Node], where: str) -> None:
+    found, said = placed(nodes, one)
+    assert found == where
+    if not where:
+        assert said.startswith("no suitable node (missing network capability on")
+
+
+def test_people_hear_what_the_node_lacks() -> None:
+    one = task(ON_BACK, **AFFINITY)
+    state = State()
+    state.load([OLD, one])
+    told = {v.filter: v for v in explain_look(Look.at(state.view(), one), 0)}["capability"]
+    assert told.sentence == "missing network capability on 1 node"
+    assert told.nodes[0].detail == (
+        "the task needs session affinity: HNS 11.0 keeps no client with its task; that came with HNS 12.0"
+    )
+
+
+def test_windows_says_what_it_lacks_by_version() -> None:
+    assert set(lacks(LATEST)) == {"ipv6"}
+    assert set(lacks((11, 0))) == {"ipv6", "session-affinity"}
+    assert set(lacks((9, 2))) == {"ipv6", "session-affinity", "direct-return"}
+    assert set(lacks((7, 2))) == {"ipv6", "session-affinity", "direct-return", "overlay"}
+    assert "routing mesh" in lacks((7, 2))["overlay"] and "2019" in lacks((7, 2))["overlay"]
+    assert needed_by(task(ON_SIX, **AFFINITY)) == ("overlay", "ipv6", "session-affinity")
+
+
+def test_it_travels_and_docker_clients_see_what_they_know() -> None:
+    assert OLD.description is not None
+    hello = Hello(OLD.description)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(hello), type=Hello) == hello
+    assert LINUX.description is not None
+    assert description(OLD.description, "").keys() == description(LINUX.description, "").keys()
+
+
+async def put(kit: Kit, *nodes: Node) -> None:
+    asked = NetworkSpec(name="six", enable_ipv6=True)
+    six = Network(id="six", spec=asked, vni=4099, subnets=(Subnet("fd00::/64", "fd00::1"),))
+    await kit.store.commit([Put(n) for n in nodes] + [Put(six)])
+
+
+async def test_what_no_node_can_do_is_refused_when_it_is_asked_for() -> None:
+    kit = Kit()
+    await put(kit, OLD)
+    with pytest.raises(InvalidArgument) as refused:
+        await kit.control.create_service(spec(Labels=AFFINITY))
+    assert words(refused.value).endswith(
+        "service web: no node that could run it has session affinity: on w1, HNS 11.0 keeps no client with its task; "
+        "that came with HNS 12.0; drop the label overlace.session-affinity, or place it on other nodes with a "
+        "constraint such as node.platform.os==linux"
+    )
+    on_six = {"Networks": [{"Target": "six"}]}
+    with pytest.raises(InvalidArgument, match="IPv6 on overlay networks: on w1"):
+        await kit.control.create_service(spec(template=on_six))
+    id, _ = await kit.control.create_service(spec())
+    held = kit.service(id)
+    labelled = msgspec.structs.replace(held.spec, labels=AFFINITY)
+    with pytest.raises(InvalidArgument, match="session affinity"):
+        await kit.control.update_service(id, held.version, labelled)
+    await put(kit, NEW)  # one that can is enough
+    await kit.control.update_service(id, held.version, labelled)
+    with pytest.raises(InvalidArgument, match=r"nor has any of the 1 others"):
+        await kit.control.create_service(spec(Name="other", template=on_six))
+
+
+async def test_nodes_that_could_not_run_it_anyhow_do_not_count() -> None:
+    kit = Kit()
+    await put(kit, OLD, LINUX)
+    constrained = {"Placement": {"Constraints": ["node.id==w1"]}}
+    with pytest.raises(InvalidArgument, match="on w1"):
+        await kit.control.create_service(spec(Labels=AFFINITY, template=constrained))
+    await kit.control.create_service(spec(Labels=AFFINITY))
+    nowhere = {"Placement": {"Constraints": ["node.id==w9"]}}  # it may come: docker takes that, too
+    await kit.control.create_service(spec(Name="later", Labels=AFFINITY, template=nowhere))
