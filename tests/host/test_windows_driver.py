@@ -162,12 +162,8 @@ def test_a_windows_and_a_linux_host_share_networks_names_vips_and_published_port
 def test_policies_reach_a_windows_hosts_containers_and_names_are_answered_behind_them(bed: MixedBed) -> None:
     s = Shop(bed)
     bed.change(
-        ServiceEntry(
-            "web", BACK.id, "shop_web", "10.0.1.100", ("web",), allowed=(Allowed(services=("db",)),)
-        ),
-        ServiceEntry(
-            "db", BACK.id, "db", "10.0.1.101", ("db",), allowed_to=(Allowed(services=("shop_web",)),)
-        ),
+        ServiceEntry("web", BACK.id, "web", "10.0.1.100", ("web",), allowed=(Allowed(services=("db",)),)),
+        ServiceEntry("db", BACK.id, "db", "10.0.1.101", ("db",), allowed_to=(Allowed(services=("web",)),)),
         ServiceEntry("spy", BACK.id, "spy", "10.0.1.102"),
     )
     db, spy, inner = (s.win.container(name) for name in ("td", "ts", "ti"))
