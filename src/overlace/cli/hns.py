@@ -105,6 +105,12 @@ def announce(port: int) -> None:
     click.echo(f"hns 127.0.0.1:{port}")
 
 
+def instance_of(exec_root: Path) -> str:
+    """Names what is ours in the kernel: several may run on one machine, in network namespaces that share the BPF file
+    system."""
+    return "h" + hashlib.sha256(str(exec_root.absolute()).encode()).hexdigest()[:6]
+
+
 async def run_linux(
     port: int,
     folder: Path | None,
@@ -119,9 +125,7 @@ async def run_linux(
     from overlace.network.hns.enforced import linux_check
     from overlace.network.linux.datapath import DataPath
 
-    # several may run on one machine, in network namespaces that share the BPF file system
-    instance = "h" + hashlib.sha256(str(exec_root.absolute()).encode()).hexdigest()[:6]
-    datapath = DataPath(instance, folder or exec_root, address, exec_dir=exec_root)
+    datapath = DataPath(instance_of(exec_root), folder or exec_root, address, exec_dir=exec_root)
     await datapath.open()
     try:
         check = linux_check(address, datapath.underlay().ifname, VXLAN_PORT)

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Protocol
 
+from overlace.daemon import windows
 from overlace.model.system import ON_WINDOWS
 from overlace.network.base import NetworkDriver
 from overlace.network.counted import Held
@@ -58,6 +59,8 @@ def make_driver(
             mtu=next((a.mtu for a in found if underlay_address in a.addresses), 1500),
             upstreams=dns or nameservers(found),
             search=search_domains(found),
+            # Wine lets a datagram socket with an interface's address hear that interface alone, not containers' ones
+            dns_datagrams_at="0.0.0.0" if windows.wine() else "",
         )
     from overlace.network.driver import OverlayDriver
     from overlace.network.linux.datapath import DataPath

@@ -7,8 +7,6 @@ the rooms together; must not decide anything about services or packets itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,17 +35,16 @@ from overlace.daemon.drivers import HostDriver, make_driver, sandbox_path
 from overlace.daemon.etcd_home import EtcdHome, enter_managers, quit_managers
 from overlace.daemon.host import NodeHost, has_leftovers, instance_id, network_folder, sweep
 from overlace.daemon.manager import STORE, ManagerSide, found_swarm
-from overlace.daemon.membership import Membership, MembershipFile
+from overlace.daemon.membership import Membership, MembershipFile, engine_id
 from overlace.daemon.own_network import OwnNetwork
 from overlace.daemon.runtimes import make_runtime
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
+from overlace.model.objects import NodeDescription
 from overlace.model.specs import PortConfig
-from overlace.model.system import ON_WINDOWS
 from overlace.network.overlay import prefix_of
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
-from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity, load_identity
 from overlace.store.etcd.election import Leader
 from overlace.wire.messages import Manager, Refused, Welcome
@@ -56,6 +53,7 @@ from overlace.wire.transport_server import ServeEngine
 log = structlog.get_logger(__name__)
 JOIN_MANAGER_SECONDS = 90.0  # the first manager may have to move its state to etcd
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
+DEFAULT_MTU = 1500  # bytes, Ethernet's
 REVIVE_SECONDS = (1.0, 30.0)  # first and longest pause before trying again what failed at the start
 
 
@@ -81,7 +79,7 @@ class Engine:
         self._entering: asyncio.Task[None] | None = None
         self.serve_api: ServeEngine | None = None  # answers what other managers pass on
         self._options = EngineOptions(
-            id=_engine_id(self._data_root),
+            id=engine_id(self._data_root),
             hostname=options.hostname,
             data_root=options.data_root,
             os=system.os,
@@ -376,7 +374,7 @@ class Engine:
                 await self._manager.force_new_cluster()
                 return self._membership.node_id
             self._check_free()
-            if ON_WINDOWS:
+            if not self._system.can_manage:
                 raise Unimplemented(
                     "a Windows host is a worker: run docker swarm init on a Linux host, and join this one with the token "
                     "that docker swarm join-token worker prints there"
@@ -417,6 +415,7 @@ class Engine:
                         self._data_root,
                         request.remote_addrs,
                         request.join_token,
+                        description=self._description(underlay),
                         availability=request.availability,
                         advertise=advertise,
                     )
@@ -443,6 +442,17 @@ class Engine:
             except BaseException:
                 await self._undo_join(entered)
                 raise
+
+    def _description(self, underlay: str) -> NodeDescription:
+        """For a manager that is asked to let this host in, before there is a data path to know the MTU of."""
+        return facts.describe(
+            hostname=self._daemon.hostname,
+            labels=self._daemon.labels,
+            generic=self._daemon.generic,
+            underlay_address=underlay,
+            mtu=DEFAULT_MTU,
+            system=self._system,
+        )
 
     async def swarm_leave(self, force: bool) -> None:
         async with self._changing:
@@ -531,14 +541,3 @@ class Engine:
             return attached.host_ports
         found = self._host.agent.worker.attached(container) if self._host is not None else None
         return found[1].host_ports if found is not None else ()
-
-
-def _engine_id(data_root: Path) -> str:
-    """The engine's own id, made once."""
-    path = data_root / "engine-id"
-    with contextlib.suppress(OSError):
-        if kept := path.read_text(errors="replace").strip():
-            return kept
-    new = secrets.token_hex(16)
-    write_atomically(path, f"{new}\n".encode())
-    return new

@@ -44,6 +44,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     kernel: str = ""  # Linux 6.1.0; Windows 10.0.20348
     emulated: bool = False  # a Windows host without a Windows kernel
     memory: int = 0  # bytes
+    can_manage: bool = True
 
 
 def this_system(emulate_windows: str = "") -> System:
@@ -60,6 +61,7 @@ def this_system(emulate_windows: str = "") -> System:
             kernel=f"Wine {wine}, Windows {build}" if wine else f"Windows {build}",
             emulated=bool(wine),
             memory=windows.memory_bytes(),
+            can_manage=False,
         )
     return System(
         os="windows" if emulate_windows else "linux",
@@ -185,6 +187,7 @@ def describe(
         plugins=_PLUGINS,
         underlay_address=underlay_address,
         emulated=system.emulated,
+        can_manage=system.can_manage,
         isolation=isolation,
         mtu=mtu,
         lacks=dict(lacks or {}),

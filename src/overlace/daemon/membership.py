@@ -1,18 +1,21 @@
 """This node's membership of a swarm, on disk: one small file, written last and removed first.
 
-Owns `<data-root>/swarm/`. Without the file the node is in no swarm, whatever else lies in the folder, so a crash in the
-middle of init or join leaves nothing half-joined. Must not start or stop anything.
+Owns `<data-root>/swarm/`, and beside it the engine's own id. Without the file the node is in no swarm, whatever else lies
+in the folder, so a crash in the middle of init or join leaves nothing half-joined. Must not start or stop anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 from pathlib import Path
 
 import msgspec
 
 from overlace.model.errors import Internal
+from overlace.runtime.oci.files import write_atomically
 from overlace.wire.messages import Manager
 
 
@@ -59,3 +62,14 @@ class MembershipFile:
     def forget(self) -> None:
         self._file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def engine_id(data_root: Path) -> str:
+    """The engine's own id, made once."""
+    path = data_root / "engine-id"
+    with contextlib.suppress(OSError):
+        if kept := path.read_text(errors="replace").strip():
+            return kept
+    new = secrets.token_hex(16)
+    write_atomically(path, f"{new}\n".encode())
+    return new

@@ -15,9 +15,12 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from overlace.cli.hns import instance_of
 from overlace.lab import netns, processes
 from overlace.lab.layout import Host, LabPlan
 from overlace.lab.shell import run
+from overlace.lab.windows import host as windows
+from overlace.lab.windows.prefix import remove_server_folder
 from overlace.model.errors import Internal
 
 BPF_ROOT = "/sys/fs/bpf/overlace"
@@ -48,11 +51,14 @@ def remove_tree(path: str | Path) -> None:
 
 def remove_pins(host: Host) -> None:
     """Unpin the host's BPF programs, maps and links: bpffs has files and folders only."""
-    root = os.path.join(BPF_ROOT, host.instance)
-    for folder, _, files in os.walk(root, topdown=False):
-        for name in files:
-            os.unlink(os.path.join(folder, name))
-        os.rmdir(folder)
+    instances = [host.instance]
+    if host.windows_python:
+        instances.append(instance_of(windows.hns_exec_root(host)))
+    for instance in instances:
+        for folder, _, files in os.walk(os.path.join(BPF_ROOT, instance), topdown=False):
+            for name in files:
+                os.unlink(os.path.join(folder, name))
+            os.rmdir(folder)
 
 
 def remove_cgroups(host: Host) -> None:
@@ -86,6 +92,8 @@ def cut_power(host: Host) -> None:
         remove_cgroups(host)
         remove_tree(host.exec_root)
     netns.remove_host(host)
+    if host.windows_python:
+        remove_server_folder(Path(host.prefix))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(host.pidfile) if host.pidfile else None
 

@@ -13,7 +13,7 @@ import msgspec
 
 from overlace.lab import netns
 from overlace.lab.lab import Lab, say_on_stderr
-from overlace.lab.layout import DEFAULT_NAME, UNDERLAY_MTU, RuntimeKind
+from overlace.lab.layout import DEFAULT_NAME, UNDERLAY_MTU, WINDOWS_PYTHON, RuntimeKind
 from overlace.model.errors import Conflict, InvalidArgument
 
 
@@ -22,7 +22,8 @@ def lab() -> None:
     """Many hosts on this machine, for trying, testing and benchmarking.
 
     Each host is a network namespace with its own daemon, address, image store and state folder; a bridge
-    joins them. Windows hosts are emulated: no Windows kernel, their containers are Linux processes.
+    joins them. Windows hosts are emulated: no Windows kernel, their containers are Linux processes. Those of
+    --windows-python have the agent run by a real Windows Python under Wine (scripts/windows installs it).
     """
 
 
@@ -47,16 +48,27 @@ def _print_table(lab: Lab) -> None:
         else:
             state = f"pid {host.pid}" + ("" if lab.answers(host.name) else ", does not answer")
         system = f"{host.os} (emulated)" if host.emulated else host.os
+        if host.windows_python:
+            system = f"{host.os} (Wine)"
         rows.append((host.name, system, host.role, host.address, state, host.docker_host or "-"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for host in lab.view().hosts:
+        if host.windows_python:
+            click.echo(f"{host.name}: {WINDOWS_PYTHON}")
 
 
 @lab.command()
 @_name_argument
 @click.option("--linux", default=2, show_default=True, help="Linux hosts.")
 @click.option("--windows", default=1, show_default=True, help="Emulated Windows hosts.")
+@click.option(
+    "--windows-python",
+    default=0,
+    show_default=True,
+    help="Windows hosts whose agent runs under a Windows Python (Wine), with HNS and Docker Engine played by Linux.",
+)
 @click.option("--managers", default=1, show_default=True, help="How many of the Linux hosts are managers.")
 @click.option("--no-swarm", is_flag=True, help="Start the daemons only; make no swarm of them.")
 @click.option("--mtu", default=UNDERLAY_MTU, show_default=True, help="MTU of the underlay, bytes.")
@@ -72,6 +84,7 @@ def up(
     name: str,
     linux: int,
     windows: int,
+    windows_python: int,
     managers: int,
     no_swarm: bool,
     mtu: int,
@@ -84,6 +97,7 @@ def up(
         name,
         linux=linux,
         windows=windows,
+        windows_python=windows_python,
         managers=managers,
         form_swarm=not no_swarm,
         mtu=mtu,
@@ -175,6 +189,17 @@ def start(where: tuple[str, ...]) -> None:
 
 
 @lab.command()
+@click.argument("where", nargs=-1, required=True, metavar="[NAME] HOST")
+@click.option("--engine", "part", flag_value="engine", help="Its Docker Engine instead (or what plays it).")
+@click.option("--hns", "part", flag_value="hns", help="Its HNS instead (of a host with a Windows Python).")
+@click.option("--crash", is_flag=True, help="End it by SIGKILL.")
+def restart(where: tuple[str, ...], part: str | None, crash: bool) -> None:
+    """Restart HOST's daemon alone; its containers and their traffic go on."""
+    found, host = _find(where)
+    found.restart(host, part or "daemon", signal.SIGKILL if crash else signal.SIGTERM)
+
+
+@lab.command()
 @_name_argument
 @click.option("--all", "every", is_flag=True, help="Take every lab down.")
 def down(name: str, every: bool) -> None:
@@ -204,10 +229,13 @@ def images(name: str) -> None:
     show_default=True,
     help="What runs containers on the Linux hosts.",
 )
-def demo(keep: bool, name: str, runtime: RuntimeKind) -> None:
+@click.option(
+    "--windows-python", is_flag=True, help="Have windows-1's agent run under a Windows Python (Wine)."
+)
+def demo(keep: bool, name: str, runtime: RuntimeKind, windows_python: bool) -> None:
     """Show a mixed swarm at work: what `make demo` runs."""
     from overlace.lab.demo import run_demo
 
     if name in Lab.names():
         raise Conflict(f"lab {name} is up already, from an earlier demo: overlace lab down {name}")
-    raise SystemExit(run_demo(name, keep, runtime))
+    raise SystemExit(run_demo(name, keep, runtime, windows_python))

@@ -8,16 +8,15 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from overlace.lab import engine, netns, processes
 from overlace.lab.layout import OUTSIDE_ADDRESS, WINDOWS_BUILD, Host, LabPlan
-from overlace.lab.shell import tail
-from overlace.model.errors import FailedPrecondition, Internal
+from overlace.lab.spawn import spawn, stop, wait_until
+from overlace.lab.windows import host as windows
+from overlace.model.errors import FailedPrecondition
 
 REGISTRY_CONFIG = """\
 version: 0.1
@@ -48,13 +47,17 @@ def daemon_argv(plan: LabPlan, host: Host) -> list[str]:
 
 
 def start_daemon(plan: LabPlan, host: Host, program: Sequence[str] | None = None) -> None:
-    """Start the host's daemon unless it runs. `program` replaces this interpreter's `overlace`."""
+    """Start the host's daemon unless it runs. `program` replaces this interpreter's `overlace`, except where a Windows
+    Python runs it."""
+    if host.windows_python:
+        windows.start_agent(plan, host)
+        return
     if processes.read_pid(host.pidfile, host.netns) is not None:
         return
     for folder in (host.data_root, host.exec_root):
         Path(folder).mkdir(parents=True, exist_ok=True)
     program = list(program or [sys.executable, "-m", "overlace.cli.main"])
-    _spawn([*netns.enter(host.netns, host.uts), *program, *daemon_argv(plan, host)], host.log, host.pidfile)
+    spawn([*netns.enter(host.netns, host.uts), *program, *daemon_argv(plan, host)], host.log, host.pidfile)
 
 
 def engine_argv(plan: LabPlan, host: Host, dockerd: str) -> list[str]:
@@ -82,7 +85,14 @@ def engine_argv(plan: LabPlan, host: Host, dockerd: str) -> list[str]:
 
 
 def start_engine(plan: LabPlan, host: Host) -> None:
-    """Start the Docker Engine of a host with runtime docker, unless it runs. Raises FailedPrecondition without one."""
+    """Start the Docker Engine of a host with runtime docker, or what plays it for a Windows Python, unless it runs.
+
+    Raises FailedPrecondition without one.
+    """
+    if host.windows_python:
+        windows.start_hns(host)
+        windows.start_engine(plan, host)
+        return
     if host.runtime != "docker" or processes.read_pid(host.engine_pidfile, host.netns) is not None:
         return
     dockerd = shutil.which(
@@ -99,11 +109,15 @@ def start_engine(plan: LabPlan, host: Host) -> None:
         if processes.read_pid(left, host.netns) is None:
             Path(left).unlink(missing_ok=True)
     argv = [*netns.enter(host.netns, host.uts), *engine_argv(plan, host, dockerd)]
-    _spawn(argv, host.engine_log, f"{run}/spawn.pid")
+    spawn(argv, host.engine_log, f"{run}/spawn.pid")
 
 
 def wait_engine(host: Host, timeout: float) -> None:
     """Until the host's Docker Engine answers; a host without one: at once."""
+    if host.windows_python:
+        windows.wait_hns(host, timeout)
+        windows.wait_engine(host, timeout)
+        return
     if host.runtime == "docker":
         pidfile = f"{Path(host.engine_pidfile).parent}/spawn.pid"
         wait_until(
@@ -123,54 +137,12 @@ def start_registry(plan: LabPlan) -> None:
     root = Path(plan.run) / "registry"
     root.mkdir(parents=True, exist_ok=True)
     Path(config).write_text(REGISTRY_CONFIG.format(root=root, address=plan.registry))
-    _spawn([*netns.enter(plan.registry_netns), "docker-registry", "serve", config], log, pidfile)
+    spawn([*netns.enter(plan.registry_netns), "docker-registry", "serve", config], log, pidfile)
 
 
 def registry_files(plan: LabPlan) -> tuple[str, str, str]:
     """(log, pidfile, configuration) of the lab's registry."""
     return f"{plan.run}/log/registry.log", f"{plan.run}/pid/registry", f"{plan.run}/registry.yml"
-
-
-def _spawn(argv: Sequence[str], log: str, pidfile: str) -> None:
-    """Start `argv` for good: its own session, output to the log, pid in the file, no child of ours.
-
-    `setsid --fork` hands it to init, which reaps it: a dead daemon leaves no zombie in a long-lived test
-    process. nsenter and unshare exec, so the shell's pid is the program's.
-    """
-    for path in (log, pidfile):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(pidfile).unlink(missing_ok=True)
-    shell = ["setsid", "--fork", "sh", "-c", 'echo $$ > "$0.new" && mv "$0.new" "$0" && exec "$@"', pidfile]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
-    with open(log, "ab") as out:
-        subprocess.run(
-            [*shell, *argv],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            cwd="/",
-            env=environment | {"PYTHONUNBUFFERED": "1"},
-        )
-
-
-def wait_until(
-    what: str, ready: Callable[[], bool], pidfile: str, log: str, timeout: float, step: float = 0.05
-) -> None:
-    """Wait for `ready`. Raises Internal with the log's end when the process dies first or `timeout`
-    seconds pass.
-    """
-    deadline = time.monotonic() + timeout
-    while not ready():
-        try:
-            pid = int(Path(pidfile).read_text())
-        except (OSError, ValueError):
-            pid = None  # the shell has not written it yet
-        if pid is not None and not processes.alive(pid):
-            raise Internal(f"{what} ended at once; the end of {log}:\n{tail(log)}")
-        if time.monotonic() > deadline:
-            raise Internal(f"{what} did not answer within {timeout:g} s; the end of {log}:\n{tail(log)}")
-        time.sleep(step)
 
 
 def wait_daemon(host: Host, timeout: float) -> None:
@@ -181,23 +153,15 @@ def wait_daemon(host: Host, timeout: float) -> None:
 
 def stop_daemon(host: Host, sig: signal.Signals, timeout: float) -> None:
     """Send `sig` to the daemon alone, and wait for its end; containers go on. No daemon: nothing to do."""
-    _stop(f"the daemon of {host.name}", host.pidfile, host.netns, host.log, sig, timeout)
+    if host.windows_python:
+        windows.stop_agent(host, sig, timeout)
+        return
+    stop(f"the daemon of {host.name}", host.pidfile, host.netns, host.log, sig, timeout)
 
 
 def stop_engine(host: Host, sig: signal.Signals, timeout: float) -> None:
     """The same with its Docker Engine."""
-    _stop(f"dockerd of {host.name}", host.engine_pidfile, host.netns, host.engine_log, sig, timeout)
-
-
-def _stop(what: str, pidfile: str, namespace: str, log: str, sig: signal.Signals, timeout: float) -> None:
-    pid = processes.read_pid(pidfile, namespace)
-    if pid is None:
+    if host.windows_python:
+        windows.stop_engine(host, sig, timeout)
         return
-    os.kill(pid, sig)
-    deadline = time.monotonic() + timeout
-    while processes.alive(pid):
-        if time.monotonic() > deadline:
-            raise Internal(
-                f"{what} (pid {pid}) goes on {timeout:g} s after {sig.name}; the end of {log}:\n{tail(log)}"
-            )
-        time.sleep(0.02)
+    stop(f"dockerd of {host.name}", host.engine_pidfile, host.netns, host.engine_log, sig, timeout)

@@ -34,16 +34,33 @@ T = TypeVar("T")
 STACK = "shop"
 PORT = 8080
 MAX_PACKETS = 40
+WINDOWS_HERE = {  # by whether its agent is a Windows Python
+    False: "windows-1 is emulated: there is no Windows kernel here. Its daemon reports Windows and gets the documents a"
+    " real Windows host would get; its containers are Linux processes.",
+    True: "windows-1 has no Windows kernel, but its daemon is the Windows program: the official CPython for Windows, run"
+    " by Wine, that drives HNS through computenetwork.dll and Docker Engine through its named pipe. Both are played by"
+    " Linux processes; its containers are Linux processes, too.",
+}
 
 
-def run_demo(name: str, keep: bool, runtime: RuntimeKind = "oci") -> int:
-    """Run the whole demo in a lab called `name`; returns the exit code. With `keep` the lab stays up."""
+def run_demo(name: str, keep: bool, runtime: RuntimeKind = "oci", windows_python: bool = False) -> int:
+    """Run the whole demo in a lab called `name`; returns the exit code. With `keep` the lab stays up. `windows_python`:
+    windows-1 is a host whose agent is a Windows Python, not an emulated one.
+    """
     started = time.monotonic()
     lab: Lab | None = None
     failed = True
     try:
         show.heading(1, "A lab of separate hosts")
-        lab = Lab.up(name, linux=2, windows=1, form_swarm=False, runtime=runtime, say=say_on_stderr)
+        lab = Lab.up(
+            name,
+            linux=2,
+            windows=int(not windows_python),
+            windows_python=int(windows_python),
+            form_swarm=False,
+            runtime=runtime,
+            say=say_on_stderr,
+        )
         Demo(lab).run()
         failed = False
     except (OverlaceError, subprocess.SubprocessError, OSError) as error:
@@ -186,15 +203,13 @@ class Demo:
     def show_hosts(self) -> None:
         show.say(
             "Each host is a network namespace with its own daemon, address, image store and state folder;"
-            " a bridge joins them. windows-1 is emulated: there is no Windows kernel here. Its daemon"
-            " reports Windows and gets the documents a real Windows host would get; its containers are"
-            " Linux processes."
+            f" a bridge joins them. {WINDOWS_HERE[self.lab.host('windows-1').windows_python]}"
         )
         print()
         rows = [
             (
                 host.name,
-                f"{host.os}{' (emulated)' if host.emulated else ''}",
+                host.os + (" (emulated)" if host.emulated else " (Wine)" if host.windows_python else ""),
                 host.address,
                 host.docker_host or "-",
             )

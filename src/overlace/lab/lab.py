@@ -17,10 +17,11 @@ from pathlib import Path
 
 import msgspec
 
-from overlace.lab import clean, daemons, engine, netns, processes, swarm
+from overlace.lab import clean, daemons, engine, netns, processes, spawn, swarm
 from overlace.lab.layout import (
     DEFAULT_NAME,
     UNDERLAY_MTU,
+    WINDOWS_PYTHON,
     Host,
     HostView,
     LabPlan,
@@ -32,6 +33,7 @@ from overlace.lab.layout import (
     plan_number,
 )
 from overlace.lab.shell import run
+from overlace.lab.windows import host as windows
 from overlace.model.errors import (
     Conflict,
     FailedPrecondition,
@@ -73,6 +75,7 @@ class Lab:
         *,
         linux: int = 2,
         windows: int = 1,
+        windows_python: int = 0,
         managers: int = 1,
         form_swarm: bool = True,
         mtu: int = UNDERLAY_MTU,
@@ -103,6 +106,7 @@ class Lab:
                 number,
                 linux=linux,
                 windows=windows,
+                windows_python=windows_python,
                 managers=managers,
                 paths=paths,
                 mtu=mtu,
@@ -182,10 +186,10 @@ class Lab:
         for host in with_daemon:
             daemons.wait_engine(host, timeout)
         for host in with_daemon:
-            say(f"{host.name}: daemon at {host.address}{' (emulated Windows)' if host.emulated else ''}")
+            say(f"{host.name}: daemon at {host.address}{_played(host)}")
             daemons.start_daemon(plan, host, self._program)
         log, pidfile, _ = daemons.registry_files(plan)
-        daemons.wait_until("the registry", self.registry_answers, pidfile, log, timeout)
+        spawn.wait_until("the registry", self.registry_answers, pidfile, log, timeout)
         for host in with_daemon:
             daemons.wait_daemon(host, timeout)
 
@@ -258,6 +262,7 @@ class Lab:
                     netns=host.netns,
                     pid=self.pid(host.name),
                     emulated=host.emulated,
+                    windows_python=host.windows_python,
                 )
                 for host in self.plan.hosts
             ),
@@ -346,13 +351,50 @@ class Lab:
         daemons.stop_daemon(self.host(name), sig, timeout)
 
     def start_engine(self, name: str, timeout: float = 60) -> None:
-        """Start the Docker Engine of a host with runtime docker; of another one, or one that runs: nothing."""
+        """Start the Docker Engine of a host that has one (before it, for a Windows Python, the HNS), unless it runs."""
         daemons.start_engine(self.plan, self.host(name))
         daemons.wait_engine(self.host(name), timeout)
 
     def stop_engine(self, name: str, sig: signal.Signals = signal.SIGTERM, timeout: float = 40) -> None:
         """End a host's Docker Engine alone; its containers go on."""
         daemons.stop_engine(self.host(name), sig, timeout)
+
+    def start_hns(self, name: str, timeout: float = 60) -> None:
+        """Start the HNS of a host with a Windows Python; one that runs is left alone."""
+        host = self._with_windows_python(name)
+        windows.start_hns(host)
+        windows.wait_hns(host, timeout)
+
+    def stop_hns(self, name: str, sig: signal.Signals = signal.SIGTERM, timeout: float = 20) -> None:
+        """End the HNS of a host with a Windows Python; its packets go on."""
+        windows.stop_hns(self._with_windows_python(name), sig, timeout)
+
+    def restart(self, name: str, part: str = "daemon", sig: signal.Signals = signal.SIGTERM) -> None:
+        """Restart a host's `daemon`, `engine` or `hns` alone. Raises InvalidArgument for what the host does not have."""
+        host = self.host(name)
+        if part == "hns":
+            self.stop_hns(name, sig)
+            self.start_hns(name)
+        elif part == "engine":
+            if host.runtime != "docker" and not host.windows_python:
+                raise InvalidArgument(
+                    f"{name} has no Docker Engine: its containers are the embedded runtime's"
+                )
+            self.stop_engine(name, sig)
+            self.start_engine(name)
+        else:
+            if not host.exec_root:
+                raise InvalidArgument(f"{name} runs no daemon")
+            self.stop_daemon(name, sig)
+            self.start_host(name)
+
+    def _with_windows_python(self, name: str) -> Host:
+        host = self.host(name)
+        if not host.windows_python:
+            raise InvalidArgument(
+                f"{name} has no HNS service of its own: it is no host with a Windows Python"
+            )
+        return host
 
     def set_link(self, name: str, up: bool) -> None:
         """Pull a host's network cable, or plug it in again; the host itself goes on."""
@@ -366,6 +408,12 @@ class Lab:
                 "up" if up else "down",
             ]
         )
+
+
+def _played(host: Host) -> str:
+    if host.windows_python:
+        return f" ({WINDOWS_PYTHON})"
+    return " (emulated Windows)" if host.emulated else ""
 
 
 def docker_program() -> str:

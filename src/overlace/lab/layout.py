@@ -21,6 +21,7 @@ RuntimeKind = Literal["oci", "docker"]
 
 DEFAULT_NAME = "lab"
 WINDOWS_BUILD = "10.0.20348.2527"  # Windows Server 2022, the build emulated hosts report
+WINDOWS_PYTHON = "Windows Python under Wine; HNS and containers played on Linux"
 OUTSIDE_ADDRESS = "203.0.113.1"  # RFC 5737 TEST-NET-3: "the world" beyond the underlay, to test NAT against
 REGISTRY_PORT = 5000
 UNDERLAY_MTU = 1500
@@ -59,6 +60,14 @@ class Host(msgspec.Struct, frozen=True):
     log: str = ""
     pidfile: str = ""
     runtime: RuntimeKind = "oci"
+    windows_python: bool = (
+        False  # its agent is a Windows Python under Wine; Linux plays HNS and Docker Engine for it
+    )
+
+    @property
+    def prefix(self) -> str:
+        """The Wine prefix (drive C:) of a host with a Windows Python."""
+        return f"{self.data_root}/prefix"
 
     @property
     def engine_socket(self) -> str:
@@ -159,6 +168,7 @@ class HostView(msgspec.Struct, frozen=True):
     netns: str
     pid: int | None
     emulated: bool
+    windows_python: bool
 
 
 class LabView(msgspec.Struct, frozen=True):
@@ -194,32 +204,35 @@ def plan_lab(
     *,
     linux: int,
     windows: int,
+    windows_python: int = 0,
     managers: int,
     paths: Paths,
     mtu: int = UNDERLAY_MTU,
     runtime: RuntimeKind = "oci",
 ) -> LabPlan:
-    """Lay out a lab of `linux` + `windows` hosts and one client; the first `managers` Linux hosts are
-    managers. `runtime` is that of its Linux hosts.
+    """Lay out a lab of `linux` hosts, `windows` emulated ones, `windows_python` with an agent under a Windows Python, and
+    one client; the first `managers` Linux hosts are managers. `runtime` is that of its Linux hosts.
 
     Raises InvalidArgument for counts that cannot work.
     """
     check_name(name)
-    for option, count in (("--linux", linux), ("--windows", windows)):
+    for option, count in (("--linux", linux), ("--windows", windows), ("--windows-python", windows_python)):
         if count < 0:
             raise InvalidArgument(f"{option} is {count}; give 0 or more")
-    if not 1 <= linux + windows <= MAX_HOSTS:
-        raise InvalidArgument(f"{linux + windows} hosts asked for; a lab has between 1 and {MAX_HOSTS}")
+    total = linux + windows + windows_python
+    if not 1 <= total <= MAX_HOSTS:
+        raise InvalidArgument(f"{total} hosts asked for; a lab has between 1 and {MAX_HOSTS}")
     check_managers(managers, linux)
     run, data = paths.lab_run(name), paths.lab_data(name)
-    names = [f"linux-{i}" for i in range(1, linux + 1)] + [f"windows-{i}" for i in range(1, windows + 1)]
+    names = [f"linux-{i}" for i in range(1, linux + 1)]
+    names += [f"windows-{i}" for i in range(1, windows + windows_python + 1)]
     hosts = []
     for index, host in enumerate(names):
-        emulated = host.startswith("windows-")
+        emulated = linux <= index < linux + windows
         hosts.append(
             Host(
                 name=host,
-                os="windows" if emulated else "linux",
+                os="linux" if index < linux else "windows",
                 role="manager" if index < managers else "worker",
                 address=f"172.28.{number}.{11 + index}",
                 netns=f"{name}-{host}",
@@ -229,7 +242,8 @@ def plan_lab(
                 exec_root=str(run / host),
                 log=str(run / "log" / f"{host}.log"),
                 pidfile=str(run / "pid" / host),
-                runtime="oci" if emulated else runtime,
+                runtime=runtime if index < linux else "oci",
+                windows_python=index >= linux + windows,
             )
         )
     hosts.append(

@@ -94,6 +94,10 @@ class Enrolment:
                 "joining as a manager is not possible: etcd is not installed where the first manager runs "
                 "(apt-get install etcd-server); join as a worker (docker swarm join-token worker)"
             )
+        if manager and request.description is not None and not request.description.can_manage:
+            raise Unimplemented(
+                "a Windows host is a worker: join it with the token that docker swarm join-token worker prints"
+            )
         role = "manager" if manager else "worker"
         availability = request.availability if request.availability in _AVAILABILITY else "active"
         now = self._clock()

@@ -63,6 +63,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int = 1500  # of the underlay
     # what the host's network cannot do, by the names of capabilities.py, and why, for people
     lacks: dict[str, str] = {}
+    can_manage: bool = True  # a daemon on Windows is a worker
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -313,6 +313,20 @@ async def test_a_host_joins_with_a_token_and_is_what_the_token_says(stage: Stage
     assert second.role == "manager" and swarm.node(second.node_id).spec.role == "manager"
 
 
+async def test_a_windows_host_joins_as_a_worker_only(stage: Stage) -> None:
+    swarm = await stage.swarm()
+    swarm.server._enrolment = Enrolment(swarm.store, swarm.node_id, several_managers=True)
+    windows = replace(description("w"), os="windows", can_manage=False)
+    nodes = len(list(swarm.store.view().all(Node)))
+    with pytest.raises(Unimplemented, match="a Windows host is a worker"):
+        await join_swarm(stage.folder(), [swarm.address], swarm.cluster.manager_token, description=windows)
+    assert len(list(swarm.store.view().all(Node))) == nodes
+    joined, _ = await join_swarm(
+        stage.folder(), [swarm.address], swarm.cluster.worker_token, description=windows
+    )
+    assert swarm.node(joined.node_id).description == windows
+
+
 async def test_a_wrong_token_gets_dockers_words_and_leaves_nothing(stage: Stage) -> None:
     swarm = await stage.swarm()
     root = stage.folder()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from overlace.lab.layout import LabPlan, Paths, check_name, plan_lab, plan_number
 from overlace.model.errors import InvalidArgument
 
 
-def plan(name: str = "lab", number: int = 3, **counts: int) -> LabPlan:
+def plan(name: str = "lab", number: int = 3, **counts: Any) -> LabPlan:
     return plan_lab(name, number, paths=Paths(), **{"linux": 2, "windows": 1, "managers": 1} | counts)
 
 
@@ -20,6 +22,21 @@ def test_hosts_have_the_names_roles_and_addresses_people_type() -> None:
         ("windows-1", "windows", "worker", "172.28.3.13", True),
         ("client", "linux", "client", "172.28.3.200", False),
     ]
+
+
+def test_hosts_with_a_windows_python_come_after_the_emulated_ones() -> None:
+    rows = [
+        (host.name, host.os, host.role, host.emulated, host.windows_python)
+        for host in plan(linux=1, windows=1, windows_python=2).hosts
+    ]
+    assert rows == [
+        ("linux-1", "linux", "manager", False, False),
+        ("windows-1", "windows", "worker", True, False),
+        ("windows-2", "windows", "worker", False, True),
+        ("windows-3", "windows", "worker", False, True),
+        ("client", "linux", "client", False, False),
+    ]
+    assert plan(windows=0, windows_python=1, runtime="docker").host("windows-1").runtime == "oci"
 
 
 def test_client_has_no_daemon() -> None:
@@ -62,6 +79,8 @@ def test_bad_names_are_refused(name: str) -> None:
         ({"linux": 0}, "use --linux 1 or more"),
         ({"linux": -1}, "--linux is -1"),
         ({"windows": -2}, "--windows is -2"),
+        ({"windows_python": -1}, "--windows-python is -1"),
+        ({"linux": 60, "windows": 20, "windows_python": 21}, "between 1 and 100"),
         ({"linux": 101, "windows": 0}, "between 1 and 100"),
     ],
 )

@@ -370,3 +370,17 @@ async def test_swarm_update_and_tokens() -> None:
     assert now.spec.orchestration.task_history_retention_limit == 6
     assert now.worker_token.startswith("SWMTKN-1-") and now.worker_token != old.worker_token
     assert now.manager_token == old.manager_token
+
+
+async def test_a_windows_host_is_not_promoted() -> None:
+    kit = Kit()
+    kit.control._check_promotion = lambda: None
+    node = await kit.node("n1", hostname="windows-1")
+    assert node.description is not None
+    windows = msgspec.structs.replace(node.description, os="windows", can_manage=False)
+    await kit.store.commit([Put(msgspec.structs.replace(node, description=windows))])
+    node = kit.store.view().get(Node, "n1")
+    assert node is not None
+    with pytest.raises(FailedPrecondition, match="node windows-1 is a Windows host and can only be a worker"):
+        await kit.control.update_node("n1", node.version, NodeSpec(role="manager"))
+    assert kit.store.view().get(Node, "n1") == node

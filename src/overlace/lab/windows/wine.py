@@ -25,9 +25,10 @@ def windows_path(path: Path) -> str:
     return "Z:" + str(path.absolute()).replace("/", "\\")
 
 
-def environment() -> dict[str, str]:
+def environment(prefix: Path | None = None) -> dict[str, str]:
+    """Of a program under Wine; `prefix`: another than the prepared one."""
     return {
-        "WINEPREFIX": str(home() / "prefix"),
+        "WINEPREFIX": str(prefix or home() / "prefix"),
         "WINEARCH": "win64",
         "WINEDEBUG": "-all",
         "WINEDLLOVERRIDES": "mscoree,mshtml=",
@@ -35,16 +36,20 @@ def environment() -> dict[str, str]:
 
 
 def command(script: Path, arguments: Sequence[str], output: Path) -> list[str]:
-    """Run `script` by the Windows Python; what it prints goes to `output` (CPython dies of redirections other than
-    cmd's). Raises Unavailable where there is none."""
+    """Run `script` by the Windows Python; what it prints goes to `output`. Raises Unavailable where there is none."""
+    return python_command([windows_path(script), *arguments], output)
+
+
+def python_command(arguments: Sequence[str], output: Path, *, append: bool = False) -> list[str]:
+    """Run the Windows Python with `arguments`, its output to a file (it dies of redirections other than cmd's). Raises
+    Unavailable where there is none."""
     python = home() / "python" / "python.exe"
     if not python.exists():
         raise Unavailable(f"no Windows Python in {home()}: run scripts/windows")
     line = [
         windows_path(python),
-        windows_path(script),
         *arguments,
-        ">",
+        ">>" if append else ">",
         windows_path(output),
         "2>&1",
         "<",

@@ -37,6 +37,10 @@ class Nodes(Core):
                 except FailedPrecondition as error:
                     raise swarm(error) from None
             if node.spec.role == "worker" and spec.role == "manager":
+                if node.description is not None and not node.description.can_manage:
+                    host = node.description.hostname
+                    words = f"node {host} is a Windows host and can only be a worker: promote a Linux host"
+                    raise swarm(FailedPrecondition(words))
                 if self._check_promotion is None:
                     raise unsupported("promoting a node", "this store serves one manager")
                 self._check_promotion()

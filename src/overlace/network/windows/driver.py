@@ -84,12 +84,13 @@ class WindowsDriver:
         local_subnet: str = "172.17.0.0/16",
         listening: Callable[[], set[HostPort]] = ports.listening if ON_WINDOWS else hostports.listening,
         dns_port: int = 53,
+        dns_datagrams_at: str = "",
     ) -> None:
         self._host = WindowsHost(hcn)
         self._state_dir = state_dir
         self._address = underlay_address
         self._mtu = mtu
-        self._names = HostNames(underlay_address, dns_port, upstreams, search)
+        self._names = HostNames(underlay_address, dns_port, upstreams, search, dns_datagrams_at)
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
         self._passes = Passes(self._pass)

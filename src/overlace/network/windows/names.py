@@ -22,11 +22,14 @@ KEY = "host"
 
 
 class HostNames:
-    """`address`:`port` is where it listens; `upstreams` are asked for everything that is not ours, `search` are the
-    host's domains."""
+    """`address`:`port` is where it listens (its datagram socket at `datagrams_at`, when given); `upstreams` are asked for
+    everything that is not ours, `search` are the host's domains."""
 
-    def __init__(self, address: str, port: int, upstreams: Sequence[str], search: Sequence[str]) -> None:
+    def __init__(
+        self, address: str, port: int, upstreams: Sequence[str], search: Sequence[str], datagrams_at: str = ""
+    ) -> None:
         self._address, self._port = address, port
+        self._datagrams_at = datagrams_at or address
         self._resolver = Resolver(list(upstreams))
         self.search = tuple(search)
         self._askers: dict[str, Asker] = {}  # by a container's address
@@ -41,7 +44,7 @@ class HostNames:
         if self._resolver.serving(KEY):
             return True
         try:
-            udp, tcp = _bind(self._address, self._port)
+            udp, tcp = _bind(self._datagrams_at, self._address, self._port)
         except OSError as e:
             why = f"names are not answered: {self._address} port {self._port} cannot be bound ({e.strerror or e})"
             if why != self.why_not:
@@ -84,12 +87,12 @@ def _addresses(record: Record) -> list[str]:
     return [address.split("/")[0] for _, address in record.local.placements]
 
 
-def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:
+def _bind(datagrams_at: str, address: str, port: int) -> tuple[socket.socket, socket.socket]:
     """(UDP, listening TCP), not blocking. Raises OSError."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        udp.bind((address, port))
+        udp.bind((datagrams_at, port))
         tcp.bind((address, port))
         tcp.listen(64)
         udp.setblocking(False)
