@@ -78,8 +78,7 @@ def sandbox_path(run: Path, sandbox_id: str) -> Path:
 async def remove_network(instance: str, state: Path, run: Path, underlay_address: str) -> None:
     """Take away all that a driver made on this host, without any of its state: it may be damaged."""
     if ON_WINDOWS:
-        from overlace.network.windows.driver import sweep
-        from overlace.network.windows.host import WindowsHost
+        from overlace.network.windows.host import WindowsHost, sweep
         from overlace.network.windows.library import Hcn, Library
 
         await asyncio.to_thread(sweep, WindowsHost(Hcn(Library.load())))

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 import msgspec
 
 from overlace.network.hns.calls import HnsCalls
+from overlace.network.hns.documents import Document
 from overlace.network.hns.service import HnsService, HostFacts
+from overlace.network.hns.state import State
 from overlace.network.hns.versions import LATEST, HnsVersion
 from overlace.network.windows.errors import failure
 from overlace.network.windows.library import NULL_GUID, Hcn, Notify
@@ -48,6 +50,12 @@ class DirectHcn:
         self.on_register: Callable[[], None] = lambda: None
         self.was_cut = False
         self._callbacks: dict[int, Notify] = {}
+
+    def restrict(self, check: Callable[[Document, State], None]) -> None:
+        """Refuse what `check` refuses from now on."""
+        facts = self.service._facts
+        assert facts is not None
+        self.service._facts = msgspec.structs.replace(facts, check=check)
 
     def cut(self, number: int, *, after: bool) -> None:
         """Fail at the `number`th call from now (from 0)."""

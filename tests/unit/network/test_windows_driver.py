@@ -30,6 +30,8 @@ from overlace.network.hns.documents import (
     HostComputeNamespace,
     HostComputeNetwork,
 )
+from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.state import State
 from overlace.network.hns.versions import LATEST, HnsVersion
 from overlace.network.overlay import OWNER, guid_of
 from overlace.network.windows.driver import WindowsDriver
@@ -328,6 +330,37 @@ async def test_a_container_that_comes_after_another_gets_the_endpoint(host: Host
     await host.run(T1, "c1")
     await host.run(T1, "c2")
     assert host.containers() == {"t1": ["c2", "c2"]}
+
+
+async def test_where_hns_takes_one_nat_network_tasks_without_any_share_the_hosts_own(tmp_path: Path) -> None:
+    def one_nat(d: Document, state: State) -> None:
+        others = [x for x in state.documents.values() if isinstance(x, HostComputeNetwork) and x.id != d.id]
+        if isinstance(d, HostComputeNetwork) and d.type == "NAT" and any(x.type == "NAT" for x in others):
+            raise HcnError(Code.BAD_PARAMETER, "there is one")
+
+    host = Host(tmp_path)
+    host.hcn.restrict(one_nat)
+    await host.start()
+    await host.tell(*ENTRIES)
+    lonely = TASKS["t3"]
+    attached = await host.driver.attach(lonely, Path("c3"))
+    theirs = next(d for d in host.hcn.service.documents.values() if d.owner == "docker")
+    (mine,) = [d for d in of(host, HostComputeEndpoint) if d.name == lonely.task_name]
+    assert isinstance(mine, HostComputeEndpoint) and mine.host_compute_network == theirs.id
+    assert attached.addresses == {"bridge": f"{mine.address}/16"} and attached.gateways == {
+        "bridge": "172.30.0.1"
+    }
+    assert host.driver.describe()["refused"] == []
+    assert not await host.driver.reconcile()  # and stays there
+    await host.driver.close()
+    await host.start()
+    await host.tell(*ENTRIES)
+    made = host.hcn.count
+    assert await host.driver.attach(lonely, Path("c3")) == attached
+    assert mine in of(host, HostComputeEndpoint) and host.hcn.count - made < 5
+    await host.driver.detach("t3")
+    await host.driver.leave()
+    assert [d.name for d in host.hcn.service.documents.values()] == ["nat"]
 
 
 # -- load balancers before HNS 15.4 --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -36,7 +36,6 @@ from overlace.network.hns.documents import (
     HostComputeEndpoint,
     HostComputeNamespace,
     HostComputeNetwork,
-    NamespaceResource,
     colon_mac,
 )
 from overlace.network.hns.plan import Create, Operation
@@ -53,11 +52,11 @@ from overlace.network.turns import Turns
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.windows import ports
 from overlace.network.windows.errors import is_away
-from overlace.network.windows.host import WindowsHost
+from overlace.network.windows.host import WindowsHost, sweep
 from overlace.network.windows.library import Hcn
 from overlace.network.windows.look import look
 from overlace.network.windows.names import HostNames
-from overlace.network.windows.shape import Shape, shape
+from overlace.network.windows.shape import Shape, shape, way_out_first
 from overlace.network.windows.watch import HnsWatch
 
 log = structlog.get_logger(__name__)
@@ -264,6 +263,7 @@ class WindowsDriver:
                     resolver=self._address,
                     upstreams=self._names.upstreams,
                     search=self._names.search,
+                    nat=self._host.borrowed(),
                 )
             if self._view is None:  # only the tasks touched are planned: nothing may be judged missing yet
                 changed = set()
@@ -273,7 +273,8 @@ class WindowsDriver:
             whole = changed is None
             self._form(None if whole else ids)
             looked = None if whole else ids | self._refusals.ids | self._host.short
-            if await self._apply(looked) and self._follow_provider(planner):
+            await self._apply(looked)
+            if self._borrow_nat() or self._follow_provider(planner):
                 planner.refresh(self._seen(), None, tasks, tasks)
                 self._form(None)
                 await self._apply(None)
@@ -297,20 +298,19 @@ class WindowsDriver:
             network = planner.documents.get(getattr(d, "host_compute_network", ""))
             kind = network.type if isinstance(network, HostComputeNetwork) else ""
             if isinstance(d, HostComputeNamespace):
-                d = _way_out_first(d, planner.documents)
+                d = way_out_first(d, planner.documents)
             formed = shape(d, to, kind, held=guid in held) if d is not None else None
             if formed is not None:
                 self._desired[guid] = formed
             else:
                 self._desired.pop(guid, None)
 
-    async def _apply(self, ids: set[Guid] | None) -> bool:
-        """Run what the documents `ids` need; whether a network came. Containers whose endpoints were made anew get
-        them back."""
+    async def _apply(self, ids: set[Guid] | None) -> None:
+        """Run what the documents `ids` need. Containers whose endpoints were made anew get them back."""
         operations = await self._do(lambda: self._host.plan(self._desired, ids))
         if not operations and ids is not None:
             self._refusals.note(())
-            return False
+            return
         refused = await self._do(lambda: self._host.apply(operations))
         self._refusals.note(refused)
         if any(isinstance(e, NotFound | Conflict) for _, e in refused):
@@ -322,9 +322,16 @@ class WindowsDriver:
             container = _container(record)
             if container and new & {g for g in _endpoints(record)}:
                 await self._hot_attach(record, container)
-        return any(
-            isinstance(op, Create) and isinstance(op.document, HostComputeNetwork) for op in operations
-        )
+
+    def _borrow_nat(self) -> bool:
+        """Where HNS takes no second NAT network, the one that is there does: Docker's, mostly."""
+        own = guid_of("network", LOCAL_NETWORK)
+        if self._shape is None or self._shape.nat or own not in self._refusals.ids or not self._host.nats:
+            return False
+        nats = sorted(self._host.nats.values(), key=lambda d: (d.name.lower() != "nat", d.name))
+        log.info("tasks without a network share the host's own", network=nats[0].name)
+        self._shape = msgspec.structs.replace(self._shape, nat=nats[0].id)
+        return True
 
     def _follow_provider(self, planner: OverlayPlanner) -> bool:
         """HNS decides which address it carries overlays over; whether it is another than was thought."""
@@ -398,14 +405,17 @@ class WindowsDriver:
         gateways: dict[str, str] = {}
         for (network_id, address), guid in zip(record.local.placements, _endpoints(record), strict=True):
             d = self._host.documents.get(guid)
-            network = self._host.documents.get(guid_of("network", network_id))
+            network = self._network(network_id)
             if not isinstance(d, HostComputeEndpoint) or not isinstance(network, HostComputeNetwork):
                 namespace = guid_of("namespace", task.task_id)
                 raise self._refusals.explain(
                     task.task_name, (guid_of("network", network_id), guid, namespace)
                 )
-            addresses[network.name], macs[network.name] = address, colon_mac(d.mac_address)
-            gateways[network.name] = _gateway(network, address)
+            name = LOCAL_NETWORK if network_id == LOCAL_NETWORK else network.name
+            if network.id in self._host.nats:
+                address = f"{d.address}/{d.ip_configurations[0].prefix_length}"
+            addresses[name], macs[name] = address, colon_mac(d.mac_address)
+            gateways[name] = _gateway(network, address)
         if _container(record):
             await self._hot_attach(record, _container(record))
         elif sandbox and not isinstance(
@@ -420,6 +430,11 @@ class WindowsDriver:
             gateways=gateways,
             host_ports=task.host_ports,
         )
+
+    def _network(self, network_id: str) -> Document | None:
+        """As HNS has it: the host's own NAT network may be somebody else's."""
+        nat = self._shape.nat if self._shape is not None and network_id == LOCAL_NETWORK else ""
+        return self._host.nats[nat] if nat else self._host.documents.get(guid_of("network", network_id))
 
     async def _hot_attach(self, record: Record, container: str) -> None:
         """In the order of the networks, the one with the way out first: a container takes its first default route."""
@@ -475,16 +490,6 @@ def _container(record: Record) -> str:
     return "" if _has_namespace(record) else record.sandbox
 
 
-def _way_out_first(d: HostComputeNamespace, documents: Mapping[Guid, Document]) -> HostComputeNamespace:
-    """HNS gives every endpoint its subnet's default route: the first attached is the one a container takes."""
-
-    def key(resource: NamespaceResource) -> bool:
-        endpoint = documents.get(resource.data.id)
-        return not (isinstance(endpoint, HostComputeEndpoint) and endpoint.routes)
-
-    return msgspec.structs.replace(d, resources=tuple(sorted(d.resources, key=key)))
-
-
 def _gateway(network: HostComputeNetwork, address: str) -> str:
     parsed = IPv4Address(address.split("/")[0])
     mine = (s for s in network.subnets if parsed in IPv4Network(s.ip_address_prefix))
@@ -493,15 +498,3 @@ def _gateway(network: HostComputeNetwork, address: str) -> str:
 
 def _is_port(d: Document) -> bool:
     return isinstance(d, HostComputeEndpoint) and not d.remote
-
-
-def sweep(host: WindowsHost) -> None:
-    """Delete all that is ours in HNS, without any state; blocking. Raises Unavailable for what stays."""
-    host.refresh()
-    for d in [d for d in host.documents.values() if _is_port(d)]:
-        place = getattr(d, "host_compute_namespace", "")
-        if place and place not in host.documents:
-            host.hot_detach(d.id)  # what HNS made for its container goes with it
-    refused = host.apply(host.plan({}))
-    if refused:
-        raise Unavailable(f"HNS keeps {len(refused)} objects of the swarm: {refused[0][1]}")

@@ -86,6 +86,7 @@ class WindowsHost:
         self._version: HnsVersion | None = None
         self.documents: dict[Guid, Document] = {}
         self.learned: dict[Guid, Learned] = {}
+        self.nats: dict[Guid, HostComputeNetwork] = {}  # NAT networks of others
         self._standing: dict[Guid, Guid] = {}  # load balancers that stand under their other id
         self._spare: set[Guid] = set()  # load balancers that a crash left beside their successor
         self.short: set[Guid] = (
@@ -107,7 +108,7 @@ class WindowsHost:
         standing: dict[Guid, Guid] = {}
         spare: set[Guid] = set()
         self._version = None  # a restart may have been an update
-        self.learned = {}
+        self.learned, self.nats = {}, {}
         for kind in KINDS:
             if kind == "sdnroute":
                 continue  # we make none
@@ -117,6 +118,8 @@ class WindowsHost:
                 except NotFound:
                     continue  # gone meanwhile
                 if d is None or d.owner != self._owner:
+                    if isinstance(d, HostComputeNetwork) and d.type == "NAT":
+                        self.nats[d.id] = d
                     continue
                 own = canonical(d.id) if kind == "loadbalancer" else d.id
                 if own in found:
@@ -127,6 +130,11 @@ class WindowsHost:
                 found[own] = msgspec.structs.replace(d, id=own)
                 self._learn(found[own])
         self.documents, self._standing, self._spare = found, standing, spare
+
+    def borrowed(self) -> Guid:
+        """Another's NAT network that endpoints of ours are on; empty: there is none."""
+        on = {d.host_compute_network for d in self.documents.values() if isinstance(d, HostComputeEndpoint)}
+        return next((guid for guid in sorted(self.nats) if guid in {normal_guid(n) for n in on}), "")
 
     def _read(self, kind: str, guid: uuid.UUID) -> Document | None:
         with self._hcn.opened(NAMES[kind], guid) as handle:
@@ -374,6 +382,18 @@ class WindowsHost:
         return {k: v for k, v in found.items() if isinstance(v, int)} if isinstance(found, dict) else {}
 
 
+def sweep(host: WindowsHost) -> None:
+    """Delete all that is ours in HNS, without any state; blocking. Raises Unavailable for what stays."""
+    host.refresh()
+    for d in list(host.documents.values()):
+        place = getattr(d, "host_compute_namespace", "")
+        if place and place not in host.documents:
+            host.hot_detach(d.id)  # what HNS made for its container goes with it
+    refused = host.apply(host.plan({}))
+    if refused:
+        raise Unavailable(f"HNS keeps {len(refused)} objects of the swarm: {refused[0][1]}")
+
+
 def twin(guid: Guid) -> Guid:
     """The other id of a load balancer: version 5 of a UUID becomes 8 and back."""
     return str(uuid.UUID(int=uuid.UUID(guid).int ^ (0xD << 76))).upper()
@@ -411,6 +431,8 @@ def _told(d: Document, want: Document) -> Document:
         )
     if isinstance(d, HostComputeEndpoint) and isinstance(want, HostComputeEndpoint):
         configs = tuple(msgspec.structs.replace(c, ip_subnet_id="") for c in d.ip_configurations)
+        if not want.ip_configurations:
+            configs = ()  # HNS was left the choice
         mac = normal_mac(d.mac_address) if d.mac_address and want.mac_address else ""
         return msgspec.structs.replace(
             d,

@@ -32,7 +32,9 @@ class HostNames:
         self._datagrams_at = datagrams_at or address
         self._resolver = Resolver(list(upstreams))
         self.search = tuple(search)
-        self._askers: dict[str, Asker] = {}  # by a container's address
+        self._askers: dict[
+            str, tuple[str, Asker]
+        ] = {}  # by a container's address: its task, and what it sees
         self.why_not = ""  # names are not answered because
 
     @property
@@ -52,7 +54,7 @@ class HostNames:
             self.why_not = why
             return False
         self.why_not = ""
-        await self._resolver.serve_many(KEY, self._askers.get, udp, tcp)
+        await self._resolver.serve_many(KEY, self._asker_of, udp, tcp)
         return True
 
     async def close(self) -> None:
@@ -69,12 +71,17 @@ class HostNames:
             own = OwnUpstreams(servers=servers, open_socket=_open_socket)
         asker = Asker(tuple(a.network_id for a in record.asked.attachments), own)
         for address in _addresses(record):
-            self._askers[address] = asker
+            self._askers[address] = record.asked.task_id, asker
 
     def forget(self, record: Record) -> None:
         """Answer it no longer."""
         for address in _addresses(record):
-            self._askers.pop(address, None)
+            if self._askers.get(address, ("", None))[0] == record.asked.task_id:
+                del self._askers[address]
+
+    def _asker_of(self, address: str) -> Asker | None:
+        found = self._askers.get(address)
+        return found[1] if found is not None else None
 
     def resolv_conf(self, record: Record) -> str:
         """What the task's container reads. On the node's own network alone there are no names of the swarm."""

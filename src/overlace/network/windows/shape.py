@@ -6,17 +6,21 @@ Source: Microsoft's HCN reference, hcsshim's feature table (hns/versions.py), wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Dns,
     Document,
+    Guid,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
     HostComputeNamespace,
     HostComputeNetwork,
     LoadBalancerFlags,
+    NamespaceResource,
 )
 from overlace.network.hns.versions import HnsVersion, supports
 
@@ -32,6 +36,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     resolver: str
     upstreams: tuple[str, ...] = ()
     search: tuple[str, ...] = ()
+    nat: Guid = ""  # the host's own NAT network, where HNS takes no second one
 
     def has(self, feature: str) -> bool:
         return supports(self.version, feature)
@@ -51,9 +56,9 @@ def shape(d: Document, to: Shape, network_type: str, *, held: bool = False) -> D
     return d
 
 
-def _network(d: HostComputeNetwork, to: Shape) -> HostComputeNetwork:
+def _network(d: HostComputeNetwork, to: Shape) -> HostComputeNetwork | None:
     if d.type != "Overlay":
-        return d
+        return d if not to.nat else None
     policies = tuple(x for x in d.policies if not isinstance(x, p.ProviderAddress))  # HNS's to say
     if to.has("HostRoute"):  # containers and their host, whose resolver they ask
         policies += (p.HostRoute(),)
@@ -61,6 +66,10 @@ def _network(d: HostComputeNetwork, to: Shape) -> HostComputeNetwork:
 
 
 def _endpoint(d: HostComputeEndpoint, to: Shape, network_type: str) -> HostComputeEndpoint:
+    if network_type != "Overlay" and to.nat:  # addresses there are HNS's to give
+        return msgspec.structs.replace(
+            d, host_compute_network=to.nat, ip_configurations=(), routes=(), mac_address=""
+        )
     if network_type != "Overlay":
         return msgspec.structs.replace(d, dns=Dns(search=to.search, server_list=to.upstreams))
     policies = d.policies
@@ -101,3 +110,13 @@ def _balancer(d: HostComputeLoadBalancer, to: Shape) -> HostComputeLoadBalancer:
         # client only knows this host, so there the answer has to come back through it
         d = msgspec.structs.replace(d, flags=d.flags | int(LoadBalancerFlags.EnableDirectServerReturn))
     return d
+
+
+def way_out_first(d: HostComputeNamespace, documents: Mapping[Guid, Document]) -> HostComputeNamespace:
+    """HNS gives every endpoint its subnet's default route: the first attached is the one a container takes."""
+
+    def key(resource: NamespaceResource) -> bool:
+        endpoint = documents.get(resource.data.id)
+        return not (isinstance(endpoint, HostComputeEndpoint) and endpoint.routes)
+
+    return msgspec.structs.replace(d, resources=tuple(sorted(d.resources, key=key)))
