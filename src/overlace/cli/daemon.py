@@ -51,6 +51,7 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
     emulate_windows: str = ""  # a Windows build, 10.0.20348.2527; empty: this is the Linux host it is
     log_level: str = "info"
     metrics_addr: str = ""  # IP:PORT of GET /metrics; empty: none
+    flow_log: str = ""  # file of opened and ended connections; empty: none
 
 
 def check_hosts(hosts: tuple[str, ...], windows: bool = ON_WINDOWS) -> tuple[str, ...]:
@@ -146,10 +147,11 @@ def check_options(
     emulate_windows: str | None,
     log_level: str,
     metrics_addr: str | None = None,
+    flow_log: str | None = None,
 ) -> DaemonOptions:
     """Turn what was typed into DaemonOptions; raise InvalidArgument naming option, value and remedy."""
-    for option, path in (("--data-root", data_root), ("--exec-root", exec_root)):
-        if not os.path.isabs(path):
+    for option, path in (("--data-root", data_root), ("--exec-root", exec_root), ("--flow-log", flow_log)):
+        if path is not None and not os.path.isabs(path):
             raise InvalidArgument(f"invalid {option} {path!r}: use an absolute path")
     if emulate_windows is not None and not _BUILD.fullmatch(emulate_windows):
         raise InvalidArgument(
@@ -181,6 +183,7 @@ def check_options(
         emulate_windows=emulate_windows or "",
         log_level=log_level,
         metrics_addr=_check_metrics(metrics_addr) if metrics_addr else "",
+        flow_log=flow_log or "",
     )
 
 
@@ -238,6 +241,9 @@ def check_windows(runtime: str, emulate_windows: str | None) -> None:
 )
 @click.option("--emulate-windows", help="Be an emulated Windows host of this build, such as 10.0.20348.2527.")
 @click.option("--metrics-addr", metavar="IP:PORT", help="Serve Prometheus metrics there, at /metrics.")
+@click.option(
+    "--flow-log", metavar="FILE", help="Write opened and ended connections there, one JSON object a line."
+)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),

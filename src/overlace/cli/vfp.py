@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import click
 
 from overlace.cli.asking import ask, host_option
+from overlace.network.vfp.flow_log import FlowLog, Happened, Seen
 
 BASE = "/overlace/v1/vfp"
 _json = click.option("--json", "as_json", is_flag=True, help="Print the documents instead.")
@@ -237,14 +238,21 @@ def counters(host: str, port: str, every: bool, as_json: bool) -> None:
 @click.option(
     "--all", "-a", "every", is_flag=True, help="Also flows that are idle or decided by older tables."
 )
+@click.option(
+    "--follow", "-f", is_flag=True, help="Print connections as they are opened and end, until Ctrl-C."
+)
 @host_option
 @_json
-def flows(host: str, port: str, rate: bool, every: bool, as_json: bool) -> None:
+def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: bool) -> None:
     """Connections the switch remembers, busiest first: what came, what it went on as and where.
 
     Each direction is a flow of its own, at the port where it enters this host's switch.
     """
     url = f"{BASE}/flows?port={quote(port)}"
+    if follow:
+        if rate or every:
+            raise click.UsageError("--follow goes with neither --rate nor --all")
+        follow_flows(lambda: ask(host, url), as_json)
     found = ask(host, url)
     if rate:
         found = rates(found, lambda: ask(host, url))
@@ -277,6 +285,33 @@ def flows(host: str, port: str, rate: bool, every: bool, as_json: bool) -> None:
             for f in found
         ),
     )
+
+
+def follow_flows(look: Callable[[], list[dict[str, Any]]], as_json: bool) -> NoReturn:
+    """What happens to flows, a line each, seen every second."""
+    log = FlowLog()
+    while True:
+        for line in follow_lines(log.look(map(_seen, look())), as_json):
+            click.echo(line)
+        time.sleep(1.0)
+
+
+def _seen(f: dict[str, Any]) -> Seen:
+    return Seen(f"{f['Port']} {f['Vni']} {f['Came']}", f["Packets"], f["Bytes"], f["IdleSeconds"], f)
+
+
+def follow_lines(happened: Iterable[Happened], as_json: bool) -> Iterator[str]:
+    """`as_json`: one document a line, as `flows --json` has them, with the event."""
+    for h in happened:
+        if as_json:
+            yield json.dumps({"Event": h.event, **h.facts, "Packets": h.packets, "Bytes": h.bytes})
+            continue
+        f = h.facts
+        verdict = f"{f['Verdict']}" + (f" vni {f['Vni']}" if f["Vni"] else "")
+        where = " ".join(
+            str(part) for part in (f["Went"] and f"as {f['Went']}", f["To"] and f"to {f['To']}") if part
+        )
+        yield f"{h.event:<7} {f['Came']}  {verdict}  {where}  packets {h.packets}  bytes {h.bytes}"
 
 
 def rates(before: list[dict[str, Any]], again: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

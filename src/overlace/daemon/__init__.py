@@ -35,6 +35,7 @@ def run(options: DaemonOptions) -> None:
 async def _serve(options: DaemonOptions) -> None:
     from overlace.api.server import ApiServer
     from overlace.daemon.engine import Engine
+    from overlace.daemon.flow_log import FlowLogger
     from overlace.daemon.metrics import MetricsServer
 
     stop = asyncio.Event()
@@ -43,7 +44,10 @@ async def _serve(options: DaemonOptions) -> None:
         server = ApiServer(engine)
         engine.serve_api = server.serve
         metrics = MetricsServer(options.hostname, lambda: engine.parts)
+        flows = FlowLogger(Path(options.flow_log), lambda: engine.parts[0]) if options.flow_log else None
         try:
+            if flows is not None:
+                flows.start()
             await engine.open()
             await server.start(options.hosts)
             if options.metrics_addr:
@@ -51,6 +55,8 @@ async def _serve(options: DaemonOptions) -> None:
             log.info("serving", hosts=list(options.hosts), swarm=engine.swarm().state)
             await stop.wait()
         finally:
+            if flows is not None:
+                await flows.stop()
             await metrics.close()
             await server.close()
             await engine.close()
