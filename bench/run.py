@@ -16,13 +16,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import control, deploy, machine, network, peer, places, scale, swarms
+from measure import control, deploy, machine, network, overlay, peer, places, scale, swarms
 from measure.figures import Figure, as_document, is_measured, render
 
 from overlace.model.errors import OverlaceError, Unavailable
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("network", "scale", "deploy", "control")
+PARTS = ("network", "scale", "overlay", "deploy", "control")
 
 
 def say(line: str) -> None:
@@ -58,10 +58,15 @@ def figures(chosen: argparse.Namespace, docker: peer.Docker | None) -> Iterator[
             if "scale" in parts:
                 yield from scale.measure(programs, ways, rounds=2 if quick else 6, seconds=0.5, say=say)
             if parts & {"scale", "control"}:
-                yield from control.measure_programming(ways.hosts[0], 100_000, rounds=3, say=say)
+                for endpoints in (10_000, 100_000):
+                    yield from control.measure_programming(ways.hosts[0], endpoints, rounds=3, say=say)
                 yield control.measure_update(ways.hosts[0], rounds=3 if quick else 20, say=say)
     if docker is not None:
         with swarms.both(programs, docker, say) as pair:
+            if "overlay" in parts:
+                yield from overlay.measure(
+                    programs, pair, rounds=2 if quick else 6, seconds=1, updates=2 if quick else 6, say=say
+                )
             if "deploy" in parts:
                 counts, rounds = ((1, 10), 1) if quick else ((1, 10, 25, 50), 3)
                 yield from deploy.measure(programs, pair, counts, rounds, budget=330, say=say)
@@ -82,7 +87,7 @@ def main() -> int:
     failure: str | None = None
     docker = None
     try:
-        if {"deploy", "control"} & set(chosen.parts):
+        if {"overlay", "deploy", "control"} & set(chosen.parts):
             try:
                 docker = peer.ensure_docker(say, fetch=chosen.fetch_docker)
             except Unavailable as error:  # the network figures need none

@@ -108,7 +108,9 @@ def measure_programming(host: DataPathHost, endpoints: int, rounds: int, say: Sa
     """Remote endpoints entered into a host's tables, against the neighbour and forwarding entries Docker's design
     needs for them, given to `ip` and `bridge` in one batch each."""
     say(f"control: {endpoints} remote endpoints into the tables")
-    figure = Figure("remote endpoints programmed", "/s", [Peer("docker's design")], group=GROUP)
+    figure = Figure(
+        f"{endpoints:,} remote endpoints programmed", "/s", [Peer("docker's design")], group=GROUP
+    )
     addresses = [f"10.{200 + (i >> 16)}.{i >> 8 & 255}.{i & 255}" for i in range(endpoints)]
     provider = PAIRS["overlace"][1].address
     entries = tuple(RemoteEndpoint(VNI, address, mac_of(address), provider) for address in addresses)

@@ -58,6 +58,10 @@ class DataPathHost:
         seconds, value = answer
         return float(seconds), value
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def call(self, method: str, *arguments: Any) -> Any:
         return self.timed(method, *arguments)[1]
 

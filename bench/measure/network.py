@@ -14,7 +14,7 @@ import msgspec
 
 from measure import places, programs
 from measure.figures import Figure, Peer, Target
-from measure.paths import Paths, Way, build, set_segmentation
+from measure.paths import Paths, Way, build, set_segmentation, slow_path
 from overlace.model.errors import OverlaceError
 
 Say = Callable[[str], None]
@@ -44,6 +44,12 @@ ACROSS = (
 WITHOUT_TSO = (Kind("TCP, 1 stream, underlay without TSO", "Gb/s", "tcp", {DOCKER: 1.05, BARE: 0.65}),)
 WITHOUT_GRO = (
     Kind("TCP, 1 stream, underlay without TSO and GRO", "Gb/s", "tcp", {DOCKER: 1.05, BARE: 0.65}),
+)
+SLOW = (
+    Kind("TCP, 1 stream", "Gb/s", "tcp", {DOCKER: 0.97, BARE: 0.60}),
+    Kind("UDP, 64 bytes", "packets/s", "udp", {DOCKER: 1.15, BARE: 0.42}),
+    Kind("request-response", "/s", "rr", {DOCKER: 1.05, BARE: 0.60}),
+    Kind("connect-request-close", "/s", "crr", {DOCKER: 1.05, BARE: 0.58}),
 )
 SAME_HOST = (
     Kind("TCP, 1 stream", "Gb/s", "tcp", {DOCKER: 0.95, VETH: 0.85}),
@@ -94,20 +100,42 @@ def measure(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: S
     )
     for group, between, kinds, segmentation in groups:
         set_segmentation(*segmentation)
-        for kind in kinds:
-            say(f"{group}: {kind.name}")
-            figure = Figure(
-                kind.name,
-                kind.unit,
-                [Peer(name, Target(at_least=t) if t else None) for name, t in kind.targets.items()],
-                group=group,
-            )
-            for _ in range(rounds):
-                for name, way in between.items():
-                    value = _measure_once(programs_dir, kind, way, seconds, say)
-                    samples = figure.samples if name == "overlace" else figure.peer(name).samples
-                    samples.append(value)
-            yield figure
+        yield from compare(programs_dir, group, between, kinds, rounds, seconds, say)
+    set_segmentation(True, True)
+    with slow_path(ways) as slow:
+        server = programs.Server(programs_dir, slow.server, slow.port)
+        try:
+            between = {**ways.across, "overlace": slow}
+            group = "network: between two hosts, out through the kernel's vxlan device (slow path)"
+            yield from compare(programs_dir, group, between, SLOW, rounds, seconds, say)
+        finally:
+            server.stop()
+
+
+def compare(
+    programs_dir: Path,
+    group: str,
+    between: dict[str, Way],
+    kinds: tuple[Kind, ...],
+    rounds: int,
+    seconds: float,
+    say: Say,
+) -> Iterator[Figure]:
+    """A figure of each kind: `overlace` against the other ways there are."""
+    for kind in kinds:
+        say(f"{group}: {kind.name}")
+        peers = [
+            Peer(name, Target(at_least=t) if t else None)
+            for name, t in kind.targets.items()
+            if name in between
+        ]
+        figure = Figure(kind.name, kind.unit, peers, group=group)
+        for _ in range(rounds):
+            for name, way in between.items():
+                value = _measure_once(programs_dir, kind, way, seconds, say)
+                samples = figure.samples if name == "overlace" else figure.peer(name).samples
+                samples.append(value)
+        yield figure
 
 
 def _measure_once(programs_dir: Path, kind: Kind, way: Way, seconds: float, say: Say) -> float | None:

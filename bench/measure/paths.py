@@ -6,6 +6,8 @@ data path; on one host also a plain veth pair. Must not measure.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -30,6 +32,7 @@ VNI = 4097
 SUBNET, GATEWAY, PREFIX = "10.1.0.0/24", "10.1.0.1", 24
 A1, A2, B1 = "10.1.0.11", "10.1.0.12", "10.1.0.21"  # containers of host a and of host b
 VIP = "10.1.0.100"
+SLOW_PORT = 7200
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -89,6 +92,19 @@ def build() -> Paths:
         },
         hosts=hosts,
     )
+
+
+@contextlib.contextmanager
+def slow_path(ways: Paths) -> Iterator[Way]:
+    """The same containers while every packet between them goes out through the kernel's vxlan device."""
+    way = ways.across["overlace"]
+    for host in ways.hosts:
+        host.call("use_slow_path", True)
+    try:
+        yield Way("slow path", way.client, way.server, way.address, SLOW_PORT)
+    finally:
+        for host in ways.hosts:
+            host.call("use_slow_path", False)
 
 
 def _build_veth() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from measure import programs
+from measure.datapath_host import DataPathHost
 from measure.figures import Figure, Peer, Target
 from measure.paths import A1, B1, PREFIX, VNI, Paths, mac_of
 from measure.places import PAIRS, inside
@@ -82,13 +83,39 @@ def _size(folder: Path, ways: Paths, rounds: int, seconds: float, say: Say) -> I
     def once(kind: str) -> float:
         return programs.ask_rate(folder, kind, way.client, way.address, way.port, seconds)
 
-    for _ in range(rounds):
+    host = ways.hosts[0]
+    sizes = [
+        Figure(f"{what}, {ENDPOINTS // 1000}k endpoints and {SERVICES // 1000}k services", "MB", [Peer(FEW)],
+               group=GROUP, less_is_better=True)
+        for what in ("memory of the kernel's tables", "memory of the process that fills them")
+    ]  # fmt: skip
+    # before the first filling: what a process once had it does not give back
+    for figure, value in zip(sizes, (_tables_memory(host), _resident(host)), strict=True):
+        figure.peers[0].samples.append(value)
+    for turn in range(rounds):
         for figure, (_, _, kind) in zip(figures, kinds, strict=True):
             figure.peers[0].samples.append(_tried(lambda kind=kind: once(kind), say))  # type: ignore[misc]
         with _entries(ways, many):
+            if not turn:
+                for figure, value in zip(sizes, (_tables_memory(host), _resident(host)), strict=True):
+                    figure.samples.append(value)
             for figure, (_, _, kind) in zip(figures, kinds, strict=True):
                 figure.samples.append(_tried(lambda kind=kind: once(kind), say))  # type: ignore[misc]
-    yield from figures
+    yield from (*figures, *sizes)
+
+
+def _tables_memory(host: DataPathHost) -> float:
+    """Megabytes the kernel accounts to the maps of a host."""
+    total = 0
+    for pin in Path(f"/sys/fs/bpf/overlace/{host.host.instance}/maps").iterdir():
+        total += int(json.loads(run(["bpftool", "-j", "map", "show", "pinned", str(pin)]))["bytes_memlock"])
+    return total / 1e6
+
+
+def _resident(host: DataPathHost) -> float:
+    """Megabytes of memory the host's process has."""
+    status = Path(f"/proc/{host.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1e3
 
 
 def _tried(measured: Callable[[], float], say: Say) -> float | None:

@@ -50,13 +50,16 @@ class Swarm(msgspec.Struct):
     def call(self, method: str, url: str, body: object = None, *, timeout: float = 60) -> Any:
         return engine.call(self.manager.socket, method, url, body, timeout=timeout)
 
-    def create(self, name: str, replicas: int | None, command: str = "serve") -> str:
+    def create(
+        self, name: str, replicas: int | None, command: str = "serve", constraints: tuple[str, ...] = ()
+    ) -> str:
         """Create a service with the same words on both swarms (`replicas` None: one on each host); return its id."""
         body = {
             "Name": name,
             "TaskTemplate": {
                 "ContainerSpec": {"Image": self.image, "Command": ["/tasks", command]},
                 "Networks": [{"Target": self.network}],
+                "Placement": {"Constraints": list(constraints)},
             },
             "Mode": {"Global": {}} if replicas is None else {"Replicated": {"Replicas": replicas}},
             "EndpointSpec": {"Mode": "dnsrr"},
@@ -83,6 +86,19 @@ class Swarm(msgspec.Struct):
             if state["Running"] and state["Pid"]:
                 return int(state["Pid"])
         return None
+
+    def probers(self) -> list[tuple[str, str]]:
+        """(file of the network namespace, address on the bench's network) of the prober's task on each host."""
+        found = []
+        for host in self.hosts:
+            pid = self._pid(host)
+            running = [c for c in self.containers(PROBER, (host,)) if c["State"] == "running"]
+            if not pid or not running:
+                raise Internal(f"{self.name}: the prober does not run on {host.name}")
+            shown = engine.call(host.socket, "GET", f"/containers/{running[0]['Id']}/json")
+            address = shown["NetworkSettings"]["Networks"][NETWORK]["IPAddress"]
+            found.append((f"/proc/{pid}/ns/net", str(address)))
+        return found
 
     def remove(self, service: str, timeout: float = 120) -> None:
         """Remove a service and wait until none of its containers is left."""

@@ -5,10 +5,12 @@
  *   tasks sleep                      a task that gives the prober a network to stand in, until SIGTERM
  *   tasks probe NAME COUNT SECONDS   inside the overlay: ask the resolver for NAME and every address it gives for an
  *                                    HTTP answer, until COUNT different addresses have answered
+ *   tasks first ADDRESS PORT SECONDS inside the overlay: send to ADDRESS until something comes back, an answer or a refusal
  *   tasks dns NAME SECONDS           questions for NAME, one after the other
  *   tasks nxdomain ADDRESS           a name server that knows no name: what both swarms ask beyond their own
  *
- * `probe` prints CLOCK_MONOTONIC in seconds at the first and at the last answer; `dns` prints "COUNT SECONDS".
+ * `probe` prints CLOCK_MONOTONIC in seconds at the first and at the last answer, `first` CLOCK_REALTIME (what engines say
+ * of their containers); `dns` prints "COUNT SECONDS".
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -335,6 +337,33 @@ static int deny_all(const char *address)
     }
 }
 
+/* A SYN every few milliseconds, each from a port of its own: what an unready path swallows is not waited for. */
+static int first_sign(const char *address, int port, double seconds)
+{
+    struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    double until = now() + seconds;
+    if (inet_pton(AF_INET, address, &there.sin_addr) != 1)
+        return 2;
+    while (now() < until) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), error = 0;
+        socklen_t size = sizeof error;
+        struct pollfd waiting = {.fd = fd, .events = POLLOUT};
+        if (connect(fd, (struct sockaddr *)&there, sizeof there) && errno == EINPROGRESS)
+            poll(&waiting, 1, STEP_MS);
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+        if ((waiting.revents & (POLLOUT | POLLERR)) && (!error || error == ECONNREFUSED)) {
+            struct timespec t;
+            clock_gettime(CLOCK_REALTIME, &t);
+            printf("%.6f\n", (double)t.tv_sec + (double)t.tv_nsec / 1e9);
+            return 0;
+        }
+        close(fd);
+        usleep(500);
+    }
+    fprintf(stderr, "tasks: nothing came back from %s within %g s\n", address, seconds);
+    return 1;
+}
+
 int main(int argc, char **argv)
 {
     if (argc >= 2 && !strcmp(argv[1], "serve"))
@@ -346,10 +375,12 @@ int main(int argc, char **argv)
     }
     if (argc == 5 && !strcmp(argv[1], "probe") && atoi(argv[3]) <= MOST)
         return probe(argv[2], atoi(argv[3]), atof(argv[4]));
+    if (argc == 5 && !strcmp(argv[1], "first"))
+        return first_sign(argv[2], atoi(argv[3]), atof(argv[4]));
     if (argc == 4 && !strcmp(argv[1], "dns"))
         return ask_dns(argv[2], atof(argv[3]));
     if (argc == 3 && !strcmp(argv[1], "nxdomain"))
         return deny_all(argv[2]);
-    fprintf(stderr, "usage: tasks serve [PORT] | sleep | probe NAME COUNT SECONDS | dns NAME SECONDS | nxdomain ADDRESS\n");
+    fprintf(stderr, "usage: tasks serve [PORT] | sleep | probe NAME COUNT SECONDS | first ADDRESS PORT SECONDS | dns NAME SECONDS | nxdomain ADDRESS\n");
     return 2;
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from datapath_bed import Container, ask, mac_of, made_bed, network
+from datapath_bed import Container, ask, connect, echo, line, mac_of, made_bed, network
 from datapath_streams import Datagrams, Traffic
 
 from overlace.network.linux import bpf_syscall
@@ -105,6 +105,7 @@ def test_loss_is_counted(world: SimpleNamespace, event: object, capsys: pytest.C
 
 def test_what_is_lost_is_counted(world: SimpleNamespace) -> None:
     """The measure itself: while the receiver's host is not known, what is sent does not arrive."""
+    assert ask(world.one.path, "10.0.1.6", 80)[0] == "two"  # what waits for an ARP answer is late, not lost
     stream = Datagrams(world.one.path, "10.0.1.6", 7, world.two.path, "10.0.1.6", 7, 0, RATE)
     remote = RemoteEndpoint(4097, "10.0.1.6", mac_of("10.0.1.6"), world.b.address)
     dropped = world.a.counters()["drop_no_endpoint"] + world.a.counters()["drop_isolation"]
@@ -116,3 +117,19 @@ def test_what_is_lost_is_counted(world: SimpleNamespace) -> None:
     lost = stream.finish()
     counters = world.a.counters()
     assert 0 < len(lost) <= counters["drop_no_endpoint"] + counters["drop_isolation"] - dropped
+
+
+def test_connections_live_on_when_everything_takes_the_slow_path(world: SimpleNamespace) -> None:
+    """And nothing leaves the other way; what was merged or is large goes through as it is."""
+    with connect(world.one.path, "10.0.1.6", 80) as held:
+        assert line(held)[0] == "two"
+        world.a.call("use_slow_path", True)
+        before = world.a.counters()
+        assert echo(held, b"x" * 500_000)
+        assert ask(world.one.path, "10.0.1.2", 80)[0] == "two"
+        after = world.a.counters()
+        assert after["encapsulated"] == before["encapsulated"]
+        assert after["slow_path"] > before["slow_path"]
+        world.a.call("use_slow_path", False)
+        assert echo(held, b"back")
+    assert world.a.counters()["encapsulated"] > after["encapsulated"]

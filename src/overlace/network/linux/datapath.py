@@ -77,6 +77,7 @@ class DataPath:
         self._told_full: set[str] = set()
         self._vxlan_ifindex = 0
         self._paths: dict[str, int] = {}
+        self._slow = False
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -144,6 +145,7 @@ class DataPath:
             _LO,
             self._vxlan_port,
             narrow=any(mtu < under.mtu for mtu in self._paths.values()),
+            slow=self._slow,
         )
         self._map("config").update(struct.pack("I", 0), value)
 
@@ -361,6 +363,12 @@ class DataPath:
         table.delete_many(k for k in have if k not in want)
         self._paths = dict(mtus)
         self._configure()
+
+    async def use_slow_path(self, on: bool) -> None:
+        """Have everything for other hosts leave through the kernel's vxlan device, as what the programs cannot send does:
+        to measure and to test that way. Not kept by a restart."""
+        self._slow = on
+        await self._do(self._configure)
 
     async def look_at_underlay(self) -> Underlay:
         """As it is now: its MTU may have been changed since open()."""

@@ -123,11 +123,12 @@ def config_value(
     vxlan_port: int,
     *,
     narrow: bool = False,
+    slow: bool = False,
 ) -> bytes:
-    """struct config. `narrow`: some path takes less than `mtu`."""
+    """struct config. `narrow`: some path takes less than `mtu`; `slow`: all goes through the kernel's vxlan device."""
     mask = IPv4Network(f"0.0.0.0/{prefix}").netmask.packed
     head = struct.pack("I4s4sIII", ifindex, _ip(address), mask, mtu, vxlan_ifindex, lo_ifindex)
-    return head + struct.pack(">H", vxlan_port) + struct.pack("H", narrow)
+    return head + struct.pack(">H", vxlan_port) + struct.pack("BB", narrow, slow)
 
 
 def path_rows(mtus: Mapping[str, int]) -> dict[bytes, bytes]:

@@ -97,7 +97,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
         return ("endpoint", self.vni, self.address)
 
 
-class RemoteEndpoint(msgspec.Struct, frozen=True, tag="remote"):
+class RemoteEndpoint(msgspec.Struct, frozen=True, gc=False, tag="remote"):
     """A container's port on another host."""
 
     vni: int

@@ -321,6 +321,8 @@ NOINLINE int push_tunnel(struct __sk_buff *ctx, const struct pkt *p, const struc
 
 	if (!cfg || !p || !hop)
 		return drop(ctx, R_DROP_ERROR);
+	if (cfg->slow)
+		return MISS;
 	hash = bpf_get_hash_recalc(ctx);
 	o.ip.version_ihl = 0x45;
 	o.ip.tos = p->tos & 3; /* ECN, RFC 6040 */

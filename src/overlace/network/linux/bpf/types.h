@@ -86,7 +86,8 @@ struct config {
 	__u32 vxlan_ifindex;
 	__u32 lo_ifindex;
 	__be16 vxlan_port;
-	__u16 narrow; /* some path takes less than underlay_mtu: see struct path */
+	__u8 narrow; /* some path takes less than underlay_mtu: see struct path */
+	__u8 slow; /* everything for other hosts goes through the kernel's vxlan device */
 };
 
 struct network {
