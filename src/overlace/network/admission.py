@@ -67,13 +67,34 @@ class Admission:
                 )
             ports = plan_host_ports(task.task_name, ports, self._taken(taken), self._listening())
         address = ""
-        if not task.attachments:
+        if task.on_local:
             address = self._local.take(r.local.local_address for r in self._records)
         filled = msgspec.structs.replace(task, host_ports=ports)
         local = LocalTask(task=filled, mtu=dict(mtus), local_address=address)
         record = Record(asked=task, local=local)
         self._records.put(record)
         return record
+
+    def changed(
+        self, record: Record, task: TaskNetwork, view: NetView, mtus: Mapping[str, int]
+    ) -> Record | None:
+        """What `record` becomes when its task is on other networks, all else being as it was; None: more differs. What
+        stays keeps its address and its interface's name. Raises as `admit`."""
+        alike = msgspec.structs.replace(task, attachments=record.asked.attachments, local=record.asked.local)
+        if alike != record.asked:
+            return None
+        check_networks(task, view)
+        old = record.local
+        address = old.local_address if task.on_local else ""
+        if task.on_local and not address:
+            address = self._local.take(r.local.local_address for r in self._records)
+        filled = msgspec.structs.replace(task, host_ports=old.task.host_ports)
+        local = LocalTask(task=filled, mtu={**mtus, **old.mtu}, local_address=address)
+        names = {n: name for n, name in old.interfaces.items() if n in local.interfaces}
+        for network_id in local.interfaces:
+            if network_id not in names:
+                names[network_id] = next(f"eth{i}" for i in range(99) if f"eth{i}" not in names.values())
+        return msgspec.structs.replace(record, asked=task, local=msgspec.structs.replace(local, names=names))
 
     def _taken(self, by_documents: Mapping[HostPort, str]) -> dict[HostPort, str]:
         taken = dict(by_documents)

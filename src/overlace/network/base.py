@@ -30,12 +30,18 @@ class TaskNetwork(msgspec.Struct, frozen=True, kw_only=True):
     service_name: str
     attachments: tuple[NetworkAttachment, ...] = ()
     host_ports: tuple[PortConfig, ...] = ()  # publish mode host
+    local: bool = False  # beside its attachments, the node's own NAT network
     mode: str = ""  # "host": the host's own stack, "none": loopback alone; else as `attachments` say
     nameservers: tuple[str, ...] = ()  # the service's own, for what is no name of the swarm
     # what its service's labels said as the task was made; what the view says of the service now comes first
     allowed: Items | None = None
     allowed_to: Items | None = None
     egress: int = 0  # bytes per second
+
+    @property
+    def on_local(self) -> bool:
+        """Whether it is on the node's own NAT network."""
+        return self.local or not self.attachments
 
     @classmethod
     def of(cls, task: Task, host_ports: tuple[PortConfig, ...]) -> TaskNetwork:
@@ -100,7 +106,7 @@ class NetworkDriver(Protocol):
     async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
         """Sandbox, endpoints, addresses, DNS. Idempotent: also what a restarted agent calls for a running
         container. `netns`: the sandbox is this namespace, which the runtime made, on Windows the id of a container that
-        runs; None: one is made.
+        runs; None: one is made. With `netns`, a wish for other networks than before changes those alone.
 
         Raises InvalidArgument / Conflict (a host port is taken: `port ...`) / Unavailable (a network of the
         task is not in the view yet: retry).

@@ -194,10 +194,10 @@ class OverlayDriver:
         view = self._seen()
         for record in self._records:
             via = gateway_network(record.local.task, view)
-            for i, (network_id, _) in enumerate(record.local.placements):
+            for network_id, name in record.local.interfaces.items():
                 if record.sandbox:
                     guid = guid_of("endpoint", network_id, record.asked.task_id)
-                    yield Inside(guid, Path(record.sandbox), f"eth{i}", network_id == via)
+                    yield Inside(guid, Path(record.sandbox), name, network_id == via)
 
     @property
     def switch(self) -> Switch:
@@ -261,7 +261,9 @@ class OverlayDriver:
         async with self._turns.of(task.task_id):
             record = self._admission.admitted(task)
             if record is None and (other := self._records.get(task.task_id)) is not None:
-                await self._forget(other)
+                record = await self._change(other, task) if netns is not None else None
+                if record is None:
+                    await self._forget(other)
             if record is not None:
                 check_networks(task, self._seen())
                 return await self._connect(record, netns)
@@ -271,6 +273,16 @@ class OverlayDriver:
             except BaseException:
                 await asyncio.shield(self._forget(record))
                 raise
+
+    async def _change(self, old: Record, task: TaskNetwork) -> Record | None:
+        """Put a running task on other networks; None: it differs in more. What goes, goes before it is forgotten."""
+        new = self._admission.changed(old, task, self._seen(), self._mtus(task, self._seen()))
+        if new is not None:
+            for network_id in old.local.interfaces.keys() - new.local.interfaces.keys():
+                await self._datapath.detach(guid_of("endpoint", network_id, task.task_id))
+            self._records.put(new)
+            self._names.drop(task.task_id)
+        return new
 
     def _seen(self) -> NetView:
         return self._view if self._view is not None else NetView()
@@ -283,7 +295,7 @@ class OverlayDriver:
 
     def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
         """Interface MTUs by network."""
-        networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
+        networks = [a.network_id for a in task.attachments] + [LOCAL_NETWORK] * task.on_local
         own = self._datapath.underlay().mtu
         return plan_mtus(view, networks, self._node_id, own, self._ways.measured())
 
@@ -302,10 +314,10 @@ class OverlayDriver:
             if {**record.local.mtu, **record.mtu, **mtus} != {**record.local.mtu, **record.mtu}:
                 record = msgspec.structs.replace(record, mtu={**record.mtu, **mtus})
                 self._records.put(record)
-            for i, a in enumerate(task.attachments):
-                if a.network_id in mtus:
-                    guid = guid_of("endpoint", a.network_id, task.task_id)
-                    yield Interface(guid, Path(record.sandbox), f"eth{i}", mtus[a.network_id])
+            for network_id, name in record.local.interfaces.items():
+                if network_id in mtus:
+                    guid = guid_of("endpoint", network_id, task.task_id)
+                    yield Interface(guid, Path(record.sandbox), name, mtus[network_id])
 
     async def _connect(self, record: Record, netns: Path | None) -> Attached:
         """Everything of an admitted task, again and again with the same result."""
@@ -319,11 +331,11 @@ class OverlayDriver:
             self._records.put(record)
         via = gateway_network(task, self._seen())
         under = self._datapath.underlay()
-        for i, ((network_id, _), placed) in enumerate(zip(record.local.placements, entries, strict=True)):
+        for (network_id, name), placed in zip(record.local.interfaces.items(), entries, strict=True):
             await self._datapath.attach(
                 placed.entry,
                 sandbox,
-                f"eth{i}",
+                name,
                 network_id == via,
                 placed.gateway,
                 record.mtu.get(network_id) or record.local.mtu.get(network_id) or under.mtu - ENCAP_OVERHEAD,

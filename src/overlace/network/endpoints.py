@@ -26,14 +26,19 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
 
     task: TaskNetwork
     mtu: dict[str, int] = {}  # by network id, fixed when the task came: HNS applies it once per endpoint
-    local_address: str = ""  # with prefix length, on the node's NAT network; only without attachments
+    local_address: str = ""  # with prefix length, on the node's NAT network, when it is on it
+    names: dict[str, str] = {}  # of its interfaces by network id, where they are not eth0, eth1, … in order
 
     @property
     def placements(self) -> tuple[tuple[str, str], ...]:
         """(network id, address with prefix length) in interface order."""
-        if not self.task.attachments:
-            return ((LOCAL_NETWORK, self.local_address),)
-        return tuple((a.network_id, a.addresses[0]) for a in self.task.attachments)
+        local = ((LOCAL_NETWORK, self.local_address),) if self.task.on_local else ()
+        return local + tuple((a.network_id, a.addresses[0]) for a in self.task.attachments)
+
+    @property
+    def interfaces(self) -> dict[str, str]:
+        """Interface names by network id."""
+        return {n: self.names.get(n) or f"eth{i}" for i, (n, _) in enumerate(self.placements)}
 
     def address6(self, network_id: str) -> str:
         """Its IPv6 address on a network, with prefix length; "" when it has none."""

@@ -71,7 +71,7 @@ def gateway_network(task: TaskNetwork, view: NetView) -> str:
     """Id of the network that carries the task's default route and host ports: the first that is neither
     internal nor ingress, else ingress, else none (""): a task on internal networks only reaches nothing else.
     """
-    if not task.attachments:
+    if task.on_local:
         return LOCAL_NETWORK
     ingress = ""
     for a in task.attachments:
@@ -184,7 +184,7 @@ class OverlayPlanner:
         if exceptions != self._exceptions:
             self._exceptions = exceptions
             task_sources.update({("task", t): None for t in self._task_networks})
-        if any(not tasks[s[1]].task.attachments for s in task_sources if s[1] in tasks):
+        if any(tasks[s[1]].task.on_local for s in task_sources if s[1] in tasks):
             networks[("network", LOCAL_NETWORK)] = None
         for key in dirty_endpoints:
             endpoints[("endpoint", *key.split("/")[1:])] = None

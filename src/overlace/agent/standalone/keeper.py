@@ -19,8 +19,15 @@ import structlog
 from overlace.agent.standalone.attacher import Attacher
 from overlace.agent.standalone.network import plan_attachments, plan_network, resolv_conf
 from overlace.agent.standalone.plan import Next, Step, plan_end, plan_found
-from overlace.agent.standalone.records import Record, Records, Restart, Wish
-from overlace.model.errors import Conflict, Internal, NotFound, OverlaceError
+from overlace.agent.standalone.records import Joined, Record, Records, Restart, Wish
+from overlace.model.errors import (
+    Conflict,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OverlaceError,
+    PermissionDenied,
+)
 from overlace.network.base import Attached, NetworkDriver
 from overlace.runtime.base import Container, ContainerConfig, Runtime, Sandboxes
 
@@ -264,6 +271,60 @@ class Keeper:
                 )
             self._note(slot, wish=msgspec.structs.replace(slot.record.wish, restart=policy))
 
+    async def connect(self, id: str, joined: Joined) -> None:
+        """Put it on one more network, also while it runs. Raises Conflict, PermissionDenied in Docker's words, and as
+        `Attacher.given`."""
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            wish = slot.record.wish
+            if wish.mode:
+                raise InvalidArgument(
+                    "container sharing network namespace with another container or host cannot be connected to any "
+                    "other network"
+                )
+            if any(joined.target in (j.target, j.name, j.network_id) for j in wish.networks):
+                raise PermissionDenied(
+                    f"endpoint with name {wish.config.name} already exists in network {joined.name}"
+                )
+            await self._rejoin(slot, (*wish.networks, joined))
+
+    async def disconnect(self, id: str, network: str) -> Joined:
+        """Take it off a network named by name or id; returns which it was. Raises PermissionDenied in Docker's words."""
+        slot = self._slot(id)
+        async with slot.lock:
+            self._check_there(slot)
+            wish = slot.record.wish
+            gone = next(
+                (j for j in wish.networks if network in (j.name, j.target, j.network_id) and network), None
+            )
+            if gone is None:
+                raise PermissionDenied(f"container {id} is not connected to network {network}")
+            await self._rejoin(slot, tuple(j for j in wish.networks if j is not gone))
+            self._attacher.drop(
+                one.id for one in plan_attachments(msgspec.structs.replace(wish, networks=(gone,)))
+            )
+            return gone
+
+    async def _rejoin(self, slot: _Slot, networks: tuple[Joined, ...]) -> None:
+        """Other networks; what fails leaves it on those it had."""
+        before = slot.record.wish
+        self._note(slot, wish=msgspec.structs.replace(before, networks=networks))
+        container = await self._runtime.inspect(slot.id)
+        if container.status != "running":
+            return
+        netns = Path(f"/proc/{container.pid}/ns/net")
+        try:
+            slot.attached = await self._attach(slot, netns)
+        except OverlaceError:
+            lost = {one.id for one in plan_attachments(slot.record.wish)}
+            lost -= {one.id for one in plan_attachments(before)}
+            self._note(slot, wish=before)
+            with contextlib.suppress(OverlaceError):
+                slot.attached = await self._attach(slot, netns)
+            self._attacher.drop(lost)
+            raise
+
     def wait(self, id: str, *, removed: bool) -> asyncio.Future[tuple[int, str]]:
         """(exit code, error) once the next run ends, or once the container is removed. Cancel it to give up."""
         slot = self._slot(id)
@@ -308,7 +369,7 @@ class Keeper:
         names = tuple((wish.config.hostname, a.split("/")[0]) for a in own)
         return await sandboxes.release(slot.id, self._resolv_conf(wish), (*wish.config.hosts, *names))
 
-    async def _attach(self, slot: _Slot, netns: Path | None) -> Attached:
+    async def _attach(self, slot: _Slot, netns: Path | None) -> Attached | None:
         driver = await self._driver()
         wish = slot.record.wish
         wanted = plan_attachments(wish)
@@ -321,6 +382,13 @@ class Keeper:
             for j in wish.networks
         )
         self._note(slot, wish=msgspec.structs.replace(wish, networks=networks))
+        if not networks and netns is not None:  # taken off its last network while it runs
+            await driver.detach(slot.id)
+            return None
+        if not networks:
+            raise Conflict(
+                f"container {wish.config.name} is on no network: docker network connect it to one first"
+            )
         return await driver.attach(plan_network(wish, given), netns)
 
     async def _give_back(self, slot: _Slot) -> None:

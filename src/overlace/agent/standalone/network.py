@@ -45,6 +45,7 @@ def plan_network(wish: Wish, given: Sequence[Given]) -> TaskNetwork:
         service_id="",
         service_name="",
         attachments=attachments,
+        local=not wish.mode and any(not j.target for j in wish.networks),
         host_ports=wish.ports,
         mode=wish.mode,
         nameservers=wish.dns.servers,

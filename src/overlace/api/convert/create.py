@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from overlace.agent.container import healthcheck_of, mount_of
-from overlace.agent.standalone.records import Dns, Joined, Restart, RestartName, Wish
+from overlace.agent.standalone.records import BRIDGE, Dns, Joined, Restart, RestartName, Wish
 from overlace.api.convert.create_request import (
     Binding,
     CreateRequest,
@@ -153,7 +153,16 @@ def plan_joined(name: str, config: EndpointConfig) -> Joined:
         if parsed is None or f"IPv{parsed.version}Address" != field:
             raise InvalidArgument(f"invalid {field[:4]} address: {value}")
         addresses.append(str(parsed))
-    return Joined(name=name, target=name, aliases=tuple(config.aliases), addresses=tuple(addresses))
+    if name != BRIDGE:
+        return Joined(name=name, target=name, aliases=tuple(config.aliases), addresses=tuple(addresses))
+    if config.aliases:
+        raise InvalidArgument("network-scoped aliases are only supported for user-defined networks")
+    if addresses:
+        raise InvalidArgument(
+            "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on "
+            "user defined networks only"
+        )
+    return Joined(name=BRIDGE)
 
 
 def network_mode(asked: CreateRequest) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from overlace.api.routes import (
     absent,
     attach,
+    connect,
     containers,
     execs,
     files,
@@ -35,6 +36,7 @@ ALL = [
     *tasks.ROUTES,
     *files.ROUTES,
     *networks.ROUTES,
+    *connect.ROUTES,
     *single.ROUTES,
     *containers.ROUTES,
     *attach.ROUTES,

@@ -275,19 +275,10 @@ async def prune(call: Call) -> web.StreamResponse:
     return answer({"NetworksDeleted": deleted or None})
 
 
-async def attach(call: Call) -> web.StreamResponse:
-    find(call, call.args["id"])
-    raise Unimplemented(
-        "attaching single containers to networks is not supported yet: networks are given to services"
-    )
-
-
 ROUTES = [
     Route("GET", "/networks", list_networks),
     Route("POST", "/networks/create", create),
     Route("POST", "/networks/prune", prune),
     Route("GET", "/networks/{id}", inspect),
     Route("DELETE", "/networks/{id}", remove),
-    Route("POST", "/networks/{id}/connect", attach),
-    Route("POST", "/networks/{id}/disconnect", attach),
 ]

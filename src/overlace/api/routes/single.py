@@ -89,26 +89,13 @@ def _networks(call: Call, asked: CreateRequest, wish: Wish) -> tuple[Joined, ...
     wanted = dict(asked.networking_config.endpoints_config)
     first = mode if mode not in ("", "default") else next(iter(wanted), BRIDGE)
     if first in ("default", BRIDGE):
-        for field, value in (("Aliases", [a for c in wanted.values() for a in c.aliases]),):
-            if value:
-                raise InvalidArgument(
-                    f"network-scoped aliases are only supported for user-defined networks ({field} {value})"
-                )
-        if any(c.ipam_config and any(c.ipam_config.values()) for c in wanted.values()):
-            raise InvalidArgument(
-                "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported "
-                "on user defined networks only"
-            )
-        return (Joined(name=BRIDGE),)
+        wanted = {
+            BRIDGE: wanted.pop("default", None) or wanted.pop(BRIDGE, None) or EndpointConfig()
+        } | wanted
     if first in wanted or not wanted:
         wanted = {first: wanted.get(first, EndpointConfig())} | wanted
     elif len(wanted) == 1:  # the mode by id, the endpoint by name
         first = next(iter(wanted))
-    if BRIDGE in wanted or "default" in wanted:
-        raise Unimplemented(
-            f"NetworkingConfig.EndpointsConfig: {BRIDGE} beside {first} is not supported: networks of the swarm lead "
-            "outside, too"
-        )
     return tuple(asked_for.plan_joined(name, config) for name, config in wanted.items())
 
 
