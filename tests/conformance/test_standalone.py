@@ -301,3 +301,43 @@ def test_attachments_outlive_the_daemons_of_both_ends(anydocker: Docker, lab: La
     docker("kill", "box1", host=one)
     docker("start", "box1", host=one)
     eventually(reach, "a container that was started again is found under its name")
+
+
+def test_networks_of_a_container_that_runs(docker: Docker, swarm: Swarm, lab: Lab, image: Image) -> None:
+    app = image("app:1")
+    for name in ("open1", "open2"):
+        docker("network", "create", "-d", "overlay", "--attachable", name)
+    docker("run", "-d", "--name", "web", "-p", "8086:80", app)
+    docker("run", "-d", "--name", "far", "--network", "open1", app, host="linux-2")
+
+    def far(name: str) -> str:
+        return docker("exec", "far", "wget", "-qO-", f"http://{name}/cgi-bin/who", host="linux-2")
+
+    def networks() -> set[str]:
+        return set(docker.one("inspect", "web")["NetworkSettings"]["Networks"])
+
+    docker("network", "connect", "--alias", "nick", "open1", "web")
+    eventually(lambda: far("web") and far("nick"), "it is reached on its new network")
+    assert networks() == {"bridge", "open1"}
+    assert swarm.curl(f"http://{lab.manager.address}:8086/cgi-bin/who"), "its port is still published"
+    said = docker.refused("network", "connect", "open1", "web")
+    assert "endpoint with name web already exists in network open1" in said
+    docker("network", "connect", "open2", "web")
+    docker("network", "disconnect", "bridge", "web")
+    lab.stop_daemon("linux-1", signal.SIGKILL)
+    lab.start_host("linux-1")
+    eventually(lambda: far("web"), "a new daemon finds it as it was")
+    assert networks() == {"open1", "open2"}
+    docker("network", "disconnect", "open1", "web")
+    assert "is not connected to network open1" in docker.refused("network", "disconnect", "open1", "web")
+    eventually(
+        lambda: "bad address" in docker.refused("exec", "far", "wget", "-qO-", "http://web/", host="linux-2"),
+        "",
+    )
+    docker("restart", "-t", "0", "web")
+    assert networks() == {"open2"}
+    docker("rm", "-f", "web")
+    docker("rm", "-f", "far", host="linux-2")
+    eventually(
+        lambda: docker.run("network", "rm", "open1", "open2").returncode == 0, "nobody is on them any more"
+    )

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlace.agent.standalone.attacher import Attacher
+from overlace.agent.standalone.attacher import Attacher, Member
 from overlace.agent.standalone.keeper import Keeper
 from overlace.agent.standalone.network import plan_network, resolv_conf
 from overlace.agent.standalone.plan import FIRST_PAUSE, LONGEST_PAUSE, SECOND, Next, plan_end, plan_found
 from overlace.agent.standalone.records import Dns, Joined, Record, Records, Restart, Wish
-from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound
+from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, PermissionDenied
+from overlace.model.netview import EndpointEntry, NetView, NetworkEntry
 from overlace.model.specs import PortConfig
 from overlace.network.base import Attached
 from overlace.runtime.base import Container, ContainerConfig
@@ -148,6 +149,7 @@ class Host:
         self.effects = 0
         self.die_at = -1
         self.refuse: Exception | None = None
+        self.asked: list[Any] = []
 
     def effect(self) -> None:
         self.effects += 1
@@ -223,7 +225,9 @@ class Host:
     async def attach(self, task: Any, netns: Path | None = None) -> Attached:
         self.effect()
         self.attached.add(task.task_id)
-        return Attached(None, "", {"bridge": "172.17.0.2/16"}, {}, {})
+        self.asked.append((task, netns))
+        names = ["bridge"] * task.on_local + [a.network_id for a in task.attachments]
+        return Attached(None, "", dict.fromkeys(names, "172.17.0.2/16"), {}, {})
 
     async def detach(self, id: str) -> None:
         self.effect()
@@ -367,3 +371,88 @@ async def test_killed_at_any_effect_the_next_daemon_leaves_no_half_things(
         assert kept == set(host.there), "every container has its record, every record its container"
         running = {i for i, c in host.there.items() if c.status == "running"}
         assert host.attached == running, "who runs has a network, nobody else"
+
+
+# -- networks of one that runs ------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def in_a_swarm(folder: Path, host: Host) -> Any:
+    """A keeper whose attacher is given an address at once on networks `shop` and `desk`."""
+    view = NetView(NetworkEntry(n, n, 4097, ("10.0.1.0/24",), ("10.0.1.1",)) for n in ("shop", "desk"))
+    attacher = Attacher(lambda network, address: 24)
+
+    def manager() -> None:
+        """What it is told it gives."""
+        for one in attacher.to_tell() or ():
+            if one.target in ("shop", "desk"):
+                view.put(
+                    EndpointEntry(one.id, one.target, "n1", "", "", one.name, "10.0.1.9", "02:42:0a:00:01:09")
+                )
+            else:
+                attacher.refused({one.id: ("NotFound", f"network {one.target} not found")})
+
+    attacher.join(Member("n1", lambda: view, manager))
+    keeper = Keeper(folder, host, attacher, host.driver, lambda id: Path("/run/netns") / id)  # type: ignore[arg-type]
+    await keeper.load()
+    keeper.follow()
+    try:
+        yield keeper, attacher
+    finally:
+        await keeper.close()
+
+
+async def test_networks_come_and_go_while_it_runs(tmp_path: Path) -> None:
+    host = Host()
+    async with in_a_swarm(tmp_path, host) as (keeper, attacher):
+        await keeper.create(wish())
+        await keeper.start(ID)
+        await keeper.connect(ID, Joined(name="shop", target="shop", aliases=("nick",)))
+        task, netns = host.asked[-1]
+        assert netns == Path("/proc/7/ns/net") and task.local, (
+            "in the namespace it runs in, beside the bridge"
+        )
+        assert [a.network_id for a in task.attachments] == ["shop"]
+        assert [one.target for one in attacher.to_tell()] == ["shop"]
+        with pytest.raises(
+            PermissionDenied, match="endpoint with name c-abab already exists in network shop"
+        ):
+            await keeper.connect(ID, Joined(name="shop", target="shop"))
+        await keeper.disconnect(ID, "bridge")
+        assert not host.asked[-1][0].local
+        with pytest.raises(PermissionDenied, match="is not connected to network bridge"):
+            await keeper.disconnect(ID, "bridge")
+        gone = await keeper.disconnect(ID, "shop")
+        assert gone.network_id == "shop" and not host.attached and not attacher.to_tell()
+        await keeper.connect(ID, Joined(name="bridge"))
+        assert host.attached == {ID}
+
+
+async def test_a_network_that_cannot_be_joined_leaves_all_as_it_was(tmp_path: Path) -> None:
+    host = Host()
+    async with in_a_swarm(tmp_path, host) as (keeper, attacher):
+        await keeper.create(wish())
+        await keeper.start(ID)
+        with pytest.raises(NotFound, match="Could not attach to network nosuch"):
+            await keeper.connect(ID, Joined(name="nosuch", target="nosuch"))
+        assert [j.name for j in keeper.record(ID).wish.networks] == ["bridge"] and host.attached == {ID}
+        assert not attacher.to_tell(), "nothing is asked for any more"
+        await keeper.create(wish("cd" * 32, mode="host", networks=()))
+        with pytest.raises(InvalidArgument, match="cannot be connected to any other network"):
+            await keeper.connect("cd" * 32, Joined(name="shop", target="shop"))
+
+
+async def test_networks_of_one_that_does_not_run_are_for_its_next_start(tmp_path: Path) -> None:
+    host = Host()
+    async with in_a_swarm(tmp_path, host) as (keeper, attacher):
+        await keeper.create(wish())
+        await keeper.connect(ID, Joined(name="desk", target="desk"))
+        assert not attacher.to_tell() and not host.attached
+        await keeper.start(ID)
+        assert [a.network_id for a in host.asked[-1][0].attachments] == ["desk"]
+        await keeper.stop(ID)
+        assert not attacher.to_tell(), "its address is free while it does not run"
+        await keeper.disconnect(ID, "desk")
+        await keeper.disconnect(ID, "bridge")
+        with pytest.raises(Internal, match="is on no network"):
+            await keeper.start(ID)
