@@ -180,6 +180,11 @@ def test_a_host_in_no_swarm_and_its_policies(apart: Lab, cli: str, config: str) 
         assert pid("plain") == plain, "containers go on"
         assert docker("port", "plain", host=host) == "80/tcp -> 0.0.0.0:8089"
         assert status(docker, "stopped", host).startswith("Exited")
+        for verb in (("init", "--advertise-addr", apart.host(host).address), ("leave", "--force")):
+            docker("swarm", *verb, host=host)
+            assert pid("plain") == plain, "it goes on whether or not its host is in a swarm"
+            ip = docker("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "plain", host=host)
+            assert docker("run", "--rm", app, "ping", "-c", "1", "-W", "3", ip, host=host)
         apart.kill_host(host)
         apart.start_host(host)
         for name in ("always", "unless"):

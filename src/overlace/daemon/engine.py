@@ -498,6 +498,7 @@ class Engine:
         await self._stop_entering()
         if self._manager is not None:
             await self._manager.retire()
+        await self._containers.leave_swarm()
         host, self._host = self._host, None
         manager, self._manager = self._manager, None
         if host is not None:

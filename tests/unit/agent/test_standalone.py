@@ -456,3 +456,16 @@ async def test_networks_of_one_that_does_not_run_are_for_its_next_start(tmp_path
         await keeper.disconnect(ID, "bridge")
         with pytest.raises(Internal, match="is on no network"):
             await keeper.start(ID)
+
+
+async def test_leaving_the_swarm_takes_its_networks_and_no_others(tmp_path: Path) -> None:
+    host = Host()
+    async with in_a_swarm(tmp_path, host) as (keeper, _):
+        shop = Joined(name="shop", target="shop")
+        for id, networks in (("aa" * 32, (Joined(name="bridge"), shop)), ("bb" * 32, (shop,))):
+            await keeper.create(wish(id, networks=networks))
+            await keeper.start(id)
+        await keeper.leave_swarm()
+        assert host.attached == {"aa" * 32} and all(c.status == "running" for c in host.there.values())
+        task, _ = host.asked[-1]
+        assert task.task_id == "aa" * 32 and not task.attachments and task.local

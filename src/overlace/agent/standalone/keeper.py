@@ -306,6 +306,23 @@ class Keeper:
             )
             return gone
 
+    async def leave_swarm(self) -> None:
+        """The node leaves: its containers are taken off the swarm's networks, and go on. Never raises."""
+        for slot in list(self._slots.values()):
+            async with slot.lock:
+                wish = slot.record.wish
+                stay = tuple(j for j in wish.networks if not j.target)
+                if stay == wish.networks or self._slots.get(slot.id) is not slot:
+                    continue
+                try:
+                    await self._rejoin(slot, stay)
+                except (OverlaceError, OSError) as error:
+                    log.warning(
+                        "a container could not be taken off the swarm's networks",
+                        id=slot.id,
+                        error=str(error),
+                    )
+
     async def _rejoin(self, slot: _Slot, networks: tuple[Joined, ...]) -> None:
         """Other networks; what fails leaves it on those it had."""
         before = slot.record.wish
