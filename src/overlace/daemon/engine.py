@@ -17,7 +17,6 @@ import structlog
 from overlace.agent.agent import Agent
 from overlace.agent.enrol import join_swarm
 from overlace.agent.session import AgentSession
-from overlace.agent.standalone.attacher import Attacher
 from overlace.agent.standalone.keeper import Keeper
 from overlace.api.backend import (
     ContainerAddress,
@@ -31,18 +30,17 @@ from overlace.api.backend import (
 from overlace.api.swarm_requests import check_leave
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts, networks
-from overlace.daemon.drivers import HostDriver, make_driver, sandbox_path
+from overlace.daemon.drivers import HostDriver
 from overlace.daemon.etcd_home import EtcdHome, enter_managers, quit_managers
-from overlace.daemon.host import NodeHost, has_leftovers, instance_id, network_folder, sweep
+from overlace.daemon.host import NodeHost, has_leftovers, sweep
 from overlace.daemon.manager import STORE, ManagerSide, found_swarm
 from overlace.daemon.membership import Membership, MembershipFile, engine_id
-from overlace.daemon.own_network import OwnNetwork
 from overlace.daemon.runtimes import make_runtime
+from overlace.daemon.standalone import Standalone
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
 from overlace.model.objects import NodeDescription
 from overlace.model.specs import PortConfig
-from overlace.network.overlay import prefix_of
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
 from overlace.security.identity import Identity, load_identity
@@ -95,17 +93,8 @@ class Engine:
             started_at=time.time_ns(),
         )
         self._runtime: Runtime = make_runtime(options, system)
-        self._own = OwnNetwork(self._make_own_driver)
-        sandboxes = network_folder(self._exec_root)
-        self._attacher = Attacher(prefix_of)
-        self._containers = Keeper(
-            self._data_root / "standalone",
-            self._runtime,
-            self._attacher,
-            self._driver,
-            lambda id: sandbox_path(sandboxes, id),
-            options.dns,
-        )
+        self._standalone = Standalone(options, system, self._runtime, self._member_driver)
+        self._containers = self._standalone.keeper
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -166,28 +155,18 @@ class Engine:
         await self._containers.close()
         async with self._changing:
             await self._stop()
-            await self._own.close()
+            await self._standalone.own.close()
             await self._runtime.close()
 
-    async def _driver(self) -> HostDriver:
-        """The host's network, its own when it is in no swarm. Raises Unavailable."""
+    def _member_driver(self) -> HostDriver | None:
+        """The swarm's network on this host; None outside of one. Raises Unavailable while it is not open."""
         if self._host is not None:
             return self._host.driver
         if self._membership is not None or self._state == "error":
             raise Unavailable(
                 f"this host's network is not there: {self._error or 'its swarm is not open yet'}"
             )
-        return await self._own.driver()
-
-    def _make_own_driver(self) -> HostDriver:
-        return make_driver(
-            instance_id(self._data_root),
-            self._data_root / "network",
-            network_folder(self._exec_root),
-            facts.default_address(self._daemon.underlay_address),
-            os=self._system.os,
-            dns=self._daemon.dns,
-        )
+        return None
 
     async def _start(self, membership: Membership, identity: Identity) -> None:
         self._membership, self._identity = membership, identity
@@ -206,11 +185,11 @@ class Engine:
             runtime=self._runtime,
             connect=self._connect,
             others=self._containers.ids,
-            attacher=self._attacher,
+            attacher=self._standalone.attacher,
             on_refused=self._on_refused,
             on_welcome=self._on_welcome,
         )
-        await self._own.close()
+        await self._standalone.own.close()
         self._host = host
         home = EtcdHome(self._data_root, identity)
         if membership.role != "manager":

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from overlace.agent.standalone.attacher import Attacher, Member
 from overlace.agent.standalone.keeper import Keeper
 from overlace.agent.standalone.network import plan_network, resolv_conf
+from overlace.agent.standalone.places import Places
 from overlace.agent.standalone.plan import FIRST_PAUSE, LONGEST_PAUSE, SECOND, Next, plan_end, plan_found
 from overlace.agent.standalone.records import Dns, Joined, Record, Records, Restart, Wish
 from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, PermissionDenied
@@ -239,7 +240,7 @@ class Host:
 
 @contextlib.asynccontextmanager
 async def keeping(folder: Path, host: Host) -> Any:
-    keeper = Keeper(folder, host, ATTACHER, host.driver, lambda id: Path("/run/netns") / id)  # type: ignore[arg-type]
+    keeper = Keeper(folder, host, Places(ATTACHER, host.driver, lambda id: Path("/run/netns") / id))  # type: ignore[arg-type]
     await keeper.load()
     keeper.follow()
     await settle()
@@ -358,7 +359,7 @@ async def test_killed_at_any_effect_the_next_daemon_leaves_no_half_things(
     host = Host()
     host.die_at = die_at
     with contextlib.suppress(Died):
-        keeper = Keeper(tmp_path, host, ATTACHER, host.driver, lambda id: Path("/run/netns") / id)  # type: ignore[arg-type]
+        keeper = Keeper(tmp_path, host, Places(ATTACHER, host.driver, lambda id: Path("/run/netns") / id))  # type: ignore[arg-type]
         await keeper.load()
         await keeper.create(wish(auto_remove=auto_remove))
         await keeper.start(ID)
@@ -393,7 +394,7 @@ async def in_a_swarm(folder: Path, host: Host) -> Any:
                 attacher.refused({one.id: ("NotFound", f"network {one.target} not found")})
 
     attacher.join(Member("n1", lambda: view, manager))
-    keeper = Keeper(folder, host, attacher, host.driver, lambda id: Path("/run/netns") / id)  # type: ignore[arg-type]
+    keeper = Keeper(folder, host, Places(attacher, host.driver, lambda id: Path("/run/netns") / id))  # type: ignore[arg-type]
     await keeper.load()
     keeper.follow()
     try:

@@ -17,6 +17,7 @@ import msgspec
 
 from overlace.agent.standalone.attacher import Attacher
 from overlace.agent.standalone.keeper import Keeper
+from overlace.agent.standalone.places import Places
 from overlace.api.backend import (
     ContainerAddress,
     EngineOptions,
@@ -399,13 +400,8 @@ class FakeBackend:
         async def driver() -> Any:
             return self.network
 
-        self.containers = Keeper(
-            folder,
-            self.runtime,
-            Attacher(lambda network, address: 24),
-            driver,
-            lambda id: Path("/run/netns") / id,  # type: ignore[arg-type]
-        )
+        places = Places(Attacher(lambda network, address: 24), driver, lambda id: Path("/run/netns") / id)
+        self.containers = Keeper(folder, self.runtime, places)  # type: ignore[arg-type]
         self.options = EngineOptions(
             **(
                 {

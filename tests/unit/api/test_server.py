@@ -352,7 +352,7 @@ async def test_registry_credentials_are_kept_and_not_shown(swarm: Api, backend: 
             404,
             "network nosuch not found",
         ),
-        ("POST", "/networks/ingress/connect", {"Container": "x"}, 501, "not supported"),
+        ("POST", "/networks/ingress/connect", {"Container": "x"}, 404, "No such container: x"),
         ("DELETE", "/networks/bridge", None, 403, "pre-defined network and cannot be removed"),
         ("POST", "/swarm/init", {"ListenAddr": "0.0.0.0"}, 503, "already part of a swarm"),
         ("POST", "/swarm/leave", None, 503, "Removing the last manager erases"),

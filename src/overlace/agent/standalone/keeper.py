@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from overlace.agent.standalone.attacher import Attacher
-from overlace.agent.standalone.network import plan_attachments, plan_network, resolv_conf
+from overlace.agent.standalone.places import Places
 from overlace.agent.standalone.plan import Next, Step, plan_end, plan_found
 from overlace.agent.standalone.records import Joined, Record, Records, Restart, Wish
+from overlace.agent.standalone.slot import Slot
 from overlace.model.errors import (
     Conflict,
     Internal,
@@ -28,65 +27,23 @@ from overlace.model.errors import (
     OverlaceError,
     PermissionDenied,
 )
-from overlace.network.base import Attached, NetworkDriver
+from overlace.network.base import Attached
 from overlace.runtime.base import Container, ContainerConfig, Runtime, Sandboxes
 
 log = structlog.get_logger(__name__)
 RETRY_SECONDS = (1.0, 30.0)  # first and longest pause before a start that failed is tried again
 KILL_SECONDS = 10.0  # for SIGKILL to end a container; the runtime has stronger means
-RESOLV_CONF = Path("/etc/resolv.conf")
-
-
-class Waiting(msgspec.Struct):
-    """Somebody waits for the end of a run (`next-exit`) or of the container (`removed`)."""
-
-    removed: bool
-    told: asyncio.Future[tuple[int, str]]
-
-
-class _Slot:
-    """One container in memory. `lock` is held by every effect on it."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.lock = asyncio.Lock()
-        self.attached: Attached | None = None
-        self.pending: asyncio.Task[None] | None = None  # a start to come
-        self.waiting: list[Waiting] = []
-        self.exit_code = 0
-        self.kept = False  # it ends to be started again: no reason to remove it
-
-    @property
-    def id(self) -> str:
-        return self.record.wish.id
 
 
 class Keeper:
-    """`driver()`: the host's network, opened when there is none yet (raises Unavailable, InvalidArgument).
-    `sandbox(id)`: where that network keeps a container's namespace."""
+    """The standalone containers of one host; `places` puts them on networks."""
 
-    def __init__(
-        self,
-        folder: Path,
-        runtime: Runtime,
-        attacher: Attacher,
-        driver: Callable[[], Awaitable[NetworkDriver]],
-        sandbox: Callable[[str], Path],
-        upstreams: tuple[str, ...] = (),
-        *,
-        clock: Callable[[], int] = time.time_ns,
-        host_resolv_conf: Path = RESOLV_CONF,
-    ) -> None:
+    def __init__(self, folder: Path, runtime: Runtime, places: Places) -> None:
         self._records = Records(folder)
         self._runtime = runtime
         self._sandboxes = runtime if isinstance(runtime, Sandboxes) else None
-        self._attacher = attacher
-        self._driver = driver
-        self._sandbox = sandbox
-        self._upstreams = upstreams
-        self._clock = clock
-        self._host_resolv_conf = host_resolv_conf
-        self._slots: dict[str, _Slot] = {}
+        self._places = places
+        self._slots: dict[str, Slot] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._doing: set[asyncio.Task[None]] = set()
 
@@ -100,9 +57,9 @@ class Keeper:
             if record.wish.id not in there:  # a crash while it was made, or while it was removed
                 self._records.remove(record.wish.id)
                 continue
-            self._slots[record.wish.id] = _Slot(record)
-            if there[record.wish.id] == "running":  # before a manager is told what this node has attached
-                self._attacher.want(plan_attachments(record.wish))
+            self._slots[record.wish.id] = Slot(record)
+            if there[record.wish.id] == "running":
+                self._places.want(record.wish)
 
     def follow(self) -> None:
         """Look after them from now on: those whose policy says so start again."""
@@ -148,7 +105,7 @@ class Keeper:
 
     async def create(self, wish: Wish) -> Container:
         """Make it, not started. Raises NotFound (image), Conflict (name), InvalidArgument."""
-        slot = _Slot(Record(wish=wish))
+        slot = Slot(Record(wish=wish))
         async with slot.lock:
             self._records.put(slot.record)
             self._slots[slot.id] = slot
@@ -160,19 +117,7 @@ class Keeper:
                 raise
 
     def _config(self, wish: Wish) -> ContainerConfig:
-        """What the runtime is to make: with the namespace this host will have for it, unless the runtime makes that."""
-        if wish.mode == "host":
-            netns = "host"
-        else:
-            netns = "" if wish.mode == "none" or self._sandboxes is not None else str(self._sandbox(wish.id))
-        return msgspec.structs.replace(wish.config, netns=netns, resolv_conf=self._resolv_conf(wish))
-
-    def _resolv_conf(self, wish: Wish) -> str:
-        try:
-            host = self._host_resolv_conf.read_text()
-        except OSError:
-            host = ""
-        return resolv_conf(wish, host, self._upstreams)
+        return self._places.config(wish, own_namespace=self._sandboxes is not None)
 
     async def start(self, id: str) -> bool:
         """Run it; False when it runs already. Raises NotFound, Conflict and InvalidArgument in Docker's words."""
@@ -181,7 +126,7 @@ class Keeper:
             self._check_there(slot)
             if (await self._runtime.inspect(id)).status == "running":
                 return False
-            self._forget_pending(slot)
+            slot.forget_pending()
             self._note(slot, wanted="running", by_hand=False, restarts=0)
             try:
                 await self._start(slot)
@@ -197,10 +142,10 @@ class Keeper:
         """End it as `docker stop` does, `grace` in ns (negative: as long as it takes), with `signal` instead of its own;
         False when it does not run."""
         slot = self._slot(id)
-        self._forget_pending(slot)
+        slot.forget_pending()
         async with slot.lock:
             self._check_there(slot)
-            self._forget_pending(slot)
+            slot.forget_pending()
             running = (await self._runtime.inspect(id)).status == "running"
             self._note(slot, wanted="stopped", by_hand=True)
         if running:  # without the lock: it may take long, and `docker kill` must get through
@@ -245,7 +190,7 @@ class Keeper:
                     f'cannot remove container "{slot.record.wish.config.name}": container is running: '
                     "stop the container before removing or force remove"
                 )
-            self._forget_pending(slot)
+            slot.forget_pending()
             if container.status == "running":
                 with contextlib.suppress(Conflict, TimeoutError):  # it has just ended; it does not end
                     await self._runtime.kill(id, "SIGKILL")
@@ -301,9 +246,7 @@ class Keeper:
             if gone is None:
                 raise PermissionDenied(f"container {id} is not connected to network {network}")
             await self._rejoin(slot, tuple(j for j in wish.networks if j is not gone))
-            self._attacher.drop(
-                one.id for one in plan_attachments(msgspec.structs.replace(wish, networks=(gone,)))
-            )
+            self._places.drop(wish, slot.record.wish)
             return gone
 
     async def leave_swarm(self) -> None:
@@ -323,7 +266,7 @@ class Keeper:
                         error=str(error),
                     )
 
-    async def _rejoin(self, slot: _Slot, networks: tuple[Joined, ...]) -> None:
+    async def _rejoin(self, slot: Slot, networks: tuple[Joined, ...]) -> None:
         """Other networks; what fails leaves it on those it had."""
         before = slot.record.wish
         self._note(slot, wish=msgspec.structs.replace(before, networks=networks))
@@ -334,27 +277,20 @@ class Keeper:
         try:
             slot.attached = await self._attach(slot, netns)
         except OverlaceError:
-            lost = {one.id for one in plan_attachments(slot.record.wish)}
-            lost -= {one.id for one in plan_attachments(before)}
+            tried = slot.record.wish
             self._note(slot, wish=before)
             with contextlib.suppress(OverlaceError):
                 slot.attached = await self._attach(slot, netns)
-            self._attacher.drop(lost)
+            self._places.drop(tried, before)
             raise
 
     def wait(self, id: str, *, removed: bool) -> asyncio.Future[tuple[int, str]]:
         """(exit code, error) once the next run ends, or once the container is removed. Cancel it to give up."""
-        slot = self._slot(id)
-        waiting = Waiting(removed, asyncio.get_running_loop().create_future())
-        slot.waiting.append(waiting)
-        waiting.told.add_done_callback(
-            lambda _: slot.waiting.remove(waiting) if waiting in slot.waiting else None
-        )
-        return waiting.told
+        return self._slot(id).wait(removed=removed)
 
     # -- one container -------------------------------------------------------------------------------------------
 
-    async def _start(self, slot: _Slot) -> None:
+    async def _start(self, slot: Slot) -> None:
         """Network, then program. What it took is given back when it does not start."""
         wish = slot.record.wish
         try:
@@ -378,51 +314,30 @@ class Keeper:
             with contextlib.suppress(OverlaceError):
                 await self._runtime.resize(slot.id, *wish.console)
 
-    async def _release(self, slot: _Slot, sandboxes: Sandboxes) -> Container:
+    async def _release(self, slot: Slot, sandboxes: Sandboxes) -> Container:
         wish = slot.record.wish
         if wish.mode:
             await sandboxes.hold(slot.id)
         own = slot.attached.addresses.values() if slot.attached is not None else ()
         names = tuple((wish.config.hostname, a.split("/")[0]) for a in own)
-        return await sandboxes.release(slot.id, self._resolv_conf(wish), (*wish.config.hosts, *names))
+        return await sandboxes.release(slot.id, self._places.resolv_conf(wish), (*wish.config.hosts, *names))
 
-    async def _attach(self, slot: _Slot, netns: Path | None) -> Attached | None:
-        driver = await self._driver()
-        wish = slot.record.wish
-        wanted = plan_attachments(wish)
-        given = await self._attacher.given(wanted)
-        places = {one.target: place for one, place in zip(wanted, given, strict=True)}
-        networks = tuple(
-            msgspec.structs.replace(j, name=place.network, network_id=place.network_id)
-            if (place := places.get(j.target)) is not None
-            else j
-            for j in wish.networks
-        )
-        self._note(slot, wish=msgspec.structs.replace(wish, networks=networks))
-        if not networks and netns is not None:  # taken off its last network while it runs
-            await driver.detach(slot.id)
-            return None
-        if not networks:
-            raise Conflict(
-                f"container {wish.config.name} is on no network: docker network connect it to one first"
-            )
-        return await driver.attach(plan_network(wish, given), netns)
+    async def _attach(self, slot: Slot, netns: Path | None) -> Attached | None:
+        wish, attached = await self._places.attach(slot.record.wish, netns)
+        self._note(slot, wish=wish)
+        return attached
 
-    async def _give_back(self, slot: _Slot) -> None:
+    async def _give_back(self, slot: Slot) -> None:
         if self._sandboxes is not None:  # it may be held, with nothing to run
             with contextlib.suppress(OverlaceError):
                 await self._runtime.stop(slot.id, 0)
         await self._detach(slot)
 
-    async def _detach(self, slot: _Slot) -> None:
-        if slot.record.wish.mode:
-            return
-        driver = await self._driver()
-        await driver.detach(slot.id)
-        self._attacher.drop(one.id for one in plan_attachments(slot.record.wish))
+    async def _detach(self, slot: Slot) -> None:
+        await self._places.detach(slot.record.wish)
         slot.attached = None
 
-    async def _reattach(self, slot: _Slot) -> None:
+    async def _reattach(self, slot: Slot) -> None:
         """Make its interfaces what they should be, from the driver there is now."""
         async with slot.lock:
             if self._slots.get(slot.id) is not slot or slot.record.wish.mode:
@@ -431,7 +346,7 @@ class Keeper:
             if container.status == "running" and container.pid:
                 slot.attached = await self._attach(slot, Path(f"/proc/{container.pid}/ns/net"))
 
-    async def _found(self, slot: _Slot) -> None:
+    async def _found(self, slot: Slot) -> None:
         """After a start of the daemon."""
         container = await self._runtime.inspect(slot.id)
         step = plan_found(slot.record, container)
@@ -451,7 +366,7 @@ class Keeper:
             self._note(slot, wanted="running", by_hand=False)
             self._start_later(slot, step)
 
-    async def _settle(self, slot: _Slot) -> None:
+    async def _settle(self, slot: Slot) -> None:
         """Deal with the end of a run, once."""
         async with slot.lock:
             if self._slots.get(slot.id) is not slot:
@@ -470,19 +385,19 @@ class Keeper:
             wanted = slot.record.wanted if step.action == Next.START else "stopped"
             more = 1 if step.action == Next.START else 0
             self._note(slot, handled=ended, wanted=wanted, restarts=slot.record.restarts + more)
-            self._answer(slot, removed=False, error=container.error)
+            slot.answer(removed=False, error=container.error)
             if step.action == Next.REMOVE:
                 await self._remove(slot, volumes=True)
             elif step.action == Next.START:
                 self._start_later(slot, step)
 
-    def _start_later(self, slot: _Slot, step: Step) -> None:
-        self._forget_pending(slot)
+    def _start_later(self, slot: Slot, step: Step) -> None:
+        slot.forget_pending()
         slot.pending = asyncio.create_task(
             self._start_again(slot, step.pause / 1e9), name=f"restart {slot.id[:12]}"
         )
 
-    async def _start_again(self, slot: _Slot, pause: float) -> None:
+    async def _start_again(self, slot: Slot, pause: float) -> None:
         """Tried until it starts: a policy was asked for, and a port or a network may be back later."""
         retry, told = RETRY_SECONDS[0], ""
         while True:
@@ -500,24 +415,19 @@ class Keeper:
                         log.warning("a container could not be started again", id=slot.id, error=told)
             pause, retry = retry, min(2 * retry, RETRY_SECONDS[1])
 
-    async def _remove(self, slot: _Slot, *, volumes: bool) -> None:
+    async def _remove(self, slot: Slot, *, volumes: bool) -> None:
         self._note(slot, wanted="removed")
         await self._detach(slot)
         await self._runtime.remove(slot.id, force=True, volumes=volumes)
         await self._forget(slot)
 
-    async def _forget(self, slot: _Slot) -> None:
-        self._forget_pending(slot)
+    async def _forget(self, slot: Slot) -> None:
+        slot.forget_pending()
         if slot.attached is not None:
             await self._detach(slot)
         self._records.remove(slot.id)
         self._slots.pop(slot.id, None)
-        self._answer(slot, removed=True, error="")
-
-    def _answer(self, slot: _Slot, *, removed: bool, error: str) -> None:
-        for waiting in list(slot.waiting):
-            if (removed or not waiting.removed) and not waiting.told.done():
-                waiting.told.set_result((slot.exit_code, error))
+        slot.answer(removed=True, error="")
 
     # -- following -----------------------------------------------------------------------------------------------
 
@@ -527,7 +437,7 @@ class Keeper:
             if slot is not None:
                 self._follow(slot, self._settle)
 
-    def _follow(self, slot: _Slot, look: Callable[[_Slot], Awaitable[None]]) -> None:
+    def _follow(self, slot: Slot, look: Callable[[Slot], Awaitable[None]]) -> None:
         """Have `look` done in the background, again and again until it works or the container is gone."""
 
         async def carefully() -> None:
@@ -553,22 +463,17 @@ class Keeper:
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
-    def _slot(self, id: str) -> _Slot:
+    def _slot(self, id: str) -> Slot:
         slot = self._slots.get(id)
         if slot is None:
             raise NotFound(f"No such container: {id}")
         return slot
 
-    def _check_there(self, slot: _Slot) -> None:
+    def _check_there(self, slot: Slot) -> None:
         if self._slots.get(slot.id) is not slot:
             raise NotFound(f"No such container: {slot.id}")
 
-    def _forget_pending(self, slot: _Slot) -> None:
-        pending, slot.pending = slot.pending, None
-        if pending is not None and pending is not asyncio.current_task():
-            pending.cancel()
-
-    def _note(self, slot: _Slot, **changed: object) -> None:
+    def _note(self, slot: Slot, **changed: object) -> None:
         record = msgspec.structs.replace(slot.record, **changed)
         if record != slot.record:
             self._records.put(record)

@@ -1,0 +1,54 @@
+"""One standalone container in memory: its record, who waits for it, what is to come. Must not act on anything."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from overlace.agent.standalone.records import Record
+from overlace.network.base import Attached
+
+
+class Waiting(msgspec.Struct):
+    """Somebody waits for the end of a run (`next-exit`) or of the container (`removed`)."""
+
+    removed: bool
+    told: asyncio.Future[tuple[int, str]]
+
+
+class Slot:
+    """`lock` is held by every effect on the container."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.attached: Attached | None = None
+        self.pending: asyncio.Task[None] | None = None  # a start to come
+        self.exit_code = 0
+        self.kept = False  # it ends to be started again: no reason to remove it
+        self._waiting: list[Waiting] = []
+
+    @property
+    def id(self) -> str:
+        return self.record.wish.id
+
+    def forget_pending(self) -> None:
+        pending, self.pending = self.pending, None
+        if pending is not None and pending is not asyncio.current_task():
+            pending.cancel()
+
+    def wait(self, *, removed: bool) -> asyncio.Future[tuple[int, str]]:
+        """(exit code, error) once the next run ends, or once the container is removed. Cancel it to give up."""
+        waiting = Waiting(removed, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        waiting.told.add_done_callback(
+            lambda _: self._waiting.remove(waiting) if waiting in self._waiting else None
+        )
+        return waiting.told
+
+    def answer(self, *, removed: bool, error: str) -> None:
+        """A run has ended, or the container is gone."""
+        for waiting in list(self._waiting):
+            if (removed or not waiting.removed) and not waiting.told.done():
+                waiting.told.set_result((self.exit_code, error))
