@@ -24,6 +24,12 @@ from overlace.model.netview import (
     ServiceEntry,
     container_mac,
 )
+from overlace.model.specs import (
+    DEFAULT_MULTICAST_RATE,
+    MAX_MULTICAST_RATE,
+    MULTICAST_OPTION,
+    MULTICAST_RATE_OPTION,
+)
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import (
     LOCAL_NETWORK,
@@ -86,6 +92,14 @@ def gateway_network(task: TaskNetwork, view: NetView) -> str:
 
 
 Source = tuple[str, ...]  # what documents are made from: ("network", id), ("endpoint", key), ...
+
+
+def multicast_rate(options: Mapping[str, str]) -> int:
+    """Broadcast and multicast packets a second that one host may send on a network with these options; 0: none."""
+    if options.get(MULTICAST_OPTION) != "true":
+        return 0
+    text = options.get(MULTICAST_RATE_OPTION, "")
+    return min(int(text), MAX_MULTICAST_RATE) if text.isdecimal() and int(text) else DEFAULT_MULTICAST_RATE
 
 
 class OverlayPlanner:
@@ -277,6 +291,7 @@ class OverlayPlanner:
                 type="Overlay",
                 ipams=(Ipam("Static", subnets),),
                 policies=(p.ProviderAddress(p.ProviderAddressSettings(self.provider_address)),),
+                multicast_rate=0 if self.windows else multicast_rate(n.driver_opts),
             )
         ]
 

@@ -74,6 +74,13 @@ def ipam(**config: Any) -> dict[str, Any]:
         ({"Options": {"encrypted": ""}}, 501, "would cross the underlay in clear"),
         ({"Options": {MTU_OPTION: "575"}}, 400, "'575' is not an MTU; give a number between 576 and 65485"),
         ({"Options": {MTU_OPTION: "jumbo"}}, 400, "'jumbo' is not an MTU"),
+        ({"Options": {"overlace.multicast": "yes"}}, 400, "'yes': write true or false"),
+        (
+            {"Options": {"overlace.multicast": "true", "overlace.multicast.rate": "0"}},
+            400,
+            "packets per second, from 1 to 1000000",
+        ),
+        ({"Options": {"overlace.multicast.rate": "5"}}, 400, "needs overlace.multicast=true"),
         ({"Options": {"foo": "1"}}, 400, "unknown option foo"),
         ({"Options": {VXLAN: "256"}}, 400, "VNI 256 cannot be used: Windows hosts need 4096 or more"),
         ({"Options": {VXLAN: "abc"}}, 400, "'abc' is not a VNI"),

@@ -12,7 +12,13 @@ from collections.abc import Iterable, Sequence
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, colon_mac
 from overlace.network.hns.state import State
 from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
-from overlace.network.vfp.layers import balance_group, endpoint_port, host_port, mapping_group
+from overlace.network.vfp.layers import (
+    balance_group,
+    endpoint_port,
+    host_port,
+    mapping_group,
+    multicast_rules,
+)
 from overlace.network.vfp.model import HOST_PORT, Deliver, Encap, LoadBalance, Meter, Packet, Rule, within
 from overlace.network.vfp.simulate import Verdict, simulate
 from overlace.network.vfp.tables import (
@@ -67,7 +73,11 @@ def _vni(d: HostComputeEndpoint, state: State) -> int:
 
 def _differ(where: str, packet: Packet, way: Way, v: Verdict, tables: Tables) -> list[str]:
     out = []
-    if (way.action, way.packet, way.to) != (v.action, v.packet, v.port or v.provider_address):
+    if (way.action, way.packet, way.to) != (
+        v.action,
+        v.packet,
+        v.port or v.provider_address or ",".join(v.copies),
+    ):
         out.append(f"{where} {packet}: tables {way}, layers {v.action} {v.packet} {v.reason}")
     if v.action == "encap":
         entry = tables.get(("endpoint", v.vni, v.packet.dst))
@@ -113,6 +123,10 @@ def wrong_facts(state: State, tables: Tables, host: str) -> list[str]:
             entry = tables.get(("network", vni))
             if vni in led and not (isinstance(entry, Network) and entry.ingress):
                 out.append(f"published ports lead into {vni}, whose replies would not find back: {entry}")
+            for rule in multicast_rules(d, state):
+                flood = tables.get(("flood", vni))
+                if getattr(flood, "rate", 0) != getattr(rule.action, "rate", 0):
+                    out.append(f"multicast of {vni}: {flood} instead of {rule.action}")
             if not isinstance(entry, Network) or entry.local != (d.type == "NAT"):
                 out.append(f"network {d.name}: {entry}")
         elif isinstance(d, HostComputeEndpoint) and not d.remote and d.host_compute_namespace:

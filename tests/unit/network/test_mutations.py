@@ -28,6 +28,7 @@ from overlace.network.vfp.tables import (
     Backend,
     Behind,
     Entry,
+    Flood,
     Frontend,
     Hop,
     LocalEndpoint,
@@ -79,6 +80,7 @@ def rich() -> World:
         replace(
             network,
             policies=(*network.policies, named, *routes, p.HostRoute(), network_acl("10.0.1.14", "84")),
+            multicast_rate=500,
         )
     )
     rules = tuple(
@@ -179,6 +181,9 @@ PACKETS = [
             "203.0.113.70",
             "169.254.169.254",
             HOST,
+            "239.1.2.3",
+            "255.255.255.255",
+            "10.0.1.255",
         ),
         (6, 17),
         (80, 84, 95, 8080, 8081, 9090),
@@ -235,6 +240,11 @@ MUTATIONS: dict[str, Mutation] = {
     "external VIPs stay inside": on(
         Frontend, lambda e: replace(e, vni=e.vni or 9) if e.address == "198.51.100.99" else e
     ),  # type: ignore[attr-defined]
+    "no multicast": on(Network, lambda e: replace(e, flood=False)),
+    "multicast to all but one here": on(Flood, lambda e: replace(e, locals=e.locals[1:])),  # type: ignore[attr-defined]
+    "multicast to no other host": on(Flood, lambda e: replace(e, providers=())),
+    "no broadcast": on(Flood, lambda e: replace(e, broadcasts=())),
+    "multicast at another rate": on(Flood, lambda e: replace(e, rate=e.rate + 1)),  # type: ignore[attr-defined]
     "no rate limit": on(LocalEndpoint, lambda e: replace(e, rate=0)),
     "another MAC here": on(LocalEndpoint, lambda e: replace(e, mac="02:00:00:00:00:01")),
     "another prefix length": on(LocalEndpoint, lambda e: replace(e, prefix=e.prefix - 1)),  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from overlace.network.hns import policies as p
@@ -236,3 +237,22 @@ def test_a_host_that_does_not_answer_gets_no_new_connections_unless_nobody_else_
     reach()
     assert members() == {t1, t2}
     assert w.planner.set_unreachable(()) == set()
+
+
+def test_a_network_carries_multicast_when_its_option_says_so() -> None:
+    def rate(windows: bool = False, **options: str) -> int:
+        w = shop(windows=windows)
+        w.change(
+            put=(
+                msgspec.structs.replace(
+                    BACK, driver_opts={k.replace("_", "."): v for k, v in options.items()}
+                ),
+            )
+        )
+        return w.hns.get(HostComputeNetwork, guid_of("network", "back")).multicast_rate
+
+    assert rate() == 0
+    assert rate(overlace_multicast="false") == 0
+    assert rate(overlace_multicast="true") == 1000
+    assert rate(overlace_multicast="true", overlace_multicast_rate="7") == 7
+    assert rate(windows=True, overlace_multicast="true") == 0, "HNS has no such thing"

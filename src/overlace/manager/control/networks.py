@@ -20,7 +20,17 @@ from overlace.manager.control.words import unsupported
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument, PermissionDenied
 from overlace.model.objects import Cluster, Network, Service
 from overlace.model.policy import check_network_labels
-from overlace.model.specs import MAX_MTU, MIN_MTU, MTU_OPTION, VNI_OPTION, IpamConfig, NetworkSpec
+from overlace.model.specs import (
+    MAX_MTU,
+    MAX_MULTICAST_RATE,
+    MIN_MTU,
+    MTU_OPTION,
+    MULTICAST_OPTION,
+    MULTICAST_RATE_OPTION,
+    VNI_OPTION,
+    IpamConfig,
+    NetworkSpec,
+)
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
@@ -225,9 +235,20 @@ def _check_options(options: dict[str, str]) -> None:
             _check_vni(value)
         elif key == MTU_OPTION:
             _check_mtu(value)
+        elif key == MULTICAST_OPTION:
+            if value not in ("true", "false"):
+                raise InvalidArgument(f"option {key}: '{value}': write true or false")
+        elif key == MULTICAST_RATE_OPTION:
+            if not value.isdecimal() or not 1 <= int(value[:10]) <= MAX_MULTICAST_RATE or len(value) > 10:
+                raise InvalidArgument(
+                    f"option {key}: '{value}' is no rate; give packets per second, from 1 to {MAX_MULTICAST_RATE}"
+                )
+            if options.get(MULTICAST_OPTION) != "true":
+                raise InvalidArgument(f"option {key} needs {MULTICAST_OPTION}=true")
         else:
             raise InvalidArgument(
-                f"unknown option {key} for an overlay network; known are {VNI_OPTION}, {MTU_OPTION} and encrypted=false"
+                f"unknown option {key} for an overlay network; known are {VNI_OPTION}, {MTU_OPTION}, "
+                f"{MULTICAST_OPTION}, {MULTICAST_RATE_OPTION} and encrypted=false"
             )
 
 

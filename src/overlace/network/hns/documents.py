@@ -192,6 +192,8 @@ class HostComputeNetwork(Base, frozen=True, kw_only=True):
     dns: Dns = Dns()
     ipams: tuple[Ipam, ...] = ()
     flags: Annotated[int, msgspec.Meta(ge=0), NetworkFlags] = 0
+    # ours, not of the schema: broadcast and multicast packets per second that one host may send; 0: none
+    multicast_rate: p.U32 = msgspec.field(default=0, name="OverlaceMulticastRate")
 
     @property
     def subnets(self) -> tuple[Subnet, ...]:

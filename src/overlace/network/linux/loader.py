@@ -38,6 +38,8 @@ MAPS = (
     "members",
     "affinities",
     "limits",
+    "floods",
+    "flood_meters",
     "meters",
     "allowed",
     "hits",

@@ -19,6 +19,7 @@ from overlace.network.vfp.tables import (
     Backend,
     Behind,
     Entry,
+    Flood,
     Frontend,
     Hop,
     Key,
@@ -28,8 +29,10 @@ from overlace.network.vfp.tables import (
     RemoteSubnet,
 )
 
-LAYOUT = 9  # as in bpf/types.h
-KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY = 1, 2, 3, 4
+LAYOUT = 10  # as in bpf/types.h
+KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
+FLOOD_TARGETS = 4096  # as in bpf/types.h
+FLOOD_RATE = 0xFFFFFFFF
 _REMOTE = bytes((KIND_REMOTE, 0))
 # enum reason of bpf/types.h, in its order
 REASONS = (
@@ -56,11 +59,13 @@ REASONS = (
     "drop_error",
     "drop_policy",
     "drop_rate",
+    "replicated",
+    "drop_flood",
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
 TABLE_MAPS = (
-    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "routes", "ports", "endpoints",
-    "backends", "members", "frontends",
+    "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "floods", "routes", "ports",
+    "endpoints", "backends", "members", "frontends",
 )  # fmt: skip
 EVICTING = ("flows", "allowed", "ways", "affinities")  # full, the least recently used row gives way
 ACCESS_RULES = 512  # as in bpf/types.h
@@ -169,6 +174,8 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             return [Row("routes", _route_key(entry.vni, entry.prefix), hop)]
         case Behind():
             return [Row("routes", _route_key(BEHIND | entry.vni, entry.prefix), _hop(entry.next_hop))]
+        case Flood():
+            return _encode_flood(entry)
         case Frontend():
             return _encode_frontend(entry)
         case AccessList():
@@ -274,7 +281,7 @@ def _access_list(entry: AccessList) -> bytes:
 
 
 def _encode_network(net: Network) -> list[Row]:
-    flags = (1 if net.ingress else 0) | (2 if net.local else 0)
+    flags = (1 if net.ingress else 0) | (2 if net.local else 0) | (4 if net.flood else 0)
     gateway = _ip(net.gateway) if net.gateway else bytes(4)
     mac = _mac(net.gateway_mac)
     rows = [Row("networks", struct.pack("I", net.vni), struct.pack("4s6sBx", gateway, mac, flags))]
@@ -286,6 +293,16 @@ def _encode_network(net: Network) -> list[Row]:
         key = struct.pack("I4s", subnet.prefixlen, subnet.network_address.packed)
         rows.append(Row("subnets", key, struct.pack("I", 1)))
     return rows
+
+
+def _encode_flood(entry: Flood) -> list[Row]:
+    targets = [_ip(a) + bytes(4) for a in entry.locals] + [bytes(4) + _ip(a) for a in entry.providers]
+    if len(targets) > FLOOD_TARGETS:
+        raise ValueError(f"VNI {entry.vni}: multicast to {len(targets)} places; {FLOOD_TARGETS} are possible")
+    rows = [Row("floods", struct.pack("II", entry.vni, i), value) for i, value in enumerate(targets)]
+    rows.append(Row("floods", struct.pack("II", entry.vni, FLOOD_RATE), struct.pack("4xI", entry.rate)))
+    value = _endpoint(bytes(4), 0, 0, b"\xff" * 6, KIND_BROADCAST)
+    return [*rows, *(Row("endpoints", address_key(entry.vni, a), value) for a in entry.broadcasts)]
 
 
 def _encode_frontend(frontend: Frontend) -> list[Row]:

@@ -34,6 +34,7 @@ from overlace.network.vfp.tables import (
     Behind,
     Delta,
     Entry,
+    Flood,
     Frontend,
     Hop,
     Key,
@@ -88,8 +89,29 @@ def compile_network(d: HostComputeNetwork, state: State) -> Network:
     balancers = (state.get(lb, HostComputeLoadBalancer) for lb in state.network_balancers.get(d.id, ()))
     ingress = any(lb is not None and outer_addresses(lb, d, "host") for lb in balancers)
     return Network(
-        vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT", other_gateways=tuple(others)
-    )
+        vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT",
+        flood=bool(d.multicast_rate) and d.type == "Overlay", other_gateways=tuple(others),
+    )  # fmt: skip
+
+
+def compile_flood(d: HostComputeNetwork, state: State) -> list[Flood]:
+    """Where broadcast and multicast of an Overlay network go; IPv4 alone."""
+    if not d.multicast_rate or d.type != "Overlay":
+        return []
+    here: set[str] = set()
+    there: set[str] = set()
+    for guid in state.endpoints_of.get(d.id, ()):
+        e = state.get(guid, HostComputeEndpoint)
+        if e is None:
+            continue
+        pa = p.policy_of(e.policies, p.ProviderAddress)
+        if e.remote and pa is not None:
+            there.add(pa.settings.provider_address)
+        elif not e.remote and e.host_compute_namespace:
+            here.update(c.ip_address for c in e.ip_configurations if not is_six(c.ip_address))
+    nets = [ip_network(s.ip_address_prefix) for s in d.subnets]
+    broadcasts = tuple(str(n.broadcast_address) for n in nets if n.version == 4 and n.prefixlen < 31)
+    return [Flood(vni_of(d), d.multicast_rate, tuple(sorted(here)), tuple(sorted(there)), broadcasts)]
 
 
 def compile_routes(d: HostComputeNetwork) -> list[RemoteSubnet]:
@@ -253,7 +275,7 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
 
 def compile_document(d: Document, state: State, host: str) -> list[Entry]:
     if isinstance(d, HostComputeNetwork):
-        return [compile_network(d, state), *compile_routes(d)]
+        return [compile_network(d, state), *compile_routes(d), *compile_flood(d, state)]
     if isinstance(d, HostComputeEndpoint):
         return compile_endpoint(d, state, host)
     if isinstance(d, HostComputeLoadBalancer):
@@ -278,6 +300,7 @@ class Compiler:
         self._host = host
         self._made: dict[Guid, dict[Key, Entry]] = {}
         self._network_of: dict[Guid, Guid] = {}
+        self._network_of_endpoint: dict[Guid, Guid] = {}  # of endpoints multicast goes to
         self._routed: dict[Guid, tuple[Guid, ...]] = {}  # endpoints of each SDN route
         self.tables = Tables()
         self._owner: dict[Key, Guid] = {}
@@ -298,7 +321,13 @@ class Compiler:
                 dirty.update(dict.fromkeys(state.endpoints_of.get(guid, ())))
                 dirty.update(dict.fromkeys(state.network_balancers.get(guid, ())))
             elif isinstance(d, HostComputeEndpoint):
+                network = state.get(d.host_compute_network, HostComputeNetwork)
+                if network is not None and network.multicast_rate:
+                    dirty[network.id] = None
+                    self._network_of_endpoint[guid] = network.id
                 dirty.update(dict.fromkeys(state.balancers_of.get(guid, ())))
+            if d is None and guid in self._network_of_endpoint:
+                dirty[self._network_of_endpoint.pop(guid)] = None
             # a load balancer on host ports decides its network's `ingress`
             if guid in self._network_of:
                 dirty[self._network_of[guid]] = None

@@ -15,6 +15,7 @@ from overlace.network.vfp.simulate import ICMP, Choose, choose
 from overlace.network.vfp.tables import (
     AccessList,
     Behind,
+    Flood,
     Frontend,
     LocalEndpoint,
     Network,
@@ -78,6 +79,21 @@ def _answered(tables: Tables, vni: int, address: str) -> bool:
     return any(isinstance(e, Frontend) and (e.vni, e.address) == (vni, address) for e in tables)
 
 
+def _flooded(tables: Tables, vni: int, packet: Packet) -> Flood | None:
+    flood = tables.get(("flood", vni))
+    network = tables.get(("network", vni))
+    if not isinstance(flood, Flood) or not isinstance(network, Network) or not network.flood:
+        return None
+    group = within(packet.dst, ("224.0.0.0/4", "255.255.255.255/32"))
+    return flood if group or packet.dst in flood.broadcasts else None
+
+
+def _replicate(tables: Tables, flood: Flood, packet: Packet, sender: str, hosts: tuple[str, ...]) -> Way:
+    here = (tables.get(("endpoint", flood.vni, address)) for address in flood.locals if address != sender)
+    to = [e.endpoint_id for e in here if isinstance(e, LocalEndpoint) and _may(tables, e, "IN", packet)]
+    return Way("replicate", packet, ",".join((*to, *hosts)), flood.vni)
+
+
 def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool, hop: str = "") -> Way:
     """`hop`: address of the endpoint it goes to in place of its destination."""
     entry = tables.get(("endpoint", vni, hop or packet.dst))
@@ -112,6 +128,9 @@ def forward_from_container(
         return Way("drop", packet, vni=vni)
     if not _may(tables, source, "OUT", packet):
         return Way("drop", packet, vni=vni)
+    flood = _flooded(tables, vni, packet)
+    if flood is not None:
+        return _replicate(tables, flood, packet, source.address, flood.providers)
     frontend = _frontend(tables, vni, packet)
     if frontend is not None:
         balanced = _balanced(frontend, packet, pick)
@@ -137,6 +156,9 @@ def forward_from_container(
 def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose = choose) -> Way:
     """A packet arriving on the underlay: plain (vni 0) or taken out of VXLAN `vni`."""
     if vni:
+        flood = _flooded(tables, vni, packet)
+        if flood is not None:
+            return _replicate(tables, flood, packet, "", ())
         return _deliver(tables, vni, packet, may_leave=False)
     frontend = _frontend(tables, 0, packet)
     if frontend is None:

@@ -23,7 +23,14 @@ from overlace.network.hns.documents import (
     colon_mac,
 )
 from overlace.network.hns.state import State
-from overlace.network.vfp.compile import compile_network, compile_routes, outer_addresses, routes_of, vni_of
+from overlace.network.vfp.compile import (
+    compile_flood,
+    compile_network,
+    compile_routes,
+    outer_addresses,
+    routes_of,
+    vni_of,
+)
 from overlace.network.vfp.model import (
     HOST_PORT,
     Allow,
@@ -39,6 +46,7 @@ from overlace.network.vfp.model import (
     Meter,
     Pass,
     Port,
+    Replicate,
     Rule,
     SourceNat,
     ToHost,
@@ -53,6 +61,7 @@ BALANCE = "SLB_LB_LAYER"
 NAT = "SLB_NAT_LAYER"
 ROUTER = "VNET_DR_REDIRECTION_LAYER"
 ENCAP = "VNET_ENCAP_LAYER"
+MULTICAST = "MULTICAST_LAYER"
 
 _ANY = Condition()
 
@@ -101,6 +110,21 @@ def _tier_group(
         action: Allow | Pass | Block = {"allow": Allow(), "pass": Pass(), "block": blocked}[a.action]  # type: ignore[assignment]
         rules.append(Rule(f"{tier.name}_{going}_{i}", a.priority, condition, action))
     return Group(f"FW_{tier.name}_{going}", going, priority, tuple(rules))
+
+
+def multicast_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
+    """Broadcast and multicast, where the network carries them."""
+    for entry in compile_flood(network, state):
+        here = [state.by_address[(network.id, address)] for address in entry.locals]
+        to = ("224.0.0.0/4", "255.255.255.255/32", *(f"{address}/32" for address in entry.broadcasts))
+        action = Replicate(tuple(here), entry.providers, entry.rate)
+        return (Rule("MULTICAST", 100, Condition(dst=to), action),)
+    return ()
+
+
+def multicast_layers(network: HostComputeNetwork, state: State) -> tuple[Layer, ...]:
+    rules = multicast_rules(network, state)
+    return (Layer(MULTICAST, (Group("MULTICAST_OUT", "OUT", 100, rules),)),) if rules else ()
 
 
 def balance_group(network: HostComputeNetwork, state: State) -> Group:
@@ -236,6 +260,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     layers = (
         *meter_layers(e),
         Layer(FIREWALL, firewall_groups(e, network)),
+        *multicast_layers(network, state),
         Layer(BALANCE, (balance_group(network, state),)),
         Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),

@@ -103,6 +103,15 @@ class ToHost(msgspec.Struct, frozen=True, tag="host"):
     """To the host's own stack, unchanged."""
 
 
+class Replicate(msgspec.Struct, frozen=True, tag="replicate"):
+    """A copy to each of these ports of the switch, inbound layers and all, and to each of these hosts, at most `rate`
+    packets per second. The simulator has no clock."""
+
+    ports: tuple[str, ...]
+    provider_addresses: tuple[str, ...]
+    rate: int
+
+
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """The switch answers itself, as the network's router."""
 
@@ -124,7 +133,7 @@ class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
     mac: str
 
 
-Action = Union[Allow, Pass, Meter, Block, LoadBalance, SourceNat, ToHost, Answer, Encap, Deliver]
+Action = Union[Allow, Pass, Meter, Block, LoadBalance, SourceNat, ToHost, Replicate, Answer, Encap, Deliver]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -182,6 +191,9 @@ def explain_action(a: Action) -> str:
         return f"at most {a.rate} bytes per second"
     if isinstance(a, SourceNat):
         return f"source becomes {a.address}, leave on the underlay"
+    if isinstance(a, Replicate):
+        hosts = ", ".join(a.provider_addresses) or "no other host"
+        return f"copies to {len(a.ports)} ports here and to {hosts}, {a.rate} packets per second at most"
     if isinstance(a, ToHost):
         return "to the host's own stack"
     if isinstance(a, Answer):

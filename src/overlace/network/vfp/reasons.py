@@ -40,6 +40,8 @@ MEANINGS = {
     "drop_no_port": "from an interface that is no endpoint (yet)",
     "drop_policy": "by an ACL of the endpoint: see overlace.policy labels",
     "drop_rate": "by the QOS policy of the endpoint: more than it may send",
+    "replicated": "broadcast or multicast, copied for the network's other endpoints",
+    "drop_flood": "broadcast or multicast beyond the network's overlace.multicast.rate",
     "drop_error": "the kernel refused to change or send the packet",
 }
 

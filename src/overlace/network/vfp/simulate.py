@@ -15,10 +15,12 @@ import msgspec
 from overlace.network.hns.state import State
 from overlace.network.vfp.layers import (
     ENCAP,
+    MULTICAST,
     behind_rules,
     endpoint_port,
     host_port,
     mapping_group,
+    multicast_rules,
     network_by_vni,
 )
 from overlace.network.vfp.model import (
@@ -33,6 +35,7 @@ from overlace.network.vfp.model import (
     LoadBalance,
     Packet,
     Port,
+    Replicate,
     Rule,
     SourceNat,
     ToHost,
@@ -57,7 +60,7 @@ class Step(msgspec.Struct, frozen=True):
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """`action`: deliver (to `port`), encap (to `provider_address` in `vni`), answer (by the router), host
-    (the host's own stack), world (out on the underlay, source translated) or drop. `packet` is what arrives
+    (the host's own stack), world (out on the underlay, source translated) replicate or drop. `packet` is what arrives
     there."""
 
     action: str
@@ -67,6 +70,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     provider_address: str = ""
     mac: str = ""
     candidates: tuple[Backend, ...] = ()
+    copies: tuple[str, ...] = ()  # replicate: ports and hosts that get one
     reason: str = ""
     steps: tuple[Step, ...] = ()
 
@@ -87,6 +91,11 @@ class _Walk:
         self.steps: list[Step] = []
         self.candidates: tuple[Backend, ...] = ()
         self.vni = 0
+
+    def copy(self) -> _Walk:
+        made = _Walk(self.packet, self.pick)
+        made.vni = self.vni
+        return made
 
     def note(self, port: str, layer: str, group: Group, rule: Rule) -> None:
         effect = explain_action(rule.action)
@@ -160,6 +169,14 @@ def _finish(walk: _Walk, state: State, host: str, action: object) -> Verdict | N
     if isinstance(action, SourceNat):
         walk.change(src=action.address)
         return walk.done("world")
+    if isinstance(action, Replicate):
+        copies = [
+            guid
+            for guid in action.ports
+            if guid != walk.steps[0].port
+            and _into(walk.copy(), endpoint_port(guid, state, host)).action == "deliver"
+        ]
+        return walk.done("replicate", copies=(*copies, *action.provider_addresses))
     if isinstance(action, ToHost):
         return walk.done("host")
     if isinstance(action, Answer):
@@ -207,6 +224,13 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
     network = network_by_vni(vni, state)
     if network is None:
         return walk.done("drop", reason=f"VNI {vni} is not known on this host")
+    group = Group("MULTICAST_IN", "IN", 100, multicast_rules(network, state) if may_leave is False else ())
+    rule = group.match(walk.packet)
+    if rule is not None and isinstance(rule.action, Replicate):
+        walk.note(HOST_PORT, MULTICAST, group, rule)
+        verdict = _finish(walk, state, host, msgspec.structs.replace(rule.action, provider_addresses=()))
+        assert verdict is not None
+        return verdict
     group = mapping_group(network, state, behind_rules(network, state))
     rule = group.match(walk.packet)
     assert rule is not None

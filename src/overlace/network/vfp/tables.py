@@ -27,6 +27,7 @@ class Network(msgspec.Struct, frozen=True, tag="network"):
         False  # replies of connections that came in through another node go back through that node
     )
     local: bool = False  # never leaves this host (the node's own bridge-like network)
+    flood: bool = False  # broadcast and multicast are replicated as its Flood says; else dropped
     other_gateways: tuple[str, ...] = ()  # those of its further subnets, answered alike
 
     @property
@@ -124,6 +125,21 @@ class RemoteSubnet(msgspec.Struct, frozen=True, tag="route"):
         return ("route", self.vni, self.prefix)
 
 
+class Flood(msgspec.Struct, frozen=True, tag="flood"):
+    """Broadcast and multicast of a network, replicated by its sender's host: to every endpoint here, and once to every
+    other host, which passes it to its own."""
+
+    vni: int
+    rate: int  # packets per second this host's containers may send together
+    locals: tuple[str, ...]  # addresses
+    providers: tuple[str, ...]
+    broadcasts: tuple[str, ...]  # the subnets' own broadcast addresses
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return ("flood", self.vni)
+
+
 class Backend(msgspec.Struct, frozen=True):
     """One member of a frontend: an endpoint's address on network `vni`; port 0 keeps the packet's own
     port."""
@@ -192,7 +208,7 @@ class AccessList(msgspec.Struct, frozen=True, tag="access"):
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
 
 
-Entry = Union[Network, LocalEndpoint, RemoteEndpoint, RemoteSubnet, Behind, Frontend, AccessList]
+Entry = Union[Network, LocalEndpoint, RemoteEndpoint, RemoteSubnet, Behind, Flood, Frontend, AccessList]
 Key = tuple[object, ...]
 
 

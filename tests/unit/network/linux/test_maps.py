@@ -29,6 +29,7 @@ from overlace.network.vfp.tables import (
     Backend,
     Delta,
     Entry,
+    Flood,
     Frontend,
     LocalEndpoint,
     Network,
@@ -67,12 +68,14 @@ EXAMPLES: tuple[Entry, ...] = (
         "IN",
         (AccessRule("allow", 6, ("10.0.1.5/32",), ("10.0.1.0/24", "10.0.2.0/25"), (80, 90)),),
     ),
+    Flood(4097, 1000, ("10.0.1.5",), ("172.28.1.12",), ("10.0.1.255",)),
 )
 ATTACHED = {"AAAA": Attachment(7, 99)}
 ACCESS_LIST = 4 + ACCESS_RULES * _sizes("access_rule")
 STRUCTS = {
     "address_sets": ("set_key", 4),
     "limits": (4, 8),
+    "floods": ("flood_key", "flood"),
     "members": ("member", 4),
     "routes": ("route_key", "route"),
     "access_lists": (8, ACCESS_LIST),
@@ -124,7 +127,7 @@ def test_equal_lists_share_their_number() -> None:
     assert list_number((one, two)) == list_number((one, two)) != list_number((two, one))
 
 
-@pytest.mark.parametrize("entry", [e for e in EXAMPLES if not isinstance(e, AccessList)])
+@pytest.mark.parametrize("entry", [e for e in EXAMPLES if not isinstance(e, (AccessList, Flood))])
 def test_keys_are_read_back(entry: Entry) -> None:
     keys = {decode_key(r.map, r.key, r.value) for r in encode(entry, ATTACHED)} - {None}
     assert keys == {entry.key}

@@ -26,7 +26,10 @@ struct scratch {
 	struct judged judged[2]; /* by enum direction: the rules this packet counted for, if any */
 	struct access_key key;
 	struct asked asked;
+	struct hit hit;
 	struct way way;
+	__u32 flood_vni, flood_remote; /* flood.h: to other hosts as well */
+	__be32 flood_sender;
 };
 
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, scratches, __u32, struct scratch, 1, 0);
@@ -44,16 +47,22 @@ INLINE struct scratch *scratch(void)
 NOINLINE int count_hits(__u64 list, __u32 ifindex, __u32 rule, __u32 packets, __u64 bytes)
 {
 	struct hit_key key = { .list = list, .ifindex = ifindex, .rule = rule - 1 };
-	struct hit *h, new = { .connections = packets == BEGINS, .packets = packets, .bytes = bytes };
+	struct scratch *s = scratch();
+	struct hit *h;
 
-	if (!rule)
+	if (!rule || !s)
 		return 0;
-	if (packets == BEGINS)
-		new.packets = packets = 1;
 	h = bpf_map_lookup_elem(&hits, &key);
-	if (!h)
-		return bpf_map_update_elem(&hits, &key, &new, BPF_NOEXIST);
-	h->connections += new.connections;
+	if (!h) {
+		s->hit.connections = packets == BEGINS;
+		s->hit.packets = packets == BEGINS ? 1 : packets;
+		s->hit.bytes = bytes;
+		return bpf_map_update_elem(&hits, &key, &s->hit, BPF_NOEXIST);
+	}
+	if (packets == BEGINS) {
+		h->connections += 1;
+		packets = 1;
+	}
 	h->packets += packets;
 	h->bytes += bytes;
 	return 0;

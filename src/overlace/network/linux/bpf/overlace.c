@@ -7,6 +7,7 @@
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
 #include "answer.h"
 #include "flow.h"
+#include "flood.h"
 #include "probe.h"
 #include "way.h"
 
@@ -259,6 +260,13 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	copy_mac(p.own, eth.src);
 	p.metered = (port->flags & PORT_METERED) != 0;
 	own = p.saddr == port->addr;
+	if (own && is_flooded(net, vni, p.daddr)) {
+		if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
+			return drop(ctx, R_DROP_POLICY);
+		if (over_flood_rate(vni))
+			return drop(ctx, R_DROP_FLOOD);
+		return flood(ctx, &p, vni, p.saddr, 1);
+	}
 	if (!own) {
 		e = router_of(vni, p.saddr);
 		own = e && e->kind == K_LOCAL && e->ifindex == ifindex;
@@ -355,6 +363,15 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 		return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else {
 		outside = 1;
+	}
+	if (!outside && is_flooded(net, vni, p.daddr)) {
+		if (base) {
+			if (pop_tunnel(ctx, tos) || bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+				return drop(ctx, R_DROP_ERROR);
+			p.l3 -= base;
+			p.l4 -= base;
+		}
+		return flood(ctx, &p, vni, p.saddr, 0);
 	}
 	e = endpoint_of(vni, p.daddr);
 	if (!e) {

@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 
-#define LAYOUT 9
+#define LAYOUT 10
 #define INLINE static __always_inline
 /* A global function: the verifier looks at it once, not once per call. */
 #define NOINLINE __attribute__((noinline))
@@ -62,11 +62,13 @@ enum reason {
 	R_DROP_ERROR, /* a kernel helper refused */
 	R_DROP_POLICY, /* no access rule lets it in or out */
 	R_DROP_RATE, /* more than its QOS policy lets it send */
+	R_REPLICATED, /* broadcast or multicast: one copy for each other endpoint's host or container */
+	R_DROP_FLOOD, /* more broadcast and multicast than the network lets one host send */
 	R_COUNT,
 };
 
-enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4 };
-enum { NET_INGRESS = 1, NET_LOCAL = 2 };
+enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4, K_BROADCAST = 5 };
+enum { NET_INGRESS = 1, NET_LOCAL = 2, NET_FLOOD = 4 };
 enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4, PORT_HOST = 8 };
 enum { NAT_NEVER = 1, NAT_ALLOWED = 2 };
 enum { ENDPOINT_FILTERED = 1 };
@@ -309,6 +311,19 @@ struct way {
 	struct judged judged[2]; /* by enum direction: the rules its packets count for */
 };
 
+#define FLOOD_TARGETS 4096 /* of one network; maps.py refuses more */
+#define FLOOD_RATE 0xffffffff /* index of the row that holds the network's rate in place of a target */
+
+struct flood_key {
+	__u32 vni;
+	__u32 index; /* from 0, without gaps: endpoints here, then the other hosts */
+};
+
+struct flood {
+	__be32 local; /* an endpoint here; 0: the next is meant */
+	__be32 provider; /* another host; FLOOD_RATE: packets per second that may be sent from here */
+};
+
 struct fragment_key {
 	__u32 scope;
 	__be32 saddr, daddr;
@@ -344,6 +359,8 @@ MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_
 MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 1048576, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 65536, 0);
+MAP(BPF_MAP_TYPE_HASH, floods, struct flood_key, struct flood, 65536, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LRU_HASH, flood_meters, __u32, __u64, 4096, 0);
 MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, 131072, 0);

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Broadcast and multicast inside a network whose option says so: head-end replication (RFC 8365 section 5.1's ingress
+ * replication) to every container here and every other host of the network, whoever wants it. IGMP is not looked at. */
+#pragma once
+#include "access.h"
+#include "path.h"
+
+#define PROTO_IGMP 2
+#define FLOOD_BURST_NS 100000000ull /* what may be sent at once: 100 ms of the rate, 16 packets at least */
+
+INLINE int is_flooded(const struct network *net, __u32 vni, __be32 to)
+{
+	struct endpoint *e;
+
+	if (!(net->flags & NET_FLOOD))
+		return 0;
+	if ((to & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || to == 0xffffffff)
+		return 1;
+	e = endpoint_of(vni, to);
+	return e && e->kind == K_BROADCAST;
+}
+
+/* Whether containers of this host have sent as much on the network as its option allows; see qos.h for the method. */
+NOINLINE int over_flood_rate(__u32 vni)
+{
+	struct flood_key key = { .vni = vni, .index = FLOOD_RATE };
+	struct flood *limit = bpf_map_lookup_elem(&floods, &key);
+	__u64 *sent, at = bpf_ktime_get_ns(), cost, burst, zero = 0;
+
+	if (!limit || !limit->provider)
+		return 1;
+	sent = bpf_map_lookup_elem(&flood_meters, &vni);
+	if (!sent) {
+		bpf_map_update_elem(&flood_meters, &vni, &zero, BPF_NOEXIST);
+		sent = bpf_map_lookup_elem(&flood_meters, &vni);
+		if (!sent)
+			return 1;
+	}
+	cost = 1000000000ull / limit->provider;
+	burst = 16 * cost > FLOOD_BURST_NS ? 16 * cost : FLOOD_BURST_NS;
+	for (int i = 0; i < 8; i++) {
+		__u64 before = *sent, from = before > at ? before : at;
+
+		if (from - at > burst)
+			return 1;
+		if (__sync_val_compare_and_swap(sent, before, from + cost) == before)
+			return 0;
+	}
+	return 1;
+}
+
+/* The kernel's vxlan device finds the host's next hop and keeps the inner Ethernet header, group address and all. */
+NOINLINE int copy_to_host(struct __sk_buff *ctx, __u32 vni, __be32 provider)
+{
+	struct config *cfg = settings();
+	struct bpf_tunnel_key key = { .tunnel_id = vni, .tunnel_ttl = 64, .remote_ipv4 = bpf_ntohl(provider) };
+
+	if (!cfg || bpf_skb_set_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), BPF_F_ZERO_CSUM_TX))
+		return -1;
+	return bpf_clone_redirect(ctx, cfg->vxlan_ifindex, 0);
+}
+
+struct flooding {
+	struct __sk_buff *ctx;
+	struct pkt *p;
+};
+
+/* One target: 1 ends. */
+static long flood_one(__u32 i, struct flooding *f)
+{
+	struct scratch *s = scratch();
+	struct flood_key key = { .vni = s ? s->flood_vni : 0, .index = i };
+	struct flood *to = bpf_map_lookup_elem(&floods, &key);
+	struct endpoint *e;
+	__u32 ifindex;
+
+	if (!to || !s)
+		return 1;
+	if (to->local) {
+		if (to->local == s->flood_sender)
+			return 0;
+		e = endpoint_of(key.vni, to->local);
+		if (!e || e->kind != K_LOCAL || !e->ifindex)
+			return 0;
+		ifindex = e->ifindex;
+		if (e->flags & ENDPOINT_FILTERED) {
+			struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+
+			if (!port || ((port->flags & PORT_FILTERED) && !admitted(f->p, port, ifindex, GOES_IN)))
+				return 0;
+		}
+		bpf_clone_redirect(f->ctx, ifindex, 0);
+		return 0;
+	}
+	if (!s->flood_remote)
+		return 1;
+	copy_to_host(f->ctx, key.vni, to->provider);
+	return 0;
+}
+
+/* Copies of the frame for all that should have it but `sender`; the frame itself is used up. */
+NOINLINE int flood(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 sender, __u32 remote)
+{
+	struct flooding f = { .ctx = ctx, .p = p };
+	struct scratch *s = scratch();
+
+	if (!p || !s)
+		return drop(ctx, R_DROP_ERROR);
+	if (p->proto == PROTO_IGMP)
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	p->generation = 0;
+	s->flood_vni = vni;
+	s->flood_remote = remote;
+	s->flood_sender = sender;
+	bpf_loop(FLOOD_TARGETS, flood_one, &f, 0);
+	return end(ctx, R_REPLICATED, TC_ACT_SHOT);
+}
