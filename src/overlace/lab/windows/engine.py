@@ -56,11 +56,22 @@ class Kept(msgspec.Struct, frozen=True):
     hosts: Hosts = ()
 
 
+class NoneAlone:
+    """Containers that a daemon keeps by itself, for `docker run`: the stand-in has none, its clients keep theirs."""
+
+    def record(self, container_id: str) -> None:
+        return None
+
+    def restarting(self, container_id: str) -> bool:
+        return False
+
+
 class Backend:
     """What the API's routes ask of a daemon, and the containers' lives."""
 
     manager = None
     switch = None
+    containers = NoneAlone()
 
     def __init__(
         self,
