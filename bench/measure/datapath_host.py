@@ -40,10 +40,10 @@ class DataPathHost:
             )
         self.call("open")
 
-    def timed(self, method: str, *arguments: Any) -> tuple[float, Any]:
+    def timed(self, method: str, *arguments: Any, **named: Any) -> tuple[float, Any]:
         """(seconds, result) of a call, without the time in the pipe."""
         assert self._process.stdin and self._process.stdout
-        body = pickle.dumps((method, arguments))
+        body = pickle.dumps((method, arguments, named))
         try:
             self._process.stdin.write(struct.pack("I", len(body)) + body)
             self._process.stdin.flush()
@@ -62,8 +62,8 @@ class DataPathHost:
     def pid(self) -> int:
         return self._process.pid
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        return self.timed(method, *arguments)[1]
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        return self.timed(method, *arguments, **named)[1]
 
     def stop(self) -> None:
         self._process.kill()
@@ -81,11 +81,11 @@ async def _serve() -> None:
     os.dup2(2, 1)  # what is logged must not get between the answers
     path = DataPath(instance, Path(state), address, exec_dir=Path(exec_root))
     while head := sys.stdin.buffer.read(4):
-        method, arguments = pickle.loads(sys.stdin.buffer.read(struct.unpack("I", head)[0]))
+        method, arguments, named = pickle.loads(sys.stdin.buffer.read(struct.unpack("I", head)[0]))
         began = time.perf_counter()
         answer: object
         try:
-            result = getattr(path, method)(*arguments)
+            result = getattr(path, method)(*arguments, **named)
             if asyncio.iscoroutine(result):
                 result = await result
             answer = (time.perf_counter() - began, result)

@@ -19,6 +19,7 @@ from overlace.model.errors import OverlaceError
 
 Say = Callable[[str], None]
 DOCKER, BARE, VETH, DIRECT = "docker's design", "bare underlay", "veth pair", "own address"
+IPV4 = "the same by IPv4"
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -63,6 +64,13 @@ SERVICES = (
     Kind("request-response", "/s", "rr", {DIRECT: 0.95}),
     Kind("connect-request-close", "/s", "crr", {DIRECT: 0.90}),
 )
+# IPv6 has 20 bytes more of header and a lookup key of 44 bytes for 20.
+INSIDE = (
+    Kind("TCP, 1 stream", "Gb/s", "tcp", {IPV4: 0.9}),
+    Kind("UDP, 64 bytes", "packets/s", "udp", {IPV4: 0.9}),
+    Kind("request-response", "/s", "rr", {IPV4: 0.9}),
+    Kind("connect-request-close", "/s", "crr", {IPV4: 0.9}),
+)
 
 
 @contextlib.contextmanager
@@ -73,9 +81,16 @@ def serving(programs_dir: Path, say: Say) -> Iterator[Paths]:
     ways = build()
     servers: dict[tuple[str, int], programs.Server] = {}
     try:
-        for way in (*ways.across.values(), *ways.same_host.values(), *ways.services.values()):
+        for way in (
+            *ways.across.values(),
+            *ways.same_host.values(),
+            *ways.services.values(),
+            *ways.six.values(),
+        ):
             if (way.server, way.port) not in servers:
-                servers[way.server, way.port] = programs.Server(programs_dir, way.server, way.port)
+                servers[way.server, way.port] = programs.Server(
+                    programs_dir, way.server, way.port, six=":" in way.address
+                )
         yield ways
     finally:
         for server in servers.values():
@@ -97,6 +112,7 @@ def measure(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: S
             SERVICES,
             (True, True),
         ),
+        ("network: IPv6 inside the overlay, between two hosts", ways.six, INSIDE, (True, True)),
     )
     for group, between, kinds, segmentation in groups:
         set_segmentation(*segmentation)

@@ -32,7 +32,8 @@ VNI = 4097
 SUBNET, GATEWAY, PREFIX = "10.1.0.0/24", "10.1.0.1", 24
 A1, A2, B1 = "10.1.0.11", "10.1.0.12", "10.1.0.21"  # containers of host a and of host b
 VIP = "10.1.0.100"
-SLOW_PORT = 7200
+SLOW_PORT, SIX_PORT = 7200, 7300
+SUBNET6, GATEWAY6 = "fd00:1::/64", "fd00:1::1"
 
 
 class Way(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ class Paths(msgspec.Struct):
     across: dict[str, Way]
     same_host: dict[str, Way]
     services: dict[str, Way]
+    six: dict[str, Way]
     hosts: tuple[DataPathHost, DataPathHost]
 
     def stop(self) -> None:
@@ -60,6 +62,11 @@ class Paths(msgspec.Struct):
 
 def mac_of(address: str) -> str:
     return "02:42:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+
+
+def six(address: str) -> str:
+    """The IPv6 address of the container that has this one."""
+    return f"fd00:1::{address.rpartition('.')[2]}"
 
 
 def build() -> Paths:
@@ -89,6 +96,10 @@ def build() -> Paths:
         services={
             "overlace": Way("vip", sandboxes[A1], sandboxes[B1], VIP, 7100),
             "own address": Way("direct", sandboxes[A1], sandboxes[B1], B1),
+        },
+        six={
+            "overlace": Way("six", sandboxes[A1], sandboxes[B1], six(B1), SIX_PORT),
+            "the same by IPv4": Way("direct", sandboxes[A1], sandboxes[B1], B1),
         },
         hosts=hosts,
     )
@@ -161,16 +172,17 @@ def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]
     ensure_bpffs()
     pair = PAIRS["overlace"]
     hosts = (DataPathHost(pair[0]), DataPathHost(pair[1]))
-    network = Network(VNI, (SUBNET,), GATEWAY, mac_of(GATEWAY))
+    network = Network(VNI, (SUBNET, SUBNET6), GATEWAY, mac_of(GATEWAY), other_gateways=(GATEWAY6,))
     service = Frontend(VNI, VIP, 0, 0, (Backend(VNI, B1),))
     sandboxes = {}
     for index, host in enumerate(hosts):
         other = pair[1 - index].address
         own = (A1, A2) if index == 0 else (B1,)
         remote = [
-            RemoteEndpoint(VNI, address, mac_of(address), other)
+            RemoteEndpoint(VNI, text, mac_of(address), other)
             for address in (A1, A2, B1)
             if address not in own
+            for text in (address, six(address))
         ]
         entries: tuple[Entry, ...] = (network, *remote, service)
         host.call("apply", Delta(put=entries))
@@ -180,7 +192,9 @@ def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]
             endpoint = LocalEndpoint(
                 VNI, address, PREFIX, mac_of(address), f"00000000-0000-0000-0000-{number:0>12}"
             )
-            host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, OVERLAY_MTU)
+            with6 = msgspec.structs.replace(endpoint, address=six(address), prefix=64)
+            more = {"six": with6, "gateway6": GATEWAY6}
+            host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, OVERLAY_MTU, **more)
             sandboxes[address] = str(sandbox)
             port_range = "echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"
             run(["nsenter", f"--net={sandbox}", "--", "sh", "-c", port_range])

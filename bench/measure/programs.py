@@ -52,10 +52,11 @@ def _on(which: int) -> list[str]:
 class Server:
     """`traffic serve` and `iperf3 --server` in one namespace. `port` and the four after it are theirs."""
 
-    def __init__(self, programs: Path, namespace: str, port: int) -> None:
+    def __init__(self, programs: Path, namespace: str, port: int, *, six: bool = False) -> None:
+        """`six`: `traffic` serves on IPv6 (iperf3 serves both in any case)."""
         prefix = [*enter(namespace), *_on(-1)]
         self._traffic = subprocess.Popen(
-            [*prefix, str(programs / "traffic"), "serve", str(port)],
+            [*prefix, str(programs / "traffic"), "serve", str(port), *(["6"] if six else [])],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )

@@ -1,7 +1,7 @@
 /*
  * Traffic for the network figures. One process serves, another asks; both count, neither knows what lies between.
  *
- *   traffic serve PORT                   PORT echoes bytes, PORT+1 answers one byte and closes, PORT+2 counts datagrams,
+ *   traffic serve PORT [6]               (on IPv6) PORT echoes bytes, PORT+1 answers one byte and closes, PORT+2 counts datagrams,
  *                                        PORT+3 tells that count over TCP and starts it anew
  *   traffic rr ADDRESS PORT SECONDS      one byte there and back on one connection
  *   traffic crr ADDRESS PORT SECONDS     connect, one byte there and back, close
@@ -44,9 +44,9 @@ static double now(void)
     return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-static int make_socket(int kind)
+static int make_socket(int family, int kind)
 {
-    int fd = socket(AF_INET, kind | SOCK_CLOEXEC, 0), on = 1;
+    int fd = socket(family, kind | SOCK_CLOEXEC, 0), on = 1;
     if (fd < 0)
         die("socket");
     if (kind == SOCK_STREAM)
@@ -54,14 +54,32 @@ static int make_socket(int kind)
     return fd;
 }
 
+union address {
+    struct sockaddr any;
+    struct sockaddr_in four;
+    struct sockaddr_in6 six;
+};
+
+static union address address_of(int family, int port)
+{
+    union address a = {.any.sa_family = (sa_family_t)family};
+    if (family == AF_INET6)
+        a.six.sin6_port = htons((uint16_t)port);
+    else
+        a.four.sin_port = htons((uint16_t)port);
+    return a;
+}
+
+static int serving_family = AF_INET;
+
 static int bound(int kind, int port)
 {
-    int fd = make_socket(kind), on = 1, space = 16 << 20;
-    struct sockaddr_in here = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    int fd = make_socket(serving_family, kind), on = 1, space = 16 << 20;
+    union address here = address_of(serving_family, port);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (kind == SOCK_DGRAM)
         setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &space, sizeof space);
-    if (bind(fd, (struct sockaddr *)&here, sizeof here))
+    if (bind(fd, &here.any, sizeof here))
         die("bind");
     if (kind == SOCK_STREAM && listen(fd, 1024))
         die("listen");
@@ -70,14 +88,14 @@ static int bound(int kind, int port)
 
 static int connected(int kind, const char *address, int port)
 {
-    int fd = make_socket(kind);
-    struct sockaddr_in there = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    int family = strchr(address, ':') ? AF_INET6 : AF_INET, fd = make_socket(family, kind);
+    union address there = address_of(family, port);
     struct timeval limit = {.tv_sec = ANSWER_SECONDS}; /* a path that loses everything must not hang the bench */
-    if (inet_pton(AF_INET, address, &there.sin_addr) != 1)
+    if (inet_pton(family, address, family == AF_INET6 ? (void *)&there.six.sin6_addr : (void *)&there.four.sin_addr) != 1)
         errno = EINVAL, die(address);
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-    if (connect(fd, (struct sockaddr *)&there, sizeof there))
+    if (connect(fd, &there.any, sizeof there))
         die("connect");
     return fd;
 }
@@ -248,10 +266,12 @@ static unsigned long ask_udp(const char *address, int port, double seconds, doub
 
 int main(int argc, char **argv)
 {
-    if (argc == 3 && !strcmp(argv[1], "serve"))
+    if (argc == 4 && !strcmp(argv[1], "serve") && !strcmp(argv[3], "6"))
+        serving_family = AF_INET6;
+    if ((argc == 3 || serving_family == AF_INET6) && !strcmp(argv[1], "serve"))
         serve(atoi(argv[2]));
     if (argc != 5) {
-        fprintf(stderr, "usage: traffic serve PORT | traffic rr|crr|udp ADDRESS PORT SECONDS\n");
+        fprintf(stderr, "usage: traffic serve PORT [6] | traffic rr|crr|udp ADDRESS PORT SECONDS\n");
         return 2;
     }
     int port = atoi(argv[3]);

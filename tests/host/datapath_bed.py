@@ -119,17 +119,25 @@ class Container:
         outbound: bool = False,
         mtu: int = 1450,
         exceptions: tuple[str, ...] = (),
+        six: str = "",
     ) -> LocalEndpoint:
+        """`six`: its IPv6 address, of the network's second subnet."""
         endpoint = LocalEndpoint(
             net.vni, address, 24, mac_of(address), str(uuid.uuid4()).upper(), outbound, exceptions
         )
         ifname = f"eth{len(self.endpoints)}"
-        self.host.put(net, endpoint)
-        self.host.call("attach", endpoint, self.path, ifname, default, net.gateway, mtu)
+        entries, more = [endpoint], {}
+        if six:
+            entries.append(LocalEndpoint(net.vni, six, 64, endpoint.mac, endpoint.endpoint_id))
+            more = {"six": entries[1], "gateway6": net.other_gateways[0]}
+        self.host.put(net, *entries)
+        self.host.call("attach", endpoint, self.path, ifname, default, net.gateway, mtu, **more)
         self.endpoints.append(endpoint)
         for other in self.host.bed.hosts:
             if other is not self.host and not net.local:
-                other.put(net, RemoteEndpoint(net.vni, address, endpoint.mac, self.host.address))
+                other.put(
+                    net, *(RemoteEndpoint(net.vni, e.address, e.mac, self.host.address) for e in entries)
+                )
         return endpoint
 
     @property
@@ -209,7 +217,7 @@ class Bed:
         """Answer every connection (or datagram) with "label peer-address peer-port\\n", then echo."""
 
         def body() -> socket.socket:
-            made = socket.socket(socket.AF_INET, kind)
+            made = socket.socket(_family(address), kind)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((address, port))
             if kind == socket.SOCK_STREAM:
@@ -247,13 +255,17 @@ class Bed:
                 return
 
 
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def connect(
     where: Path, address: str, port: int, *, timeout: float = 3, source: tuple[str, int] | None = None
 ) -> socket.socket:
     """A TCP connection from a namespace."""
 
     def body() -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made = socket.socket(_family(address), socket.SOCK_STREAM)
         try:
             made.settimeout(timeout)
             if source:
@@ -288,7 +300,7 @@ def ask_udp(where: Path, address: str, port: int, size: int = 10, timeout: float
     """One datagram and its answer."""
 
     def body() -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made = socket.socket(_family(address), socket.SOCK_DGRAM)
         made.settimeout(timeout)
         made.connect((address, port))
         return made
@@ -321,16 +333,19 @@ def _checksum(data: bytes) -> int:
 def ping(where: Path, address: str, timeout: float = 1.0, size: int = 56) -> bool:
     """One echo request; True when its reply came."""
 
+    six = ":" in address
+    icmp, asks, answers, at = (socket.IPPROTO_ICMPV6, 128, 129, 0) if six else (socket.IPPROTO_ICMP, 8, 0, 20)
+
     def body() -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+        made = socket.socket(_family(address), socket.SOCK_RAW, icmp)
         made.settimeout(timeout)
         return made
 
     with run_inside(where, body) as raw:
         ident = int.from_bytes(os.urandom(2), "big")
         payload = bytes(size)
-        head = struct.pack("!BBHHH", 8, 0, 0, ident, 1)
-        head = struct.pack("!BBHHH", 8, 0, _checksum(head + payload), ident, 1)
+        head = struct.pack("!BBHHH", asks, 0, 0, ident, 1)  # the kernel fills in ICMPv6's checksum
+        head = struct.pack("!BBHHH", asks, 0, _checksum(head + payload), ident, 1)
         raw.sendto(head + payload, (address, 0))
         until = time.monotonic() + timeout
         while time.monotonic() < until:
@@ -338,7 +353,7 @@ def ping(where: Path, address: str, timeout: float = 1.0, size: int = 56) -> boo
                 data, _ = raw.recvfrom(65536)
             except OSError:
                 return False
-            if data[20] == 0 and data[24:26] == head[4:6]:
+            if data[at] == answers and data[at + 4 : at + 6] == head[4:6]:
                 return True
         return False
 

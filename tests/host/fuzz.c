@@ -2,8 +2,8 @@
 /* Runs a program on mutated frames by BPF_PROG_TEST_RUN and says what became of them. Built and driven by
  * test_datapath_fuzz.py, whose rules for what may be believed stand in believed().
  *
- * fuzz FD SEED COUNT LOCAL REMOTE PROVIDER HOST KIND < templates
- *   templates: frames, each after its length as two bytes, big endian. Addresses are dotted.
+ * fuzz FD SEED COUNT LOCAL REMOTE PROVIDER HOST KIND LOCAL6 REMOTE6 < templates
+ *   templates: frames, each after its length as two bytes, big endian. Addresses are dotted, the last two IPv6.
  *   KIND: "tunnel" or "client" (frames come from the underlay) or "container" (from the container LOCAL).
  * Prints one number per reason, then the frames that must not have been believed as hex; exit status 1 if there are any. */
 #include <arpa/inet.h>
@@ -22,6 +22,7 @@ enum { DELIVERED = 0, ENCAPSULATED = 1, SLOW_PATH = 2, TO_UNDERLAY = 3, TO_HOST 
 
 static uint64_t state;
 static uint32_t local, remote, provider, host;
+static uint8_t local6[16], remote6[16];
 
 static uint32_t dice(uint32_t sides) /* xorshift64* */
 {
@@ -95,6 +96,8 @@ static int believed(const uint8_t *f, int length, int reason, char kind)
 
 	if (kind == 'l') /* to a published port of this host, or of a connection to one */
 		return length >= 34 && f[12] == 8 && !f[13] && (f[14] >> 4) == 4 && word(f + 30) == host;
+	if (kind == 'o' && length >= 54 && f[12] == 0x86 && f[13] == 0xdd)
+		return !memcmp(f + 6, mac, 2) && word(f + 8) == local && (f[14] >> 4) == 6 && !memcmp(f + 22, local6, 16);
 	if (kind == 'o') /* only what bears the container's own names leaves it */
 		return length >= 34 && !memcmp(f + 6, mac, 2) && word(f + 8) == local && word(f + 26) == local;
 	if (reason != DELIVERED)
@@ -102,10 +105,13 @@ static int believed(const uint8_t *f, int length, int reason, char kind)
 	if (length >= 38 && word(f + 30) == host && f[36] == 0x1f && f[37] == 0x90)
 		return 1; /* by chance, to the published port */
 	/* plain VXLAN of network 4097 from the host that holds the sender, for the container here */
-	return length >= 84 && f[12] == 8 && !f[13] && f[14] == 0x45 && !(f[20] & 0x3f) && !f[21] && f[23] == 17 &&
-	       word(f + 26) == provider && word(f + 30) == host && f[36] == 0x12 && f[37] == 0xb5 && (f[42] & 8) &&
-	       !f[46] && f[47] == 0x10 && f[48] == 1 && f[62] == 8 && !f[63] && (f[64] >> 4) == 4 &&
-	       word(f + 76) == remote && word(f + 80) == local;
+	if (!(length >= 84 && f[12] == 8 && !f[13] && f[14] == 0x45 && !(f[20] & 0x3f) && !f[21] && f[23] == 17 &&
+	      word(f + 26) == provider && word(f + 30) == host && f[36] == 0x12 && f[37] == 0xb5 && (f[42] & 8) &&
+	      !f[46] && f[47] == 0x10 && f[48] == 1))
+		return 0;
+	if (f[62] == 0x86 && f[63] == 0xdd)
+		return length >= 104 && (f[64] >> 4) == 6 && !memcmp(f + 72, remote6, 16) && !memcmp(f + 88, local6, 16);
+	return f[62] == 8 && !f[63] && (f[64] >> 4) == 4 && word(f + 76) == remote && word(f + 80) == local;
 }
 
 int main(int argc, char **argv)
@@ -118,7 +124,7 @@ int main(int argc, char **argv)
 	uint8_t head[2];
 	long runs;
 
-	if (argc != 9)
+	if (argc != 11 || inet_pton(AF_INET6, argv[9], local6) != 1 || inet_pton(AF_INET6, argv[10], remote6) != 1)
 		return 2;
 	fd = atoi(argv[1]);
 	state = strtoull(argv[2], 0, 10) * 2654435761u + 88172645463325252ull;

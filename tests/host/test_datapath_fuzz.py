@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import test_datapath_ipv6_agrees as six
 from test_datapath_agrees import HOST, OUTSIDE, PEERS, _eth, _fill, _ip, _mac, _mac_bytes, _tunnelled
 
 from overlace.network.linux import bpf_syscall
 from overlace.network.linux.loader import Loader
-from overlace.network.linux.maps import REASONS, config_value
+from overlace.network.linux.maps import REASONS, Attachment, config_value, encode
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import (
     AccessList,
@@ -35,7 +36,14 @@ SEED = int(os.environ.get("OVERLACE_FUZZ_SEED", "20240607"))
 FRAMES = int(os.environ.get("OVERLACE_FUZZ_FRAMES", "1000000"))
 LOCAL, REMOTE = "10.0.1.5", "10.0.1.6"
 LEFT_ALONE, TOO_SHORT = 63, 62  # as in fuzz.c
-NETWORK = Network(4097, ("10.0.1.0/24",), "10.0.1.1", _mac("10.0.1.1"))
+LOCAL6, REMOTE6 = "fd00:1::5", "fd00:1::6"
+NETWORK = Network(
+    4097,
+    ("10.0.1.0/24", "fd00:1::/64"),
+    "10.0.1.1",
+    _mac("10.0.1.1"),
+    other_gateways=("fd00:1::1",),
+)
 
 
 def entries() -> tuple[LocalEndpoint, list[Entry]]:
@@ -59,13 +67,36 @@ def entries() -> tuple[LocalEndpoint, list[Entry]]:
     return local, [NETWORK, into, out, local, remote, *fronts]
 
 
+def entries6() -> tuple[LocalEndpoint, list[Entry]]:
+    """The same of IPv6."""
+    rules = (
+        AccessRule("block", 6, local_ports=(81, 90)),
+        AccessRule("pass", 17, remote=(f"{REMOTE6}/128", "fd00:1::/122")),
+        AccessRule("allow", tier=1),
+    )
+    into, out = (AccessList(4097, LOCAL6, d, rules) for d in ("IN", "OUT"))
+    plain = LocalEndpoint(4097, LOCAL6, 64, _mac(LOCAL), "E", rate=1 << 40)
+    local = msgspec.structs.replace(plain, inbound=into.number, outbound=out.number)
+    members = (Backend(4097, LOCAL6, 80), Backend(4097, REMOTE6, 80))
+    remote = RemoteEndpoint(4097, REMOTE6, _mac(REMOTE), PEERS[0])
+    fronts = [
+        Frontend(4097, "fd00:1::2", 0, 0, members),
+        Frontend(4097, "fd00:1::3", 0, 0, members, 60, True),
+        Frontend(4097, "fd00:1::4", 6, 80),
+    ]
+    return local, [into, out, local, remote, *fronts]
+
+
 @pytest.fixture(scope="module")
 def loader() -> Iterator[Loader]:
     made = Loader(f"fuzz{secrets.token_hex(3)}")
     made.open()
     made.maps["config"].update(bytes(4), config_value(1, HOST, 24, 1500, 1, 1, 4789))
     local, all_of_them = entries()
-    _fill(made, Tables(all_of_them), local)
+    local6, all6 = entries6()
+    _fill(made, Tables([*all_of_them, *all6]), local)
+    port = next(r for r in encode(local6, {"E": Attachment(1, 7)}) if r.map == "ports6")
+    made.maps["ports6"].update(port.key, port.value)
     yield made
     made.destroy()
 
@@ -99,9 +130,30 @@ def packets(source: str, targets: tuple[str, ...]) -> list[bytes]:
     return found
 
 
+def packets6(source: str, targets: tuple[str, ...]) -> list[bytes]:
+    """The same of IPv6, with neighbour discovery and extension headers."""
+    found = []
+    for target in targets:
+        udp = six._ip(Packet(source, target, 17, 4000, 8080))
+        found += [six._ip(Packet(source, target, 6, 4000, 80), flags) for flags in (2, 16, 17, 4)]
+        found += [six._ip(Packet(source, target, 6, 4000, 8080)), udp]
+        back = udp[:8] + udp[24:40] + udp[8:24] + udp[40:]
+        for kind, rest in ((128, bytes(16)), (2, back), (135, six.packed(target)), (136, six.packed(target))):
+            body = struct.pack("!BBHI", kind, 0, 0, 0) + rest
+            found.append(six.ip6(source, target, 58, body, hops=255, sum_at=2))
+        for more in (1, 8):
+            found.append(six.ip6(source, target, 44, struct.pack("!BBHI", 17, 0, more, 7) + udp[40:]))
+        found.append(six.ip6(source, target, 0, struct.pack("!BBBBBBBB", 17, 0, 5, 2, 0, 0, 1, 0) + udp[40:]))
+    return found
+
+
 ARP = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + _mac_bytes(LOCAL) + bytes([10, 0, 1, 5]) + bytes(6)
 _remote = RemoteEndpoint(4097, REMOTE, _mac(REMOTE), PEERS[0])
+_remote6 = RemoteEndpoint(4097, REMOTE6, _mac(REMOTE), PEERS[0])
+_link6 = ("fd00:1::1", "fd00:1::2", "fd00:1::3", "fd00:1::4", "2001:db8::1", "ff02::1")
 TEMPLATES = {
+    "tunnel6": [six._tunnelled(ip, _remote6) for ip in packets6(REMOTE6, (LOCAL6, "fd00:1::2"))],
+    "container6": [six._eth(ip, _mac(LOCAL)) for ip in packets6(LOCAL6, (REMOTE6, *_link6))[:64]],
     "tunnel": [_tunnelled(ip, _remote) for ip in packets(REMOTE, (LOCAL,))],
     "container": [
         *(_eth(ip, _mac_bytes(LOCAL)) for ip in packets(LOCAL, (REMOTE, "10.0.1.2", "10.0.1.3", OUTSIDE))),
@@ -110,7 +162,8 @@ TEMPLATES = {
     "client": [_eth(ip, b"\2\0\0\0\0\xdd") for ip in packets(OUTSIDE, (HOST,))],
 }
 PROGRAMS = {"tunnel": "from_underlay", "container": "from_container", "client": "from_underlay"}
-SHARES = {"tunnel": 0.4, "container": 0.4, "client": 0.2}
+PROGRAMS |= {"tunnel6": "from_underlay", "container6": "from_container"}
+SHARES = {"tunnel": 0.3, "container": 0.3, "client": 0.1, "tunnel6": 0.15, "container6": 0.15}
 
 
 def counted(loader: Loader) -> dict[str, int]:
@@ -126,7 +179,7 @@ def test_mutated_frames(loader: Loader, tool: Path, kind: str) -> None:
     fd = loader.programs[PROGRAMS[kind]]
     stdin = b"".join(struct.pack("!H", len(f)) + f for f in TEMPLATES[kind])
     count = str(int(FRAMES * SHARES[kind]))
-    command = [str(tool), str(fd), str(SEED), count, LOCAL, REMOTE, PEERS[0], HOST, kind]
+    command = [str(tool), str(fd), str(SEED), count, LOCAL, REMOTE, PEERS[0], HOST, kind, LOCAL6, REMOTE6]
     before = counted(loader)
     run = subprocess.run(command, input=stdin, capture_output=True, pass_fds=[fd], timeout=280, check=False)
     said = run.stdout.decode()

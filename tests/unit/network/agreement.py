@@ -38,10 +38,10 @@ def disagreements(
     """Sentences; none: they agree. `choices`: how many members of every load balancer are tried."""
     out: list[str] = []
     locals_ = [
-        (d, e)
+        (c.ip_address, tables.get(("endpoint", _vni(d, state), c.ip_address)))
         for d in state.documents.values()
         if isinstance(d, HostComputeEndpoint) and not d.remote and d.host_compute_namespace
-        for e in [tables.get(("endpoint", _vni(d, state), d.address))]
+        for c in d.ip_configurations
     ]
     networks = [n.vni for n in tables if isinstance(n, Network)]
     for turn in range(choices):
@@ -50,15 +50,19 @@ def disagreements(
             return backends[turn % len(backends)]
 
         for packet in packets:
-            for d, e in locals_:
+            for address, e in locals_:
                 if not isinstance(e, LocalEndpoint):
-                    out.append(f"no local endpoint {d.address}")
+                    out.append(f"no local endpoint {address}")
+                    continue
+                if (":" in address) != (":" in packet.dst):
                     continue
                 mine = Packet(e.address, packet.dst, packet.protocol, packet.sport, packet.dport)
                 v = simulate(state, host, e.endpoint_id, "OUT", mine, pick=pick)
                 way = forward_from_container(tables, e.vni, e, host, mine, pick)
                 out += _differ(f"out of {e.address}", mine, way, v, tables)
             for vni, dst in ((0, host), (0, packet.dst), *((n, packet.dst) for n in networks)):
+                if not vni and ":" in packet.src:
+                    continue  # hosts have IPv4 addresses
                 arrived = Packet(packet.src, dst, packet.protocol, packet.sport, packet.dport)
                 v = simulate(state, host, HOST_PORT, "IN", arrived, vni, pick)
                 way = forward_from_wire(tables, arrived, vni, pick)
@@ -130,7 +134,6 @@ def wrong_facts(state: State, tables: Tables, host: str) -> list[str]:
             if not isinstance(entry, Network) or entry.local != (d.type == "NAT"):
                 out.append(f"network {d.name}: {entry}")
         elif isinstance(d, HostComputeEndpoint) and not d.remote and d.host_compute_namespace:
-            entry = tables.get(("endpoint", _vni(d, state), d.address))
             rates = [
                 rule.action.rate
                 for layer in endpoint_port(d.id, state, host).layers
@@ -138,15 +141,14 @@ def wrong_facts(state: State, tables: Tables, host: str) -> list[str]:
                 for rule in g.rules
                 if isinstance(rule.action, Meter)
             ]
-            if not isinstance(entry, LocalEndpoint):
-                out.append(f"{d.address}: {entry}")
-            elif [entry.rate] * bool(entry.rate) != rates:
-                out.append(f"{d.address} may send {entry.rate} instead of {rates}")
-            elif (entry.mac, entry.prefix) != (
-                colon_mac(d.mac_address),
-                d.ip_configurations[0].prefix_length,
-            ):
-                out.append(f"{d.address}: {entry.mac}/{entry.prefix} instead of {d.mac_address}")
+            for c in d.ip_configurations:
+                entry = tables.get(("endpoint", _vni(d, state), c.ip_address))
+                if not isinstance(entry, LocalEndpoint):
+                    out.append(f"{c.ip_address}: {entry}")
+                elif [entry.rate] * bool(entry.rate) != rates:
+                    out.append(f"{c.ip_address} may send {entry.rate} instead of {rates}")
+                elif (entry.mac, entry.prefix) != (colon_mac(d.mac_address), c.prefix_length):
+                    out.append(f"{c.ip_address}: {entry.mac}/{entry.prefix} instead of {d.mac_address}")
     for rule in host_port(state, host).layers[0].groups[0].rules:
         out += _frontend(tables, 0, rule)
     return out

@@ -214,7 +214,7 @@ def normal_policy(policy: Any) -> Any:
         mac = normal_mac(s.distributed_router_mac_address)
         prefix = s.destination_prefix
         try:
-            prefix = str(ipaddress.IPv4Network(prefix, strict=False))
+            prefix = str(ipaddress.ip_network(prefix, strict=False))
         except ValueError:
             pass  # validate.py names it
         return p.RemoteSubnetRoute(

@@ -66,8 +66,11 @@ def _inside(text: str, net: IPNetwork) -> bool:
     return ipaddress.ip_address(text) in net
 
 
-def _prefix(text: str, field: str) -> ipaddress.IPv4Network:
+def _prefix(text: str, field: str, *, six: bool = False) -> IPNetwork:
+    """`six`: it may be an IPv6 prefix too."""
     try:
+        if six and ":" in text:
+            return ipaddress.IPv6Network(text)
         return ipaddress.IPv4Network(text)
     except ValueError as e:
         raise HcnError(Code.INVALID_PREFIX, f"{field} {text!r}: {e}") from None
@@ -190,7 +193,8 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
             policy = p.DrMacAddress(p.DrMacAddressSettings(address))
         elif isinstance(policy, p.RemoteSubnetRoute):
             s = policy.settings
-            _prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix")
+            six = any(":" in subnet.ip_address_prefix for subnet in d.subnets)
+            _prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix", six=six)
             check_address(s.provider_address, "RemoteSubnetRoute.ProviderAddress")
             mac = normal_mac(s.distributed_router_mac_address, "DistributedRouterMacAddress")
             policy = p.RemoteSubnetRoute(msgspec.structs.replace(s, distributed_router_mac_address=mac))

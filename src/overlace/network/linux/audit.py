@@ -16,6 +16,7 @@ from overlace.model.findings import Finding
 from overlace.network.vfp.tables import LocalEndpoint
 
 from .bpf_syscall import Map
+from .family import V4, V6, Family
 from .maps import KIND_LOCAL, KIND_REMOTE, TABLE_MAPS, Attachment, Changes
 from .netlink import Link, Netlink
 from .netns import run_inside
@@ -34,34 +35,15 @@ def _address(raw: bytes) -> str:
 
 def explain_rows(changes: Changes, actual: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[Finding]:
     """`changes` would turn the dumped maps `actual` into what they should be."""
-    for key, want in list(changes.put.get("endpoints", {}).items())[:_MAX_EACH]:
-        vni, raw = struct.unpack("I4s", key)
-        address, have = _address(raw), actual["endpoints"].get(key)
-        yield Finding(what=_endpoint(vni, address, want, have), remedy=REPAIR, about=(address,))
-    for key in list(changes.remove.get("endpoints", ()))[:_MAX_EACH]:
-        vni, raw = struct.unpack("I4s", key)
-        yield Finding(
-            what=f"a stale endpoint: the table holds {_address(raw)} on VNI {vni}, which nobody has",
-            remedy=REPAIR,
-            about=(_address(raw),),
-        )
-    for key, want in list(changes.put.get("ports", {}).items())[:_MAX_EACH]:
-        (ifindex,) = struct.unpack("I", key)
-        vni, raw = struct.unpack_from("I4s", want)
-        have = actual["ports"].get(key)
-        if have is None:
-            what = f"interface {ifindex} of {_address(raw)} is not known to the switch"
-        elif have[:4] != want[:4]:
-            what = f"wrong VNI: the interface of {_address(raw)} is on VNI {struct.unpack_from('I', have)[0]}, not {vni}"
-        else:
-            what = f"the switch's port of {_address(raw)} on VNI {vni} is not as it should be (policy, NAT or MAC)"
-        yield Finding(what=what, remedy=REPAIR, about=(_address(raw),))
+    named = {"networks"}
+    for family in (V4, V6):
+        yield from _explain_endpoints(changes, actual, family)
+        named |= {f"endpoints{family.suffix}", f"ports{family.suffix}"}
     for key in changes.put.get("networks", {}):
         (vni,) = struct.unpack("I", key)
         yield Finding(
             what=f"wrong VNI: network {vni} is missing from the switch, or not as it should be", remedy=REPAIR
         )
-    named = {"endpoints", "ports", "networks"}
     for name in TABLE_MAPS:
         wrong = len(changes.put.get(name, {})) + (
             len(changes.remove.get(name, ())) if name not in named else 0
@@ -70,6 +52,35 @@ def explain_rows(changes: Changes, actual: Mapping[str, Mapping[bytes, bytes]]) 
             yield Finding(
                 what=f"table {name} differs in {wrong} rows from what it should hold", remedy=REPAIR
             )
+
+
+def _explain_endpoints(
+    changes: Changes, actual: Mapping[str, Mapping[bytes, bytes]], family: Family
+) -> Iterator[Finding]:
+    """Endpoints and ports whose addresses are of this family."""
+    table, ports = f"endpoints{family.suffix}", f"ports{family.suffix}"
+    for key, want in list(changes.put.get(table, {}).items())[:_MAX_EACH]:
+        (vni,), address = struct.unpack_from("I", key), family.text(key[4:])
+        yield Finding(
+            what=_endpoint(vni, address, want, actual[table].get(key)), remedy=REPAIR, about=(address,)
+        )
+    for key in list(changes.remove.get(table, ()))[:_MAX_EACH]:
+        (vni,), address = struct.unpack_from("I", key), family.text(key[4:])
+        yield Finding(
+            what=f"a stale endpoint: the table holds {address} on VNI {vni}, which nobody has",
+            remedy=REPAIR,
+            about=(address,),
+        )
+    for key, want in list(changes.put.get(ports, {}).items())[:_MAX_EACH]:
+        (ifindex,), (vni,) = struct.unpack("I", key), struct.unpack_from("I", want)
+        address, have = family.text(want[4 : 4 + family.bits // 8]), actual[ports].get(key)
+        if have is None:
+            what = f"interface {ifindex} of {address} is not known to the switch"
+        elif have[:4] != want[:4]:
+            what = f"wrong VNI: the interface of {address} is on VNI {struct.unpack_from('I', have)[0]}, not {vni}"
+        else:
+            what = f"the switch's port of {address} on VNI {vni} is not as it should be (policy, NAT or MAC)"
+        yield Finding(what=what, remedy=REPAIR, about=(address,))
 
 
 def _endpoint(vni: int, address: str, want: bytes, have: bytes | None) -> str:

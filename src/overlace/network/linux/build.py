@@ -13,6 +13,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent / "bpf"
 OBJECT = SOURCES / "overlace.o"
+OBJECT6 = SOURCES / "overlace6.o"  # the same programs for IPv6 inside the overlay
 
 
 class BuildError(RuntimeError):
@@ -20,43 +21,47 @@ class BuildError(RuntimeError):
 
 
 def is_current() -> bool:
-    """True when the object is newer than every source file."""
-    if not OBJECT.exists():
+    """True when the objects are newer than every source file."""
+    if not (OBJECT.exists() and OBJECT6.exists()):
         return False
-    built = OBJECT.stat().st_mtime
-    return all(source.stat().st_mtime <= built for source in SOURCES.glob("*.[ch]"))
+    built = min(OBJECT.stat().st_mtime, OBJECT6.stat().st_mtime)
+    return all(source.stat().st_mtime <= built for source in list(SOURCES.glob("*.[ch]")))
 
 
-def ensure_built(force: bool = False) -> Path:
-    """Build when a source is newer than the object; return the object's path.
+def ensure_built(force: bool = False) -> tuple[Path, Path]:
+    """Build when a source is newer than an object; return the objects' paths, IPv4's and IPv6's.
 
     Raises BuildError when it must build and cannot.
     """
-    if not force and is_current():
-        return OBJECT
+    if force or not is_current():
+        _build(OBJECT)
+        _build(OBJECT6)
+    return OBJECT, OBJECT6
+
+
+def _build(target: Path) -> None:
     # clang's bpf target does not know the host's multiarch include directory, where asm/types.h is.
-    partial = OBJECT.with_suffix(f".{os.getpid()}.tmp")
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
     command = [
         os.environ.get("CLANG", "clang"), "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter",
         "-target", "bpf", "-mcpu=v3", f"-I/usr/include/{platform.machine()}-linux-gnu",
-        f"-ffile-prefix-map={SOURCES}=.", "-c", str(SOURCES / "overlace.c"), "-o", str(partial),
+        f"-ffile-prefix-map={SOURCES}=.", "-c", str(target.with_suffix(".c")), "-o", str(partial),
     ]  # fmt: skip
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError as e:
         raise BuildError(
-            f"{command[0]} not found: install clang and libbpf-dev to build {OBJECT.name}"
+            f"{command[0]} not found: install clang and libbpf-dev to build {target.name}"
         ) from e
     if run.returncode:
         raise BuildError(f"{' '.join(command)}\n{run.stderr}")
-    os.replace(partial, OBJECT)
-    return OBJECT
+    os.replace(partial, target)
 
 
 def main() -> int:
     """Build if needed and say where the object is."""
     try:
-        print(ensure_built(force="--force" in sys.argv[1:]))
+        print(*ensure_built(force="--force" in sys.argv[1:]))
     except BuildError as e:
         print(e, file=sys.stderr)
         return 1

@@ -12,7 +12,7 @@ from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Remote
 
 from . import unified
 from .bpf_syscall import Map
-from .maps import TABLE_MAPS, Attachment, Changes, Rows, encode, encode_remotes
+from .maps import TABLE_MAPS, Attachment, Changes, Rows, encode, encode_remotes, endpoint_table
 
 _MANY = 64
 
@@ -74,19 +74,21 @@ class Contents:
             return None
         if put:
             remotes = [e for e in put if type(e) is RemoteEndpoint]
-            if len(remotes) == len(put):
-                rows = encode_remotes(remotes)  # before any change: may raise
-                if not self.rows.has_any("endpoints", rows) and self.tables.add(remotes):
-                    return self.rows.add("endpoints", rows)
+            table = endpoint_table(remotes[0]) if remotes else ""
+            alike = [e for e in remotes if endpoint_table(e) == table]
+            if len(alike) == len(put):
+                rows = encode_remotes(alike)  # before any change: may raise
+                if not self.rows.has_any(table, rows) and self.tables.add(alike):
+                    return self.rows.add(table, rows)
                 return None
-            rest = tuple(e for e in put if type(e) is not RemoteEndpoint)
-            if not remotes or not rest or len(remotes) < _MANY:
+            if len(alike) < _MANY:
                 return None
-            return merge(self.change(rest, ()), self.change(remotes, ()))
+            rest = [e for e in put if not (type(e) is RemoteEndpoint and endpoint_table(e) == table)]
+            return merge(self.change(rest, ()), self.change(alike, ()))
         old = [e for key in remove if type(e := self.tables.get(key)) is RemoteEndpoint]
-        if len(old) != len(remove):
+        if len(old) != len(remove) or len({endpoint_table(e) for e in old}) > 1:
             return None
-        changes = self.rows.take("endpoints", encode_remotes(old))
+        changes = self.rows.take(endpoint_table(old[0]), encode_remotes(old))
         if changes is not None:
             self.tables.apply(Delta((), remove))
         return changes

@@ -426,13 +426,15 @@ class DataPath:
 
     async def arm(self, mark: int) -> None:
         """Have packets with this mark recorded."""
-        await self._do(lambda: inject.arm(self._map("traces"), mark))
+        await self._do(lambda: inject.arm((self._map("traces"), self._map("traces6")), mark))
 
     async def collect(self, mark: int) -> list[Sighting]:
         """What was recorded of it."""
         return await self._do(
             lambda: inject.collect(
-                self._map("traces"), mark, {x.ifindex: x.name for x in self._open_netlink().links()}
+                (self._map("traces"), self._map("traces6")),
+                mark,
+                {x.ifindex: x.name for x in self._open_netlink().links()},
             )
         )
 
@@ -473,7 +475,8 @@ class DataPath:
                 point=flow.point or names.get(flow.ifindex, HOST_PORT),
                 to_endpoint=names.get(flow.to_ifindex, ""),
             )
-            for flow in unified.read(self._map("ways"), self._map("generation"))
+            for table in ("ways", "ways6")
+            for flow in unified.read(self._map(table), self._map("generation"))
         ]
 
     async def fill(self) -> list[TableFill]:

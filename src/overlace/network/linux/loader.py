@@ -53,10 +53,30 @@ MAPS = (
     "traces",
     "drops",
     "paths",
+    "six_programs",
+    # of IPv6, see bpf/address.h
+    "networks6",
+    "endpoints6",
+    "ports6",
+    "subnets6",
+    "routes6",
+    "frontends6",
+    "backends6",
+    "access_lists6",
+    "address_sets6",
+    "members6",
+    "affinities6",
+    "allowed6",
+    "flows6",
+    "fragments6",
+    "ways6",
+    "traces6",
 )
+# The programs for IPv6, by their number in `six_programs`; pinned with a 6 behind their names.
+SIX_PROGRAMS = ("from_container", "from_underlay", "from_vxlan")
 # What a new layout takes over from an old one, as it is when keys and values have the same sizes. Who gives their bytes
 # another meaning gives the map another name.
-CARRIED = ("affinities", "flows", "allowed")
+CARRIED = ("affinities", "flows", "allowed", "affinities6", "flows6", "allowed6")
 _BPF_FS_MAGIC = 0xCAFE4A11
 
 
@@ -109,8 +129,9 @@ class Loader:
         BuildError when the object must be built and clang is missing.
         """
         ensure_bpffs()
-        path = ensure_built()
-        digest = int.from_bytes(hashlib.blake2b(path.read_bytes(), digest_size=8).digest(), "little")
+        paths = ensure_built()
+        code = b"".join(path.read_bytes() for path in paths)
+        digest = int.from_bytes(hashlib.blake2b(code, digest_size=8).digest(), "little")
         layout, loaded = self._pinned_layout()
         fresh = layout != LAYOUT or self.is_switching
         if fresh:
@@ -118,7 +139,7 @@ class Loader:
         for part in ("maps", "progs", "links"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
         if fresh or loaded != digest or not self._adopt():
-            self._load(path)
+            self._load(*paths)
             self.maps["layout"].update(struct.pack("I", 0), struct.pack("Q", LAYOUT))
             self.maps["layout"].update(struct.pack("I", 1), struct.pack("Q", digest))
         return fresh
@@ -174,7 +195,7 @@ class Loader:
 
     def _adopt(self) -> bool:
         try:
-            for name in PROGRAMS:
+            for name in (*PROGRAMS, *(f"{name}6" for name in SIX_PROGRAMS)):
                 self.programs[name] = bpf.get_pinned(self.root / "progs" / name)
             for name in MAPS:
                 self.maps[name] = bpf.Map(bpf.get_pinned(self.root / "maps" / name), name)
@@ -183,29 +204,40 @@ class Loader:
             return False
         return True
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, path6: Path) -> None:
+        """IPv6's programs first: none of IPv4's is ever without them."""
+        self._load_object(path6, SIX_PROGRAMS, "6")
+        self._load_object(path, PROGRAMS, "")
+        missing = [name for name in MAPS if name not in self.maps]
+        if missing:
+            raise LoadError(f"{path.name} has no map {missing[0]}: build it again")
+        for number, name in enumerate(SIX_PROGRAMS):
+            program = struct.pack("I", self.programs[f"{name}6"])
+            self.maps["six_programs"].update(struct.pack("I", number), program)
+
+    def _load_object(self, path: Path, programs: tuple[str, ...], suffix: str) -> None:
+        """The object's maps and programs, pinned; a map that another object has pinned is shared."""
         lib = _libbpf()
         obj = lib.bpf_object__open_file(str(path).encode(), None)
         if not obj:
             raise LoadError(f"libbpf cannot open {path}: {os.strerror(ctypes.get_errno())}")
         try:
-            for name in MAPS:
-                handle = lib.bpf_object__find_map_by_name(obj, name.encode())
-                if not handle:
-                    raise LoadError(f"{path.name} has no map {name}: build it again")
+            handles = {name: lib.bpf_object__find_map_by_name(obj, name.encode()) for name in MAPS}
+            there = {name: handle for name, handle in handles.items() if handle}
+            for name, handle in there.items():
                 if name in self._sizes:
                     lib.bpf_map__set_max_entries(handle, self._sizes[name])
                 lib.bpf_map__set_pin_path(handle, str(self.root / "maps" / name).encode())
             error = lib.bpf_object__load(obj)
             if error:
                 raise LoadError(f"the kernel refused {path.name}: {os.strerror(-error)}")
-            for name in MAPS:
+            for name in there.keys() - self.maps.keys():
                 fd = os.dup(lib.bpf_object__find_map_fd_by_name(obj, name.encode()))
                 self.maps[name] = bpf.Map(fd, name)
-            for name in PROGRAMS:
+            for name in programs:
                 handle = lib.bpf_object__find_program_by_name(obj, name.encode())
-                self.programs[name] = fd = os.dup(lib.bpf_program__fd(handle))
-                pinned = self.root / "progs" / name
+                self.programs[name + suffix] = fd = os.dup(lib.bpf_program__fd(handle))
+                pinned = self.root / "progs" / (name + suffix)
                 pinned.unlink(missing_ok=True)
                 bpf.pin(fd, pinned)
         finally:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network
-from socket import AF_INET, inet_pton
+from ipaddress import IPv4Address, IPv4Network, ip_network
+from socket import AF_INET, AF_INET6, inet_pton
 
 import msgspec
 
@@ -29,7 +29,9 @@ from overlace.network.vfp.tables import (
     RemoteSubnet,
 )
 
-LAYOUT = 10  # as in bpf/types.h
+from .family import V4, V6, Family, IpNetwork, family_of, of_table
+
+LAYOUT = 11  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h
 FLOOD_RATE = 0xFFFFFFFF
@@ -63,18 +65,20 @@ REASONS = (
     "drop_flood",
 )
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
-TABLE_MAPS = (
+_ORDER = (
     "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "floods", "routes", "ports",
     "endpoints", "backends", "members", "frontends",
 )  # fmt: skip
-EVICTING = ("flows", "allowed", "ways", "affinities")  # full, the least recently used row gives way
+# There is one row of `limits` for both families, and neither NAT nor multicast of IPv6.
+TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name not in ("limits", "exceptions", "floods")))
+# Full, the least recently used row gives way.
+EVICTING = ("flows", "allowed", "ways", "affinities", "flows6", "allowed6", "ways6", "affinities6")
 ACCESS_RULES = 512  # as in bpf/types.h
 ACTIONS = {"block": 0, "allow": 1, "pass": 2}  # enum verdict of bpf/types.h
 AFFINITY_PROTOCOL = 1 << 31
 NAT_NEVER, NAT_ALLOWED = 1, 2
 ROUTES_OF = 1 << 30  # as in bpf/types.h
 BEHIND = 1 << 31
-HOP_HOST = b"\xff" * 4
 
 
 class Attachment(msgspec.Struct, frozen=True):
@@ -102,7 +106,8 @@ def _mac(mac: str) -> bytes:
 
 
 def address_key(vni: int, address: str) -> bytes:
-    return struct.pack("I4s", vni, _ip(address))
+    """struct address_key, of the family the address has."""
+    return struct.pack("I", vni) + family_of(address).address(address)
 
 
 def _endpoint(provider: bytes, ifindex: int, sandbox: int, mac: bytes, kind: int, flags: int = 0) -> bytes:
@@ -142,7 +147,7 @@ def path_rows(mtus: Mapping[str, int]) -> dict[bytes, bytes]:
 
 
 def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
-    """The rows of one entry. Raises ValueError for an address or MAC that is none (IPv4 only)."""
+    """The rows of one entry. Raises ValueError for an address or MAC that is none."""
     match entry:
         case Network():
             return _encode_network(entry)
@@ -152,41 +157,51 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             ifindex, sandbox = (at.ifindex, at.sandbox) if at else (0, 0)
             filtered = 1 if entry.inbound else 0
             value = _endpoint(bytes(4), ifindex, sandbox, mac, KIND_LOCAL, filtered)
-            rows = [Row("endpoints", address_key(entry.vni, entry.address), value)]
+            family = family_of(entry.address)
+            rows = [Row(f"endpoints{family.suffix}", address_key(entry.vni, entry.address), value)]
             if not at:
                 return rows
             number, found = _nat_list(entry)
             rows += found
-            flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
+            outbound = entry.outbound_nat and family is V4  # there is no NAT of IPv6
+            flags = (1 if outbound else 0) | filtered << 1 | (4 if entry.rate else 0)
             flags |= 8 if entry.host_route else 0
-            routes, found = _hop_list(entry.hops)
+            routes, found = _hop_list(entry.hops, family)
             rows += found
             if entry.rate:
                 rows.append(Row("limits", struct.pack("I", ifindex), struct.pack("Q", entry.rate)))
-            port = struct.pack("I4sII6sBx", entry.vni, _ip(entry.address), sandbox, number, mac, flags)
+            port = address_key(entry.vni, entry.address) + struct.pack("II6sBx", sandbox, number, mac, flags)
+            port = port.ljust(-len(port) % 8 + len(port), b"\0")
             port += struct.pack("QQI4x", entry.inbound, entry.outbound, routes)
-            rows.append(Row("ports", struct.pack("I", ifindex), port))
+            rows.append(Row(f"ports{family.suffix}", struct.pack("I", ifindex), port))
             return rows
         case RemoteEndpoint():
-            return [Row("endpoints", key, value) for key, value in encode_remotes((entry,)).items()]
+            table = endpoint_table(entry)
+            return [Row(table, key, value) for key, value in encode_remotes((entry,)).items()]
         case RemoteSubnet():
-            hop = struct.pack("4sI6s6x", _ip(entry.provider_address), entry.through, _mac(entry.mac))
-            return [Row("routes", _route_key(entry.vni, entry.prefix), hop)]
+            family = family_of(entry.prefix)
+            hop = struct.pack("4sI6s2x", _ip(entry.provider_address), entry.through, _mac(entry.mac))
+            hop += bytes(family.bits // 8)
+            return [Row(f"routes{family.suffix}", _route_key(entry.vni, entry.prefix), hop)]
         case Behind():
-            return [Row("routes", _route_key(BEHIND | entry.vni, entry.prefix), _hop(entry.next_hop))]
+            family = family_of(entry.prefix)
+            key = _route_key(BEHIND | entry.vni, entry.prefix)
+            return [Row(f"routes{family.suffix}", key, _hop(entry.next_hop, family))]
         case Flood():
             return _encode_flood(entry)
         case Frontend():
             return _encode_frontend(entry)
         case AccessList():
-            rows = [Row("access_lists", struct.pack("Q", entry.number), _access_list(entry))]
-            sets = {s for r in entry.rules for s in (r.local, r.remote) if len(s) > 1}
-            rows += [row for s in sorted(sets) for row in _address_set(s)]
-            return rows
+            return _encode_access(entry)
+
+
+def endpoint_table(entry: RemoteEndpoint) -> str:
+    """The table its row is in."""
+    return "endpoints6" if ":" in entry.address else "endpoints"
 
 
 def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
-    """The rows of `endpoints` of many remote endpoints: as encode(), without an object for each.
+    """The rows of `endpoints` of many remote endpoints of one family: as encode(), without an object for each.
 
     A cluster has a hundred thousand of them, and a host that joins it wants all at once.
     """
@@ -194,10 +209,11 @@ def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
         macs = bytes.fromhex("".join([e.mac for e in entries]).replace(":", "").replace("-", ""))
         hosts = {a: inet_pton(AF_INET, a) + bytes(8) for a in {e.provider_address for e in entries}}
         networks = {vni: struct.pack("I", vni) for vni in {e.vni for e in entries}}
-        keys = [networks[e.vni] + inet_pton(AF_INET, e.address) for e in entries]
+        family = AF_INET6 if entries and ":" in entries[0].address else AF_INET
+        keys = [networks[e.vni] + inet_pton(family, e.address) for e in entries]
     except OSError:
         for e in entries:
-            _ip(e.address), _ip(e.provider_address)  # says which
+            family_of(entries[0].address).address(e.address), _ip(e.provider_address)  # says which
         raise
     if len(macs) != 6 * len(entries):
         wrong = next(e for e in entries if len(_mac(e.mac)) != 6)
@@ -210,31 +226,40 @@ def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
 
 
 def _route_key(scope: int, prefix: str) -> bytes:
-    to = IPv4Network(prefix, strict=False)
-    return struct.pack("II4s", 32 + to.prefixlen, scope, to.network_address.packed)
+    to = ip_network(prefix, strict=False)
+    return struct.pack("II", 32 + to.prefixlen, scope) + to.network_address.packed
 
 
-def _hop(address: str) -> bytes:
-    return struct.pack("16x4s", _ip(address) if address else HOP_HOST)
+def _hop(address: str, family: Family) -> bytes:
+    """struct route of a next hop; none: the host."""
+    return bytes(16) + (family.address(address) if address else b"\xff" * (family.bits // 8))
 
 
-def _hop_list(hops: tuple[Hop, ...]) -> tuple[int, list[Row]]:
-    """Number, 0 for none, and rows of an endpoint's SDN routes."""
+def _hop_list(hops: tuple[Hop, ...], family: Family) -> tuple[int, list[Row]]:
+    """Number, 0 for none, and rows of an endpoint's SDN routes of this family."""
+    hops = tuple(
+        h for h in hops if family_of(h.prefix) is family and family_of(h.next_hop or h.prefix) is family
+    )
     if not hops:
         return 0, []
     number = ROUTES_OF | _number(f"{h.prefix}>{h.next_hop}" for h in hops) & (ROUTES_OF - 1)
-    return number, [Row("routes", _route_key(number, h.prefix), _hop(h.next_hop)) for h in hops]
+    return number, [
+        Row(f"routes{family.suffix}", _route_key(number, h.prefix), _hop(h.next_hop, family)) for h in hops
+    ]
 
 
 def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
     """Number and rows of where the endpoint may not go by outbound NAT and where it may; the longest prefix counts. Of
     each pair an exception wins over a destination, and one pair is enough."""
-    if not any(kept or only for kept, only in entry.nats):
+    if ":" in entry.address or not any(kept or only for kept, only in entry.nats):
         return 0, []
     texts = (text for kept, only in entry.nats for text in (*kept, "to", *only, "or"))
     number = _number(texts) & 0xFFFFFFFF
-    pairs = [([IPv4Network(c, strict=False) for c in a] for a in pair) for pair in entry.nats]
-    lists = [(kept, only) for kept, only in pairs]
+    lists = [
+        tuple([IPv4Network(c, strict=False) for c in cidrs if ":" not in c] for cidrs in (kept, only))
+        for kept, only in entry.nats
+        if not only or any(":" not in c for c in only)
+    ]
     prefixes = {IPv4Network("0.0.0.0/0"), *(c for pair in lists for cidrs in pair for c in cidrs)}
 
     def leaves(part: IPv4Network) -> bool:
@@ -253,45 +278,61 @@ def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
     ]
 
 
-def _address_set(cidrs: tuple[str, ...]) -> list[Row]:
-    number = struct.pack("Q", _number(cidrs))
-    nets = [IPv4Network(c) for c in cidrs]
-    keys = [struct.pack("I", 64 + n.prefixlen) + number + n.network_address.packed for n in nets]
-    return [Row("address_sets", key, struct.pack("I", 1)) for key in keys]
-
-
-def _address(cidrs: tuple[str, ...]) -> bytes:
-    """Address and mask of one prefix, or the number of a set of them."""
-    if len(cidrs) > 1:
-        return struct.pack("Q", _number(cidrs))
-    net = IPv4Network(cidrs[0] if cidrs else "0.0.0.0/0")
-    return net.network_address.packed + net.netmask.packed
-
-
-def _access_list(entry: AccessList) -> bytes:
+def _encode_access(entry: AccessList) -> list[Row]:
+    """The list, and the sets its rules name. Prefixes of the other family are left out; a rule that names only such keeps
+    its place, by which it is counted, and never holds."""
     if len(entry.rules) > ACCESS_RULES:
         raise ValueError(f"{entry.address}: {len(entry.rules)} access rules; {ACCESS_RULES} are possible")
-    out = [struct.pack("I", len(entry.rules))]
+    family = family_of(entry.address)
+    out: list[bytes] = []
+    sets: dict[bytes, tuple[IpNetwork, ...]] = {}
     for r in entry.rules:
-        out += [_address(r.local), _address(r.remote)]
-        sets = (1 if len(r.local) > 1 else 0) | (2 if len(r.remote) > 1 else 0)
-        ports = struct.pack("HHHH", *r.local_ports, *r.remote_ports)
-        out.append(ports + struct.pack("BBBB", r.protocol, ACTIONS[r.action], sets, r.tier))
-    return b"".join(out).ljust(4 + ACCESS_RULES * 28, b"\0")
+        local, remote = family.own(r.local), family.own(r.remote)
+        if (r.local and not local) or (r.remote and not remote):
+            remote = (family.nobody,)
+        out += [_addresses(local, family, sets), _addresses(remote, family, sets)]
+        named = (1 if len(local) > 1 else 0) | (2 if len(remote) > 1 else 0)
+        port_ranges = struct.pack("HHHH", *r.local_ports, *r.remote_ports)
+        out.append(port_ranges + struct.pack("BBBB", r.protocol, ACTIONS[r.action], named, r.tier))
+    value = struct.pack("I", len(entry.rules)) + b"".join(out)
+    value = value.ljust(4 + ACCESS_RULES * (4 * family.bits // 8 + 12), b"\0")
+    rows = [Row(f"access_lists{family.suffix}", struct.pack("Q", entry.number), value)]
+    for number, nets in sorted(sets.items()):
+        keys = [struct.pack("I", 64 + n.prefixlen) + number + n.network_address.packed for n in nets]
+        rows += [Row(f"address_sets{family.suffix}", key, struct.pack("I", 1)) for key in keys]
+    return rows
+
+
+def _addresses(
+    nets: tuple[IpNetwork, ...], family: Family, sets: dict[bytes, tuple[IpNetwork, ...]]
+) -> bytes:
+    """Address and mask of one prefix, or the number of a set of them, which is entered into `sets`."""
+    if len(nets) > 1:
+        number = struct.pack("Q", _number(map(str, nets)))
+        sets[number] = nets
+        return number.ljust(family.bits // 4, b"\0")
+    net = nets[0] if nets else family.anywhere
+    return net.network_address.packed + net.netmask.packed
 
 
 def _encode_network(net: Network) -> list[Row]:
     flags = (1 if net.ingress else 0) | (2 if net.local else 0) | (4 if net.flood else 0)
-    gateway = _ip(net.gateway) if net.gateway else bytes(4)
     mac = _mac(net.gateway_mac)
-    rows = [Row("networks", struct.pack("I", net.vni), struct.pack("4s6sBx", gateway, mac, flags))]
-    for address in net.gateways:
-        value = _endpoint(bytes(4), 0, 0, mac, KIND_GATEWAY)
-        rows.append(Row("endpoints", address_key(net.vni, address), value))
-    for cidr in net.subnets:
-        subnet = IPv4Network(cidr, strict=False)
-        key = struct.pack("I4s", subnet.prefixlen, subnet.network_address.packed)
-        rows.append(Row("subnets", key, struct.pack("I", 1)))
+    rows = []
+    for family in (V4, V6):
+        subnets = family.own(net.subnets)
+        gateways = [g for g in net.gateways if family_of(g) is family]
+        if family is V6 and not subnets:
+            continue
+        gateway = family.address(gateways[0]) if gateways else bytes(family.bits // 8)
+        value = gateway + struct.pack("6sBx", mac, flags)
+        rows.append(Row(f"networks{family.suffix}", struct.pack("I", net.vni), value))
+        for address in gateways:
+            value = _endpoint(bytes(4), 0, 0, mac, KIND_GATEWAY)
+            rows.append(Row(f"endpoints{family.suffix}", address_key(net.vni, address), value))
+        for subnet in subnets:
+            key = struct.pack("I", subnet.prefixlen) + subnet.network_address.packed
+            rows.append(Row(f"subnets{family.suffix}", key, struct.pack("I", 1)))
     return rows
 
 
@@ -306,49 +347,52 @@ def _encode_flood(entry: Flood) -> list[Row]:
 
 
 def _encode_frontend(frontend: Frontend) -> list[Row]:
+    family = family_of(frontend.address)
     number = list_number(frontend.backends)
+
+    def behind(b: Backend) -> bytes:
+        return struct.pack("I", b.vni) + family.address(b.address)
+
     rows = [
         Row(
-            "backends",
+            f"backends{family.suffix}",
             struct.pack("QII", number, index, 0),
-            struct.pack("I4s", b.vni, _ip(b.address)) + struct.pack(">HH", b.port, 0),
+            behind(b) + struct.pack(">HH", b.port, 0),
         )
         for index, b in enumerate(frontend.backends)
     ]
     key = address_key(frontend.vni, frontend.address) + struct.pack(">HBx", frontend.port, frontend.protocol)
     affinity = frontend.affinity | (AFFINITY_PROTOCOL if frontend.affinity_protocol else 0)
-    rows.append(Row("frontends", key, struct.pack("QII", number, len(frontend.backends), affinity)))
+    value = struct.pack("QII", number, len(frontend.backends), affinity)
+    rows.append(Row(f"frontends{family.suffix}", key, value))
     if frontend.affinity:
-        rows += [
-            Row(
-                "members",
-                struct.pack("QI4s", number, b.vni, _ip(b.address)) + struct.pack(">H6x", b.port),
-                bytes(4),
-            )
-            for b in frontend.backends
-        ]
+        for b in frontend.backends:
+            member = struct.pack("Q", number) + behind(b) + struct.pack(">H6x", b.port)
+            member = member.ljust(-len(member) % 8 + len(member), b"\0")
+            rows.append(Row(f"members{family.suffix}", member, bytes(4)))
     if frontend.vni:
         vip = _endpoint(bytes(4), 0, 0, bytes(6), KIND_VIP)
-        rows.append(Row("endpoints", address_key(frontend.vni, frontend.address), vip))
+        rows.append(Row(f"endpoints{family.suffix}", address_key(frontend.vni, frontend.address), vip))
     return rows
 
 
 def decode_key(map_name: str, key: bytes, value: bytes) -> Key | None:
     """The table key a stray row belonged to; None for rows that are only part of an entry."""
-    if map_name == "networks":
+    family, map_name = of_table(map_name)
+    address = 4 + family.bits // 8  # where a key's part behind VNI and address begins
+    if map_name == "networks" and family is V4:
         return ("network", struct.unpack("I", key)[0])
     if map_name == "endpoints" and value[18] in (KIND_LOCAL, KIND_REMOTE):
-        vni, address = struct.unpack("I4s", key)
-        return ("endpoint", vni, str(IPv4Address(address)))
+        return ("endpoint", struct.unpack_from("I", key)[0], family.text(key[4:address]))
     if map_name == "routes":
-        length, vni, address = struct.unpack("II4s", key)
+        length, vni = struct.unpack_from("II", key)
         if vni >= ROUTES_OF:
             return None
-        return ("route", vni, f"{IPv4Address(address)}/{length - 32}")
+        return ("route", vni, f"{family.text(key[8:])}/{length - 32}")
     if map_name == "frontends":
-        vni, address = struct.unpack_from("I4s", key)
-        port, protocol = struct.unpack_from(">HB", key, 8)
-        return ("frontend", vni, str(IPv4Address(address)), protocol, port)
+        (vni,) = struct.unpack_from("I", key)
+        port, protocol = struct.unpack_from(">HB", key, address)
+        return ("frontend", vni, family.text(key[4:address]), protocol, port)
     return None
 
 

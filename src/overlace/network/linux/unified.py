@@ -13,12 +13,13 @@ from overlace.network.vfp.flows import TUNNEL, UnifiedFlow, Verdict
 from overlace.network.vfp.model import Packet
 
 from .bpf_syscall import Map
+from .family import V6
 
 _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
-# struct way_key and struct way
-_KEY = struct.Struct("=I4s4s2s2sB3x")
-_WAY = struct.Struct("=III4s4s2s2s4s4sII6s6s6sBB4xQQ64x")
+# struct way_key and struct way, by the bytes of an address
+_KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
+_WAY = {n: struct.Struct(f"=III{n}s{n}s2s2s4s4sII6s6s6sBB4xQQ64x") for n in (4, 16)}
 _VERDICTS: dict[int, Verdict] = {1: "deliver", 2: "encapsulate", 3: "underlay", 4: "host", 5: "loopback"}
 
 
@@ -30,21 +31,26 @@ def renew(generation: Map) -> None:
 
 def _packet(protocol: int, src: bytes, dst: bytes, sport: bytes, dport: bytes) -> Packet:
     return Packet(
-        ".".join(map(str, src)), ".".join(map(str, dst)), protocol,
-        int.from_bytes(sport, "big"), int.from_bytes(dport, "big"),
-    )  # fmt: skip
+        _text(src), _text(dst), protocol, int.from_bytes(sport, "big"), int.from_bytes(dport, "big")
+    )
+
+
+def _text(octets: bytes) -> str:
+    return ".".join(map(str, octets)) if len(octets) == 4 else V6.text(octets)
 
 
 def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
-    """Every flow the kernel remembers, in no order. `idle` has the data path's resolution, about a second."""
+    """Every flow that `ways` holds, either family's, in no order. `idle` has the kernel's resolution, about a second."""
+    octets = 4 if ways.key_size == _KEY[4].size else 16
+    key_of, way_of = _KEY[octets], _WAY[octets]
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
     (current,) = struct.unpack("I", generation.lookup(_ZERO) or _ZERO)
     for key, value in ways.items():
-        point, src, dst, sport, dport, protocol = _KEY.unpack(key)
+        point, src, dst, sport, dport, protocol = key_of.unpack(key)
         (
             made_by, _, seen, to_src, to_dst, to_sport, to_dport, came_from, provider, vni, ifindex, _, _, mac,
             verdict, _, packets, size,
-        ) = _WAY.unpack(value)  # fmt: skip
+        ) = way_of.unpack(value)  # fmt: skip
         tunnelled = bool(point & _AT_TUNNEL)
         yield UnifiedFlow(
             point=TUNNEL if tunnelled else "",

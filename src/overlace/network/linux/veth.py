@@ -163,6 +163,8 @@ def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> 
                     netlink.add_route(link.ifindex, str(subnet.network_address), subnet.prefixlen)
             if wanted.default_route and wanted.gateway:
                 netlink.add_route(link.ifindex, gateway=wanted.gateway)
+            if wanted.default_route and wanted.gateway6 and wanted.six is not None:
+                netlink.add_route(link.ifindex, "::", gateway=wanted.gateway6)
 
     run_inside(sandbox, body)
 

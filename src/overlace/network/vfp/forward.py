@@ -11,7 +11,7 @@ import msgspec
 
 from overlace.network.vfp.access import judge
 from overlace.network.vfp.model import Direction, Packet, network_of, within
-from overlace.network.vfp.simulate import ICMP, Choose, choose
+from overlace.network.vfp.simulate import Choose, choose, is_ping
 from overlace.network.vfp.tables import (
     AccessList,
     Behind,
@@ -136,7 +136,7 @@ def forward_from_container(
         balanced = _balanced(frontend, packet, pick)
         if balanced is None:
             return Way("drop", packet, vni=vni)
-        if packet.protocol == ICMP:
+        if is_ping(packet):
             return Way("answer", packet, vni=vni)
         vni, packet = balanced
     if packet.dst in network.gateways:
@@ -148,7 +148,7 @@ def forward_from_container(
         return _deliver(tables, vni, packet, may_leave=True)
     if source.host_route and packet.dst == host:
         return Way("host", packet, vni=vni)
-    if source.leaves(packet.dst):
+    if ":" not in packet.dst and source.leaves(packet.dst):  # there is no NAT of IPv6
         return Way("world", msgspec.structs.replace(packet, src=host), vni=vni)
     return Way("drop", packet, vni=vni)
 

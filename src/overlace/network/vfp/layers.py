@@ -50,10 +50,11 @@ from overlace.network.vfp.model import (
     Rule,
     SourceNat,
     ToHost,
+    host_prefix,
     network_of,
     within,
 )
-from overlace.network.vfp.tables import Backend
+from overlace.network.vfp.tables import Backend, Network
 
 FIREWALL = "FW_ADMIN_LAYER_ID"
 METER = "QOS_LAYER"
@@ -137,8 +138,8 @@ def balance_group(network: HostComputeNetwork, state: State) -> Group:
             continue
         for vip in lb.frontend_vips:
             for m in lb.port_mappings:
-                condition = Condition(dst=(f"{vip}/32",), protocol=m.protocol, dport=m.external_port)
-                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m, state))
+                condition = Condition(dst=(host_prefix(vip),), protocol=m.protocol, dport=m.external_port)
+                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m, state, vip))
                 if m.protocol == 0 and m.external_port == 0:
                     exact[vip] = rule
                 else:
@@ -146,12 +147,19 @@ def balance_group(network: HostComputeNetwork, state: State) -> Group:
     return Group("LB_OUT", "OUT", 100, tuple(rules), exact)
 
 
-def _members(lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: State) -> LoadBalance | Block:
+def _members(
+    lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: State, front: str
+) -> LoadBalance | Block:
+    """Each member by its address of the family `front` has."""
     network = state.get(lb.host_compute_network, HostComputeNetwork)
     assert network is not None
     found = (state.get(e, HostComputeEndpoint) for e in lb.host_compute_endpoints)
     backends = tuple(
-        Backend(vni_of(network), e.address, m.internal_port) for e in found if e is not None and e.address
+        Backend(vni_of(network), c.ip_address, m.internal_port)
+        for e in found
+        if e is not None
+        for c in e.ip_configurations
+        if (":" in c.ip_address) == (":" in front)
     )
     if not backends:
         return Block(f"{lb.name} has no task that takes connections")
@@ -174,7 +182,9 @@ def mapping_group(network: HostComputeNetwork, state: State, routed: tuple[Rule,
             if e.remote and pa is not None
             else Deliver(e.id, mac)
         )
-        exact[e.address] = Rule(f"MAP_{e.name}", 100, Condition(dst=(f"{e.address}/32",)), action)
+        for c in e.ip_configurations:
+            condition = Condition(dst=(host_prefix(c.ip_address),))
+            exact[c.ip_address] = Rule(f"MAP_{e.name}", 100, condition, action)
     unknown = Rule(
         "DEFAULT_BLOCK", 65000, _ANY, Block(f"network {network.name} has no endpoint with this address")
     )
@@ -215,11 +225,16 @@ def behind_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
     segment = compile_network(network, state)
     inside = {prefix: hop for prefix, hop in found.items() if within(hop, segment.subnets)}
     vips = (vip for (on, vip, _, _) in state.by_vip if on == network.id)
-    own = tuple(f"{address}/32" for address in (*segment.gateways, *vips))
+    own = tuple(host_prefix(address) for address in (*segment.gateways, *vips))
     rules = _hop_rules(inside.items(), network, state)
     return tuple(
         msgspec.structs.replace(r, condition=msgspec.structs.replace(r.condition, dst_not=own)) for r in rules
     )
+
+
+def _outside(segment: Network) -> tuple[str, ...]:
+    """What outbound NAT is for when nothing says so: any destination, but there is none of IPv6."""
+    return ("0.0.0.0/0",) if any(":" in subnet for subnet in segment.subnets) else ()
 
 
 def endpoint_port(guid: Guid, state: State, host: str) -> Port:
@@ -245,7 +260,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         Rule(
             f"OUTBOUND_NAT_{i}" if i else "OUTBOUND_NAT",
             100,
-            Condition(dst=nat.destinations, dst_not=(*inside, *nat.exceptions)),
+            Condition(dst=nat.destinations or _outside(segment), dst_not=(*inside, *nat.exceptions)),
             SourceNat(host),
         )
         for i, nat in enumerate(nats)
@@ -255,7 +270,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         nat_rules = (Rule("HOST_ROUTE", 50, to_host, ToHost()), *nat_rules)
     router: tuple[Rule, ...] = ()
     if segment.gateways:
-        to_gateway = Condition(dst=tuple(f"{gateway}/32" for gateway in segment.gateways))
+        to_gateway = Condition(dst=tuple(host_prefix(gateway) for gateway in segment.gateways))
         router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
     layers = (
         *meter_layers(e),
@@ -274,10 +289,10 @@ def host_port(state: State, host: str) -> Port:
     rules: list[Rule] = []
     for (protocol, number), guid in sorted(state.by_host_port.items()):
         d = state.documents[guid]
-        condition = Condition(dst=(f"{host}/32",), protocol=protocol, dport=number)
+        condition = Condition(dst=(host_prefix(host),), protocol=protocol, dport=number)
         if isinstance(d, HostComputeLoadBalancer):
             target = next(m for m in d.port_mappings if (m.protocol, m.external_port) == (protocol, number))
-            rules.append(Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state)))
+            rules.append(Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state, host)))
         elif isinstance(d, HostComputeEndpoint) and d.host_compute_namespace:
             network = state.get(d.host_compute_network, HostComputeNetwork)
             for policy in d.policies:
@@ -294,8 +309,10 @@ def host_port(state: State, host: str) -> Port:
         for vip in outer_addresses(lb, network, host):
             for m in lb.port_mappings:
                 if not m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER:
-                    condition = Condition(dst=(f"{vip}/32",), protocol=m.protocol, dport=m.external_port)
-                    rules.append(Rule(f"LB_HOST_{lb.name}_{vip}", 100, condition, _members(lb, m, state)))
+                    condition = Condition(dst=(host_prefix(vip),), protocol=m.protocol, dport=m.external_port)
+                    rules.append(
+                        Rule(f"LB_HOST_{lb.name}_{vip}", 100, condition, _members(lb, m, state, vip))
+                    )
     return Port(HOST_PORT, 0, (Layer(NAT, (Group("NAT_IN", "IN", 100, tuple(rules)),)),))
 
 

@@ -9,7 +9,7 @@ print them.
 from __future__ import annotations
 
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Literal, Union
 
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from overlace.network.vfp.tables import Backend
 
 Direction = Literal["OUT", "IN"]
+ICMP, ICMP6 = 1, 58
 HOST_PORT = "host"  # the switch port of the host itself; endpoint ports are named by GUID
 
 
@@ -31,12 +32,18 @@ class Packet(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=4096)
-def network_of(cidr: str) -> IPv4Network:
-    return IPv4Network(cidr)
+def network_of(cidr: str) -> Union[IPv4Network, IPv6Network]:
+    return ip_network(cidr)
+
+
+def host_prefix(address: str) -> str:
+    """The prefix that holds this address alone."""
+    return f"{address}/{128 if ':' in address else 32}"
 
 
 def within(address: str, cidrs: tuple[str, ...]) -> bool:
-    parsed = IPv4Address(address)
+    """Whether one of the prefixes holds the address; one of the other family holds none."""
+    parsed = ip_address(address)
     return any(parsed in network_of(c) for c in cidrs)
 
 

@@ -69,7 +69,7 @@ class PortShown(Shown, frozen=True):
     friendly_name: str  # the task's name
     network: str = ""
     vni: int = 0  # 0: none; 1: the host's own network, never on a wire
-    address: str = ""  # with prefix length
+    address: str = ""  # with prefix length; IPv6 behind IPv4 where there are both
     mac: str = ""
     state: str = "Enabled"  # Enabled | Detached (no container has the endpoint)
     policies: tuple[str, ...] = ()  # types of the endpoint's HNS policies
@@ -190,13 +190,12 @@ def show_port(guid: Guid, state: State, host: str, *, layers: bool, hits: Iterab
     if e is None or e.remote:
         raise KeyError(f"{guid} is not a local endpoint")
     network = state.get(e.host_compute_network, HostComputeNetwork)
-    config = e.ip_configurations[0] if e.ip_configurations else None
     return PortShown(
         name=guid,
         friendly_name=e.name,
         network=network.name if network is not None else "",
         vni=vni_of(network) if network is not None else 0,
-        address=f"{config.ip_address}/{config.prefix_length}" if config is not None else "",
+        address=", ".join(f"{c.ip_address}/{c.prefix_length}" for c in e.ip_configurations),
         mac=e.mac_address,
         state="Enabled" if e.host_compute_namespace else "Detached",
         policies=tuple(dict.fromkeys(_policy_name(x) for x in e.policies)),

@@ -25,6 +25,8 @@ from overlace.network.vfp.layers import (
 )
 from overlace.network.vfp.model import (
     HOST_PORT,
+    ICMP,
+    ICMP6,
     Allow,
     Answer,
     Block,
@@ -42,8 +44,6 @@ from overlace.network.vfp.model import (
     explain_action,
 )
 from overlace.network.vfp.tables import Backend
-
-ICMP = 1
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -79,6 +79,11 @@ def choose(backends: Sequence[Backend], packet: Packet) -> Backend:
     """One backend per 5-tuple. The data path may pick another; both must pick from the same list."""
     seed = f"{packet.src},{packet.dst},{packet.protocol},{packet.sport},{packet.dport}".encode()
     return backends[zlib.crc32(seed) % len(backends)]
+
+
+def is_ping(packet: Packet) -> bool:
+    """Of ICMP, the packet's own: rules see no more of it."""
+    return packet.protocol == (ICMP6 if ":" in packet.dst else ICMP)
 
 
 Choose = Callable[[Sequence[Backend], Packet], Backend]
@@ -150,7 +155,7 @@ def simulate(
             walk.note(p.name, layer.name, group, rule)
             action = rule.action
             if isinstance(action, LoadBalance):
-                if packet.protocol == ICMP:  # a VIP answers pings itself: it is no machine
+                if is_ping(packet):  # a VIP answers pings itself: it is no machine
                     return walk.done("answer")
                 walk.rewrite(action)
                 break

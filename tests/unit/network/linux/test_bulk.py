@@ -13,7 +13,10 @@ from overlace.network.vfp.tables import Backend, Delta, Entry, Frontend, LocalEn
 
 REMOTE = RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "172.28.1.12")
 
-_vni, _address = st.sampled_from([4096, 4097]), st.integers(2, 9).map(lambda n: f"10.0.1.{n}")
+_vni = st.sampled_from([4096, 4097])
+_address = st.builds(
+    lambda n, six: f"fd00:1::{n}" if six else f"10.0.1.{n}", st.integers(2, 9), st.booleans()
+)
 _remote = st.builds(
     RemoteEndpoint,
     _vni,
@@ -23,7 +26,11 @@ _remote = st.builds(
 )
 _other: st.SearchStrategy[Entry] = st.one_of(
     st.builds(lambda v, a: LocalEndpoint(v, a, 24, "02:42:0a:00:01:02", f"E{v}{a}"), _vni, _address),
-    st.builds(lambda v, b: Frontend(v, "10.0.1.99", 6, 80, (Backend(v, b),)), _vni, _address),
+    st.builds(
+        lambda v, b: Frontend(v, "fd00:1::99" if ":" in b else "10.0.1.99", 6, 80, (Backend(v, b),)),
+        _vni,
+        _address,
+    ),
 )
 _deltas = st.lists(
     st.tuples(
@@ -38,11 +45,13 @@ _deltas = st.lists(
 
 @given(st.lists(_remote, min_size=1, max_size=20))
 def test_packed_together_as_one_by_one(entries: list[RemoteEndpoint]) -> None:
-    singly = [
-        (address_key(e.vni, e.address), [r.value for r in encode(e, {})])
-        for e in {(e.vni, e.address): e for e in entries}.values()
-    ]
-    assert encode_remotes(entries) == {key: value for key, (value,) in singly}
+    for family in (False, True):
+        alike = [e for e in entries if (":" in e.address) == family]
+        singly = [
+            (address_key(e.vni, e.address), [r.value for r in encode(e, {})])
+            for e in {(e.vni, e.address): e for e in alike}.values()
+        ]
+        assert encode_remotes(alike) == {key: value for key, (value,) in singly}
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -78,6 +87,7 @@ def test_changes_in_bulk_end_where_a_full_build_ends(
         ("10.0.1", "02:42:0a:00:01:06", "172.28.1.12", "10.0.1"),
         ("10.0.1.7", "02:42:0a:00:01:06", "nowhere", "nowhere"),
         ("10.0.1.7", "02:42:0a:00:01", "172.28.1.12", "10.0.1.7"),
+        ("fd00::7", "02:42:0a:00:01:07", "172.28.1.12", "fd00::7"),  # of another family than those with it
     ],
 )
 def test_what_is_no_address_is_named(address: str, mac: str, provider: str, said: str) -> None:

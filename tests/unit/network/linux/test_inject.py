@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 
+import msgspec
 import pytest
 
 from overlace.model.findings import Inject
 from overlace.network.linux.figures import read_interfaces
-from overlace.network.linux.inject import TOS, make_packet, read_answer
+from overlace.network.linux.inject import TOS, make_packet, read_answer, read_answer6
 
 ASK = Inject(
     mark=4711,
@@ -19,6 +20,9 @@ ASK = Inject(
     source_port=40000,
     target_port=80,
 )
+
+replace = msgspec.structs.replace
+ASK6 = replace(ASK, source="fd00:1::5", target="fd00:1::6")
 
 
 def ip(protocol: int, body: bytes, source: bytes = bytes([10, 0, 1, 6])) -> bytes:
@@ -43,6 +47,37 @@ def test_the_packet_bears_the_mark_and_true_checksums(protocol: int) -> None:
     body = packet[20:] + bytes(len(packet) % 2)
     pseudo = packet[12:20] + struct.pack("!HH", protocol, len(packet) - 20) if protocol != 1 else b""
     assert folded(pseudo + body) in (0xFFFF, 0)
+
+
+@pytest.mark.parametrize("protocol", [1, 6, 17, 58])
+def test_the_ipv6_packet_bears_the_mark_in_its_flow_label(protocol: int) -> None:
+    """ICMP means the family's own."""
+    packet = make_packet(replace(ASK6, protocol=protocol))
+    first, length, following, _ = struct.unpack_from("!IHBB", packet)
+    assert first == 6 << 28 | TOS << 20 | 4711 and length == len(packet) - 40
+    assert following == (58 if protocol == 1 else protocol)
+    body = packet[40:] + bytes(len(packet) % 2)
+    assert folded(packet[8:40] + struct.pack("!HH", following, length) + body) in (0xFFFF, 0)
+
+
+def test_answers_of_ipv6_are_told_apart() -> None:
+    syn_ack = struct.pack("!HHIIBBHHH", 80, 40000, 0, 0, 0x50, 0x12, 0, 0, 0)
+    assert read_answer6(ASK6, 6, syn_ack, "fd00:1::6") == "accepted (SYN+ACK)"
+    assert read_answer6(ASK6, 6, syn_ack[2:], "fd00:1::6") == ""
+    ping = replace(ASK6, protocol=1)
+    echo = struct.pack("!BBHHH", 129, 0, 0, 4711, 1)
+    assert read_answer6(ping, 58, echo, "fd00:1::6") == "echo reply"
+    assert read_answer6(ping, 58, echo[:4] + bytes(4), "fd00:1::6") == ""
+    for kind, code, said in ((1, 0, "no route"), (1, 4, "port unreachable"), (2, 0, "too big")):
+        error = struct.pack("!BBHI", kind, code, 0, 0) + make_packet(ASK6)[:48]
+        assert read_answer6(ASK6, 58, error, "fd00:1::1") == f"{said}, said by fd00:1::1"
+        other = replace(ASK6, target="fd00:1::7")
+        assert read_answer6(other, 58, error, "fd00:1::1") == "", "about another packet"
+
+
+def test_one_packet_has_one_family() -> None:
+    with pytest.raises(ValueError, match="one address family"):
+        make_packet(replace(ASK, target="fd00:1::6"))
 
 
 def test_other_protocols_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from ipaddress import IPv6Network
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from overlace.network.hns.acl import MAX_RULES
 from overlace.network.linux.build import SOURCES
+from overlace.network.linux.family import of_table
 from overlace.network.linux.maps import (
     ACCESS_RULES,
     LAYOUT,
@@ -41,17 +43,19 @@ from overlace.network.vfp.tables import (
 HEADER = (SOURCES / "types.h").read_text()
 
 
-def _sizes(struct_name: str) -> int:
-    """Bytes of a C struct of fixed-width members without padding of the compiler's own."""
+def _sizes(struct_name: str, address: int) -> int:
+    """Bytes of a C struct of fixed-width members without padding of the compiler's own; `address`: of an addr_t."""
     body = re.search(rf"struct {struct_name} {{(.*?)\n}}", HEADER, re.S)
     assert body
+    text = re.sub(r"/\*.*?\*/", "", body[1], flags=re.S)
+    only6 = r"#ifdef OVERLACE_IPV6\n(.*?)#endif"
+    text = re.sub(only6, r"\1" if address == 16 else "", text, flags=re.S)
     total = 0
-    for kind, names in re.findall(
-        r"(__(?:u|be)(?:8|16|32|64)) ([^;]+);", re.sub(r"/\*.*?\*/", "", body[1], flags=re.S)
-    ):
+    for kind, names in re.findall(r"(__(?:u|be)(?:8|16|32|64)|addr_t) ([^;]+);", text):
         for name in names.split(","):
             count = re.search(r"\[(\d+)\]", name)
-            total += int(re.sub(r"\D", "", kind)) // 8 * (int(count[1]) if count else 1)
+            each = address if kind == "addr_t" else int(re.sub(r"\D", "", kind)) // 8
+            total += each * (int(count[1]) if count else 1)
     return total
 
 
@@ -70,15 +74,34 @@ EXAMPLES: tuple[Entry, ...] = (
     ),
     Flood(4097, 1000, ("10.0.1.5",), ("172.28.1.12",), ("10.0.1.255",)),
 )
+LOCAL6 = LocalEndpoint(4097, "fd00:1::5", 64, "02:42:0a:00:01:05", "AAAA", inbound=3, outbound=5, rate=5000)
+EXAMPLES6: tuple[Entry, ...] = (
+    Network(
+        4097,
+        ("10.0.1.0/24", "fd00:1::/64"),
+        "10.0.1.1",
+        "02:42:0a:00:01:01",
+        other_gateways=("fd00:1::1",),
+    ),
+    LOCAL6,
+    RemoteEndpoint(4097, "fd00:1::6", "02:42:0a:00:01:06", "172.28.1.12"),
+    RemoteSubnet(4097, "fd00:244::/48", "172.28.1.12", "02:42:0a:00:01:06", 4097),
+    Frontend(4097, "fd00:1::2", 6, 80, (Backend(4097, "fd00:1::5", 8080),), affinity=60),
+    AccessList(
+        4097,
+        "fd00:1::5",
+        "IN",
+        (AccessRule("allow", 6, ("fd00:1::5/128",), ("fd00:1::/64", "fd00:2::/65"), (80, 90)),),
+    ),
+)
 ATTACHED = {"AAAA": Attachment(7, 99)}
-ACCESS_LIST = 4 + ACCESS_RULES * _sizes("access_rule")
 STRUCTS = {
     "address_sets": ("set_key", 4),
     "limits": (4, 8),
     "floods": ("flood_key", "flood"),
     "members": ("member", 4),
     "routes": ("route_key", "route"),
-    "access_lists": (8, ACCESS_LIST),
+    "access_lists": (8, "access_list"),
     "networks": (4, "network"),
     "endpoints": ("address_key", "endpoint"),
     "ports": (4, "port"),
@@ -90,15 +113,22 @@ STRUCTS = {
 
 
 def test_rows_have_the_sizes_of_the_c_structs() -> None:
+    def size(what: int | str, address: int) -> int:
+        if what == "access_list":
+            return 4 + ACCESS_RULES * _sizes("access_rule", address)
+        return what if isinstance(what, int) else _sizes(what, address)
+
     seen = set()
-    for entry in EXAMPLES:
+    for entry in (*EXAMPLES, *EXAMPLES6):
         for row in encode(entry, ATTACHED):
-            key, value = STRUCTS[row.map]
-            assert len(row.key) == (key if isinstance(key, int) else _sizes(key)), row.map
-            assert len(row.value) == (value if isinstance(value, int) else _sizes(value)), row.map
+            family, name = of_table(row.map)
+            key, value = STRUCTS[name]
+            assert len(row.key) == size(key, family.bits // 8), row.map
+            assert len(row.value) == size(value, family.bits // 8), row.map
             seen.add(row.map)
-    assert seen == set(TABLE_MAPS) == set(STRUCTS)
-    assert len(config_value(2, "172.28.1.11", 24, 1500, 3, 1, 4789)) == _sizes("config")
+    assert seen == set(TABLE_MAPS)
+    assert {of_table(name)[1] for name in TABLE_MAPS} == set(STRUCTS)
+    assert len(config_value(2, "172.28.1.11", 24, 1500, 3, 1, 4789)) == _sizes("config", 4)
 
 
 def test_layout_and_reasons_are_those_of_the_c_side() -> None:
@@ -127,13 +157,27 @@ def test_equal_lists_share_their_number() -> None:
     assert list_number((one, two)) == list_number((one, two)) != list_number((two, one))
 
 
-@pytest.mark.parametrize("entry", [e for e in EXAMPLES if not isinstance(e, (AccessList, Flood))])
+@pytest.mark.parametrize(
+    "entry", [e for e in (*EXAMPLES, *EXAMPLES6) if not isinstance(e, (AccessList, Flood))]
+)
 def test_keys_are_read_back(entry: Entry) -> None:
     keys = {decode_key(r.map, r.key, r.value) for r in encode(entry, ATTACHED)} - {None}
     assert keys == {entry.key}
 
 
-@pytest.mark.parametrize("address", ["10.0.0.300", "fd00::1", ""])
+def test_a_rule_of_the_other_family_keeps_its_place_and_never_holds() -> None:
+    rules = (
+        AccessRule("block", 6, remote=("10.0.1.0/24",)),
+        AccessRule("allow", 6, remote=("10.0.1.0/24", "fd00:1::/64")),
+    )
+    (lists,) = (r for r in encode(AccessList(4097, "fd00:1::5", "IN", rules), {}) if r.map == "access_lists6")
+    assert struct.unpack_from("I", lists.value) == (2,)
+    first, second = lists.value[4:80], lists.value[80:156]
+    assert first[32:64] == bytes(16) + b"\xff" * 16, "from the unspecified address alone"
+    assert second[32:64] == IPv6Network("fd00:1::/64").network_address.packed + b"\xff" * 8 + bytes(8)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.300", "fd00::1::2", ""])
 def test_a_bad_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError):
         encode(RemoteEndpoint(4097, address, "02:42:0a:00:01:06", "172.28.1.12"), {})

@@ -3,16 +3,18 @@
 #pragma once
 #include "packet.h"
 
-INLINE int in_set(__u32 low, __u32 high, __be32 addr)
+/* `set`: the field of a rule that else holds an address, and its mask behind it. */
+LOOKUP int in_set(const addr_t *set, const addr_t *addr)
 {
-	struct set_key key = { .prefix = 96, .set = { low, high }, .addr = addr };
+	const __u32 *halves = (const __u32 *)set;
+	struct set_key key = { .prefix = 64 + ADDR_BITS, .set = { halves[0], halves[1] }, .addr = *addr };
 
 	return bpf_map_lookup_elem(&address_sets, &key) != 0;
 }
 
 struct asked { /* about a connection; ports in host order */
 	__u64 list;
-	__u32 local, remote;
+	addr_t local, remote;
 	__u16 local_port, remote_port;
 	__u16 skipped; /* tier whose rest is left out */
 	__u16 rule, passed; /* as in struct judged */
@@ -97,10 +99,10 @@ static long ask_rule(__u32 i, struct asking *ctx)
 	if (a->local_port < r->local_low || a->local_port > r->local_high || a->remote_port < r->remote_low ||
 	    a->remote_port > r->remote_high)
 		return 0;
-	if (r->sets & SET_LOCAL ? !in_set(r->local, r->local_mask, a->local) : (a->local ^ r->local) & r->local_mask)
+	if (r->sets & SET_LOCAL ? !in_set(&r->local, &a->local) : !same_masked(&a->local, &r->local, &r->local_mask))
 		return 0;
-	if (r->sets & SET_REMOTE ? !in_set(r->remote, r->remote_mask, a->remote) :
-				   (a->remote ^ r->remote) & r->remote_mask)
+	if (r->sets & SET_REMOTE ? !in_set(&r->remote, &a->remote) :
+				   !same_masked(&a->remote, &r->remote, &r->remote_mask))
 		return 0;
 	if (r->action == RULE_PASS) {
 		a->skipped = r->tier;
@@ -197,14 +199,14 @@ NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifinde
 	known = bpf_map_lookup_elem(&allowed, key);
 	if (known && !syn && (key->proto == PROTO_TCP || at - known->seen < UDP_IDLE)) {
 		__u64 list = port->access[known->direction & 1];
-		int same = known->list == list;
+		int unchanged = known->list == list;
 
 		count_later(p, s, direction);
-		if (same && known->passed != MANY_RULES) {
+		if (unchanged && known->passed != MANY_RULES) {
 			count_hits(list, ifindex, known->rule, 1, p->length);
 			count_hits(list, ifindex, known->passed, 1, p->length);
 		} else if (judge(list, ifindex, p->length, 0)) {
-			if (!same) {
+			if (!unchanged) {
 				known->list = list;
 				known->rule = s->asked.rule;
 				known->passed = s->asked.passed;

@@ -3,9 +3,9 @@
 #pragma once
 #include "packet.h"
 
-INLINE struct affinity_key affinity_of(const struct frontend *fe, __u32 scope, __be32 front, const struct pkt *p)
+INLINE struct affinity_key affinity_of(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p)
 {
-	struct affinity_key key = { .scope = scope, .front = front, .client = p->saddr };
+	struct affinity_key key = { .scope = scope, .front = *front, .client = p->saddr };
 
 	if (fe->affinity & AFFINITY_PROTOCOL)
 		key.proto = p->proto;
@@ -13,14 +13,15 @@ INLINE struct affinity_key affinity_of(const struct frontend *fe, __u32 scope, _
 }
 
 /* The backend this client has, if it still is one of the frontend's. 0, or -1: choose one. */
-NOINLINE int same_backend(const struct frontend *fe, __u32 scope, __be32 front, const struct pkt *p, struct backend *out)
+NOINLINE int same_backend(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p,
+			  struct backend *out)
 {
 	struct affinity_key key;
 	struct member member = {};
 	struct affinity *a;
 	__u32 at = now();
 
-	if (!fe || !p || !out || !fe->affinity)
+	if (!fe || !front || !p || !out || !fe->affinity)
 		return -1;
 	key = affinity_of(fe, scope, front, p);
 	a = bpf_map_lookup_elem(&affinities, &key);
@@ -39,13 +40,13 @@ NOINLINE int same_backend(const struct frontend *fe, __u32 scope, __be32 front, 
 	return 0;
 }
 
-NOINLINE int keep_backend(const struct frontend *fe, __u32 scope, __be32 front, const struct pkt *p,
+NOINLINE int keep_backend(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p,
 			  const struct backend *b)
 {
 	struct affinity_key key;
 	struct affinity new = {};
 
-	if (!fe || !p || !b || !fe->affinity)
+	if (!fe || !front || !p || !b || !fe->affinity)
 		return 0;
 	key = affinity_of(fe, scope, front, p);
 	new.vni = b->vni;

@@ -22,6 +22,7 @@ INLINE int reflect(struct __sk_buff *ctx, __u32 origin, __u32 reason)
 	return end(ctx, reason, bpf_redirect(ctx->ifindex, origin == FROM_HOST ? BPF_F_INGRESS : 0));
 }
 
+#ifndef OVERLACE_IPV6
 struct arp { /* RFC 826 for Ethernet and IPv4 */
 	__be16 hardware, protocol;
 	__u8 hlen, plen;
@@ -45,7 +46,7 @@ NOINLINE int answer_arp(struct __sk_buff *ctx, struct port *port)
 
 	if (!port || bpf_skb_load_bytes(ctx, ETH_LEN, &a, sizeof(a)))
 		return drop(ctx, R_DROP_GARBAGE);
-	if (a.hardware != bpf_htons(1) || a.protocol != bpf_htons(ETH_IP) || a.hlen != 6 || a.plen != 4)
+	if (a.hardware != bpf_htons(1) || a.protocol != bpf_htons(ETH_IPV4) || a.hlen != 6 || a.plen != 4)
 		return drop(ctx, R_DROP_GARBAGE);
 	if (!same_mac(a.sha, port->mac))
 		return drop(ctx, R_DROP_SPOOFED);
@@ -53,7 +54,7 @@ NOINLINE int answer_arp(struct __sk_buff *ctx, struct port *port)
 	if (a.op != bpf_htons(1) || target == port->addr)
 		return drop(ctx, R_DROP_ARP);
 	vni = port->vni;
-	e = endpoint_of(vni, target);
+	e = endpoint_of(vni, &target);
 	if (!e)
 		return drop(ctx, R_DROP_ARP);
 	copy_mac(mac, e->mac);
@@ -73,19 +74,20 @@ NOINLINE int answer_arp(struct __sk_buff *ctx, struct port *port)
 		return drop(ctx, R_DROP_ERROR);
 	return reflect(ctx, FROM_CONTAINER, R_ANSWERED_ARP);
 }
+#endif
 
 /* ICMP echo to an address that is nobody's: the VIP or the gateway itself answers. */
 NOINLINE int answer_echo(struct __sk_buff *ctx, struct pkt *p)
 {
-	struct flow back = {};
-	__u8 zero = 0;
+	__u8 reply = ECHO_REPLY;
+	QUICK_ROOM(flow, as);
 
 	if (!p)
 		return drop(ctx, R_DROP_ERROR);
-	back.saddr = p->daddr;
-	back.daddr = p->saddr;
-	if (bpf_l4_csum_replace(ctx, p->l4 + 2, bpf_htons(0x0800), 0, 2) ||
-	    bpf_skb_store_bytes(ctx, p->l4, &zero, 1, 0) || translate(ctx, p, &back))
+	as->saddr = p->daddr;
+	as->daddr = p->saddr;
+	if (bpf_l4_csum_replace(ctx, p->l4 + 2, bpf_htons(ECHO_REQUEST << 8), bpf_htons(ECHO_REPLY << 8), 2) ||
+	    bpf_skb_store_bytes(ctx, p->l4, &reply, 1, 0) || translate(ctx, p, as))
 		return drop(ctx, R_DROP_ERROR);
 	return reflect(ctx, p->origin, R_ANSWERED_ECHO);
 }
@@ -95,30 +97,18 @@ NOINLINE int answer_echo(struct __sk_buff *ctx, struct pkt *p)
 NOINLINE int answer_reset(struct __sk_buff *ctx, struct pkt *p)
 {
 	struct {
-		struct ip ip;
+		head_t ip;
 		struct tcp tcp;
 	} r = {};
-	struct {
-		__be32 saddr, daddr;
-		__be16 proto, length;
-	} pseudo = {};
 	struct tcp in;
-	__u64 sum;
 
 	if (!p)
 		return drop(ctx, R_DROP_ERROR);
-	if (p->ihl != IP_LEN || bpf_skb_load_bytes(ctx, p->l4, &in, sizeof(in)))
+	if (p->ihl != IP_HEAD || bpf_skb_load_bytes(ctx, p->l4, &in, sizeof(in)))
 		return drop(ctx, R_DROP_NO_BACKEND);
 	if (in.flags & TCP_RST)
 		return drop(ctx, R_DROP_NO_BACKEND);
-	r.ip.version_ihl = 0x45;
-	r.ip.length = bpf_htons(sizeof(r));
-	r.ip.frag = bpf_htons(0x4000);
-	r.ip.ttl = 64;
-	r.ip.proto = PROTO_TCP;
-	r.ip.saddr = p->daddr;
-	r.ip.daddr = p->saddr;
-	seal_ip(&r.ip);
+	write_head(&r.ip, PROTO_TCP, sizeof(r.tcp), p->daddr, p->saddr, 1);
 	r.tcp.sport = in.dport;
 	r.tcp.dport = in.sport;
 	r.tcp.offset = 0x50;
@@ -132,53 +122,50 @@ NOINLINE int answer_reset(struct __sk_buff *ctx, struct pkt *p)
 		r.tcp.ack = bpf_htonl(bpf_ntohl(in.seq) + used);
 		r.tcp.flags |= TCP_ACK;
 	}
-	pseudo.saddr = r.ip.saddr;
-	pseudo.daddr = r.ip.daddr;
-	pseudo.proto = bpf_htons(PROTO_TCP);
-	pseudo.length = bpf_htons(sizeof(r.tcp));
-	sum = (__u32)bpf_csum_diff(0, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
-	sum = (__u32)bpf_csum_diff(0, 0, (__be32 *)&r.tcp, sizeof(r.tcp), sum);
-	r.tcp.sum = fold(sum);
+	r.tcp.sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)&r.tcp, sizeof(r.tcp),
+					      pseudo_sum(&r.ip, PROTO_TCP, sizeof(r.tcp))));
 	if (bpf_skb_change_tail(ctx, ETH_LEN + sizeof(r), 0) || bpf_skb_store_bytes(ctx, ETH_LEN, &r, sizeof(r), 0))
 		return drop(ctx, R_DROP_NO_BACKEND);
 	return reflect(ctx, p->origin, R_REFUSED);
 }
 
+/* ICMP errors: type << 8 | code. RFC 792, 1191; RFC 4443 sections 3.1, 3.2. */
+#ifdef OVERLACE_IPV6
+enum { E_TOO_BIG = 2 << 8, E_NO_PORT = 1 << 8 | 4, E_NO_ROUTE = 1 << 8 };
+#define ICMP_COUNTS_ADDRESSES 1
+#define QUOTE_BIG 88 /* with a fragment header, eight bytes of the transport's */
+#else
+enum { E_TOO_BIG = 3 << 8 | 4, E_NO_PORT = 3 << 8 | 3 };
+#define ICMP_COUNTS_ADDRESSES 0
+#define QUOTE_BIG 48
+#endif
+
 struct icmp_error {
-	struct ip ip;
+	head_t ip;
 	__u8 type, code;
 	__u16 sum;
 	__be16 unused, mtu;
 };
 
-/* RFC 792/1191 destination unreachable, quoting the first `quote` bytes of the packet (a constant multiple of 4).
- */
-INLINE int answer_unreachable(struct __sk_buff *ctx, struct pkt *p, __u8 code, __u16 mtu, const __u32 quote,
-			      __u32 reason)
+/* Turn the packet into an error about it that quotes its first `quote` bytes (a constant multiple of 4). 0, or -1. */
+INLINE int make_error(struct __sk_buff *ctx, struct pkt *p, __u16 what, __u16 mtu, const __u32 quote)
 {
 	struct icmp_error e = {};
-	__u32 quoted[12];
-	__u64 sum;
+	__u32 quoted[QUOTE_BIG / 4], sum = 0;
 
-	if (p->length < quote || p->ihl != IP_LEN || bpf_skb_load_bytes(ctx, ETH_LEN, quoted, quote))
-		return drop(ctx, R_DROP_ERROR);
-	e.ip.version_ihl = 0x45;
-	e.ip.length = bpf_htons(sizeof(e) + quote);
-	e.ip.ttl = 64;
-	e.ip.proto = PROTO_ICMP;
-	e.ip.saddr = p->complain;
-	e.ip.daddr = p->saddr;
-	seal_ip(&e.ip);
-	e.type = 3;
-	e.code = code;
+	if (p->length < quote || bpf_skb_load_bytes(ctx, ETH_LEN, quoted, quote))
+		return -1;
+	write_head(&e.ip, PROTO_ICMP, 8 + quote, p->complain, p->saddr, 0);
+	e.type = what >> 8;
+	e.code = what;
 	e.mtu = bpf_htons(mtu);
-	sum = (__u32)bpf_csum_diff(0, 0, (__be32 *)&e.type, 8, 0);
-	sum = (__u32)bpf_csum_diff(0, 0, quoted, quote, sum);
-	e.sum = fold(sum);
-	if (bpf_skb_change_tail(ctx, ETH_LEN + quote, 0) || bpf_skb_adjust_room(ctx, sizeof(e), BPF_ADJ_ROOM_MAC, 0) ||
-	    bpf_skb_store_bytes(ctx, ETH_LEN, &e, sizeof(e), 0))
-		return drop(ctx, R_DROP_ERROR);
-	return reflect(ctx, p->origin, reason);
+	if (ICMP_COUNTS_ADDRESSES)
+		sum = pseudo_sum(&e.ip, PROTO_ICMP, 8 + quote);
+	sum = (__u32)bpf_csum_diff(0, 0, (__be32 *)&e.type, 8, sum);
+	e.sum = fold((__u32)bpf_csum_diff(0, 0, quoted, quote, sum));
+	if (bpf_skb_change_tail(ctx, ETH_LEN + quote, 0) || bpf_skb_adjust_room(ctx, sizeof(e), BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	return bpf_skb_store_bytes(ctx, ETH_LEN, &e, sizeof(e), 0);
 }
 
 /* `mtu`: of the path, in bytes of the outer packet. */
@@ -186,15 +173,45 @@ NOINLINE int answer_too_big(struct __sk_buff *ctx, struct pkt *p, __u32 mtu)
 {
 	if (!p)
 		return drop(ctx, R_DROP_ERROR);
-	return answer_unreachable(ctx, p, 4, mtu - VXLAN_PUSH, 48, R_TOO_BIG);
+	mtu -= VXLAN_PUSH;
+#ifdef OVERLACE_IPV6
+	if (mtu < IPV6_LEAST)
+		mtu = IPV6_LEAST;
+#else
+	if (p->ihl != IP_HEAD)
+		return drop(ctx, R_DROP_ERROR);
+#endif
+	if (make_error(ctx, p, E_TOO_BIG, mtu, QUOTE_BIG))
+		return drop(ctx, R_DROP_ERROR);
+	return reflect(ctx, p->origin, R_TOO_BIG);
 }
 
 NOINLINE int answer_port_unreachable(struct __sk_buff *ctx, struct pkt *p)
 {
-	if (!p)
+	if (!p || p->ihl != IP_HEAD || make_error(ctx, p, E_NO_PORT, 0, IP_HEAD + 8))
 		return drop(ctx, R_DROP_ERROR);
-	return answer_unreachable(ctx, p, 3, 0, 28, R_REFUSED);
+	return reflect(ctx, p->origin, R_REFUSED);
 }
+
+#ifdef OVERLACE_IPV6
+/* Out of the overlay leads no way: said at once, for IPv4 to be tried without waiting. An error is not answered. What
+ * the kernel has left to the device to checksum is not cut before the checksum. */
+NOINLINE int answer_no_route(struct __sk_buff *ctx, struct pkt *p)
+{
+	int failed;
+
+	if (!p || p->later || (p->proto == PROTO_ICMP && p->icmp_type < 128))
+		return drop(ctx, R_DROP_NO_OUTBOUND);
+	note_drop(ctx, R_DROP_NO_OUTBOUND);
+	if (p->proto == PROTO_TCP)
+		failed = make_error(ctx, p, E_NO_ROUTE, 0, IP_HEAD + sizeof(struct tcp));
+	else
+		failed = make_error(ctx, p, E_NO_ROUTE, 0, IP_HEAD + 8);
+	if (failed)
+		return end(ctx, R_DROP_NO_OUTBOUND, TC_ACT_SHOT);
+	return reflect(ctx, p->origin, R_DROP_NO_OUTBOUND);
+}
+#endif
 
 /* Nobody serves this address and port. */
 NOINLINE int refuse(struct __sk_buff *ctx, struct pkt *p)

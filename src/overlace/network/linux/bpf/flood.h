@@ -16,7 +16,7 @@ INLINE int is_flooded(const struct network *net, __u32 vni, __be32 to)
 		return 0;
 	if ((to & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || to == 0xffffffff)
 		return 1;
-	e = endpoint_of(vni, to);
+	e = endpoint_of(vni, &to);
 	return e && e->kind == K_BROADCAST;
 }
 
@@ -79,7 +79,7 @@ static long flood_one(__u32 i, struct flooding *f)
 	if (to->local) {
 		if (to->local == s->flood_sender)
 			return 0;
-		e = endpoint_of(key.vni, to->local);
+		e = endpoint_of(key.vni, &to->local);
 		if (!e || e->kind != K_LOCAL || !e->ifindex)
 			return 0;
 		ifindex = e->ifindex;

@@ -10,13 +10,18 @@ enum { B_GO, B_PASS, B_REFUSE, B_DROP };
 struct question {
 	__u32 scope; /* network of the frontend, 0: published port */
 	__u32 client_vni; /* OUT_ENDPOINT: where replies are delivered */
-	__be32 front; /* the frontend's address; the packet may carry another name of it (127.0.0.1) */
-	__be32 source; /* address the backend shall see */
+	addr_t front; /* the frontend's address; the packet may carry another name of it (127.0.0.1) */
+	addr_t source; /* address the backend shall see */
 	__u32 out; /* where replies go */
 };
 
+ROOM_FOR(question, q);
+ROOM_FOR(flow, f);
+ROOM_FOR(flow, answers);
+ROOM_FOR(flow_key, key);
+
 /* The remembered connection of a packet; an ICMP error belongs to the connection it is about. */
-INLINE struct flow *flow_of(__u32 scope, const struct pkt *p)
+LOOKUP struct flow *flow_of(__u32 scope, const struct pkt *p)
 {
 	struct flow_key key = { .scope = scope, .sport = p->sport, .dport = p->dport };
 
@@ -26,9 +31,9 @@ INLINE struct flow *flow_of(__u32 scope, const struct pkt *p)
 	return bpf_map_lookup_elem(&flows, &key);
 }
 
-INLINE struct frontend *frontend_of(__u32 vni, __be32 addr, __be16 port, __u8 proto)
+LOOKUP struct frontend *frontend_of(__u32 vni, const addr_t *addr, __be16 port, __u8 proto)
 {
-	struct frontend_key key = { .vni = vni, .addr = addr, .port = port, .proto = proto };
+	struct frontend_key key = { .vni = vni, .addr = *addr, .port = port, .proto = proto };
 	struct frontend *fe = bpf_map_lookup_elem(&frontends, &key);
 
 	if (fe || !vni)
@@ -49,7 +54,7 @@ INLINE struct frontend *frontend_of(__u32 vni, __be32 addr, __be16 port, __u8 pr
 /* Have `f` go to backend `b`; -1 when its endpoint does not exist (yet). */
 INLINE int take(const struct frontend *fe, const struct pkt *p, const struct backend *b, struct flow *f)
 {
-	struct endpoint *e = endpoint_of(b->vni, b->addr);
+	struct endpoint *e = endpoint_of(b->vni, &b->addr);
 
 	if (!e || e->kind > K_REMOTE)
 		return -1;
@@ -67,11 +72,11 @@ INLINE int pick(const struct frontend *fe, const struct question *q, const struc
 {
 	__u32 slot = fe->list & (TURNS - 1), start, count = fe->count;
 	__u32 *turn = bpf_map_lookup_elem(&turns, &slot);
-	struct backend same = {};
+	struct backend own = {};
 
 	if (!turn || !count)
 		return -1;
-	if (fe->affinity && !same_backend(fe, q->scope, q->front, p, &same) && !take(fe, p, &same, f))
+	if (fe->affinity && !same_backend(fe, q->scope, &q->front, p, &own) && !take(fe, p, &own, f))
 		return 0;
 	start = __sync_fetch_and_add(turn, 1);
 	for (int i = 0; i < 16; i++) {
@@ -81,8 +86,8 @@ INLINE int pick(const struct frontend *fe, const struct question *q, const struc
 		if (!b || take(fe, p, b, f))
 			continue;
 		if (fe->affinity) {
-			same = *b;
-			keep_backend(fe, q->scope, q->front, p, &same);
+			own = *b;
+			keep_backend(fe, q->scope, &q->front, p, &own);
 		}
 		return 0;
 	}
@@ -90,16 +95,16 @@ INLINE int pick(const struct frontend *fe, const struct question *q, const struc
 }
 
 /* What went from backend to client under these names so far went untranslated. */
-INLINE void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f)
+LOOKUP void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f)
 {
-	struct endpoint *e = endpoint_of(vni, f->daddr);
+	struct endpoint *e = endpoint_of(vni, &f->daddr);
 
 	if (e)
 		forget(e->kind == K_LOCAL ? e->ifindex : AT_TUNNEL | vni, f->daddr, f->saddr, f->dport, f->sport, p->proto);
 }
 
 /* Whether the connection whose replies `reply` translates is over. */
-INLINE int has_ended(__u32 scope, const struct flow *reply, __u8 proto)
+LOOKUP int has_ended(__u32 scope, const struct flow *reply, __u8 proto)
 {
 	struct flow_key key = {
 		.scope = scope, .saddr = reply->daddr, .daddr = reply->saddr, .sport = reply->dport, .dport = reply->sport,
@@ -118,24 +123,37 @@ INLINE int has_ended(__u32 scope, const struct flow *reply, __u8 proto)
  * such a connection under another name: two VIPs over one backend, or one published port through two hosts. */
 INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow *f)
 {
-	struct flow_key key = { .scope = q->scope, .saddr = f->daddr, .daddr = f->saddr, .sport = f->dport, .proto = p->proto };
-	struct flow reply = {
-		.saddr = p->daddr, .daddr = p->saddr, .sport = p->dport, .dport = p->sport, .vni = q->client_vni,
-		.peer_vni = f->peer_vni, .sandbox = f->sandbox, .seen = f->seen, .kind = F_REPLY, .out = q->out,
-	};
 	__be16 port = p->sport, ended = 0;
+	ROOM(flow_key, key);
+	ROOM(flow, answers);
 
+	key->scope = q->scope;
+	key->saddr = f->daddr;
+	key->daddr = f->saddr;
+	key->sport = f->dport;
+	key->proto = p->proto;
+	answers->saddr = p->daddr;
+	answers->daddr = p->saddr;
+	answers->sport = p->dport;
+	answers->dport = p->sport;
+	answers->vni = q->client_vni;
+	answers->peer_vni = f->peer_vni;
+	answers->sandbox = f->sandbox;
+	answers->seen = f->seen;
+	answers->kind = F_REPLY;
+	answers->out = q->out;
 	if (!q->scope && f->sandbox) {
-		key.scope = SCOPE_SANDBOX;
-		key.saddr = f->sandbox;
+		key->scope = SCOPE_SANDBOX;
+		key->saddr = numbered(f->sandbox);
 	}
 	for (int i = 0; i < 8; i++) {
 		struct flow *old;
 
-		key.dport = port;
-		old = bpf_map_lookup_elem(&flows, &key);
-		if (!old || (old->kind == F_REPLY && old->saddr == reply.saddr && old->daddr == reply.daddr &&
-			     old->sport == reply.sport && old->dport == reply.dport))
+		key->dport = port;
+		old = bpf_map_lookup_elem(&flows, key);
+		if (!old || (old->kind == F_REPLY && same(old->saddr, answers->saddr) &&
+			     same(old->daddr, answers->daddr) && old->sport == answers->sport &&
+			     old->dport == answers->dport))
 			goto found;
 		if (!ended && has_ended(q->scope, old, p->proto))
 			ended = port;
@@ -146,9 +164,9 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 		return -1;
 	port = ended;
 found:
-	key.dport = f->sport = port;
+	key->dport = f->sport = port;
 	forget_reply(p, f->peer_vni, f);
-	return bpf_map_update_elem(&flows, &key, &reply, BPF_ANY);
+	return bpf_map_update_elem(&flows, key, answers, BPF_ANY);
 }
 
 /* The backend of this packet to a frontend: the remembered one, or a new one for a new connection.
@@ -163,10 +181,10 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 		return B_DROP;
 	tcp = p->proto == PROTO_TCP;
 	syn = tcp && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	fe = frontend_of(q->scope, q->front, p->dport, p->proto);
+	fe = frontend_of(q->scope, &q->front, p->dport, p->proto);
 	f = flow_of(q->scope, p);
 	if (f && f->kind == F_FORWARD) {
-		struct endpoint *e = endpoint_of(f->vni, f->daddr);
+		struct endpoint *e = endpoint_of(f->vni, &f->daddr);
 		int alive = e && e->kind <= K_REMOTE;
 
 		if (syn)
@@ -201,7 +219,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	out->seen = now();
 	if (pick(fe, q, p, out))
 		return B_REFUSE;
-	if (out->daddr == q->source && out->vni == q->client_vni) { /* hairpin: the client must not see itself */
+	if (same(out->daddr, q->source) && out->vni == q->client_vni) { /* hairpin: the client must not see itself */
 		struct network *net = bpf_map_lookup_elem(&networks, &out->vni);
 
 		if (!net)
@@ -213,6 +231,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	return B_GO;
 }
 
+#ifndef OVERLACE_IPV6
 /* A client outside the overlay reached local endpoint `e` through host `provider`: replies go back that way. The same
  * client port may come through two hosts, or through this one, to the same container, which could not tell the
  * connections apart: the later one gets another source port. 1: `out` is how this packet must be translated. */
@@ -283,3 +302,4 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const str
 	}
 	return 0;
 }
+#endif

@@ -7,20 +7,29 @@
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
 #include "answer.h"
 #include "flow.h"
+#ifndef OVERLACE_IPV6
 #include "flood.h"
-#include "probe.h"
+#endif
 #include "way.h"
+#ifdef OVERLACE_IPV6
+#include "neighbour.h"
+#define IS_IPV6 1
+#else
+#include "probe.h"
+#define IS_IPV6 0
+#endif
 
 char LICENSE[] SEC("license") = "GPL";
 
-/* Send to the endpoint `to` of network `vni`, translated by `nat` if given. */
-NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to, struct flow *nat)
+/* Send to the endpoint of network `vni` that has the destination, the one `nat` gives it if given; `to`: to another one. */
+NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr_t *to, struct flow *nat)
 {
 	struct config *cfg = settings();
-	struct endpoint *e = endpoint_of(vni, to);
+	struct endpoint *e;
 
 	if (!cfg || !p)
 		return drop(ctx, R_DROP_ERROR);
+	e = endpoint_of(vni, to ? to : nat ? &nat->daddr : &p->daddr);
 	if (!e)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e->kind == K_REMOTE) {
@@ -28,7 +37,7 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 to,
 		__u32 mtu = path_mtu(cfg, hop.provider);
 		int big = too_big(ctx, mtu, p);
 
-		if (big && p->df)
+		if (big && !may_be_split(ctx, p))
 			return answer_too_big(ctx, p, mtu);
 		copy_mac(hop.dst, e->mac);
 		if (nat) {
@@ -68,6 +77,7 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 
 	if (!cfg || !p || !f || translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
+#ifndef OVERLACE_IPV6
 	if (f->out == OUT_UNDERLAY) {
 		remember(p, W_UNDERLAY, 0, 0);
 		return to_underlay(ctx, cfg, f->daddr, R_TO_UNDERLAY);
@@ -76,7 +86,8 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 		remember(p, W_LOOPBACK, 0, 0);
 		return to_loopback(ctx, cfg);
 	}
-	e = endpoint_of(f->vni, f->daddr);
+#endif
+	e = endpoint_of(f->vni, &f->daddr);
 	if (!e || e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	return deliver(ctx, p, e);
@@ -97,13 +108,14 @@ NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
 	copy_mac(hop.dst, r->mac);
 	mtu = path_mtu(cfg, hop.provider);
 	big = too_big(ctx, mtu, p);
-	if (big && p->df)
+	if (big && !may_be_split(ctx, p))
 		return answer_too_big(ctx, p, mtu);
 	if (!big)
 		remember(p, W_ENCAPSULATE, 0, &hop);
 	return encapsulate(ctx, p, &hop, big);
 }
 
+#ifndef OVERLACE_IPV6
 /* A container's answer to a client that came in through another host goes out there, too. */
 NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 {
@@ -119,14 +131,14 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	hop.vni = f->vni;
 	hop.provider = f->provider;
 	net = bpf_map_lookup_elem(&networks, &hop.vni);
-	e = endpoint_of(hop.vni, f->saddr);
+	e = endpoint_of(hop.vni, &f->saddr);
 	mtu = path_mtu(cfg, hop.provider);
 	big = too_big(ctx, mtu, p);
 	if (!net || !e)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	copy_mac(hop.src, e->mac);
 	copy_mac(hop.dst, net->gateway_mac);
-	if (big && p->df)
+	if (big && !may_be_split(ctx, p))
 		return answer_too_big(ctx, p, mtu);
 	if (translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
@@ -135,10 +147,13 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	return encapsulate(ctx, p, &hop, big);
 }
 
+#endif
+
 /* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
 NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 {
-	struct flow f = {}, *known;
+	struct flow *known;
+	ROOM(flow, f);
 
 	if (!p || !q)
 		return drop(ctx, R_DROP_ERROR);
@@ -146,12 +161,12 @@ NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 		known = flow_of(q->scope, p);
 		if (!known || known->kind != F_FORWARD)
 			return q->scope ? drop(ctx, R_DROP_NO_ENDPOINT) : TC_ACT_UNSPEC;
-		f = *known;
-		return forward(ctx, p, f.vni, f.daddr, &f);
+		*f = *known;
+		return forward(ctx, p, f->vni, 0, f);
 	}
-	switch (balance(p, q, &f)) {
+	switch (balance(p, q, f)) {
 	case B_GO:
-		return forward(ctx, p, f.vni, f.daddr, &f);
+		return forward(ctx, p, f->vni, 0, f);
 	case B_PASS:
 		return TC_ACT_UNSPEC;
 	case B_REFUSE:
@@ -160,6 +175,7 @@ NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 	return drop(ctx, R_DROP_ERROR);
 }
 
+#ifndef OVERLACE_IPV6
 /* A container's packet to an address outside its network, or with the source of another of its interfaces. MISS: it is
  * for a published port of this very host. */
 NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
@@ -171,7 +187,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 	if (!cfg || !p || !port)
 		return drop(ctx, R_DROP_ERROR);
 
-	struct flow_key key = { .scope = SCOPE_SANDBOX, .saddr = port->sandbox, .sport = p->sport, .dport = p->dport };
+	struct flow_key key = { .scope = SCOPE_SANDBOX, .saddr = numbered(port->sandbox), .sport = p->sport, .dport = p->dport };
 
 	key.daddr = p->daddr;
 	key.proto = p->error ? p->error_proto : p->proto;
@@ -182,7 +198,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_SPOOFED);
 	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
-	if (is_overlay(p->daddr))
+	if (is_overlay(&p->daddr))
 		return drop(ctx, R_DROP_ISOLATION);
 	if ((p->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || p->daddr == 0xffffffff)
 		return drop(ctx, R_DROP_UNSUPPORTED);
@@ -191,7 +207,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 	host = (port->flags & PORT_HOST) && p->daddr == cfg->underlay_addr;
 	if (!host && (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000)))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
-	if (frontend_of(0, p->daddr, p->dport, p->proto))
+	if (frontend_of(0, &p->daddr, p->dport, p->proto))
 		return MISS;
 
 	struct exception_key except = { .prefix = 64, .list = port->exceptions, .to = p->daddr };
@@ -204,22 +220,40 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 	return to_host(ctx);
 }
 
+enum { SIX_CONTAINER, SIX_UNDERLAY, SIX_VXLAN };
+
+/* The programs of overlace6.c, by that number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 3);
+} six_programs SEC(".maps");
+
+/* An IPv6 packet: the other programs' from here on. */
+INLINE int six(struct __sk_buff *ctx, __u32 program)
+{
+	bpf_tail_call(ctx, &six_programs, program);
+	return drop(ctx, R_DROP_UNSUPPORTED);
+}
+#endif
+
 /* By an SDN route of the port to another endpoint, or to the host. MISS: no such route. */
 NOINLINE int by_own_route(struct __sk_buff *ctx, struct pkt *p, const struct port *port)
 {
 	struct route *r;
-	__be32 hop;
 
 	if (!p || !port || !port->routes)
 		return MISS;
-	r = route_of(port->routes, p->daddr);
+	r = route_of(port->routes, &p->daddr);
 	if (!r)
 		return MISS;
-	hop = r->hop;
 	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
-	if (hop != HOP_HOST)
-		return forward(ctx, p, port->vni, hop, 0);
+	if (!is_host_hop(&r->hop))
+		return forward(ctx, p, port->vni, &r->hop, 0);
+	if (IS_IPV6)
+		return drop(ctx, R_DROP_NO_OUTBOUND); /* hosts have IPv4 addresses */
 	remember(p, W_TO_HOST, 0, 0);
 	return to_host(ctx);
 }
@@ -231,91 +265,112 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	struct endpoint *e;
 	struct network *net;
-	struct pkt p = {};
 	struct eth eth;
 	__u32 vni, bad, own;
+	ROOM(pkt, p);
+	ROOM(question, q);
 
-	if (!port)
-		return drop(ctx, R_DROP_NO_PORT);
-	vni = port->vni;
 	if (bpf_skb_load_bytes(ctx, 0, &eth, sizeof(eth)))
 		return drop(ctx, R_DROP_GARBAGE);
+	if (!IS_IPV6 && eth.proto == bpf_htons(ETH_IPV6))
+		return OTHER_FAMILY;
+	if (!port)
+		return drop(ctx, IS_IPV6 ? R_DROP_UNSUPPORTED : R_DROP_NO_PORT); /* or one without IPv6 */
+	vni = port->vni;
 	if (!same_mac(eth.src, port->mac))
 		return drop(ctx, R_DROP_SPOOFED);
+#ifndef OVERLACE_IPV6
 	if (eth.proto == bpf_htons(ETH_ARP))
 		return answer_arp(ctx, port);
+#endif
 	if ((port->flags & PORT_METERED) && over_limit(ctx))
 		return drop(ctx, R_DROP_RATE);
-	if (eth.proto != bpf_htons(ETH_IP))
+	if (eth.proto != bpf_htons(ETH_INNER))
 		return drop(ctx, R_DROP_UNSUPPORTED);
-	bad = parse(ctx, ETH_LEN, vni, &p);
+	bad = parse(ctx, ETH_LEN, vni, p);
+#ifdef OVERLACE_IPV6
+	if (bad == R_DROP_UNSUPPORTED && is_multicast(p->daddr)) /* multicast listeners' reports have options */
+		return end_quietly(ctx);
+#endif
 	if (bad)
 		return drop(ctx, bad);
 	net = bpf_map_lookup_elem(&networks, &vni);
 	if (!net)
 		return drop(ctx, R_DROP_UNKNOWN_VNI);
-	p.origin = FROM_CONTAINER;
-	p.complain = net->gateway;
-	came(&p, ifindex, generation);
-	copy_mac(p.own, eth.src);
-	p.metered = (port->flags & PORT_METERED) != 0;
-	own = p.saddr == port->addr;
-	if (own && is_flooded(net, vni, p.daddr)) {
-		if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
+	p->origin = FROM_CONTAINER;
+	p->complain = net->gateway;
+	came(p, ifindex, generation);
+	copy_mac(p->own, eth.src);
+	p->metered = (port->flags & PORT_METERED) != 0;
+#ifdef OVERLACE_IPV6
+	if (is_of_the_link(p))
+		return on_the_link(ctx, p, port);
+#endif
+	own = same(p->saddr, port->addr);
+#ifndef OVERLACE_IPV6
+	if (own && is_flooded(net, vni, p->daddr)) {
+		if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
 			return drop(ctx, R_DROP_POLICY);
 		if (over_flood_rate(vni))
 			return drop(ctx, R_DROP_FLOOD);
-		return flood(ctx, &p, vni, p.saddr, 1);
+		return flood(ctx, p, vni, p->saddr, 1);
 	}
+#endif
 	if (!own) {
-		e = router_of(vni, p.saddr);
+		e = router_of(vni, &p->saddr);
 		own = e && e->kind == K_LOCAL && e->ifindex == ifindex;
 	}
-	e = own ? endpoint_of(vni, p.daddr) : 0;
+	e = own ? endpoint_of(vni, &p->daddr) : 0;
 	if (!e && own) {
 		struct route *r;
-		int taken = by_own_route(ctx, &p, port);
+		int taken = by_own_route(ctx, p, port);
 
 		if (taken != MISS)
 			return taken;
-		r = route_of(vni, p.daddr);
+		r = route_of(vni, &p->daddr);
 		if (r) {
-			if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
+			if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
 				return drop(ctx, R_DROP_POLICY);
-			return along(ctx, &p, r);
+			return along(ctx, p, r);
 		}
 	}
 	if (!e) {
-		int taken = leave_overlay(ctx, &p, port, !own);
+		int taken = leave_overlay(ctx, p, port, !own);
+#ifdef OVERLACE_IPV6
+		return taken;
+#else
 		struct config *cfg = settings();
-		struct question q = { .client_vni = vni, .front = p.daddr };
 
 		if (taken != MISS || !cfg)
 			return taken;
-		p.complain = p.daddr;
-		q.source = cfg->underlay_addr;
-		return balanced(ctx, &p, &q);
+		p->complain = p->daddr;
+		q->client_vni = vni;
+		q->front = p->daddr;
+		q->source = cfg->underlay_addr;
+		return balanced(ctx, p, q);
+#endif
 	}
-	if ((port->flags & PORT_FILTERED) && !admitted(&p, port, ifindex, GOES_OUT))
+	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
 	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
-		return forward(ctx, &p, vni, p.daddr, 0);
-	if (p.proto == PROTO_ICMP && !p.error) {
-		if (p.icmp_type == 8 && !p.fragment)
-			return answer_echo(ctx, &p);
+		return forward(ctx, p, vni, 0, 0);
+	if (p->proto == PROTO_ICMP && !p->error) {
+		if (p->icmp_type == ECHO_REQUEST && !p->fragment)
+			return answer_echo(ctx, p);
 		return drop(ctx, R_DROP_UNSUPPORTED);
 	}
 	if (e->kind == K_VIP) {
-		p.complain = p.daddr;
-		struct question q = { .scope = vni, .client_vni = vni, .front = p.daddr, .source = p.saddr };
-
-		return balanced(ctx, &p, &q);
+		p->complain = p->daddr;
+		q->scope = q->client_vni = vni;
+		q->front = p->daddr;
+		q->source = p->saddr;
+		return balanced(ctx, p, q);
 	}
-	struct flow *f = flow_of(vni, &p); /* the gateway's name stands for the client in a hairpin */
+	struct flow *f = flow_of(vni, p); /* the gateway's name stands for the client in a hairpin */
 
 	if (f && f->kind == F_REPLY)
-		return reply(ctx, &p, f);
-	return refuse(ctx, &p);
+		return reply(ctx, p, f);
+	return refuse(ctx, p);
 }
 
 SEC("tc")
@@ -324,7 +379,13 @@ int from_container(struct __sk_buff *ctx)
 	__u32 generation = current_generation();
 	int taken = again_from_container(ctx, generation);
 
-	return taken == MISS ? walk_from_container(ctx, generation) : taken;
+	if (taken == MISS)
+		taken = walk_from_container(ctx, generation);
+#ifndef OVERLACE_IPV6
+	if (taken == OTHER_FAMILY)
+		return six(ctx, SIX_CONTAINER);
+#endif
+	return taken;
 }
 
 /* A frame of network `vni` from host `provider`, with `base` bytes of tunnel still in front of it. */
@@ -332,81 +393,92 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 {
 	struct network *net = bpf_map_lookup_elem(&networks, &vni);
 	struct endpoint *e;
-	struct pkt p = {};
 	struct eth eth;
-	struct flow f = {}, *known;
+	struct flow *known;
 	struct route *r;
 	__u32 bad, outside = 0, renamed = 0;
+	ROOM(pkt, p);
+	ROOM(flow, f);
 
 	if (!net || (net->flags & NET_LOCAL))
-		return drop(ctx, R_DROP_UNKNOWN_VNI);
+		return drop(ctx, IS_IPV6 ? R_DROP_UNSUPPORTED : R_DROP_UNKNOWN_VNI);
 	if (bpf_skb_load_bytes(ctx, base, &eth, sizeof(eth)))
 		return drop(ctx, R_DROP_GARBAGE);
-	if (eth.proto != bpf_htons(ETH_IP))
-		return drop(ctx, R_DROP_UNSUPPORTED);
-	bad = parse(ctx, base + ETH_LEN, vni, &p);
+	if (eth.proto != bpf_htons(ETH_INNER))
+		return eth.proto == bpf_htons(ETH_IPV6) ? OTHER_FAMILY : drop(ctx, R_DROP_UNSUPPORTED);
+	bad = parse(ctx, base + ETH_LEN, vni, p);
 	if (bad)
 		return drop(ctx, bad);
-	came(&p, AT_TUNNEL | vni, generation);
-	p.from = provider;
-	e = endpoint_of(vni, p.saddr);
+#ifdef OVERLACE_IPV6
+	if (is_of_the_link(p))
+		return drop(ctx, R_DROP_UNSUPPORTED);
+#endif
+	came(p, AT_TUNNEL | vni, generation);
+	p->from = provider;
+	e = endpoint_of(vni, &p->saddr);
 	if (e) {
 		if (e->kind != K_REMOTE || e->provider != provider)
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
-	} else if ((r = route_of(vni, p.saddr))) {
+	} else if ((r = route_of(vni, &p->saddr))) {
 		if (r->provider != provider)
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
-	} else if ((e = router_of(vni, p.saddr))) {
+	} else if ((e = router_of(vni, &p->saddr))) {
 		if (e->kind != K_REMOTE || e->provider != provider)
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
-	} else if (!(net->flags & NET_INGRESS) || is_overlay(p.saddr)) {
+	} else if (IS_IPV6 || !(net->flags & NET_INGRESS) || is_overlay(&p->saddr)) {
 		return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else {
 		outside = 1;
 	}
-	if (!outside && is_flooded(net, vni, p.daddr)) {
+#ifndef OVERLACE_IPV6
+	if (!outside && is_flooded(net, vni, p->daddr)) {
 		if (base) {
 			if (pop_tunnel(ctx, tos) || bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 				return drop(ctx, R_DROP_ERROR);
-			p.l3 -= base;
-			p.l4 -= base;
+			p->l3 -= base;
+			p->l4 -= base;
 		}
-		return flood(ctx, &p, vni, p.saddr, 0);
+		return flood(ctx, p, vni, p->saddr, 0);
 	}
-	e = endpoint_of(vni, p.daddr);
+#endif
+	e = endpoint_of(vni, &p->daddr);
 	if (!e) {
-		e = router_of(vni, p.daddr);
+		e = router_of(vni, &p->daddr);
 		if (e && e->kind != K_LOCAL)
 			e = 0;
 	}
 	if (e && e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e && outside) {
-		renamed = note_via(&p, vni, provider, e, &f);
+#ifndef OVERLACE_IPV6
+		renamed = note_via(p, vni, provider, e, f);
+#endif
 	} else {
-		known = flow_of(e ? vni : 0, &p);
+		known = flow_of(e ? vni : 0, p);
 		if (known && known->kind == F_REPLY && known->peer_vni == vni) {
-			f = *known;
+			*f = *known;
 			renamed = 1;
 		}
-		if (!e && (outside || !renamed))
+		if (!e && (IS_IPV6 || outside || !renamed))
 			return drop(ctx, R_DROP_NO_ENDPOINT);
 		/* A merged frame keeps its tunnel marks unless the kernel takes the header off, and a device that
 		 * must cut it again would stumble over them. */
-		if (!e && base && ctx->gso_size && f.out != OUT_ENDPOINT)
+		if (!e && base && ctx->gso_size && f->out != OUT_ENDPOINT)
 			return TC_ACT_UNSPEC;
 	}
 	if (base) {
-		if (pop_tunnel(ctx, tos) || bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+		if (pop_tunnel(ctx, tos))
+			return IS_IPV6 ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
+		if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 			return drop(ctx, R_DROP_ERROR);
-		p.l3 -= base;
-		p.l4 -= base;
+		p->l3 -= base;
+		p->l4 -= base;
 	}
 	if (!e)
-		return reply(ctx, &p, &f);
-	if (renamed && translate(ctx, &p, &f))
+		return reply(ctx, p, f);
+	if (renamed && translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
-	return deliver(ctx, &p, e);
+	return deliver(ctx, p, e);
 }
 
 /* VXLAN to this host, header plain: outer IP without options and not a fragment. MISS: it is something else. */
@@ -421,7 +493,7 @@ NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 		__be32 flags, vni;
 	} vxlan;
 
-	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || bpf_skb_load_bytes(ctx, ETH_LEN, &ip, sizeof(ip)) ||
+	if (!cfg || ctx->protocol != bpf_htons(ETH_IPV4) || bpf_skb_load_bytes(ctx, ETH_LEN, &ip, sizeof(ip)) ||
 	    ip.version_ihl != 0x45 || ip.proto != PROTO_UDP || ip.daddr != cfg->underlay_addr ||
 	    (ip.frag & bpf_htons(0x3fff)) || bpf_ntohs(ip.length) + ETH_LEN > ctx->len ||
 	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN, &udp, sizeof(udp)) || udp.dport != cfg->vxlan_port)
@@ -430,22 +502,25 @@ NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 		return drop(ctx, R_DROP_GARBAGE);
 	if (!(vxlan.flags & bpf_htonl(0x08000000)))
 		return drop(ctx, R_DROP_GARBAGE);
+#ifndef OVERLACE_IPV6
 	if (bpf_ntohl(vxlan.vni) >> 8 == PROBE_VNI)
 		return probe_from_tunnel(ctx, ip.saddr);
+#endif
 	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, ip.saddr, ip.tos, VXLAN_PUSH, generation);
 }
 
+#ifndef OVERLACE_IPV6
 /* All of from_underlay for a packet outside the tunnel that no unified flow took. */
 NOINLINE int walk_from_underlay(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
 	struct pkt p = {};
 
-	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
+	if (!cfg || ctx->protocol != bpf_htons(ETH_IPV4) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
 	if (p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later)
 		return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
-	if (!p.error && !frontend_of(0, p.daddr, p.dport, p.proto))
+	if (!p.error && !frontend_of(0, &p.daddr, p.dport, p.proto))
 		return TC_ACT_UNSPEC;
 
 	struct question q = { .front = p.daddr, .source = p.saddr, .out = OUT_UNDERLAY };
@@ -456,6 +531,8 @@ NOINLINE int walk_from_underlay(struct __sk_buff *ctx, __u32 generation)
 	return balanced(ctx, &p, &q);
 }
 
+#endif
+
 SEC("tc")
 int from_underlay(struct __sk_buff *ctx)
 {
@@ -464,9 +541,15 @@ int from_underlay(struct __sk_buff *ctx)
 
 	if (taken == MISS)
 		taken = from_tunnel(ctx, generation);
+#ifdef OVERLACE_IPV6
+	return taken == MISS ? TC_ACT_UNSPEC : taken;
+#else
 	if (taken == MISS)
 		taken = again(ctx, generation);
-	return taken == MISS ? walk_from_underlay(ctx, generation) : taken;
+	if (taken == MISS)
+		taken = walk_from_underlay(ctx, generation);
+	return taken == OTHER_FAMILY ? six(ctx, SIX_UNDERLAY) : taken;
+#endif
 }
 
 SEC("tc")
@@ -476,9 +559,16 @@ int from_vxlan(struct __sk_buff *ctx)
 
 	if (bpf_skb_get_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), 0))
 		return drop(ctx, R_DROP_GARBAGE);
+#ifdef OVERLACE_IPV6
+	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
+}
+#else
 	if (key.tunnel_id == PROBE_VNI)
 		return probe_from_vxlan(ctx, bpf_htonl(key.remote_ipv4));
-	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
+
+	int taken = inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
+
+	return taken == OTHER_FAMILY ? six(ctx, SIX_VXLAN) : taken;
 }
 
 NOINLINE int walk_from_host(struct __sk_buff *ctx, __u32 generation)
@@ -488,17 +578,17 @@ NOINLINE int walk_from_host(struct __sk_buff *ctx, __u32 generation)
 	const __be32 net = bpf_htonl(0xff000000), loopback = bpf_htonl(0x7f000000);
 	struct pkt p = {};
 
-	if (!cfg || ctx->protocol != bpf_htons(ETH_IP) || parse(ctx, ETH_LEN, 0, &p))
+	if (!cfg || ctx->protocol != bpf_htons(ETH_IPV4) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
 	if (p.proto == PROTO_UDP && p.dport == cfg->vxlan_port && p.daddr == loopback + bpf_htonl(1))
 		return probe_out(ctx, &p);
 	q.front = p.daddr;
 	q.source = (p.saddr & net) == loopback ? cfg->underlay_addr : p.saddr;
-	if (!p.error && !frontend_of(0, q.front, p.dport, p.proto)) {
+	if (!p.error && !frontend_of(0, &q.front, p.dport, p.proto)) {
 		if ((p.daddr & net) != loopback)
 			return TC_ACT_UNSPEC;
 		q.front = cfg->underlay_addr; /* localhost stands for the host's address */
-		if (!frontend_of(0, q.front, p.dport, p.proto))
+		if (!frontend_of(0, &q.front, p.dport, p.proto))
 			return TC_ACT_UNSPEC;
 	}
 	p.origin = FROM_HOST;
@@ -515,3 +605,4 @@ int from_host(struct __sk_buff *ctx)
 
 	return taken == MISS ? walk_from_host(ctx, generation) : taken;
 }
+#endif

@@ -68,51 +68,26 @@ INLINE void seal_ip(struct ip *ip)
 	ip->sum = fold(sum);
 }
 
-/* RFC 792: the error quotes the IP header and 8 bytes of the packet it is about. A quote too short to tell is none. */
-INLINE void parse_error(struct __sk_buff *ctx, struct pkt *p)
+#ifdef OVERLACE_IPV6
+typedef __be32 frag_id_t;
+#include "packet6.h"
+#else
+typedef __be16 frag_id_t;
+#include "packet4.h"
+#endif
+
+QUICK_ROOM_FOR(flow, as);
+
+/* Read the packet at `l3`. Fragments after the first get their ports from the first one seen. 0 or a reason. */
+INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p, __u32 *mark)
 {
-	struct {
-		struct ip ip;
-		__be16 sport, dport;
-	} quote;
+	frag_id_t id = 0;
+	int bad = read_head(ctx, l3, p, &id, mark);
 
-	if (bpf_skb_load_bytes(ctx, p->l4 + 8, &quote, sizeof(quote)) || quote.ip.version_ihl != 0x45 ||
-	    quote.ip.saddr != p->daddr || (quote.ip.frag & bpf_htons(0x1fff)) ||
-	    (quote.ip.proto != PROTO_TCP && quote.ip.proto != PROTO_UDP))
-		return;
-	p->error = 1;
-	p->error_proto = quote.ip.proto;
-	p->error_saddr = quote.ip.daddr;
-	p->error_daddr = quote.ip.saddr;
-	p->sport = quote.dport;
-	p->dport = quote.sport;
-}
-
-/* Read the IPv4 packet at `l3`. Fragments after the first get their ports from the first one seen. 0 or a reason. */
-INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p, __be16 *id)
-{
-	struct ip ip;
-	__u16 frag;
-
-	if (bpf_skb_load_bytes(ctx, l3, &ip, sizeof(ip)))
-		return R_DROP_GARBAGE;
-	p->ihl = (ip.version_ihl & 15) * 4;
-	p->length = bpf_ntohs(ip.length);
-	if ((ip.version_ihl >> 4) != 4 || p->ihl < IP_LEN || p->length < p->ihl || ctx->len < l3 + p->length)
-		return R_DROP_GARBAGE;
-	*id = ip.id;
-	p->saddr = ip.saddr;
-	p->daddr = ip.daddr;
-	p->proto = ip.proto;
-	p->tos = ip.tos;
-	p->l3 = l3;
-	p->l4 = l3 + p->ihl;
+	if (bad)
+		return bad;
 	p->sport = p->dport = 0;
 	p->tcp_flags = p->l4_len = p->icmp_type = p->error = 0;
-	frag = bpf_ntohs(ip.frag);
-	p->df = (frag & 0x4000) != 0;
-	p->later = (frag & 0x1fff) != 0;
-	p->fragment = (frag & 0x3fff) != 0;
 	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP)
 		return 0;
 	if (!p->later && p->proto == PROTO_ICMP) {
@@ -122,11 +97,11 @@ INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt 
 			return R_DROP_GARBAGE;
 		p->icmp_type = type;
 		p->l4_len = 8;
-		if (type == 3 || type == 11 || type == 12)
+		if (is_error(type))
 			parse_error(ctx, p);
 		return 0;
 	}
-	struct fragment_key key = { .scope = scope, .saddr = ip.saddr, .daddr = ip.daddr, .id = ip.id, .proto = ip.proto };
+	struct fragment_key key = { .scope = scope, .saddr = p->saddr, .daddr = p->daddr, .id = id, .proto = p->proto };
 
 	if (p->later) {
 		struct fragment *first = bpf_map_lookup_elem(&fragments, &key);
@@ -137,12 +112,12 @@ INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt 
 		}
 		return 0;
 	}
-	struct fragment ports;
+	struct fragment two_ports;
 
-	if (bpf_skb_load_bytes(ctx, p->l4, &ports, sizeof(ports)))
+	if (bpf_skb_load_bytes(ctx, p->l4, &two_ports, sizeof(two_ports)))
 		return R_DROP_GARBAGE;
-	p->sport = ports.sport;
-	p->dport = ports.dport;
+	p->sport = two_ports.sport;
+	p->dport = two_ports.dport;
 	p->l4_len = 8;
 	if (p->proto == PROTO_TCP) {
 		__u8 two[2];
@@ -152,44 +127,24 @@ INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt 
 		p->l4_len = (two[0] >> 4) * 4;
 		p->tcp_flags = two[1];
 	}
-	if (frag & 0x2000)
-		bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
+	if (p->fragment)
+		bpf_map_update_elem(&fragments, &key, &two_ports, BPF_ANY);
 	return 0;
 }
 
 NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
 {
-	__be16 id = 0;
+	__u32 mark = 0;
 	int bad;
 
 	if (!p)
 		return R_DROP_ERROR;
 	p->tos = 0;
 	ctx->cb[2] = scope;
-	bad = read_packet(ctx, l3, scope, p, &id);
+	bad = read_packet(ctx, l3, scope, p, &mark);
 	if (p->tos == TRACE_TOS)
-		trace_seen(ctx, bpf_ntohs(id), scope, p);
+		trace_seen(ctx, mark, scope, p);
 	return bad;
-}
-
-INLINE __u32 sum_offset(const struct pkt *p)
-{
-	return p->l4 + (p->proto == PROTO_TCP ? 16 : 6);
-}
-
-INLINE int set_addr(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be32 from, __be32 to)
-{
-	if (from == to)
-		return 0;
-	if (!p->later && (p->proto == PROTO_TCP || p->proto == PROTO_UDP)) {
-		__u64 flags = BPF_F_PSEUDO_HDR | 4 | (p->proto == PROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0);
-
-		if (bpf_l4_csum_replace(ctx, sum_offset(p), from, to, flags))
-			return -1;
-	}
-	if (bpf_l3_csum_replace(ctx, p->l3 + 10, from, to, 4))
-		return -1;
-	return bpf_skb_store_bytes(ctx, p->l3 + at, &to, 4, 0);
 }
 
 INLINE int set_port(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be16 from, __be16 to)
@@ -203,37 +158,25 @@ INLINE int set_port(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be16
 	return bpf_skb_store_bytes(ctx, p->l4 + at, &to, 2, 0);
 }
 
-/* Change an address inside the packet an ICMP error quotes. The quoted header's own checksum changes with it, so the
- * checksum of the whole stays. */
-INLINE int set_quoted_addr(struct __sk_buff *ctx, __u32 quote, __u32 at, __be32 from, __be32 to)
-{
-	if (from == to)
-		return 0;
-	if (bpf_l3_csum_replace(ctx, quote + 10, from, to, 4))
-		return -1;
-	return bpf_skb_store_bytes(ctx, quote + at, &to, 4, 0);
-}
-
 INLINE int set_quoted_port(struct __sk_buff *ctx, const struct pkt *p, __u32 at, __be16 from, __be16 to)
 {
 	if (from == to)
 		return 0;
 	if (bpf_l4_csum_replace(ctx, p->l4 + 2, from, to, 2))
 		return -1;
-	return bpf_skb_store_bytes(ctx, p->l4 + 8 + IP_LEN + at, &to, 2, 0);
+	return bpf_skb_store_bytes(ctx, p->l4 + 8 + IP_HEAD + at, &to, 2, 0);
 }
 
 /* An ICMP error gets the addresses a packet of its connection would get; the packet it quotes those its receiver sent
  * (the transport checksum in the quote is left: nobody can check it on eight bytes). */
 INLINE int translate_error(struct __sk_buff *ctx, struct pkt *p, const struct flow *f)
 {
-	__be32 source = p->saddr == p->error_saddr ? f->saddr : p->saddr;
-	__u32 quote = p->l4 + 8;
+	addr_t source = same(p->saddr, p->error_saddr) ? f->saddr : p->saddr;
 
-	if (set_quoted_addr(ctx, quote, 12, p->error_daddr, f->daddr) ||
-	    set_quoted_addr(ctx, quote, 16, p->error_saddr, f->saddr) ||
+	if (set_quoted_addr(ctx, p, SOURCE_AT, p->error_daddr, f->daddr) ||
+	    set_quoted_addr(ctx, p, TARGET_AT, p->error_saddr, f->saddr) ||
 	    set_quoted_port(ctx, p, 0, p->dport, f->dport) || set_quoted_port(ctx, p, 2, p->sport, f->sport) ||
-	    set_addr(ctx, p, 12, p->saddr, source) || set_addr(ctx, p, 16, p->daddr, f->daddr))
+	    set_addr(ctx, p, SOURCE_AT, p->saddr, source) || set_addr(ctx, p, TARGET_AT, p->daddr, f->daddr))
 		return -1;
 	p->saddr = source;
 	p->daddr = f->daddr;
@@ -251,7 +194,7 @@ NOINLINE int translate(struct __sk_buff *ctx, struct pkt *p, const struct flow *
 		return -1;
 	if (p->error)
 		return translate_error(ctx, p, f);
-	if (set_addr(ctx, p, 12, p->saddr, f->saddr) || set_addr(ctx, p, 16, p->daddr, f->daddr) ||
+	if (set_addr(ctx, p, SOURCE_AT, p->saddr, f->saddr) || set_addr(ctx, p, TARGET_AT, p->daddr, f->daddr) ||
 	    set_port(ctx, p, 0, p->sport, f->sport) || set_port(ctx, p, 2, p->dport, f->dport))
 		return -1;
 	p->saddr = f->saddr;
@@ -275,6 +218,16 @@ INLINE int too_big(struct __sk_buff *ctx, __u32 mtu, const struct pkt *p)
 	return wire_size(ctx, p) + VXLAN_PUSH > mtu;
 }
 
+/* Whether the outer packet may be sent in fragments. IPv6 counts on 1280 bytes everywhere: RFC 8200 section 5. */
+INLINE int may_be_split(struct __sk_buff *ctx, const struct pkt *p)
+{
+#ifdef OVERLACE_IPV6
+	return wire_size(ctx, p) <= IPV6_LEAST;
+#else
+	return !p->df;
+#endif
+}
+
 /* Send the IPv4 frame out of the underlay; the kernel finds the next hop's MAC, asking for it when it must. */
 INLINE int to_underlay(struct __sk_buff *ctx, const struct config *cfg, __be32 to, __u32 reason)
 {
@@ -296,7 +249,7 @@ NOINLINE int slow_path(struct __sk_buff *ctx, const struct hop *hop)
 {
 	struct config *cfg = settings();
 	struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
-	struct eth eth = { .proto = bpf_htons(ETH_IP) };
+	struct eth eth = { .proto = bpf_htons(ETH_INNER) };
 
 	if (!cfg || !hop)
 		return drop(ctx, R_DROP_ERROR);
@@ -343,7 +296,7 @@ NOINLINE int push_tunnel(struct __sk_buff *ctx, const struct pkt *p, const struc
 	o.vni = bpf_htonl(hop->vni << 8);
 	copy_mac(o.eth.src, hop->src);
 	copy_mac(o.eth.dst, hop->dst);
-	o.eth.proto = bpf_htons(ETH_IP);
+	o.eth.proto = bpf_htons(ETH_INNER);
 	if (bpf_skb_adjust_room(ctx, VXLAN_PUSH, BPF_ADJ_ROOM_MAC,
 				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
 					BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |

@@ -43,7 +43,7 @@ INLINE void probe_outer(struct outer *o, const struct config *cfg, const struct 
 	o->udp_len = bpf_htons(length - IP_LEN);
 	o->flags = bpf_htonl(0x08000000);
 	o->vni = bpf_htonl(PROBE_VNI << 8);
-	o->eth.proto = bpf_htons(ETH_IP);
+	o->eth.proto = bpf_htons(ETH_IPV4);
 }
 
 INLINE int probe_send(const struct config *cfg, __be32 to)
@@ -151,7 +151,7 @@ NOINLINE int probe_deliver(struct __sk_buff *ctx, __s32 base)
 {
 	const __be32 loopback = bpf_htonl(0x7f000001);
 	struct config *cfg = settings();
-	struct eth lo = { .proto = bpf_htons(ETH_IP) };
+	struct eth lo = { .proto = bpf_htons(ETH_IPV4) };
 	struct prober *prober;
 	__be32 names[2];
 	__be16 port, mine;

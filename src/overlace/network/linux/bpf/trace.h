@@ -12,7 +12,7 @@ struct sighting {
 	__u64 at; /* ns, monotonic clock of this host */
 	__u32 ifindex;
 	__u32 reason; /* enum reason, or TRACE_SEEN: it came by, with the fields below */
-	__be32 saddr, daddr;
+	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u32 vni;
 };

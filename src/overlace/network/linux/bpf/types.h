@@ -1,23 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Keys, values and maps of the data path. maps.py packs the same layouts: LAYOUT names them; change both together. */
 #pragma once
-#include <linux/types.h>
-#include <linux/bpf.h>
 #include <linux/pkt_cls.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_endian.h>
+#include "address.h"
 
-#define LAYOUT 10
-#define INLINE static __always_inline
-/* A global function: the verifier looks at it once, not once per call. */
-#define NOINLINE __attribute__((noinline))
+#define LAYOUT 11
 
 #define ETH_LEN 14
 #define IP_LEN 20
 #define VXLAN_PUSH 50 /* outer IP + UDP + VXLAN + inner Ethernet: what stands between the outer MAC and the inner IP */
-#define ETH_IP 0x0800
 #define ETH_ARP 0x0806
-#define PROTO_ICMP 1
 #define PROTO_TCP 6
 #define PROTO_UDP 17
 #define TCP_FIN 0x01
@@ -36,6 +28,7 @@
 #define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
 #define AT_TUNNEL 0x80000000
 #define MISS 0x100 /* no end of the packet's way: somebody else must do */
+#define OTHER_FAMILY 0x101 /* the same: it is an IPv6 packet, for the programs of overlace6.c */
 
 /* Where a packet ended. datapath.py reads these names from here. */
 enum reason {
@@ -93,7 +86,7 @@ struct config {
 };
 
 struct network {
-	__be32 gateway;
+	addr_t gateway;
 	__u8 gateway_mac[6];
 	__u8 flags;
 	__u8 pad;
@@ -101,7 +94,7 @@ struct network {
 
 struct address_key {
 	__u32 vni;
-	__be32 addr;
+	addr_t addr;
 };
 
 struct endpoint {
@@ -115,12 +108,15 @@ struct endpoint {
 
 struct port { /* by ifindex of the host-side veth */
 	__u32 vni;
-	__be32 addr;
+	addr_t addr;
 	__u32 sandbox;
 	__u32 exceptions; /* list number, 0: none */
 	__u8 mac[6];
 	__u8 flags;
 	__u8 pad;
+#ifdef OVERLACE_IPV6
+	__u32 more_pad;
+#endif
 	__u64 access[2]; /* PORT_FILTERED: lists by enum direction */
 	__u32 routes; /* scope of its own routes, 0: none */
 	__u32 more;
@@ -128,36 +124,35 @@ struct port { /* by ifindex of the host-side veth */
 
 struct subnet_key {
 	__u32 prefix;
-	__be32 addr;
+	addr_t addr;
 };
 
 struct exception_key { /* where an endpoint with outbound NAT may not go all the same, and where it may even so */
-	__u32 prefix; /* 32 for the list, and the destination's */
+	__u32 prefix; /* bits: 32 for the list, and the destination's */
 	__u32 list; /* by content, as in struct frontend: most endpoints share one */
-	__be32 to;
+	addr_t to;
 };
 
 struct route_key { /* addresses behind another host, besides those of known endpoints */
 	__u32 prefix; /* 32 for the network, and the destination's */
 	__u32 vni; /* of a network, ROUTES_OF and the number of a port's own, or BEHIND and the VNI */
-	__be32 addr;
+	addr_t addr;
 };
 
 #define ROUTES_OF 0x40000000
 #define BEHIND 0x80000000 /* who sends for these addresses and gets what is for them */
-#define HOP_HOST 0xffffffff /* the host's own stack */
 
 struct route {
 	__be32 provider;
 	__u32 vni; /* on the wire */
 	__u8 mac[6];
 	__u8 pad[2];
-	__be32 hop; /* the endpoint it goes to, in place of all that: ROUTES_OF and BEHIND */
+	addr_t hop; /* the endpoint it goes to, in place of all that: ROUTES_OF and BEHIND; all ones: the host's own stack */
 };
 
 struct access_rule { /* all must hold; a mask of 0 holds always */
-	__be32 local, local_mask; /* SET_LOCAL: the two halves of an address set's number */
-	__be32 remote, remote_mask;
+	addr_t local, local_mask; /* SET_LOCAL: an address set's number, see access.h */
+	addr_t remote, remote_mask;
 	__u16 local_low, local_high; /* ports, both inclusive, host order */
 	__u16 remote_low, remote_high;
 	__u8 proto; /* 0: any */
@@ -174,12 +169,12 @@ struct access_list { /* the first rule that decides counts; none: no */
 struct set_key { /* an address set of access rules, named by content */
 	__u32 prefix; /* 64 for the set, and the address's */
 	__u32 set[2];
-	__be32 addr;
+	addr_t addr;
 };
 
 struct access_key { /* a connection of a filtered endpoint, the same for both directions */
 	__u32 vni;
-	__be32 local, remote;
+	addr_t local, remote;
 	__be16 local_port, remote_port;
 	__u8 proto;
 	__u8 pad[3];
@@ -212,7 +207,7 @@ struct hit {
 
 struct frontend_key {
 	__u32 vni;
-	__be32 addr;
+	addr_t addr;
 	__be16 port;
 	__u8 proto;
 	__u8 pad;
@@ -226,7 +221,7 @@ struct frontend {
 
 struct affinity_key { /* a client of a frontend with session affinity */
 	__u32 scope;
-	__be32 front, client;
+	addr_t front, client;
 	__u8 proto; /* 0 unless protocols are kept apart */
 	__u8 pad[3];
 };
@@ -234,14 +229,17 @@ struct affinity_key { /* a client of a frontend with session affinity */
 struct member { /* a backend of a frontend with session affinity */
 	__u64 list;
 	__u32 vni;
-	__be32 addr;
+	addr_t addr;
 	__be16 port;
 	__u16 pad[3];
+#ifdef OVERLACE_IPV6
+	__u32 more_pad;
+#endif
 };
 
 struct affinity {
 	__u32 vni;
-	__be32 addr;
+	addr_t addr;
 	__be16 port; /* as in struct backend */
 	__u16 pad;
 	__u32 seen; /* as in struct flow */
@@ -255,7 +253,7 @@ struct backend_key {
 
 struct backend {
 	__u32 vni;
-	__be32 addr;
+	addr_t addr;
 	__be16 port; /* 0 keeps the packet's own */
 	__u16 pad;
 };
@@ -265,7 +263,7 @@ struct flow_key {
 	 * SCOPE_SANDBOX and the sandbox in place of saddr: a container of several networks answers by its default route,
 	 * and a UDP server then with the source address of that interface. */
 	__u32 scope;
-	__be32 saddr, daddr;
+	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u8 proto;
 	__u8 by_host; /* 1: scope is the host a client outside came through, and the flow its translation here */
@@ -273,7 +271,7 @@ struct flow_key {
 };
 
 struct flow { /* addresses and ports are those the packet shall have */
-	__be32 saddr, daddr;
+	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u32 vni; /* where daddr lives (OUT_ENDPOINT) */
 	__u32 peer_vni; /* F_REPLY: where the backend lives */
@@ -287,7 +285,7 @@ struct flow { /* addresses and ports are those the packet shall have */
 /* The unified flow: what the layers together made of a connection's first packet, so that later ones need one lookup. */
 struct way_key { /* the packet as it came */
 	__u32 point; /* ifindex it came in by, or AT_TUNNEL and the VNI */
-	__be32 saddr, daddr;
+	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u8 proto;
 	__u8 pad[3];
@@ -298,7 +296,7 @@ enum { W_DELIVER = 1, W_ENCAPSULATE, W_UNDERLAY, W_TO_HOST, W_LOOPBACK };
 struct way {
 	__u32 generation; /* of the tables it was decided by; another one: decide anew */
 	__u32 decided, seen; /* as struct flow's */
-	__be32 saddr, daddr; /* the packet as it goes on */
+	addr_t saddr, daddr; /* the packet as it goes on */
 	__be16 sport, dport;
 	__be32 from; /* AT_TUNNEL: the host it must come from */
 	__be32 provider; /* W_ENCAPSULATE: the host it goes to */
@@ -326,10 +324,16 @@ struct flood {
 
 struct fragment_key {
 	__u32 scope;
-	__be32 saddr, daddr;
+	addr_t saddr, daddr;
+#ifdef OVERLACE_IPV6
+	__be32 id;
+	__u8 proto;
+	__u8 pad[3];
+#else
 	__be16 id;
 	__u8 proto;
 	__u8 pad;
+#endif
 };
 
 struct fragment {
@@ -345,36 +349,63 @@ struct fragment {
 		__uint(map_flags, flags_);                                                                          \
 	} name SEC(".maps")
 
+/* A variable that would not fit on the stack, which has 512 bytes for all callers together. A program is not interrupted
+ * by another one on its processor. Each name has a place of its own: nobody may use one while a caller does. */
+#define ROOM_FOR(type, name) MAP(BPF_MAP_TYPE_PERCPU_ARRAY, room_##name, __u32, struct type, 1, 0)
+#define ROOM(type, name)                                                                                            \
+	__u32 only_##name = 0;                                                                                      \
+	struct type *name = bpf_map_lookup_elem(&room_##name, &only_##name);                                        \
+	if (!name)                                                                                                  \
+		return TC_ACT_SHOT;                                                                                 \
+	__builtin_memset(name, 0, sizeof(*name))
+
+#ifdef OVERLACE_IPV6
+#define REMEMBERED(rows) (rows / 4) /* these take their memory when they are made, used or not */
+#define IN_BULK BPF_F_NO_PREALLOC
+#define QUICK_ROOM_FOR ROOM_FOR
+#define QUICK_ROOM ROOM
+#else
+#define REMEMBERED(rows) rows
+#define IN_BULK 0 /* preallocated: filled in bulk */
+/* What a later packet of a connection needs: IPv4's fits on the stack. */
+#define QUICK_ROOM_FOR(type, name)
+#define QUICK_ROOM(type, name) struct type the_##name = {}, *name = &the_##name
+#endif
+
 MAP(BPF_MAP_TYPE_ARRAY, layout, __u32, __u64, 2, 0);
 MAP(BPF_MAP_TYPE_ARRAY, config, __u32, struct config, 1, 0);
 MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 4096, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, 0); /* preallocated: filled in bulk */
+MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, IN_BULK);
 MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
+#ifndef OVERLACE_IPV6
 MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
+#endif
 MAP(BPF_MAP_TYPE_LPM_TRIE, routes, struct route_key, struct route, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 1048576, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 262144, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, 65536, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, REMEMBERED(65536), 0);
+#ifndef OVERLACE_IPV6
 MAP(BPF_MAP_TYPE_HASH, floods, struct flood_key, struct flood, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, flood_meters, __u32, __u64, 4096, 0);
+#endif
 MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, 131072, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, REMEMBERED(131072), 0);
 MAP(BPF_MAP_TYPE_LRU_PERCPU_HASH, hits, struct hit_key, struct hit, 16384, 0);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, 131072, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, REMEMBERED(131072), 0);
 MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u32, 1, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, ways, struct way_key, struct way, 65536, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, 4096, 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, ways, struct way_key, struct way, REMEMBERED(65536), 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, REMEMBERED(4096), 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, R_COUNT, 0);
 
 /* One packet as read. Offsets are from the start of the frame. */
 struct pkt {
-	__be32 saddr, daddr;
+	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u16 l3, l4;
 	__u16 length; /* of the IP packet, bytes */
@@ -385,14 +416,19 @@ struct pkt {
 	/* An ICMP error speaks of a packet this connection sent: sport, dport and the fields below then name the
 	 * connection in the direction the error travels. */
 	__u8 error, error_proto;
-	__be32 error_saddr, error_daddr;
-	__be32 complain; /* source address of ICMP errors about this packet */
+	addr_t error_saddr, error_daddr;
+	addr_t complain; /* source address of ICMP errors about this packet */
 	struct way_key came;
 	__u32 generation; /* read before any table; 0: this packet makes no unified flow */
 	__be32 from;
 	__u8 own[6];
 	__u8 metered; /* its sender has a rate limit */
+#ifdef OVERLACE_IPV6
+	__u8 hops; /* hop limit */
+#endif
 };
+
+ROOM_FOR(pkt, p);
 
 #include "trace.h"
 
@@ -440,31 +476,31 @@ INLINE struct config *settings(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
-INLINE struct endpoint *endpoint_of(__u32 vni, __be32 addr)
+LOOKUP struct endpoint *endpoint_of(__u32 vni, const addr_t *addr)
 {
-	struct address_key key = { .vni = vni, .addr = addr };
+	struct address_key key = { .vni = vni, .addr = *addr };
 
 	return bpf_map_lookup_elem(&endpoints, &key);
 }
 
-INLINE struct route *route_of(__u32 vni, __be32 addr)
+LOOKUP struct route *route_of(__u32 vni, const addr_t *addr)
 {
-	struct route_key key = { .prefix = 64, .vni = vni, .addr = addr };
+	struct route_key key = { .prefix = 32 + ADDR_BITS, .vni = vni, .addr = *addr };
 
 	return bpf_map_lookup_elem(&routes, &key);
 }
 
 /* The endpoint of the network that routes for the address, if one does. */
-INLINE struct endpoint *router_of(__u32 vni, __be32 addr)
+LOOKUP struct endpoint *router_of(__u32 vni, const addr_t *addr)
 {
 	struct route *r = route_of(BEHIND | vni, addr);
 
-	return r ? endpoint_of(vni, r->hop) : 0;
+	return r ? endpoint_of(vni, &r->hop) : 0;
 }
 
-INLINE int is_overlay(__be32 addr)
+LOOKUP int is_overlay(const addr_t *addr)
 {
-	struct subnet_key key = { .prefix = 32, .addr = addr };
+	struct subnet_key key = { .prefix = ADDR_BITS, .addr = *addr };
 
 	return bpf_map_lookup_elem(&subnets, &key) != 0;
 }

@@ -11,7 +11,10 @@ struct seen {
 	__u32 point, generation;
 	struct pkt p;
 	__u8 own[6];
+	__u8 other_family;
 };
+
+QUICK_ROOM_FOR(seen, s);
 
 INLINE __u32 current_generation(void)
 {
@@ -30,7 +33,7 @@ INLINE void came(struct pkt *p, __u32 point, __u32 generation)
 		s->judged[GOES_IN].rule = 0;
 		s->judged[GOES_OUT].rule = 0;
 	}
-	p->generation = often && !p->fragment && p->ihl == IP_LEN ? generation : 0;
+	p->generation = often && !p->fragment && p->ihl == IP_HEAD ? generation : 0;
 	p->came.point = point;
 	p->came.saddr = p->saddr;
 	p->came.daddr = p->daddr;
@@ -84,7 +87,7 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 	return 0;
 }
 
-INLINE void forget(__u32 point, __be32 saddr, __be32 daddr, __be16 sport, __be16 dport, __u8 proto)
+INLINE void forget(__u32 point, addr_t saddr, addr_t daddr, __be16 sport, __be16 dport, __u8 proto)
 {
 	struct way_key key = {
 		.point = point, .saddr = saddr, .daddr = daddr, .sport = sport, .dport = dport, .proto = proto,
@@ -95,7 +98,7 @@ INLINE void forget(__u32 point, __be32 saddr, __be32 daddr, __be16 sport, __be16
 
 INLINE int renames(const struct way *w, const struct way_key *came)
 {
-	return w->saddr != came->saddr || w->daddr != came->daddr || w->sport != came->sport || w->dport != came->dport;
+	return !same(w->saddr, came->saddr) || !same(w->daddr, came->daddr) || w->sport != came->sport || w->dport != came->dport;
 }
 
 /* Whether rules are still to count packets of the flow. */
@@ -110,27 +113,32 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct eth *eth = data + base;
-	struct ip *ip = data + base + ETH_LEN;
-	struct tcp *tcp = data + base + ETH_LEN + IP_LEN;
+	head_t *ip = data + base + ETH_LEN;
+	struct tcp *tcp = data + base + ETH_LEN + IP_HEAD;
 	struct way_key key = {};
 	struct way *w;
-	__u16 length;
-	__u8 ends = 0;
+	__u32 length;
+	__u8 ends = 0, proto;
 
 	if (!s->generation || (void *)tcp + 8 > end)
 		return 0;
-	if (eth->proto != bpf_htons(ETH_IP) || ip->version_ihl != 0x45 || (ip->frag & bpf_htons(0x3fff)))
+	if (eth->proto != bpf_htons(ETH_INNER)) {
+		s->other_family = eth->proto == bpf_htons(ETH_IPV6);
 		return 0;
-	length = bpf_ntohs(ip->length);
-	if (length < IP_LEN + 8 || base + ETH_LEN + length > ctx->len)
+	}
+	if (!is_plain(ip))
+		return 0;
+	length = length_of(ip);
+	if (length < IP_HEAD + 8 || length > 0xffff || base + ETH_LEN + length > ctx->len)
 		return 0;
 	s->p.l4_len = 8;
-	if (ip->proto == PROTO_TCP) {
+	proto = proto_of(ip);
+	if (proto == PROTO_TCP) {
 		if ((void *)tcp + sizeof(*tcp) > end || (tcp->flags & TCP_SYN))
 			return 0;
 		ends = tcp->flags & (TCP_FIN | TCP_RST);
 		s->p.l4_len = (tcp->offset >> 4) * 4;
-	} else if (ip->proto != PROTO_UDP) {
+	} else if (proto != PROTO_UDP) {
 		return 0;
 	}
 	key.point = s->point;
@@ -138,7 +146,7 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	key.daddr = ip->daddr;
 	key.sport = tcp->sport;
 	key.dport = tcp->dport;
-	key.proto = ip->proto;
+	key.proto = proto;
 	w = bpf_map_lookup_elem(&ways, &key);
 	if (!w || w->generation != s->generation || (ends && (renames(w, &key) || is_counted(w))))
 		return 0;
@@ -157,11 +165,11 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	s->p.dport = key.dport;
 	s->p.proto = key.proto;
 	s->p.l3 = base + ETH_LEN;
-	s->p.l4 = base + ETH_LEN + IP_LEN;
+	s->p.l4 = base + ETH_LEN + IP_HEAD;
 	s->p.length = length;
-	s->p.ihl = IP_LEN;
-	s->p.tos = ip->tos;
-	s->p.df = (ip->frag & bpf_htons(0x4000)) != 0;
+	s->p.ihl = IP_HEAD;
+	s->p.tos = tos_of(ip);
+	s->p.df = is_whole(ip);
 	copy_mac(s->own, eth->src);
 	return w;
 }
@@ -179,7 +187,7 @@ INLINE int plain_tunnel(struct __sk_buff *ctx, const struct config *cfg, struct 
 
 	if ((void *)udp + sizeof(*udp) > end)
 		return 0;
-	if (eth->proto != bpf_htons(ETH_IP) || ip->version_ihl != 0x45 || ip->proto != PROTO_UDP ||
+	if (eth->proto != bpf_htons(ETH_IPV4) || ip->version_ihl != 0x45 || ip->proto != PROTO_UDP ||
 	    udp->dport != cfg->vxlan_port || ip->daddr != cfg->underlay_addr || (ip->frag & bpf_htons(0x3fff)) ||
 	    !(udp->flags & bpf_htonl(0x08000000)))
 		return 0;
@@ -189,10 +197,17 @@ INLINE int plain_tunnel(struct __sk_buff *ctx, const struct config *cfg, struct 
 	return 1;
 }
 
-/* Take the tunnel's headers off. The Ethernet header is the outer one then. */
+#ifdef OVERLACE_IPV6
+#define INNER_PROTOCOL (1ULL << 8) /* BPF_F_ADJ_ROOM_DECAP_L3_IPV6, Linux 6.3 */
+#else
+#define INNER_PROTOCOL 0
+#endif
+
+/* Take the tunnel's headers off. The Ethernet header is the outer one then. -1, the packet untouched: the kernel cannot,
+ * its vxlan device must. */
 INLINE int pop_tunnel(struct __sk_buff *ctx, __u8 tos)
 {
-	if (bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+	if (bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | INNER_PROTOCOL))
 		return -1;
 	if ((tos & 3) == 3) /* congestion seen on the underlay, RFC 6040 */
 		bpf_skb_ecn_set_ce(ctx);
@@ -201,7 +216,7 @@ INLINE int pop_tunnel(struct __sk_buff *ctx, __u8 tos)
 
 INLINE int to_loopback(struct __sk_buff *ctx, const struct config *cfg)
 {
-	struct eth eth = { .proto = bpf_htons(ETH_IP) }; /* lo's own address is all zeros */
+	struct eth eth = { .proto = bpf_htons(ETH_IPV4) }; /* lo's own address is all zeros */
 
 	if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 		return drop(ctx, R_DROP_ERROR);
@@ -245,13 +260,17 @@ INLINE int deliver(struct __sk_buff *ctx, const struct pkt *p, struct endpoint *
 INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const int tunnelled)
 {
 	struct config *cfg = settings();
-	struct eth eth = { .proto = bpf_htons(ETH_IP) };
+	struct eth eth = { .proto = bpf_htons(ETH_INNER) };
 	struct hop hop = { .vni = w->vni, .provider = w->provider };
 	struct way_key came = { .saddr = s->p.saddr, .daddr = s->p.daddr, .sport = s->p.sport, .dport = s->p.dport };
-	struct flow as = { .saddr = w->saddr, .daddr = w->daddr, .sport = w->sport, .dport = w->dport };
 	__u32 ifindex = w->ifindex;
 	__u8 verdict = w->verdict;
+	QUICK_ROOM(flow, as);
 
+	as->saddr = w->saddr;
+	as->daddr = w->daddr;
+	as->sport = w->sport;
+	as->dport = w->dport;
 	if (!cfg)
 		return drop(ctx, R_DROP_ERROR);
 	if (w->judged[GOES_OUT].rule)
@@ -260,7 +279,7 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 		count_judged(&w->judged[GOES_IN], ifindex, s->p.length);
 	copy_mac(hop.src, w->src);
 	copy_mac(hop.dst, w->dst);
-	if (renames(w, &came) && translate(ctx, &s->p, &as))
+	if (renames(w, &came) && translate(ctx, &s->p, as))
 		return drop(ctx, R_DROP_ERROR);
 	if (verdict == W_ENCAPSULATE)
 		return encapsulate(ctx, &s->p, &hop, 0);
@@ -274,10 +293,12 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 		bpf_skb_change_type(ctx, HOST_PACKET);
 		return end(ctx, R_DELIVERED, bpf_redirect_peer(ifindex, 0));
 	}
+#ifndef OVERLACE_IPV6
 	if (verdict == W_UNDERLAY)
-		return to_underlay(ctx, cfg, as.daddr, R_TO_UNDERLAY);
+		return to_underlay(ctx, cfg, as->daddr, R_TO_UNDERLAY);
 	if (verdict == W_LOOPBACK)
 		return to_loopback(ctx, cfg);
+#endif
 	return to_host(ctx);
 }
 
@@ -292,45 +313,56 @@ INLINE int fits(struct __sk_buff *ctx, const struct seen *s, const struct way *w
 /* A packet that came by an interface, as it is: its end, or MISS. */
 NOINLINE int again(struct __sk_buff *ctx, __u32 generation)
 {
-	struct seen s = { .point = ctx->ifindex, .generation = generation };
-	struct way *w = way_of(ctx, 0, &s);
+	struct way *w;
+	QUICK_ROOM(seen, s);
 
-	if (!w || !fits(ctx, &s, w))
+	s->point = ctx->ifindex;
+	s->generation = generation;
+	w = way_of(ctx, 0, s);
+	if (!w || !fits(ctx, s, w))
 		return MISS;
-	return go(ctx, &s, w, 0);
+	return go(ctx, s, w, 0);
 }
 
 /* The same for a container's packet, which must bear the container's MAC. */
 NOINLINE int again_from_container(struct __sk_buff *ctx, __u32 generation)
 {
-	struct seen s = { .point = ctx->ifindex, .generation = generation };
-	struct way *w = way_of(ctx, 0, &s);
+	struct way *w;
+	QUICK_ROOM(seen, s);
 
-	if (!w || !same_mac(s.own, w->own) || !fits(ctx, &s, w))
+	s->point = ctx->ifindex;
+	s->generation = generation;
+	w = way_of(ctx, 0, s);
+	if (s->other_family)
+		return OTHER_FAMILY;
+	if (!w || !same_mac(s->own, w->own) || !fits(ctx, s, w))
 		return MISS;
 	if (w->metered && over_limit(ctx))
 		return drop(ctx, R_DROP_RATE);
-	return go(ctx, &s, w, 0);
+	return go(ctx, s, w, 0);
 }
 
 /* The same for a packet in the tunnel. */
 NOINLINE int again_from_underlay(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
-	struct seen s = { .generation = generation };
 	__be32 provider;
 	struct way *w;
 	__u8 tos;
+	QUICK_ROOM(seen, s);
 
-	if (!cfg || !plain_tunnel(ctx, cfg, &s, &provider, &tos))
+	s->generation = generation;
+	if (!cfg || !plain_tunnel(ctx, cfg, s, &provider, &tos))
 		return MISS;
-	w = way_of(ctx, VXLAN_PUSH, &s);
+	w = way_of(ctx, VXLAN_PUSH, s);
+	if (s->other_family)
+		return OTHER_FAMILY;
 	/* a merged frame that leaves again goes through the kernel, see inbound() */
-	if (!w || w->from != provider || (w->verdict != W_DELIVER && ctx->gso_size) || !fits(ctx, &s, w))
+	if (!w || w->from != provider || (w->verdict != W_DELIVER && ctx->gso_size) || !fits(ctx, s, w))
 		return MISS;
 	if (pop_tunnel(ctx, tos))
-		return drop(ctx, R_DROP_ERROR);
-	s.p.l3 -= VXLAN_PUSH;
-	s.p.l4 -= VXLAN_PUSH;
-	return go(ctx, &s, w, 1);
+		return MISS;
+	s->p.l3 -= VXLAN_PUSH;
+	s->p.l4 -= VXLAN_PUSH;
+	return go(ctx, s, w, 1);
 }

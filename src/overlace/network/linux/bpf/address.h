@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* An address inside the overlay. The programs are compiled twice: overlace.c for IPv4, overlace6.c for IPv6, each with
+ * tables of its own. Between hosts addresses are IPv4 in both, __be32. */
+#pragma once
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+
+#define INLINE static __always_inline
+/* A global function: the verifier looks at it once, not once per call. */
+#define NOINLINE __attribute__((noinline))
+#define ETH_IPV4 0x0800
+#define ETH_IPV6 0x86dd
+
+#ifdef OVERLACE_IPV6
+
+typedef struct {
+	__u32 w[4];
+} addr_t;
+
+#define ADDR_BITS 128
+#define IP_HEAD 40
+#define IPV6_LEAST 1280
+/* Makes a key on the stack and looks it up. A function of its own: the stack of its callers stays small. */
+#define LOOKUP static __attribute__((noinline))
+#define ETH_INNER ETH_IPV6
+#define PROTO_ICMP 58
+#define ECHO_REQUEST 128
+#define ECHO_REPLY 129
+
+/* Tables whose rows name addresses. The others, by number or by host, are the same for both. */
+#define networks networks6
+#define endpoints endpoints6
+#define ports ports6
+#define subnets subnets6
+#define routes routes6
+#define frontends frontends6
+#define backends backends6
+#define access_lists access_lists6
+#define address_sets address_sets6
+#define members members6
+#define affinities affinities6
+#define allowed allowed6
+#define flows flows6
+#define ways ways6
+#define fragments fragments6
+#define traces traces6
+
+/* The number in place of an address. */
+INLINE addr_t numbered(__u32 n)
+{
+	addr_t a = { .w = { 0, 0, 0, n } };
+
+	return a;
+}
+
+INLINE int same(addr_t a, addr_t b)
+{
+	return a.w[0] == b.w[0] && a.w[1] == b.w[1] && a.w[2] == b.w[2] && a.w[3] == b.w[3];
+}
+
+/* A route's hop that is no endpoint but the host's own stack. */
+INLINE int is_host_hop(const addr_t *a)
+{
+	return (a->w[0] & a->w[1] & a->w[2] & a->w[3]) == 0xffffffff;
+}
+
+INLINE int same_masked(const addr_t *a, const addr_t *b, const addr_t *mask)
+{
+	return !(((a->w[0] ^ b->w[0]) & mask->w[0]) | ((a->w[1] ^ b->w[1]) & mask->w[1]) |
+		 ((a->w[2] ^ b->w[2]) & mask->w[2]) | ((a->w[3] ^ b->w[3]) & mask->w[3]));
+}
+
+#else
+
+typedef __be32 addr_t;
+
+#define ADDR_BITS 32
+#define IP_HEAD 20
+#define LOOKUP INLINE
+#define ETH_INNER ETH_IPV4
+#define PROTO_ICMP 1
+#define ECHO_REQUEST 8
+#define ECHO_REPLY 0
+
+INLINE addr_t numbered(__u32 n)
+{
+	return n;
+}
+
+INLINE int same(addr_t a, addr_t b)
+{
+	return a == b;
+}
+
+INLINE int is_host_hop(const addr_t *a)
+{
+	return *a == 0xffffffff;
+}
+
+INLINE int same_masked(const addr_t *a, const addr_t *b, const addr_t *mask)
+{
+	return !((*a ^ *b) & *mask);
+}
+
+#endif
