@@ -217,3 +217,41 @@ def test_what_the_swarm_cannot_do_says_so(hosts: Docker) -> None:
     assert (raft["KeepOldSnapshots"], raft["SnapshotInterval"]) == (3, 5000)
     assert hosts("info", "--format", "{{.Swarm.Cluster.Spec.Dispatcher.HeartbeatPeriod}}") == "3s"
     assert hosts("swarm", "ca").startswith("-----BEGIN CERTIFICATE-----")
+
+
+def test_a_swarm_reached_over_ipv6(hosts: Docker) -> None:
+    """Managers are found, joined and followed at IPv6 addresses; tunnels between hosts run over IPv4."""
+    six = {ONE: "fd00:77::1", TWO: "fd00:77::2"}
+    for host, address in six.items():
+        command = ["ip", "-6", "addr", "replace", f"{address}/64", "dev", "eth0", "nodad"]
+        subprocess.run(hosts.lab.command(host, command), check=True, timeout=20)
+    words = hosts.refused("swarm", "init", "--advertise-addr", six[ONE], "--data-path-addr", six[ONE])
+    assert "tunnels between hosts run over IPv4; give an IPv4 address of this host" in words
+    words = hosts.refused("swarm", "init", "--advertise-addr", "fd00:77::9")
+    assert "address fd00:77::9 is not on any interface of this host" in words
+
+    said = hosts("swarm", "init", "--advertise-addr", six[ONE])
+    assert f"[{six[ONE]}]:2377" in said, "the command to copy has brackets"
+    joined = hosts.run(
+        *("swarm", "join", "--token", token(hosts), "--advertise-addr", six[TWO], f"[{six[ONE]}]:2377"),
+        host=TWO,
+    )
+    assert joined.returncode == 0 and "joined a swarm as a worker" in joined.stdout, joined
+    found = hosts.json("info", "--format", "{{json .Swarm}}", host=TWO)
+    assert found["NodeAddr"] == six[TWO]
+    assert [m["Addr"] for m in found["RemoteManagers"]] == [f"[{six[ONE]}]:2377"]
+    node = hosts.one("node", "inspect", ONE)
+    assert node["ManagerStatus"]["Addr"] == f"[{six[ONE]}]:2377" and node["Status"]["Addr"] == six[ONE]
+
+    hosts("node", "promote", TWO)  # the store goes over to etcd, whose members speak over IPv6 too
+    eventually(
+        lambda: (
+            hosts.lines("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}", host=TWO)
+            == [f"{ONE} Leader", f"{TWO} Reachable"]
+        ),
+        "two managers that reach each other",
+        60,
+    )
+    assert hosts.one("node", "inspect", TWO)["ManagerStatus"]["Addr"] == f"[{six[TWO]}]:2377"
+    hosts("network", "create", "-d", "overlay", "told", host=TWO)  # passed on to the leader
+    assert hosts.one("network", "inspect", "told")["Name"] == "told"
