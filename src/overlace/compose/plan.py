@@ -6,6 +6,7 @@ carries it out; both see the same. Pure.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -192,11 +193,23 @@ def _network_words(document: Mapping[str, Any]) -> Words:
         found[word] = bool(document.get(member))
     found |= {f"labels.{key}": value for key, value in (document.get("Labels") or {}).items()}
     found |= {f"driver_opts.{key}": value for key, value in (document.get("Options") or {}).items()}
-    for number, config in enumerate((document.get("IPAM") or {}).get("Config") or []):
-        for word, member in (("subnet", "Subnet"), ("ip_range", "IPRange"), ("gateway", "Gateway")):
-            if config.get(member):
-                found[f"ipam.config[{number}].{word}"] = config[member]
+    configs = (document.get("IPAM") or {}).get("Config") or []
+    for six in (False, True):  # a family nobody asked for is the swarm's choice, and IPv4 comes first there
+        mine = [config for config in configs if (":" in config.get("Subnet", "")) == six]
+        for number, config in enumerate(mine):
+            for word, member in (("subnet", "Subnet"), ("ip_range", "IPRange"), ("gateway", "Gateway")):
+                if config.get(member):
+                    place = f"ipam.config[{number}{', IPv6' if six else ''}].{word}"
+                    found[place] = _spelled(config[member])
     return found
+
+
+def _spelled(text: str) -> str:
+    """An address or prefix as the swarm shows it: IPv6 has many spellings."""
+    try:
+        return str(ipaddress.ip_network(text) if "/" in text else ipaddress.ip_address(text))
+    except ValueError:
+        return text
 
 
 def missing_networks(networks: Mapping[str, NetworkDef], actual: Actual) -> Iterator[tuple[str, str]]:

@@ -108,6 +108,33 @@ def test_a_network_that_differs_is_noted_and_stays() -> None:
     ]
 
 
+def test_a_network_of_both_families_is_as_asked_whatever_the_order_and_spelling() -> None:
+    given = (
+        "services: {web: {image: a, networks: [n]}}\nnetworks: {n: {enable_ipv6: true, ipam: {config: [%s]}}}"
+    )
+
+    def notes(asked: str, *there: dict[str, str]) -> list[str]:
+        labels = {"com.docker.stack.namespace": "st"}
+        document = {
+            "Driver": "overlay",
+            "EnableIPv6": True,
+            "IPAM": {"Config": list(there)},
+            "Labels": labels,
+        }
+        network = StoredNetwork("id", "st_n", "swarm", {}, document)
+        plan = kit.planned(kit.read(given % asked)[0], Actual(networks={"st_n": network}))
+        return [note.path for note in plan.notes]
+
+    shown = (
+        {"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.1"},
+        {"Subnet": "fd00:9::/64", "Gateway": "fd00:9::1"},
+    )
+    assert notes("{subnet: 'FD00:9:0::/64', gateway: 'fd00:9::0:1'}", *shown) == []
+    assert notes("{subnet: 'fd00:9::/64'}, {subnet: 10.9.0.0/24}", *shown) == []
+    assert notes("", *shown) == []
+    assert notes("{subnet: 'fd00:8::/64'}", *shown) == ["networks.n.ipam.config[0, IPv6].subnet"]
+
+
 def test_external_networks_need_not_be_made() -> None:
     text = "services: {web: {image: a, networks: [n]}}\nnetworks: {n: {external: true, name: theirs}}"
     there = StoredNetwork("id", "theirs", "swarm", {}, {})
