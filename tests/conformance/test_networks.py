@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 from .bed import Docker, Swarm, eventually, overlay_address
@@ -90,6 +91,75 @@ def test_several_subnets(anydocker: Docker, swarm: Swarm, image: Image, outside:
         assert said.strip() == swarm.lab.host(swarm.host_of(one)).address
 
 
+def test_both_families(docker: Docker, swarm: Swarm, image: Image) -> None:
+    """A network with IPv6 beside IPv4: inspect, names, VIPs and real packets between hosts; Windows has its IPv4 half."""
+    docker(
+        *("network", "create", "-d", "overlay", "--ipv6", "--subnet", "fd85::/64", "--gateway", "fd85::ff"),
+        *("--ip-range", "fd85::1000/116", "dual"),
+    )
+    dual = docker.one("network", "inspect", "dual")
+    four, six = dual["IPAM"]["Config"]
+    assert dual["EnableIPv6"] and four["Subnet"].endswith(".0/24"), "an IPv4 one of the pool beside it"
+    assert six == {"Subnet": "fd85::/64", "IPRange": "fd85::1000/116", "Gateway": "fd85::ff"}
+    words = docker.refused("network", "create", "-d", "overlay", "--ipv6", "--subnet", "fd85::/80", "more")
+    assert "subnet fd85::/80 of network more overlaps subnet fd85::/64 of network dual" in words
+    docker("network", "create", "-d", "overlay", "--ipv6", "given")
+    own = docker.one("network", "inspect", "given")["IPAM"]["Config"][1]
+    assert own["Subnet"].startswith("fd") and own["Gateway"] == own["Subnet"].replace("/64", "1")
+
+    docker(
+        *("service", "create", "-d", "--name", "dual", "--network", "dual", "--mode", "global"),
+        *("--constraint", "node.platform.os==linux", image("app:1")),
+    )
+    one, other = swarm.running("dual", 2)
+    addresses = {}
+    for task in (one, other):
+        [at] = task["NetworksAttachments"]
+        v4, v6 = at["Addresses"]
+        assert v6.startswith("fd85::1") and v6.endswith("/64"), "from the range"
+        addresses[task["ID"]] = v6.split("/")[0]
+        container = task["Status"]["ContainerStatus"]["ContainerID"]
+        host = swarm.host_of(task)
+        shown = docker.one("inspect", container, host=host)["NetworkSettings"]["Networks"]["dual"]
+        assert (shown["IPAddress"], shown["GlobalIPv6Address"]) == (v4.split("/")[0], v6.split("/")[0])
+        assert (shown["GlobalIPv6PrefixLen"], shown["IPv6Gateway"]) == (64, "fd85::ff")
+        there = docker.one("network", "inspect", "dual", host=host)
+        assert there["EnableIPv6"]
+        assert there["Containers"][container]["IPv6Address"] == v6
+    vips = [v["Addr"] for v in docker.one("service", "inspect", "dual")["Endpoint"]["VirtualIPs"]]
+    assert len(vips) == 2 and ":" not in vips[0] and vips[1].startswith("fd85::1"), vips
+    vip = vips[1].split("/")[0]
+
+    far = addresses[other["ID"]]
+    eventually(lambda: swarm.inside(one, f"ping -6 -c 1 -W 2 {far}"), "the other host's task")
+    assert swarm.inside(one, "ping -6 -c 1 -W 2 fd85::ff"), "the gateway answers"
+    said = swarm.inside(one, "nslookup -type=aaaa dual")
+    assert vip in said and vips[0].split("/")[0] not in said
+    assert far in swarm.inside(one, "nslookup -type=aaaa tasks.dual")
+    assert "dual.dual" in swarm.inside(one, f"nslookup {vip}")
+    for name in (f"[{far}]", f"[{vip}]"):
+        eventually(lambda name=name: swarm.fetch(one, f"http://{name}/cgi-bin/who", 2), f"HTTP at {name}")
+    hosts = set()
+    eventually(
+        lambda: (
+            hosts.add(swarm.fetch(one, f"http://[{vip}]/cgi-bin/who", 2).split('"host": "')[1][:12])
+            or len(hosts) == 2
+        ),
+        "the VIP leads to both tasks",
+    )
+    client = swarm.fetch(one, f"http://[{far}]/cgi-bin/who", 2)
+    last = addresses[one["ID"]].rpartition(":")[2]  # what the page makes of an IPv6 address
+    assert f'"client": "{last}"' in client, "its own address arrives"
+
+    docker("service", "create", "-d", "--name", "halfway", "--network", "dual", image("win:1"))
+    [half] = swarm.running("halfway")
+    [at] = half["NetworksAttachments"]
+    assert len(at["Addresses"]) == 1 and ":" not in at["Addresses"][0], "a Windows host has the IPv4 half"
+    why = json.dumps(swarm.call("GET", f"/overlace/v1/why?of={half['ID']}"))
+    assert "with IPv4 only on dual: Windows' HNS has no IPv6 on overlay networks" in why
+    eventually(lambda: swarm.fetch(one, "http://tasks.halfway/cgi-bin/who", 2), "reached over IPv4")
+
+
 def test_a_network_that_fills_up(anydocker: Docker, swarm: Swarm, image: Image) -> None:
     """It says so before tasks have to wait: in inspect, as an event, in `docker info`; and waiting tasks say why."""
     docker = anydocker
@@ -141,7 +211,10 @@ def test_refusals(docker: Docker, swarm: Swarm) -> None:
         (("--opt", f"{VNI}=16777216", "second"), "16777214 is the largest there is"),
         (("--opt", f"{VNI}=5000", "second"), "VNI 5000 is network first's"),
         (("--opt", "nosuch=1", "second"), "nosuch"),
-        (("--ipv6", "second"), "overlays carry IPv4"),
+        (("--subnet", "fd81::/64", "second"), "the network has no IPv6; create it with --ipv6"),
+        (("--ipv6", "--subnet", "fd81::7/64", "second"), "invalid subnet fd81::7/64: it should be fd81::/64"),
+        (("--ipv6", "--subnet", "fd81::/64", "--gateway", "fd82::1", "second"), "gateway fd82::1"),
+        (("--ipv6", "--ingress", "second"), "published ports are reached by IPv4"),
         (("--ingress", "second"), "is already present"),
         (("--ingress", "--attachable", "second"), "ingress network cannot be attachable"),
         (("bad name",), "name must be valid as a DNS name component"),

@@ -65,7 +65,6 @@ def ipam(**config: Any) -> dict[str, Any]:
     [
         ({"Name": "a b"}, 400, RPC + "InvalidArgument desc = name must be valid as a DNS name component"),
         ({"Driver": "macvlan"}, 501, "network driver macvlan is not supported yet"),
-        ({"EnableIPv6": True}, 501, "EnableIPv6"),
         (
             {"Ingress": True, "Attachable": True},
             400,

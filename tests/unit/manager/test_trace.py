@@ -308,3 +308,78 @@ async def test_a_windows_host_without_its_own_address_balances_nothing(swarm: Sw
     swarm.change(Node, "win", network_addresses={})
     where, reason, _ = broken(await swarm.trace("order", "web"))
     assert node.id == where and "no endpoint with this address" in reason
+
+
+# -- IPv6
+
+
+def dual(swarm: Swarm) -> None:
+    """`back` has IPv6 too; every task on it but the Windows host's, and its services' VIPs."""
+    swarm.change(
+        Network, "back", subnets=(Subnet("10.0.1.0/24", "10.0.1.1"), Subnet("fd00:1::/64", "fd00:1::1"))
+    )
+    for thing in list(swarm.objects.values()):
+        if isinstance(thing, Task) and thing.node_id != "win":
+            networks = tuple(
+                replace(a, addresses=(*a.addresses, f"{_six(a.addresses[0])}/64"))
+                if a.network_id == "back"
+                else a
+                for a in thing.networks
+            )
+            swarm.put(replace(thing, networks=networks))
+        if isinstance(thing, Service) and thing.endpoint is not None:
+            vips = thing.endpoint.virtual_ips
+            more = tuple(VirtualIP("back", f"{_six(v.address)}/64") for v in vips if v.network_id == "back")
+            swarm.put(replace(thing, endpoint=replace(thing.endpoint, virtual_ips=vips + more)))
+
+
+def _six(address: str) -> str:
+    return f"fd00:1::{address.split('/')[0].rpartition('.')[2]}"
+
+
+async def test_ipv6_addresses_are_traced(swarm: Swarm) -> None:
+    dual(swarm)
+    two = swarm.objects[("task", "web2task")]
+    assert isinstance(two, Task)
+    address = next(a for n in two.networks for a in n.addresses if ":" in a).split("/")[0]
+    t = await swarm.trace("db.1", address)
+    assert t.broken is None and t.outcome == "reaches web.2.web2task on two", t
+    assert f"> [{address}]:80 tcp" in t.question and t.question.startswith("[fd00:1::")
+    assert [h.kind for h in t.hops if h.kind in ("encap", "decap")] == ["encap", "decap"]
+    same = await swarm.trace("db.1", f"[{address.upper()}]")
+    assert same.hops == t.hops, "however it is spelled"
+    ping = await swarm.trace("db.1", address, protocol="icmp")
+    assert ping.broken is None and ping.question.endswith(f"> {address} icmpv6")
+    gateway = await swarm.trace("db.1", "fd00:1::1", protocol="icmp")
+    assert "answers the ping itself" in gateway.hops[-1].effect
+
+
+async def test_a_service_is_traced_by_the_family_asked_for(swarm: Swarm) -> None:
+    dual(swarm)
+    four = await swarm.trace("db.1", "web")
+    assert "10.0.1.5" in four.question, "IPv4 where nothing else is said"
+    by_vip = await swarm.trace("db.1", "fd00:1::5")
+    assert by_vip.broken is None and {m.address for m in by_vip.members} == {
+        a.split("/")[0]
+        for o in swarm.objects.values()
+        if isinstance(o, Task) and o.service_name == "web"
+        for n in o.networks
+        for a in n.addresses
+        if ":" in a
+    }
+    db = swarm.objects[("task", "db1task")]
+    assert isinstance(db, Task)
+    mine = next(a for n in db.networks for a in n.addresses if ":" in a).split("/")[0]
+    by_name = await swarm.trace(mine, "web")
+    assert "[fd00:1::5]:80" in by_name.question, "the name's address of the sender's family"
+
+
+async def test_a_task_without_ipv6_cannot_reach_it(swarm: Swarm) -> None:
+    dual(swarm)
+    where, reason, remedy = broken(await swarm.trace("order.1", "fd00:1::5"))
+    assert (
+        reason == "order.1 has no IPv6 address on back, so it cannot reach fd00:1::5" and "--ipv6" in remedy
+    )
+    assert where == "order.1"
+    _, _, remedy = broken(await swarm.trace("db.1", "2001:db8::1"))
+    assert remedy == "IPv6 does not leave the overlay networks: reach it over IPv4"

@@ -55,8 +55,6 @@ class Networks(Core):
             if view.by_name(Network, spec.name) is not None:
                 raise name_conflict(network)
             check_against_others(view, spec)
-            if spec.enable_ipv6 and not spec.config_only:
-                raise unsupported("EnableIPv6", "overlays carry IPv4")
             await self._commit([Put(network, expect=0)])
         own = any(config.subnet for config in spec.ipam.config if version_of(config.subnet) == 4)
         cluster = next(iter(view.all(Cluster)), None)
