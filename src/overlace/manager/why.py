@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.manager.allocate.book import families, families_of
 from overlace.manager.allocate.services import attachments, host_mode_ports
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.orchestrate.jobs import job_size
@@ -139,22 +138,8 @@ def _says(view: View, task: Task, now: int) -> str:
     if state == TaskState.RUNNING:
         if node is not None and node.spec.availability == "drain" and task.job_iteration is None:
             return f"runs on {where}, which is drained, until its successor runs"
-        return f"runs on {where}{_without_six(view, task)}"
+        return f"runs on {where}"
     return f"is on its way on {where}: {state.word}" + (f" ({status.err})" if status.err else "")
-
-
-def _without_six(view: View, task: Task) -> str:
-    """Said of a task that has less than its networks offer: those of Windows hosts (schedule/place.py)."""
-    lacking = [
-        n.spec.name
-        for a in task.networks
-        if a.addresses
-        and (n := view.get(Network, a.network_id)) is not None
-        and len(families(n.subnets)) > len(families_of(a.addresses))
-    ]
-    if not lacking:
-        return ""
-    return f" with IPv4 only on {', '.join(lacking)}: Windows' HNS has no IPv6 on overlay networks"
 
 
 _OVER = {

@@ -15,21 +15,17 @@ from overlace.model.errors import NotFound
 from overlace.model.objects import (
     Base,
     JobStatus,
-    Network,
-    NetworkAttachment,
     Node,
     NodeDescription,
     NodeResources,
     NodeStatus,
     Service,
-    Subnet,
     Task,
     TaskStatus,
 )
 from overlace.model.specs import (
     ContainerSpec,
     GlobalService,
-    NetworkSpec,
     NodeSpec,
     Placement,
     PlacementPreference,
@@ -246,18 +242,6 @@ def test_where_a_task_is_in_its_life() -> None:
     assert says(state=TaskState.FAILED, on="a", err="exit 1") == "failed on a: exit 1"
     stopping = {"state": TaskState.RUNNING, "on": "a", "desired_state": TaskState.SHUTDOWN}
     assert says(**stopping) == "is being stopped on a"
-
-
-def test_a_task_with_ipv4_only_on_a_network_that_has_both_says_so() -> None:
-    web, a = service(), node("a", os="windows")
-    subnets = (Subnet("10.0.1.0/24", "10.0.1.1"), Subnet("fd00::/64", "fd00::1"))
-    back = Network(id="n", spec=NetworkSpec(name="back", enable_ipv6=True), vni=4097, subnets=subnets)
-    for addresses, more in (
-        (("10.0.1.2/24",), " with IPv4 only on back: Windows' HNS has no IPv6 on overlay networks"),
-        (("10.0.1.2/24", "fd00::2/64"), ""),
-    ):
-        one = task(web, state=TaskState.RUNNING, on="a", networks=(NetworkAttachment("n", addresses),))
-        assert why("web.1", web, one, a, back).says == f"runs on a{more}"
 
 
 def test_a_service_sums_up() -> None:

@@ -10,6 +10,7 @@ import msgspec
 from overlace.manager.allocate.book import AddressBook, families, version_of
 from overlace.manager.allocate.networks import is_allocated
 from overlace.manager.allocate.services import Blocked, exhausted
+from overlace.model.capabilities import IPV6
 from overlace.model.objects import Network, NetworkAttachment, Node, Task, TaskStatus
 from overlace.model.states import TaskState
 from overlace.store.base import Change, Put, View
@@ -28,10 +29,13 @@ def plan_attachment(view: View, book: AddressBook, task: Task, now: int) -> Chan
         _check(book, network, one)
     addresses: list[str] = []
     node = view.get(Node, task.node_id)
-    windows = node is not None and node.description is not None and node.description.os == "windows"
+    about = node.description if node is not None else None
     for version in families(network.subnets):
-        if windows and version == 6:
-            continue  # its HNS has no IPv6 on overlay networks
+        if version == 6 and about is not None and IPV6 in about.lacks:
+            raise Blocked(
+                f"network {network.spec.name} has IPv6, and this host cannot: {about.lacks[IPV6]}; use a network "
+                "without IPv6"
+            )
         wanted = next((one for one in asked if version_of(one) == version), "")
         address = book.with_prefix(network.id, wanted) if wanted else book.take(network.id, version)
         if address is None:

@@ -32,12 +32,7 @@ def version_of(text: str) -> int:
 
 def families(subnets: Iterable[Subnet]) -> tuple[int, ...]:
     """The families a network with these subnets has, IPv4 first."""
-    return families_of(s.subnet for s in subnets)
-
-
-def families_of(texts: Iterable[str]) -> tuple[int, ...]:
-    """The families of addresses or prefixes, IPv4 first."""
-    return tuple(sorted({version_of(text) for text in texts}))
+    return tuple(sorted({version_of(s.subnet) for s in subnets}))
 
 
 class Pool(msgspec.Struct):

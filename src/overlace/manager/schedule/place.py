@@ -17,7 +17,7 @@ import msgspec
 from overlace.manager.schedule.filters import Needs, first_failure, needs_of, summary
 from overlace.manager.schedule.occupancy import MAX_FAILURES, NodeUse, Occupancy
 from overlace.model.generic import Claim, claim
-from overlace.model.objects import NetworkAttachment, Node, Task, TaskStatus
+from overlace.model.objects import Node, Task, TaskStatus
 from overlace.model.specs import PlacementPreference, PortConfig
 from overlace.model.states import TaskState
 from overlace.store.base import Change, Put
@@ -107,18 +107,9 @@ def _place_group(
 
 
 def _assign(task: Task, node: Node, claims: tuple[Claim, ...], message: str, now: int) -> Change:
-    networks = task.networks
-    if node.description is not None and node.description.os == "windows":
-        networks = tuple(_without_six(a) for a in networks)
     status = TaskStatus(state=TaskState.ASSIGNED, timestamp=now, message=message)
-    placed = msgspec.structs.replace(task, node_id=node.id, generic=claims, status=status, networks=networks)
+    placed = msgspec.structs.replace(task, node_id=node.id, generic=claims, status=status)
     return Put(placed, expect=task.version)
-
-
-def _without_six(attachment: NetworkAttachment) -> NetworkAttachment:
-    """What a Windows host can give a task of it: its HNS has no IPv6 on overlay networks. (`overlace why` says so.)"""
-    four = tuple(a for a in attachment.addresses if ":" not in a)
-    return msgspec.structs.replace(attachment, addresses=four)
 
 
 def _refuse(tasks: Iterable[Task], why: str, now: int) -> list[Change]:

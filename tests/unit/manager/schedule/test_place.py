@@ -14,7 +14,6 @@ from overlace.manager.schedule.occupancy import Occupancy
 from overlace.manager.schedule.place import plan_placement
 from overlace.model.generic import Claim, GenericResources
 from overlace.model.objects import (
-    NetworkAttachment,
     Node,
     NodeDescription,
     NodeResources,
@@ -336,13 +335,3 @@ def test_a_node_that_lost_what_its_tasks_reserve_gives_them_up() -> None:
         "assigned node no longer has the resources the task reserves"
     }
     assert all(one.status.state == TaskState.REJECTED for one in rejected)
-
-
-def test_a_task_on_a_windows_host_gives_back_the_ipv6_address_it_could_not_have() -> None:
-    both = NetworkAttachment("n", ("10.0.1.2/24", "fd00::2/64"), ("web",))
-    for os, addresses in (("linux", both.addresses), ("windows", ("10.0.1.2/24",))):
-        for on in ("", "n1"):  # replicated; made for its node
-            waiting = msgspec.structs.replace(task("t1", on=on, state=TaskState.PENDING), networks=(both,))
-            (found,) = put(plan_placement([node("n1", os=os)], occupancy(), [waiting], NOW))
-            assert (found.node_id, found.status.state) == ("n1", TaskState.ASSIGNED)
-            assert found.networks == (msgspec.structs.replace(both, addresses=addresses),)
