@@ -132,6 +132,9 @@ def test_both_families(docker: Docker, swarm: Swarm, image: Image) -> None:
     far = addresses[other["ID"]]
     eventually(lambda: swarm.inside(one, f"ping -6 -c 1 -W 2 {far}"), "the other host's task")
     assert swarm.inside(one, "ping -6 -c 1 -W 2 fd85::ff"), "the gateway answers"
+    assert far in swarm.inside(
+        one, f"ping -6 -c 1 -W 2 {other['ID'] and 'dual.' + other['NodeID'] + '.' + other['ID']}"
+    )
     said = swarm.inside(one, "nslookup -type=aaaa dual")
     assert vip in said and vips[0].split("/")[0] not in said
     assert far in swarm.inside(one, "nslookup -type=aaaa tasks.dual")

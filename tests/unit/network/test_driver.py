@@ -26,7 +26,7 @@ from overlace.network.vfp.forward import forward_from_container
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Network, Tables
 
-from .world import HOST, ME, OTHER, endpoint, network, node, port, service, task
+from .world import BACK6, HOST, ME, OTHER, both, endpoint, network, node, port, service, task, task6
 
 PA = "172.28.1.12"
 
@@ -50,6 +50,7 @@ class Kernel:
         self.sandboxes: set[str] = set()
         self.interfaces: dict[str, tuple[str, str, bool, str, int]] = {}  # by endpoint id
         self.routes: dict[str, tuple[str, ...]] = {}
+        self.six: dict[str, tuple[str, int, str]] = {}  # by endpoint id: address, prefix length, gateway
         self.paths: dict[str, int] = {}
         self.counted = asyncio.Event()
 
@@ -144,6 +145,9 @@ class MemoryDataPath:
     ) -> None:
         await self._step("attach")
         self.kernel.routes[e.endpoint_id] = routes
+        if six is not None:
+            assert (six.endpoint_id, six.mac) == (e.endpoint_id, e.mac), "one interface"
+            self.kernel.six[six.endpoint_id] = (six.address, six.prefix, gateway6)
         self.kernel.interfaces[e.endpoint_id] = (sandbox.name, ifname, default_route, gateway, mtu)
 
     async def detach(self, endpoint_id: str) -> None:
@@ -285,6 +289,33 @@ async def test_of_several_subnets_each_task_reaches_all_and_every_gateway_answer
         return forward_from_container(host.kernel.tables, 4097, source, HOST, packet).action
 
     assert (way("10.0.1.7"), way("10.0.1.1"), way("10.9.0.1")) == ("encap", "answer", "answer")
+
+
+async def test_an_interface_has_both_families_where_its_network_has(host: Host) -> None:
+    v = view()
+    more = (*BACK6.subnets, "10.9.0.0/24", "fd00:9::/64")
+    wide = msgspec.structs.replace(BACK6, subnets=more, gateways=(*BACK6.gateways, "10.9.0.1", "fd00:9::1"))
+    for entry in (
+        wide,
+        both(service("web", "back", "10.0.1.5")),
+        both(endpoint("far", "back", OTHER, "10.0.1.7")),
+    ):
+        v.put(entry)
+    d = await host.start(v=v)
+    a = await d.attach(task6("t1", "back", "10.0.1.9"))
+    guid = guid_of("endpoint", "back", "t1")
+    assert a.addresses == {"back": "10.0.1.9/24"} and a.gateways == {"back": "10.0.1.1"}
+    assert a.addresses6 == {"back": "fd00:1::9/64"} and a.gateways6 == {"back": "fd00:1::1"}
+    assert host.kernel.six == {guid: ("fd00:1::9", 64, "fd00:1::1")}
+    assert host.kernel.routes[guid] == ("10.9.0.0/24", "fd00:9::/64"), "the further subnets of both"
+    restarted = await host.start(v=v)
+    again = await restarted.attach(task6("t1", "back", "10.0.1.9"))
+    assert (again.addresses6, again.gateways6) == (a.addresses6, a.gateways6)
+    assert isinstance(host.kernel.tables.get(("endpoint", 4097, "fd00:1::9")), LocalEndpoint)
+    four = await restarted.attach(task("t2", ("back", "10.0.1.12/24")))
+    assert four.addresses6 == {} and host.kernel.routes[guid_of("endpoint", "back", "t2")] == ("10.9.0.0/24",)
+    await restarted.detach("t1")
+    assert host.kernel.tables.get(("endpoint", 4097, "fd00:1::9")) is None
 
 
 async def test_the_mtu_fits_every_host_and_the_networks_wish(host: Host) -> None:
