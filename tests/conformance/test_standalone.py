@@ -109,7 +109,7 @@ def test_the_life_of_one(docker: Docker, image: Image) -> None:
 
 
 def test_events_of_one(docker: Docker, image: Image) -> None:
-    docker("run", "-d", "--name", "told", image("app:1"), "sleep", "1000")
+    id = docker("run", "-d", "--name", "told", image("app:1"), "sleep", "1000")
     docker("kill", "-s", "USR1", "told")
     docker("stop", "-t", "0", "told")
     docker("rm", "told")
@@ -128,6 +128,11 @@ def test_events_of_one(docker: Docker, image: Image) -> None:
     words = [line.split() for line in lines]
     assert [w[0] for w in words] == ["create", "start", "kill", "kill", "die", "stop", "destroy"], lines
     assert [w[1:] for w in words if w[0] == "kill"] == [["10"], ["15"]]
+    networks = docker.lines(
+        *("events", "--since", "1m", "--until", str(int(time.time()) + 1), "--filter", "type=network"),
+        *("--format", "{{.Action}} {{.Actor.Attributes.name}} {{.Actor.Attributes.container}}"),
+    )
+    assert [line for line in networks if id in line] == [f"connect bridge {id}", f"disconnect bridge {id}"]
 
 
 def test_ports_of_the_host(docker: Docker, swarm: Swarm, image: Image) -> None:

@@ -10,7 +10,7 @@ import pytest
 from oci_bed import Bed, bed, pushed, registry, rootfs
 
 from overlace.model.errors import Conflict, InvalidArgument
-from overlace.runtime.base import Exec, ExecConfig
+from overlace.runtime.base import Exec, ExecConfig, Mount
 
 pytestmark = pytest.mark.host
 
@@ -133,3 +133,56 @@ async def test_a_containers_terminal_and_its_size(bed: Bed) -> None:
         if b"20 60" in seen:
             break
     await attached.close()
+
+
+async def test_who_attaches_before_the_start_misses_nothing(bed: Bed) -> None:
+    config = bed.config("sh", "-c", "echo first; cat; echo last >&2", open_stdin=True, stdin_once=True)
+    await bed.runtime.create(config)
+    left = await bed.runtime.attach(config.id, early=True)
+    attached = await bed.runtime.attach(config.id, early=True)
+    await left.close()  # it went before anything began
+    feeding = asyncio.create_task(feed(attached, b"typed\n"))
+    await bed.runtime.start(config.id)
+    said = {"stdout": b"", "stderr": b""}
+    async for piece in attached.output():
+        said[piece.stream] += piece.data
+    await feeding
+    assert said == {"stdout": b"first\ntyped\n", "stderr": b"last\n"}, "its input ended with its client's"
+    assert await attached.wait() == 0
+    await attached.close()
+
+
+async def test_who_attached_to_what_does_not_start_is_let_go(bed: Bed) -> None:
+    config = bed.config("nosuch-program")
+    await bed.runtime.create(config)
+    attached = await bed.runtime.attach(config.id, early=True)
+    with pytest.raises(InvalidArgument, match="nosuch-program"):
+        await bed.runtime.start(config.id)
+    assert [piece async for piece in attached.output()] == []
+    await attached.close()
+
+
+async def test_a_container_runs_again_with_its_files_and_its_new_name(bed: Bed) -> None:
+    config = bed.config("sh", "-c", "cat /kept; echo was here >> /kept")
+    other = await bed.running()
+    await bed.runtime.create(config)
+    outputs = []
+    for _ in range(2):
+        await bed.runtime.start(config.id)
+        await asyncio.wait_for(bed.runtime.wait(config.id), 30)
+        outputs.append(await bed.output(config.id))
+    assert outputs[1].count("was here") == 1, "the second run sees what the first one left"
+    await bed.runtime.rename(config.id, "renamed")
+    with pytest.raises(Conflict, match="already in use"):
+        await bed.runtime.rename(config.id, other.name)
+    await bed.reopen()
+    assert (await bed.runtime.inspect(config.id)).config.name == "renamed"
+
+
+async def test_anonymous_volumes_stay_unless_they_shall_go(bed: Bed) -> None:
+    for gone in (False, True):
+        config = bed.config("true", mounts=(Mount("volume", "/data"),))
+        made = await bed.runtime.create(config)
+        [volume] = made.volumes
+        await bed.runtime.remove(config.id, volumes=gone)
+        assert (volume.name in {v.name for v in await bed.runtime.volumes()}) is not gone

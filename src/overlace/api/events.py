@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from overlace.agent.standalone.records import Joined
 from overlace.api.backend import Backend, ManagerHandle, PathSource
 from overlace.model.errors import NotFound, NotLeading, OverlaceError
 from overlace.model.objects import Base, Config, Network, Node, Secret, Service
@@ -176,6 +177,13 @@ def container_events(old: Container | None, new: Container | None, now: int) -> 
         yield made("die", new.finished_at, exitCode=str(new.exit_code))
 
 
+def network_event(action: str, container: str, joined: Joined, id: str, now: int) -> ApiEvent:
+    """A container came on a network, or left it; `id` is the network's."""
+    kind = "overlay" if joined.target else "bridge"
+    attributes = {"container": container, "name": joined.name, "type": kind}
+    return ApiEvent("network", action, id, attributes, "local", now)
+
+
 def notice_event(notice: Notice, scope: str, now: int) -> ApiEvent:
     """What Docker has no type for: type "overlace"."""
     return ApiEvent("overlace", notice.action, notice.id, notice.attributes, scope, now)
@@ -244,7 +252,14 @@ class EventHub:
     def listeners(self) -> int:
         return len(self._queues)
 
+    def _put_network(self, action: str, container: str, joined: Joined) -> None:
+        id = joined.network_id or next(
+            (n.id for n in self._backend.local_networks() if n.name == joined.name and n.scope == "local"), ""
+        )
+        self.put(network_event(action, container, joined, id, time.time_ns()))
+
     def start(self) -> None:
+        self._backend.containers.on_network = self._put_network
         self._tasks = [
             asyncio.create_task(self._follow_swarm()),
             asyncio.create_task(self._follow_containers()),

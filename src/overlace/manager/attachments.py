@@ -12,6 +12,7 @@ import ipaddress
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
 import structlog
 
 from overlace.model.errors import InvalidArgument, NotFound, OutOfSequence, OverlaceError, PermissionDenied
@@ -48,6 +49,8 @@ def plan_attachments(
             refused[one.id] = (error.code, error.message)
             continue
         if old is not None and old.spec == spec:
+            if old.name != one.name:  # docker rename
+                changes.append(Put(msgspec.structs.replace(old, name=one.name), expect=old.version))
             continue  # what the loop has to say of it comes with the task's own error
         if old is not None:
             changes.append(Delete("task", old.id, expect=old.version))

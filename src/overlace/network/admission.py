@@ -78,10 +78,13 @@ class Admission:
     def changed(
         self, record: Record, task: TaskNetwork, view: NetView, mtus: Mapping[str, int]
     ) -> Record | None:
-        """What `record` becomes when its task is on other networks, all else being as it was; None: more differs. What
+        """What `record` becomes when its task is on other networks, or has another name; None: more differs. What
         stays keeps its address and its interface's name. Raises as `admit`."""
-        alike = msgspec.structs.replace(task, attachments=record.asked.attachments, local=record.asked.local)
-        if alike != record.asked:
+        asked = record.asked
+        alike = msgspec.structs.replace(
+            task, attachments=asked.attachments, local=asked.local, task_name=asked.task_name
+        )
+        if alike != asked:
             return None
         check_networks(task, view)
         old = record.local

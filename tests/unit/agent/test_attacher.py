@@ -44,7 +44,9 @@ class Node:
 
 def test_what_is_asked_for_and_what_the_network_driver_gets() -> None:
     assert (ONE.target, ONE.name, ONE.addresses) == ("shop", "box", ("10.0.1.9",))
-    assert ONE.aliases == ("al", ID[:12], "boxhost") and ONE.id == attachment_id(ID, "shop")
+    assert ONE.aliases == ("al", ID[:12], "boxhost") and ONE.id == attachment_id(
+        ID, "shop", 0
+    ) != attachment_id(ID, "shop", 1)
     assert plan_attachments(Wish(config=WISH.config, networks=(Joined(name="bridge"),))) == []
 
 

@@ -406,6 +406,8 @@ async def in_a_swarm(folder: Path, host: Host) -> Any:
 async def test_networks_come_and_go_while_it_runs(tmp_path: Path) -> None:
     host = Host()
     async with in_a_swarm(tmp_path, host) as (keeper, attacher):
+        told: list[tuple[str, str]] = []
+        keeper.on_network = lambda action, id, joined: told.append((action, joined.name))
         await keeper.create(wish())
         await keeper.start(ID)
         await keeper.connect(ID, Joined(name="shop", target="shop", aliases=("nick",)))
@@ -427,6 +429,12 @@ async def test_networks_come_and_go_while_it_runs(tmp_path: Path) -> None:
         assert gone.network_id == "shop" and not host.attached and not attacher.to_tell()
         await keeper.connect(ID, Joined(name="bridge"))
         assert host.attached == {ID}
+        await keeper.stop(ID)
+        came, went = (
+            [name for what, name in told if what == "connect"],
+            [n for w, n in told if w == "disconnect"],
+        )
+        assert (came, went) == (["bridge", "shop", "bridge"], ["bridge", "shop", "bridge"])
 
 
 async def test_a_network_that_cannot_be_joined_leaves_all_as_it_was(tmp_path: Path) -> None:
@@ -470,3 +478,19 @@ async def test_leaving_the_swarm_takes_its_networks_and_no_others(tmp_path: Path
         assert host.attached == {"aa" * 32} and all(c.status == "running" for c in host.there.values())
         task, _ = host.asked[-1]
         assert task.task_id == "aa" * 32 and not task.attachments and task.local
+
+
+async def test_an_address_of_an_earlier_run_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    host = Host()
+    async with in_a_swarm(tmp_path, host) as (keeper, attacher):
+        await keeper.create(wish(networks=(Joined(name="shop", target="shop"),)))
+        ids = []
+        for _ in range(2):
+            await keeper.start(ID)
+            ids += [one.id for one in attacher.to_tell()]
+            await keeper.stop(ID)  # the view goes on showing what it had, until the manager has heard
+        assert len(set(ids)) == 2
+    async with in_a_swarm(tmp_path, host) as (keeper, attacher):
+        await keeper.start(ID)
+        [now] = attacher.to_tell()
+        assert now.id not in ids, "nor after the daemon's death"

@@ -173,6 +173,15 @@ async def test_another_wish_under_the_same_id_replaces_it() -> None:
     assert task.networks[0].aliases == ("new",)
 
 
+async def test_a_new_name_keeps_the_address() -> None:
+    import msgspec
+
+    here = Desk(await a_store())
+    [before] = (await here.ask("n1", wanted())).values()
+    [task] = (await here.ask("n1", msgspec.structs.replace(wanted(), name="renamed"))).values()
+    assert (task.name, task.networks) == ("renamed", before.networks)
+
+
 async def test_planning_is_at_rest_when_all_is_as_named() -> None:
     here = Desk(await a_store())
     await here.ask("n1", wanted())

@@ -59,6 +59,13 @@ def test_what_stays_keeps_its_address_and_its_interface(admission: Admission) ->
     assert fourth.local.local_address
 
 
+def test_a_new_name_changes_nothing_else(admission: Admission) -> None:
+    first = admission.admit(wish(1, local=True), VIEW, {}, {})
+    renamed = admission.changed(first, wish(1, local=True, task_name="renamed"), VIEW, {})
+    assert renamed is not None and renamed.local.interfaces == first.local.interfaces
+    assert renamed.local.local_address == first.local.local_address
+
+
 def test_other_differences_are_another_wish(admission: Admission) -> None:
     first = admission.admit(wish(local=True), VIEW, {}, {})
     assert admission.changed(first, wish(1, local=True, nameservers=("9.9.9.9",)), VIEW, {}) is None

@@ -47,9 +47,10 @@ class Member(msgspec.Struct, frozen=True):
     announce: Callable[[], None]
 
 
-def attachment_id(container_id: str, target: str) -> str:
-    """The same for the same container and network, so that a crash asks for nothing twice."""
-    digest = hashlib.sha256(f"attachment {container_id} {target}".encode()).digest()
+def attachment_id(container_id: str, target: str, turn: int) -> str:
+    """The same for the same container, network and turn, so that a crash asks for nothing twice, and what is still seen
+    of an earlier turn is not taken for this one's."""
+    digest = hashlib.sha256(f"attachment {container_id} {target} {turn}".encode()).digest()
     return base36(int.from_bytes(digest[:16], "big"), ID_LENGTH)
 
 

@@ -46,6 +46,8 @@ class Keeper:
         self._slots: dict[str, Slot] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._doing: set[asyncio.Task[None]] = set()
+        # told when a container's place on a network comes or goes: (connect | disconnect, container id, network)
+        self.on_network: Callable[[str, str, Joined], None] = lambda action, id, joined: None
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -205,6 +207,8 @@ class Keeper:
             await self._runtime.rename(id, name)
             config = msgspec.structs.replace(slot.record.wish.config, name=name)
             self._note(slot, wish=msgspec.structs.replace(slot.record.wish, config=config))
+            if slot.attached is not None:  # its name on the swarm's networks
+                self._places.want(slot.record.wish)
 
     async def set_restart(self, id: str, policy: Restart) -> None:
         slot = self._slot(id)
@@ -232,7 +236,10 @@ class Keeper:
                 raise PermissionDenied(
                     f"endpoint with name {wish.config.name} already exists in network {joined.name}"
                 )
-            await self._rejoin(slot, (*wish.networks, joined))
+            self._note(slot, turns=slot.record.turns + 1)
+            await self._rejoin(
+                slot, (*wish.networks, msgspec.structs.replace(joined, turn=slot.record.turns))
+            )
 
     async def disconnect(self, id: str, network: str) -> Joined:
         """Take it off a network named by name or id; returns which it was. Raises PermissionDenied in Docker's words."""
@@ -292,7 +299,10 @@ class Keeper:
 
     async def _start(self, slot: Slot) -> None:
         """Network, then program. What it took is given back when it does not start."""
-        wish = slot.record.wish
+        turn = slot.record.turns + 1
+        networks = tuple(msgspec.structs.replace(j, turn=turn) for j in slot.record.wish.networks)
+        wish = msgspec.structs.replace(slot.record.wish, networks=networks)
+        self._note(slot, wish=wish, turns=turn)
         try:
             if self._sandboxes is None:
                 if not wish.mode:
@@ -325,7 +335,19 @@ class Keeper:
     async def _attach(self, slot: Slot, netns: Path | None) -> Attached | None:
         wish, attached = await self._places.attach(slot.record.wish, netns)
         self._note(slot, wish=wish)
+        self._tell(slot, wish.networks if attached is not None else ())
         return attached
+
+    def _tell(self, slot: Slot, now: tuple[Joined, ...]) -> None:
+        """Which networks it came on and off, by what was told before."""
+        before, slot.told = slot.told, now
+        names = {j.name for j in now}, {j.name for j in before}
+        for joined in before:
+            if joined.name not in names[0]:
+                self.on_network("disconnect", slot.id, joined)
+        for joined in now:
+            if joined.name not in names[1]:
+                self.on_network("connect", slot.id, joined)
 
     async def _give_back(self, slot: Slot) -> None:
         if self._sandboxes is not None:  # it may be held, with nothing to run
@@ -336,6 +358,7 @@ class Keeper:
     async def _detach(self, slot: Slot) -> None:
         await self._places.detach(slot.record.wish)
         slot.attached = None
+        self._tell(slot, ())
 
     async def _reattach(self, slot: Slot) -> None:
         """Make its interfaces what they should be, from the driver there is now."""
@@ -344,6 +367,7 @@ class Keeper:
                 return
             container = await self._runtime.inspect(slot.id)
             if container.status == "running" and container.pid:
+                slot.told = slot.record.wish.networks  # it is on them already
                 slot.attached = await self._attach(slot, Path(f"/proc/{container.pid}/ns/net"))
 
     async def _found(self, slot: Slot) -> None:

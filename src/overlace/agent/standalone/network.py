@@ -19,7 +19,7 @@ def plan_attachments(wish: Wish) -> list[Attachment]:
     """What a manager is asked for: a place on each of the swarm's networks, under the container's name and aliases."""
     return [
         Attachment(
-            id=attachment_id(wish.id, j.target),
+            id=attachment_id(wish.id, j.target, j.turn),
             container_id=wish.id,
             name=wish.config.name,
             target=j.target,

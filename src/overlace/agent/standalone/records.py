@@ -38,6 +38,7 @@ class Joined(msgspec.Struct, frozen=True, kw_only=True):
     network_id: str = ""
     aliases: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()  # asked for, without prefix length
+    turn: int = 0  # of the container, at which it came on it: an address of an earlier one is no longer its
 
 
 class Dns(msgspec.Struct, frozen=True):
@@ -78,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     started: bool = False  # it ran at least once
     restarts: int = 0  # times it was started again since somebody started it
     handled: int = 0
+    turns: int = 0  # times it asked for networks
 
 
 class Records:

@@ -6,7 +6,7 @@ import asyncio
 
 import msgspec
 
-from overlace.agent.standalone.records import Record
+from overlace.agent.standalone.records import Joined, Record
 from overlace.network.base import Attached
 
 
@@ -25,6 +25,7 @@ class Slot:
         self.lock = asyncio.Lock()
         self.attached: Attached | None = None
         self.pending: asyncio.Task[None] | None = None  # a start to come
+        self.told: tuple[Joined, ...] = ()  # the networks it is on, as far as was told
         self.exit_code = 0
         self.kept = False  # it ends to be started again: no reason to remove it
         self._waiting: list[Waiting] = []

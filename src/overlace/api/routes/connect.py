@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 from aiohttp import web
 
-from overlace.agent.standalone.records import BRIDGE
 from overlace.api.backend import LocalNetwork
 from overlace.api.call import Call, Route, empty
 from overlace.api.convert.create import plan_joined
 from overlace.api.convert.create_request import EndpointConfig
-from overlace.api.events import ApiEvent
 from overlace.api.routes.containers import find as find_container
 from overlace.api.routes.networks import find
 from overlace.model.errors import Conflict, InvalidArgument, NotFound
@@ -39,12 +35,6 @@ async def _standalone(call: Call, container: str) -> Container:
     return found
 
 
-def _network_told(call: Call, action: str, found: Container, name: str, id: str) -> None:
-    kind = "bridge" if name == BRIDGE else "overlay"
-    attributes = {"container": found.config.id, "name": name, "type": kind}
-    call.shared.events.put(ApiEvent("network", action, id, attributes, "local", time.time_ns()))
-
-
 def _named(call: Call, ref: str) -> str:
     """A network by name; what this host does not know is a manager's to find."""
     try:
@@ -64,9 +54,6 @@ async def connect(call: Call) -> web.StreamResponse:
             f"container cannot be connected to network {name}: it is chosen when it is made"
         )
     await call.backend.containers.connect(found.config.id, plan_joined(name, asked.endpoint_config))
-    record = call.backend.containers.record(found.config.id)
-    ids = [j.network_id for j in record.wish.networks if j.name == name] if record is not None else []
-    _network_told(call, "connect", found, name, "".join(ids))
     return empty()
 
 
@@ -74,8 +61,7 @@ async def disconnect(call: Call) -> web.StreamResponse:
     asked = await call.body(DisconnectRequest)
     name = _named(call, call.args["id"])
     found = await _standalone(call, asked.container)
-    gone = await call.backend.containers.disconnect(found.config.id, name)
-    _network_told(call, "disconnect", found, name, gone.network_id)
+    await call.backend.containers.disconnect(found.config.id, name)
     return empty()
 
 
