@@ -4,6 +4,7 @@ networks."""
 from __future__ import annotations
 
 import errno
+import select
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +59,25 @@ def world() -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(
             bed=bed, a=a, b=b, c=c, web1=web1, web2=web2, shell=shell, other=other, client=bed.client
         )
+
+
+def test_who_asks_too_early_asks_again_soon(world: SimpleNamespace) -> None:
+    """A task is started while somebody already looks for it: more than the kernel's three questions, a second apart."""
+
+    def early() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made.setblocking(False)
+        made.connect_ex(("10.0.1.99", 80))
+        return made
+
+    before = world.a.counters()["drop_arp"]
+    with run_inside(world.shell.path, early) as waiting:
+        while world.a.counters()["drop_arp"] < before + 5:
+            assert waiting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0, "it has given up"
+        late = Container(world.b, "late")
+        late.join(FRONT, "10.0.1.99")
+        select.select((), (waiting,), (), 10)
+        assert waiting.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED, "it was reached"
 
 
 def test_containers_ping_each_other(world: SimpleNamespace) -> None:
