@@ -34,6 +34,8 @@ OF_IPV4 = {
     "a shorter route", "NAT of the first policy only", "NAT by every policy", "no way to the host",
     "no SDN routes", "SDN routes to the host", "SDN routes to another endpoint", "shorter SDN routes",
     "nobody routes for others", "another routes for others", "external VIPs stay inside",
+    "no multicast", "multicast to all but one here", "multicast to no other host", "no broadcast",
+    "multicast at another rate",
 }  # fmt: skip
 
 
