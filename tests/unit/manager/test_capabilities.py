@@ -8,9 +8,12 @@ import pytest
 from control_kit import Kit, spec, words
 
 from overlace.api.convert.node import description
+from overlace.manager.orchestrate.global_ import plan_slots
+from overlace.manager.orchestrate.work import Work
 from overlace.manager.schedule.explain import Look, explain_look
 from overlace.manager.schedule.occupancy import Occupancy
 from overlace.manager.schedule.place import plan_placement
+from overlace.manager.schedule.remedy import Remedy, explain_remedies
 from overlace.model.capabilities import needed_by
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import (
@@ -19,6 +22,7 @@ from overlace.model.objects import (
     Node,
     NodeDescription,
     NodeStatus,
+    Service,
     Subnet,
     Task,
     TaskStatus,
@@ -145,6 +149,25 @@ async def test_what_no_node_can_do_is_refused_when_it_is_asked_for() -> None:
     await kit.control.update_service(id, held.version, labelled)
     with pytest.raises(InvalidArgument, match=r"nor has any of the 1 others"):
         await kit.control.create_service(spec(Name="other", template=on_six))
+
+
+def test_a_global_service_has_no_task_where_the_network_cannot_be() -> None:
+    state = State()
+    asked = spec(Labels=AFFINITY, Mode={"Global": {}})
+    service = Service(id="web", spec=asked, spec_version=1)
+    state.load([OLD, NEW, LINUX, service])
+    work = Work(state.view(), service, 1, lambda: "new")
+    wanted, _ = plan_slots(work)
+    assert [slot.key for slot in wanted] == ["l1", "w2"]
+
+
+def test_people_hear_what_node_would_do() -> None:
+    one = task(ON_BACK, **AFFINITY)
+    state = State()
+    state.load([OLD, one])
+    assert explain_remedies(state.view(), Look.at(state.view(), one)) == [
+        Remedy(("add a node, with session affinity",))
+    ]
 
 
 async def test_nodes_that_could_not_run_it_anyhow_do_not_count() -> None:

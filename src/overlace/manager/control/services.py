@@ -15,10 +15,9 @@ from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
 from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
-from overlace.manager.schedule.filters import fits_by_nature
-from overlace.model.capabilities import explain_nowhere, needed
+from overlace.manager.schedule.capable import explain_incapable
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from overlace.model.objects import Config, JobStatus, Network, Node, Secret, Service, UpdateStatus
+from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
 from overlace.model.specs import HOST_NETWORKS, NetworkAttachmentConfig, PortConfig, ServiceSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
@@ -180,16 +179,7 @@ def check_surroundings(view: View, spec: ServiceSpec, own_id: str = "") -> Servi
 
 def check_capabilities(view: View, spec: ServiceSpec) -> None:
     """Raises InvalidArgument when every node that could run it otherwise lacks what its network needs."""
-    template = spec.task_template
-    networks = [n for a in template.networks if (n := view.get(Network, a.target)) is not None]
-    ports = spec.endpoint_spec.ports if spec.endpoint_spec is not None else ()
-    asked = needed(
-        spec.labels,
-        overlays=bool(networks) or any(p.publish_mode == "ingress" for p in ports),
-        ipv6=any(n.spec.enable_ipv6 for n in networks),
-    )
-    able = [n for n in view.all(Node) if not n.removed and fits_by_nature(template, n)] if asked else []
-    why = explain_nowhere(able, asked)
+    why = explain_incapable(view, spec)
     if why:
         raise swarm(InvalidArgument(f"service {spec.name}: {why}"))
 

@@ -1,14 +1,13 @@
 """Global services: one task on every eligible node.
 
 Owns which nodes those are. Source: swarmkit orchestrator/global; unlike it, a node whose platform the image
-does not support gets no task at all (Docker leaves one pending there for ever).
+does not support, or whose network the service, gets no task at all (Docker leaves one pending there for ever).
 """
 
 from __future__ import annotations
 
 from overlace.manager.orchestrate.reap import remove_slot
 from overlace.manager.orchestrate.work import Slot, SlotKey, Work, node_lost, slots_of
-from overlace.manager.schedule.filters import fits_by_nature
 from overlace.model.objects import Node, Task
 from overlace.model.states import NodeState, TaskState
 
@@ -20,7 +19,7 @@ def plan_slots(work: Work) -> tuple[list[Slot], list[Slot]]:
     leaving: list[Slot] = []
     for node in work.view.all(Node):
         slot = slots.pop(node.id, None) or Slot(node.id)
-        if node.removed or not fits_by_nature(work.spec, node):
+        if node.removed or not work.suits(node):
             remove_slot(work, slot)
             leaving.append(slot)
         elif node_lost(node):

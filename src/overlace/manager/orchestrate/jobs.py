@@ -12,7 +12,6 @@ from __future__ import annotations
 from overlace.manager.orchestrate.reap import reap_slot, remove_slot
 from overlace.manager.orchestrate.restart import may_restart, replace_task, restart_delay, start_waiting
 from overlace.manager.orchestrate.work import Slot, Work, node_gone, slots_of
-from overlace.manager.schedule.filters import fits_by_nature
 from overlace.model.objects import Node, Task
 from overlace.model.specs import ReplicatedJob
 from overlace.model.states import NodeState, TaskState
@@ -82,7 +81,7 @@ def _global(work: Work) -> list[Slot]:
     slots = slots_of(work.view.tasks_of_service(work.service.id), lambda task: task.node_id)
     for node in work.view.all(Node):
         slot = slots.get(node.id)
-        eligible = not node.removed and fits_by_nature(work.spec, node)
+        eligible = not node.removed and work.suits(node)
         if slot is None:
             if not eligible:
                 continue

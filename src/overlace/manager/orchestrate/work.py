@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from overlace.manager.allocate.services import attachments, host_mode_ports, ingress_ports
+from overlace.manager.schedule.capable import capabilities_of, is_capable
 from overlace.manager.schedule.filters import meets_constraints
 from overlace.model.objects import Cluster, Network, Node, Service, Task, TaskStatus
 from overlace.model.specs import TaskSpec
@@ -83,9 +84,16 @@ class Work:
         self.goal = TaskState.COMPLETE if job else TaskState.RUNNING  # what its tasks are wanted to reach
         self.cluster = next(iter(view.all(Cluster)), None)
         self.spec = effective_spec(service, self.cluster)
+        self._capabilities: tuple[str, ...] | None = None
         self._new_id = new_id
         self._nodes: dict[str, Node | None] = {}
         self._changes: dict[str, Change] = {}
+
+    def suits(self, node: Node) -> bool:
+        """Whether the node can have a task of it at all."""
+        if self._capabilities is None:
+            self._capabilities = capabilities_of(self.view, self.service.spec, self.spec)
+        return is_capable(node, self.spec, self._capabilities)
 
     # -- changing --------------------------------------------------------------------------------------------
 

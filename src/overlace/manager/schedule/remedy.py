@@ -12,6 +12,7 @@ from overlace.manager.schedule.explain import Look, hostname
 from overlace.manager.schedule.filters import CONSTRAINTS, RESOURCES, failures
 from overlace.manager.schedule.occupancy import NodeUse, host_ports
 from overlace.manager.schedule.platform import platform_words
+from overlace.model.capabilities import ASKS
 from overlace.model.generic import lacking, total
 from overlace.model.objects import Node
 from overlace.model.states import NodeState
@@ -161,11 +162,16 @@ def _add_a_node(look: Look, large: bool) -> str:
         words += f" that runs {' or '.join(platform_words(p) for p in needs.platforms)}"
         words += " with Hyper-V isolation" if needs.isolation == "hyperv" else ""
     having = [str(c) for c in needs.constraints or ()]
+    having += [ASKS[name] for name in needs.capabilities if any(_lacks(n, name) for n, _ in look.nodes)]
     if large:
         if needs.nano_cpus or needs.memory_bytes or not needs.generic:
             having.append(f"{needs.nano_cpus / 1e9:g} CPUs and {needs.memory_bytes >> 20} MiB to reserve")
         having += [f"{count} of {kind} ({_OFFER}{kind}={count})" for kind, count in needs.generic]
     return words + (f", with {', '.join(having)}" if having else "")
+
+
+def _lacks(node: Node, capability: str) -> bool:
+    return node.description is not None and capability in node.description.lacks
 
 
 def _lower_reservation(look: Look) -> list[Remedy]:
