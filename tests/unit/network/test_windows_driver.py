@@ -255,6 +255,30 @@ async def test_an_hns_that_restarts_is_compared_and_mended(host: Host) -> None:
     assert isinstance(lb, HostComputeLoadBalancer) and len(lb.host_compute_endpoints) == 2
 
 
+async def test_a_change_of_policies_makes_nothing_anew(host: Host) -> None:
+    await host.tell(
+        *ENTRIES, WEB, endpoint("t1", "back", ME, "10.0.1.10"), endpoint("t2", "back", OTHER, "10.0.1.20")
+    )
+    await host.run(task("t1", ("ingress", "10.0.0.10/24"), ("back", "10.0.1.10/24")), "c1")
+    deleted: list[str] = []
+    plain = host.hcn.delete
+    host.hcn.delete = lambda kind, guid: (deleted.append(kind), plain(kind, guid))[1]  # type: ignore[method-assign]
+    await host.tell(node(OTHER, "172.28.1.99", ingress="10.0.0.3", back="10.0.1.3"))  # it moved
+    await host.tell(node("third", "172.28.1.98", ingress="10.0.0.4", back="10.0.1.4"))
+    await host.tell(msgspec.structs.replace(WEB, allowed=(Allowed(services=("db",)),), egress=10_000))
+    assert deleted == []
+    network = host.ours()[guid_of("network", "back")]
+    assert isinstance(network, HostComputeNetwork)
+    routes = {x.settings.destination_prefix: x.settings.provider_address for x in network.policies
+              if isinstance(x, p.RemoteSubnetRoute)}  # fmt: skip
+    assert routes == {"10.0.1.3/32": "172.28.1.99", "10.0.1.4/32": "172.28.1.98"}
+    mine = host.ours()[guid_of("endpoint", "back", "t1")]
+    assert isinstance(mine, HostComputeEndpoint) and p.policy_of(mine.policies, p.Qos) is not None
+    await host.tell(remove=("node/third",))
+    assert len([x for x in host.ours()[network.id].policies if isinstance(x, p.RemoteSubnetRoute)]) == 1  # type: ignore[union-attr]
+    assert guid_of("node", "back", OTHER) not in host.ours()
+
+
 async def test_what_somebody_deleted_is_noticed_by_the_next_change_of_it(host: Host) -> None:
     await host.tell(*ENTRIES, endpoint("t2", "back", OTHER, "10.0.1.20"))
     guid = guid_of("endpoint", "back", "t2")

@@ -22,7 +22,7 @@ import structlog
 
 from overlace.model.errors import Conflict, InvalidArgument, NotFound, OverlaceError, Unavailable
 from overlace.model.findings import Question, Said
-from overlace.model.netview import NetView
+from overlace.model.netview import NetView, NodeEntry
 from overlace.model.paths import PathState
 from overlace.model.system import ON_WINDOWS
 from overlace.network import hostports
@@ -56,7 +56,8 @@ from overlace.network.windows.host import WindowsHost, sweep
 from overlace.network.windows.library import Hcn
 from overlace.network.windows.look import look
 from overlace.network.windows.names import HostNames
-from overlace.network.windows.shape import Shape, shape, way_out_first
+from overlace.network.windows.shape import Shape
+from overlace.network.windows.wanted import Wanted
 from overlace.network.windows.watch import HnsWatch
 
 log = structlog.get_logger(__name__)
@@ -100,7 +101,8 @@ class WindowsDriver:
         self._view: NetView | None = None
         self._planner: OverlayPlanner | None = None
         self._shape: Shape | None = None
-        self._desired: dict[Guid, Document] = {}
+        self._wanted = Wanted()
+        self._new_hosts: list[NodeEntry] = []  # of the view, since the last pass
         self._node_id = ""
         self._inside: dict[
             Guid, str
@@ -152,7 +154,7 @@ class WindowsDriver:
         await self._do(lambda: sweep(self._host))
         self._records.clear()
         self._planner = None
-        self._desired, self._inside = {}, {}
+        self._wanted, self._inside = Wanted(), {}
         shutil.rmtree(self._state_dir / "tasks", ignore_errors=True)
 
     def describe(self) -> dict[str, object]:
@@ -185,7 +187,7 @@ class WindowsDriver:
 
         def body() -> list[Operation]:
             self._host.refresh()
-            return self._host.plan(self._desired)
+            return self._host.plan(self._wanted.documents)
 
         return await self._do(body)
 
@@ -234,6 +236,8 @@ class WindowsDriver:
         self._open_planner()
         first = self._view is None
         self._view = view
+        nodes = (view.node(key.partition("/")[2]) for key in changed or () if key.startswith("node/"))
+        self._new_hosts += [node for node in nodes if node is not None]
         self._names.update(view, None if first else changed)
         try:
             await self._passes.follow(None if first else changed)
@@ -271,8 +275,8 @@ class WindowsDriver:
             ids = planner.refresh(self._seen(), changed, tasks, touched)
             ids |= {guid_of("namespace", t) for t in touched}  # its container may be known now
             whole = changed is None
-            self._form(None if whole else ids)
-            looked = None if whole else ids | self._refusals.ids | self._host.short
+            changed_ids = self._form(None if whole else ids)
+            looked = changed_ids | self._refusals.ids | self._host.short if changed_ids is not None else None
             await self._apply(looked)
             if self._borrow_nat() or self._follow_provider(planner):
                 planner.refresh(self._seen(), None, tasks, tasks)
@@ -288,26 +292,19 @@ class WindowsDriver:
     def _seen(self) -> NetView:
         return self._view if self._view is not None else NetView()
 
-    def _form(self, ids: set[Guid] | None) -> None:
-        """Bring `_desired` up to the planner's documents."""
+    def _form(self, ids: set[Guid] | None) -> set[Guid] | None:
+        """Bring what is wanted up to the planner's documents; which of it may differ (None: any)."""
         planner, to = self._open_planner(), self._shape
         assert to is not None
         held = {guid_of("namespace", r.asked.task_id) for r in self._records if not _has_namespace(r)}
-        for guid in ids if ids is not None else {*self._desired, *planner.documents}:
-            d = planner.documents.get(guid)
-            network = planner.documents.get(getattr(d, "host_compute_network", ""))
-            kind = network.type if isinstance(network, HostComputeNetwork) else ""
-            if isinstance(d, HostComputeNamespace):
-                d = way_out_first(d, planner.documents)
-            formed = shape(d, to, kind, held=guid in held) if d is not None else None
-            if formed is not None:
-                self._desired[guid] = formed
-            else:
-                self._desired.pop(guid, None)
+        self._wanted.know(self._seen().of(NodeEntry) if ids is None else self._new_hosts)
+        self._new_hosts = []
+        looked = self._wanted.form(planner.documents, to, ids, held)
+        return None if ids is None else looked
 
     async def _apply(self, ids: set[Guid] | None) -> None:
         """Run what the documents `ids` need. Containers whose endpoints were made anew get them back."""
-        operations = await self._do(lambda: self._host.plan(self._desired, ids))
+        operations = await self._do(lambda: self._host.plan(self._wanted.documents, ids))
         if not operations and ids is not None:
             self._refusals.note(())
             return

@@ -405,8 +405,16 @@ def canonical(guid: Guid) -> Guid:
 
 
 def settled(have: Document, want: Document) -> Document:
-    """`want` itself when `have` is it, apart from spelling and from what HNS fills in; else `have`."""
-    return want if _told(have, want) == _told(want, want) else have
+    """`have` in the words of `want`: `want` itself apart from spelling and from what HNS fills in, `want` with the
+    policies HNS has where only those differ, else `have`."""
+    told, asked = _told(have, want), _told(want, want)
+    if told == asked:
+        return want
+    if isinstance(told, HostComputeNetwork | HostComputeEndpoint):
+        assert isinstance(asked, HostComputeNetwork | HostComputeEndpoint)
+        if msgspec.structs.replace(told, policies=()) == msgspec.structs.replace(asked, policies=()):
+            return msgspec.structs.replace(want, policies=told.policies)
+    return have
 
 
 def _told(d: Document, want: Document) -> Document:
