@@ -13,29 +13,26 @@ from overlace.model.traffic import AFFINITY as AFFINITY_LABEL
 from overlace.model.traffic import kept_affinity
 
 OVERLAY = "overlay"
-IPV6 = "ipv6"
+IPV6 = "ipv6"  # no task is refused for it: networks with IPv6 have IPv4 too, which it gets alone there
 AFFINITY = "session-affinity"
 DIRECT_RETURN = "direct-return"  # no task is refused for it: clients are seen by their host's address then
 
 # what a task asks for when it needs it, and what to change so that it does not
-ASKS = {OVERLAY: "overlay networks", IPV6: "IPv6 on overlay networks", AFFINITY: "session affinity"}
+ASKS = {OVERLAY: "overlay networks", AFFINITY: "session affinity"}
 _DROP = {
     OVERLAY: "attach it to no network",
-    IPV6: "attach it to networks without IPv6",
     AFFINITY: f"drop the label {AFFINITY_LABEL}",
 }
 
 
 def needed_by(task: Task) -> tuple[str, ...]:
     """Of an allocated task."""
-    on = [a for a in task.networks if a.addresses]
-    six = any(":" in address for a in on for address in a.addresses)
-    return needed(task.service_labels, overlays=bool(on), ipv6=six)
+    return needed(task.service_labels, overlays=any(a.addresses for a in task.networks))
 
 
-def needed(labels: Mapping[str, str], *, overlays: bool, ipv6: bool) -> tuple[str, ...]:
+def needed(labels: Mapping[str, str], *, overlays: bool) -> tuple[str, ...]:
     """The same of a service that is about to be: its labels and what networks it asks for."""
-    wants = ((OVERLAY, overlays), (IPV6, ipv6), (AFFINITY, kept_affinity(labels) > 0))
+    wants = ((OVERLAY, overlays), (AFFINITY, kept_affinity(labels) > 0))
     return tuple(name for name, wanted in wants if wanted)
 
 
@@ -65,3 +62,11 @@ def explain_nowhere(nodes: Iterable[Node], needs: Iterable[str]) -> str:
         f"no node that could run it has {ASKS[name]}: on {where}, {first.lacks[name]}{others}; {_DROP[name]}, or "
         "place it on other nodes with a constraint such as node.platform.os==linux"
     )
+
+
+def explain_without_six(nodes: Iterable[Node]) -> str:
+    """Why a service with IPv6 networks has none of it on `nodes`, all that could run it; empty when it has some."""
+    about = [n.description for n in nodes if n.description is not None]
+    if not about or any(IPV6 not in d.lacks for d in about):
+        return ""
+    return f"its tasks get IPv4 addresses only: {about[0].lacks[IPV6]}"

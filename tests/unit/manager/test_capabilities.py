@@ -82,8 +82,7 @@ OLD, OLDER, NEW, LINUX = (
         (task(ON_BACK, **AFFINITY), [OLD], ""),
         (task(ON_BACK, **AFFINITY), [OLD, NEW], "w2"),
         (task(ON_BACK, **{"overlace.session-affinity": "none"}), [OLD], "w1"),
-        (task(ON_SIX), [OLD, NEW], ""),
-        (task(ON_SIX), [OLD, NEW, LINUX], "l1"),
+        (task(ON_SIX), [NEW], "w2"),  # with IPv4 alone
     ],
 )
 def test_a_task_goes_where_its_network_can_be(one: Task, nodes: list[Node], where: str) -> None:
@@ -110,7 +109,7 @@ def test_windows_says_what_it_lacks_by_version() -> None:
     assert set(lacks((9, 2))) == {"ipv6", "session-affinity", "direct-return"}
     assert set(lacks((7, 2))) == {"ipv6", "session-affinity", "direct-return", "overlay"}
     assert "routing mesh" in lacks((7, 2))["overlay"] and "2019" in lacks((7, 2))["overlay"]
-    assert needed_by(task(ON_SIX, **AFFINITY)) == ("overlay", "ipv6", "session-affinity")
+    assert needed_by(task(ON_SIX, **AFFINITY)) == ("overlay", "session-affinity")
 
 
 def test_it_travels_and_docker_clients_see_what_they_know() -> None:
@@ -137,9 +136,6 @@ async def test_what_no_node_can_do_is_refused_when_it_is_asked_for() -> None:
         "that came with HNS 12.0; drop the label overlace.session-affinity, or place it on other nodes with a "
         "constraint such as node.platform.os==linux"
     )
-    on_six = {"Networks": [{"Target": "six"}]}
-    with pytest.raises(InvalidArgument, match="IPv6 on overlay networks: on w1"):
-        await kit.control.create_service(spec(template=on_six))
     id, _ = await kit.control.create_service(spec())
     held = kit.service(id)
     labelled = msgspec.structs.replace(held.spec, labels=AFFINITY)
@@ -147,8 +143,18 @@ async def test_what_no_node_can_do_is_refused_when_it_is_asked_for() -> None:
         await kit.control.update_service(id, held.version, labelled)
     await put(kit, NEW)  # one that can is enough
     await kit.control.update_service(id, held.version, labelled)
-    with pytest.raises(InvalidArgument, match=r"nor has any of the 1 others"):
-        await kit.control.create_service(spec(Name="other", template=on_six))
+
+
+async def test_a_service_that_gets_no_ipv6_anywhere_is_told() -> None:
+    kit = Kit()
+    await put(kit, OLD, NEW)
+    on_six = {"Networks": [{"Target": "six"}]}
+    _, warnings = await kit.control.create_service(spec(template=on_six))
+    assert warnings == [
+        "service web: its tasks get IPv4 addresses only: HNS, on every Windows, carries IPv4 alone on overlay networks"
+    ]
+    await put(kit, LINUX)
+    assert (await kit.control.create_service(spec(Name="other", template=on_six)))[1] == []
 
 
 def test_a_global_service_has_no_task_where_the_network_cannot_be() -> None:

@@ -15,7 +15,7 @@ from overlace.manager.control.images import Images
 from overlace.manager.control.lookup import find, mode_of
 from overlace.manager.control.names import random_name
 from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
-from overlace.manager.schedule.capable import explain_incapable
+from overlace.manager.schedule.capable import explain_incapable, warn_incapable
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
 from overlace.model.specs import HOST_NETWORKS, NetworkAttachmentConfig, PortConfig, ServiceSpec
@@ -39,6 +39,7 @@ class Services(Images):
         async with self._lock:
             spec = check_surroundings(self.store.view(), spec)
             check_capabilities(self.store.view(), spec)
+            less = warn_incapable(self.store.view(), spec)
             service = Service(
                 id=self._new_id(),
                 spec=spec,
@@ -49,7 +50,7 @@ class Services(Images):
                 job_status=JobStatus(last_execution=self._clock()) if is_job(spec) else None,
             )
             await self._commit([Put(service, expect=0)])
-        return service.id, [warning] if warning else []
+        return service.id, [*([warning] if warning else []), *less]
 
     async def update_service(
         self,
