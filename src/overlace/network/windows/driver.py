@@ -383,7 +383,7 @@ class WindowsDriver:
     def _admit(self, task: TaskNetwork) -> Record:
         view = self._seen()
         taken = State()
-        for d in list(self._host.documents.values()):
+        for d in list(self._host.documents.values()) if task.host_ports else ():
             taken.put(d)
         networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
         mtus = plan_mtus(view, networks, self._node_id, self._mtu, {})

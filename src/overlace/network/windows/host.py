@@ -181,7 +181,21 @@ class WindowsHost:
             if guid in self.documents and guid in desired
         }
         spare: list[Operation] = [Delete("loadbalancer", guid) for guid in sorted(self._spare)]
-        return spare + plan_hns(ChainMap(same, self.documents), desired, ids)
+        return spare + plan_hns(ChainMap(same, self.documents), desired, ids, self._balancers())
+
+    def _balancers(self) -> Callable[[Guid], Iterable[Guid]]:
+        """Of an endpoint, the load balancers that refer to it; found once, when the first is asked for."""
+        index: dict[Guid, list[Guid]] = {}
+
+        def of(endpoint: Guid) -> Iterable[Guid]:
+            if not index:
+                index[""] = []  # looked
+                for d in self.documents.values():
+                    for member in d.host_compute_endpoints if isinstance(d, HostComputeLoadBalancer) else ():
+                        index.setdefault(normal_guid(member), []).append(d.id)
+            return index.get(endpoint, ())
+
+        return of
 
     def apply(self, operations: Iterable[Operation]) -> list[tuple[Operation, OverlaceError]]:
         """Run a plan; what is refused comes back and does not stop the rest. Raises Unavailable when HNS is away."""
