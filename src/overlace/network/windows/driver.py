@@ -257,6 +257,11 @@ class WindowsDriver:
 
     async def _pass(self, changed: set[str] | None, touched: set[str], doubt: bool) -> None:
         planner = self._open_planner()
+        if self._view is None:  # only the tasks touched are planned: nothing may be judged missing yet
+            changed = set()
+        tasks = {r.asked.task_id: r.local for r in self._records}
+        # first of all: a change of the view must not be lost because HNS is away
+        ids = planner.refresh(self._seen(), changed, tasks, touched)
         try:
             if doubt or self._shape is None:
                 await self._do(self._host.refresh)
@@ -269,10 +274,6 @@ class WindowsDriver:
                     search=self._names.search,
                     nat=self._host.borrowed(),
                 )
-            if self._view is None:  # only the tasks touched are planned: nothing may be judged missing yet
-                changed = set()
-            tasks = {r.asked.task_id: r.local for r in self._records}
-            ids = planner.refresh(self._seen(), changed, tasks, touched)
             ids |= {guid_of("namespace", t) for t in touched}  # its container may be known now
             whole = changed is None
             changed_ids = self._form(None if whole else ids)
