@@ -147,6 +147,7 @@ def _environment(host: Host) -> dict[str, str]:
         **wine.environment(Path(host.prefix)),
         "PYTHONPATH": ";".join(wine.sources()),
         "PYTHONPYCACHEPREFIX": wine.windows_path(wine.home() / "bytecode"),
+        "PYTHONDONTWRITEBYTECODE": "",  # whatever is set here: compiling all of it at each start takes seconds
         "PYTHONUTF8": "1",
         "OVERLACE_HNS_PORT": str(HNS_PORT),
     }

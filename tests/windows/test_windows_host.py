@@ -1,0 +1,242 @@
+"""A lab host whose agent is the real one under a Windows Python, in a swarm with a Linux host.
+
+What this shows: the agent as a Windows program (its event loop, named pipes, ctypes, files) joined over the real
+underlay; it drives HNS by its DLL and an engine by its pipe, and packets of its containers cross the underlay. Not the
+real HNS, VFP or Docker on Windows: Linux plays those, and the containers are Linux processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from overlace.lab import Lab, processes
+from overlace.lab.cluster import Cluster, TaskInfo
+from overlace.lab.shop import image_name, push_images, source_dir
+from overlace.lab.windows import host as windows
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
+HOST = "windows-1"
+CRASHED, ASKED = signal.SIGKILL, signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab.up("winpy", linux=1, windows=0, windows_python=1) as made:
+        # a Windows Python starts slowly under Wine: that is no node that went down
+        made.docker("linux-1", "swarm", "update", "--dispatcher-heartbeat", "20s")
+        push_images(made.registry)
+        environment = made.environment("linux-1") | {"REGISTRY": made.registry}
+        subprocess.run(
+            ["docker", "stack", "deploy", "-c", "compose.yml", "shop"],
+            cwd=source_dir(),
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
+        yield made
+
+
+def until(what: str, ready: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.1)
+
+
+def ask(lab: Lab, host: str, port: int = 8080, path: str = "/") -> str:
+    url = f"http://{lab.host(host).address}:{port}{path}"
+    done = lab.exec("client", "curl", "-sS", "--max-time", "3", url, check=False)
+    return done.stdout or done.stderr
+
+
+def chain(lab: Lab, entry: str) -> list[tuple[str, str]]:
+    """The (service, operating system) of each container that had a part in an answer; empty when it is none."""
+    try:
+        answer = json.loads(ask(lab, entry))
+    except ValueError:
+        return []
+    return [(hop["service"], hop["os"]) for hop in answer.get("chain", ())]
+
+
+WHOLE = [("web", "linux"), ("order", "windows"), ("store", "linux")]
+
+
+def all_well(lab: Lab) -> bool:
+    return chain(lab, HOST) == WHOLE and chain(lab, "linux-1") == WHOLE
+
+
+def order(lab: Lab) -> TaskInfo:
+    found = [t for t in Cluster(lab).tasks() if t.service == "shop_order"]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def containers(lab: Lab) -> str | None:
+    """What runs on the Windows host, None while its engine does not answer the agent."""
+    done = lab.docker(HOST, "ps", "-q", "--no-trunc", check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+def states(lab: Lab) -> dict[str, str]:
+    return {node.hostname: node.state for node in Cluster(lab).nodes()}
+
+
+def test_the_agent_is_a_windows_program_that_joined_the_swarm(lab: Lab) -> None:
+    pid = lab.pid(HOST)
+    assert pid is not None
+    assert Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"\\python.exe")
+    version = json.loads(lab.docker(HOST, "version", "--format", "{{json .Server}}").stdout)
+    assert (version["Os"], version["Arch"]) == ("windows", "amd64")
+    node = next(n for n in Cluster(lab).nodes() if n.hostname == HOST)
+    assert (node.os, node.os_version, node.state, node.role) == (
+        "windows",
+        "10.0.20348.2527",
+        "ready",
+        "worker",
+    )
+    assert node.emulated, "there is no Windows kernel, and it says so"
+
+
+def test_it_is_never_a_manager(lab: Lab) -> None:
+    refused = lab.docker("linux-1", "node", "promote", HOST, check=False)
+    assert "is a Windows host and can only be a worker" in refused.stderr
+    assert next(n for n in Cluster(lab).nodes() if n.hostname == HOST).role == "worker"
+
+
+def test_containers_on_both_systems_meet_by_name_vip_and_published_port(lab: Lab) -> None:
+    until("the shop answering at both hosts", lambda: all_well(lab))
+    assert order(lab).node == HOST
+
+
+def test_logs_and_exec_reach_a_task_on_windows(lab: Lab) -> None:
+    said = lab.docker("linux-1", "service", "logs", "shop_order").stdout
+    assert "order on windows-1 (windows): listening on port 80" in said
+    container = lab.docker(HOST, "ps", "-q", "--filter", "name=shop_order").stdout.strip()
+    assert lab.docker(HOST, "exec", container, "/shop", "health").returncode == 0
+    failed = lab.docker(HOST, "exec", container, "/no-such-program", check=False)
+    assert failed.returncode and "no such file or directory" in failed.stderr
+
+
+def test_secrets_and_configs_reach_a_task_on_windows(lab: Lab) -> None:
+    image = image_name(lab.registry, "order")
+    lab.docker("linux-1", "secret", "create", "password", "-", stdin="s3cret")
+    lab.docker("linux-1", "config", "create", "words", "-", stdin="hello from a config")
+    lab.docker(
+        "linux-1", "service", "create", "--detach", "--name", "vault", "--publish", "8081:80",
+        "--secret", "password", "--config", r"source=words,target=C:\words.txt",
+        "--env", "SECRET_FILE=/ProgramData/Docker/secrets/password", "--env", "CONFIG_FILE=/words.txt",
+        "--env", "NODE_OS={{.Node.Platform.OS}}", image, "store",
+    )  # fmt: skip
+    until("the vault telling its config", lambda: "hello from a config" in ask(lab, "linux-1", 8081))
+    assert '"os": "windows"' in ask(lab, HOST, 8081)
+    record = Path(windows.record_of(lab.host(HOST))).read_text()
+    assert "s3cret" not in record, "a secret is given to nobody but its container"
+    lab.docker("linux-1", "service", "rm", "vault")
+
+
+def test_an_update_replaces_the_task_while_the_service_answers(lab: Lab) -> None:
+    before = order(lab).id
+    with Traffic(lab) as traffic:
+        lab.docker(
+            "linux-1",
+            "service",
+            "update",
+            "--detach",
+            "--force",
+            "--update-order",
+            "start-first",
+            "shop_order",
+        )
+        until("another task of order running", lambda: _replaced(lab, before))
+    assert not traffic.failures, traffic.failures[:5]
+    until("the shop answering after the update", lambda: all_well(lab))
+
+
+def _replaced(lab: Lab, before: str) -> bool:
+    found = [t for t in Cluster(lab).tasks() if t.service == "shop_order"]
+    return len(found) == 1 and found[0].id != before and found[0].state == "running"
+
+
+class Traffic:
+    """New connections, one after the other, to a published port at both hosts, until the block ends. They go to a web
+    task by the routing mesh, at whose end no name is looked up."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.answered = 0
+        self.failures: list[str] = []
+
+    def _run(self) -> None:
+        while not self._end.is_set():
+            for entry in (HOST, "linux-1"):
+                said = ask(self._lab, entry, path="/health")
+                if "curl" in said or not said:
+                    self.failures.append(f"{entry}: {said}")
+                else:
+                    self.answered += 1
+
+    def __enter__(self) -> Traffic:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("sig", [ASKED, CRASHED], ids=["asked", "crashed"])
+@pytest.mark.parametrize("part", ["daemon", "engine", "hns"])
+def test_a_restart_of_one_part_ends_no_container_and_drops_nothing(
+    lab: Lab, part: str, sig: signal.Signals
+) -> None:
+    until("the shop answering before", lambda: all_well(lab))
+    task = order(lab).id
+    running = containers(lab)
+    assert running
+    with Traffic(lab) as traffic:
+        lab.restart(HOST, part, sig)
+        until("the shop answering again", lambda: all_well(lab))
+        until("the same containers", lambda: containers(lab) == running)
+        until("the node ready", lambda: states(lab) == {HOST: "ready", "linux-1": "ready"})
+    assert traffic.answered and not traffic.failures, traffic.failures[:5]
+    assert order(lab).id == task
+
+
+def test_a_drained_host_gives_its_tasks_back(lab: Lab) -> None:
+    # start-first would wait for a replacement, which has no other host to run on
+    lab.docker("linux-1", "service", "update", "--detach", "--update-order", "stop-first", "shop_order")
+    lab.docker("linux-1", "node", "update", "--availability", "drain", HOST)
+    until("no container left", lambda: containers(lab) == "")
+    assert not any((Path(lab.host(HOST).exec_root) / "engine" / "namespaces").iterdir())
+    lab.docker("linux-1", "node", "update", "--availability", "active", HOST)
+    until("the shop answering again", lambda: all_well(lab))
+
+
+def test_a_host_that_lost_its_power_comes_back(lab: Lab) -> None:
+    before = order(lab).id
+    lab.kill_host(HOST)
+    assert not processes.find([lab.host(HOST).netns], [lab.host(HOST).exec_root])
+    lab.start_host(HOST)
+    until("the node ready", lambda: states(lab)[HOST] == "ready")
+    until("the shop answering again", lambda: all_well(lab))
+    assert order(lab).id != before
+
+
+def test_nothing_is_left_of_it(lab: Lab) -> None:
+    """Last: the fixture's own `down` finds nothing more to do."""
+    lab.down()
+    host = lab.host(HOST)
+    assert not os.path.exists(host.data_root) and not os.path.exists(host.exec_root)
+    assert not processes.find([], [host.data_root, host.exec_root])
+    assert not [p for p in processes.mounts() if processes.below(p[0], [host.data_root, host.exec_root])]
