@@ -81,7 +81,7 @@ _range = st.sampled_from([ANY_PORT, (80, 80), (443, 8080), (1, 79), (1024, 65535
 
 @st.composite
 def _rule(draw: st.DrawFn) -> AccessRule:
-    protocol = draw(st.sampled_from([0, 6, 17]))
+    protocol = draw(st.sampled_from([0, 6, 17, 132]))
     ports = (draw(_range), draw(_range)) if protocol else (ANY_PORT, ANY_PORT)
     action = draw(st.sampled_from(["allow", "block", "pass"]))
     return AccessRule(action, protocol, draw(_cidrs), draw(_cidrs), *ports, draw(st.integers(0, 2)))
@@ -148,7 +148,7 @@ _target = st.one_of(
     st.builds(lambda t, n: f"10.0.{t}.{n}", _third, st.integers(1, 11)),
     st.sampled_from([OUTSIDE, "10.9.9.9", "192.0.2.1", ROUTED_BY_HOP, HOST]),
 )
-_proto, _dport = st.sampled_from([6, 17]), st.sampled_from([80, 443, 8080])
+_proto, _dport = st.sampled_from([6, 17, 132]), st.sampled_from([80, 443, 8080])
 
 
 def _fill(loader: Loader, tables: Tables, source: LocalEndpoint | None) -> None:
@@ -404,7 +404,7 @@ _few = st.sampled_from([80, 443, 5000])
 _step = st.tuples(
     st.sampled_from(["IN", "OUT"]),
     st.sampled_from([2, 5]),
-    st.sampled_from([6, 17]),
+    st.sampled_from([6, 17, 132]),
     _few,
     _few,
     st.booleans(),

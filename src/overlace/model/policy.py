@@ -6,7 +6,7 @@ enforce it.
     label  = "none" / item *( "," item )
     item   = who [ ":" protocol [ "/" port [ "-" port ] ] ]
     who    = service name / "ingress" or "internet" / IPv4 address / IPv4 prefix
-    protocol = "tcp" / "udp" / "icmp"          ports belong to tcp and udp
+    protocol = "tcp" / "udp" / "sctp" / "icmp" ports belong to the first three
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LABELS = (ALLOW_FROM, ALLOW_TO)
 STACK = "com.docker.stack.namespace"
 NOBODY, INGRESS, INTERNET = "none", "ingress", "internet"
 OUTSIDE = {ALLOW_FROM: INGRESS, ALLOW_TO: INTERNET}  # the word for what is outside the overlay
-PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NUMBERS = re.compile(r"[0-9.]+(/[0-9]+)?")
 
@@ -125,7 +125,7 @@ def _what(text: str) -> tuple[int, str]:
         return 0, ""
     word, slash, ports = text.partition("/")
     if word not in PROTOCOLS:
-        raise ValueError(f"{word!r} is no protocol: write tcp, udp or icmp, for example tcp/80")
+        raise ValueError(f"{word!r} is no protocol: write tcp, udp, sctp or icmp, for example tcp/80")
     if not slash:
         return PROTOCOLS[word], ""
     low, dash, high = ports.partition("-")

@@ -505,7 +505,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         501,
         "volume driver nfs",
     ),
-    ("sctp", {"EndpointSpec": ports({"TargetPort": 1, "Protocol": "sctp"})}, 501, "protocol sctp"),
+    ("sctp", {"EndpointSpec": ports({"TargetPort": 1, "PublishedPort": 2, "Protocol": "sctp"})}, 501, "publish 1:1/sctp"),
     (
         "driver opts",
         {"template": {"Networks": [{"Target": "n", "DriverOpts": {"a": "b"}}]}},

@@ -290,11 +290,14 @@ def _check_endpoint_words(endpoint: EndpointSpec | None) -> None:
     if endpoint.mode not in ("", "vip", "dnsrr"):
         raise InvalidArgument(f'invalid EndpointSpec.Mode: "{endpoint.mode}"; use vip or dnsrr')
     for port in endpoint.ports:
-        if port.protocol == "sctp":
-            raise unsupported(f"port {_shown(port)}: protocol sctp", "publish tcp or udp")
-        if port.protocol not in ("tcp", "udp"):
+        if port.protocol not in ("tcp", "udp", "sctp"):
             raise InvalidArgument(
-                f'invalid protocol "{port.protocol}" of port {_shown(port)}; use tcp or udp'
+                f'invalid protocol "{port.protocol}" of port {_shown(port)}; use tcp, udp or sctp'
+            )
+        if port.protocol == "sctp" and port.published_port != port.target_port:
+            raise unsupported(
+                f"port {_shown(port)}: SCTP on another port than the container's",
+                f"its checksum covers the ports; publish {port.target_port}:{port.target_port}/sctp",
             )
         if port.publish_mode not in ("ingress", "host"):
             raise InvalidArgument(

@@ -22,7 +22,7 @@ from overlace.network.hns import policies as p
 from overlace.network.hns.errors import Code, HcnError
 
 ANY_PROTOCOL = 256
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 ANY_PORT = (0, 65535)
 MAX_RULES = 512  # of one direction of one endpoint, protocols and ports written out
 MAX_ADDRESSES = 4096  # of one list or set; public clients found Windows to end at about 4000
@@ -116,8 +116,12 @@ def _parse(kind: str, s: p.AclSettings | p.TierAclRule, direction: str, action: 
         local_ports=_ports(s.local_ports, f"{kind}.LocalPorts"),
         remote_ports=_ports(s.remote_ports, f"{kind}.RemotePorts"),
     )
-    if (acl.local_ports or acl.remote_ports) and not (acl.protocols and {*acl.protocols} <= {TCP, UDP}):
-        raise _bad(f"{kind}.Protocols", s.protocols, "ports belong to TCP and UDP: write 6, 17 or 6,17")
+    if (acl.local_ports or acl.remote_ports) and not (acl.protocols and {*acl.protocols} <= {TCP, UDP, SCTP}):
+        raise _bad(
+            f"{kind}.Protocols",
+            s.protocols,
+            "ports belong to TCP, UDP and SCTP: write 6, 17, 132 or some of them",
+        )
     return acl
 
 

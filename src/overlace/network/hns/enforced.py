@@ -19,6 +19,7 @@ from overlace.network.hns.documents import (
     HostComputeNetwork,
     HostComputeRoute,
     LoadBalancerFlags,
+    LoadBalancerPortMapping,
     NetworkFlags,
     PortMappingFlags,
 )
@@ -114,9 +115,18 @@ def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, addres
             for field, value in (("Flags", s.flags), ("MaxPortPoolUsage", s.max_port_pool_usage)):
                 if value:
                     raise _no(f"OutBoundNAT.{field} {value}")
+        elif isinstance(policy, p.PortMapping) and _renumbers(policy.settings):
+            raise _no(f"PortMapping of SCTP from {policy.settings.external_port}", _SCTP)
         elif isinstance(policy, p.PortMapping) and policy.settings.flags & int(p.NatFlags.IPv6):
             raise _no("PortMapping.Flags: IPv6")
     _routes([x.settings for x in d.policies if isinstance(x, p.SdnRoute)], network, address)
+
+
+_SCTP = "its checksum covers the ports: let InternalPort be the same"
+
+
+def _renumbers(m: p.PortMappingSettings | LoadBalancerPortMapping) -> bool:
+    return m.protocol == int(p.ProtocolType.SCTP) and m.internal_port not in (0, m.external_port)
 
 
 def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | None, address: str) -> None:
@@ -140,6 +150,8 @@ def _balancer(d: HostComputeLoadBalancer) -> None:
     # the source's own switch port decides, and answers go straight back: that is what DSR asks for
     _bits(d.flags, int(LoadBalancerFlags.EnableDirectServerReturn), LoadBalancerFlags)
     for m in d.port_mappings:
+        if _renumbers(m):
+            raise _no(f"PortMappings of SCTP from {m.external_port}", _SCTP)
         if m.flags & PortMappingFlags.PRESERVE_DIP:
             raise _no(
                 "PortMappings.Flags: EnablePreserveDip (8)", "backends get packets for their own address"

@@ -24,6 +24,7 @@ class ProtocolType(IntEnum):
     TCP = 6
     UDP = 17
     ICMPv6 = 58
+    SCTP = 132  # kube-proxy's number; Microsoft's list ends before it
 
 
 class NatFlags(IntFlag):

@@ -13,7 +13,7 @@ import msgspec
 from overlace.network.vfp.model import Direction, Packet, within
 from overlace.network.vfp.tables import AccessRule
 
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
 NO_RULE = 512  # place of the rule when none decides
 
 
@@ -21,7 +21,7 @@ def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:
     """Whether the rule speaks of this packet, which enters (IN) or leaves (OUT) the endpoint."""
     local, remote = (packet.src, packet.dst) if direction == "OUT" else (packet.dst, packet.src)
     ports = (packet.sport, packet.dport) if direction == "OUT" else (packet.dport, packet.sport)
-    if packet.protocol not in (TCP, UDP):
+    if packet.protocol not in (TCP, UDP, SCTP):
         ports = (0, 0)
     return (
         rule.protocol in (0, packet.protocol)

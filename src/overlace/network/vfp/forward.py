@@ -11,7 +11,7 @@ import msgspec
 
 from overlace.network.vfp.access import judge
 from overlace.network.vfp.model import Direction, Packet, network_of, within
-from overlace.network.vfp.simulate import Choose, choose, is_ping
+from overlace.network.vfp.simulate import Choose, choose, is_ping, takes
 from overlace.network.vfp.tables import (
     AccessList,
     Behind,
@@ -115,7 +115,10 @@ def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool, hop: 
 def _balanced(frontend: Frontend, packet: Packet, pick: Choose) -> tuple[int, Packet] | None:
     if not frontend.backends:
         return None
-    b = pick(frontend.backends, packet)
+    backends = tuple(b for b in frontend.backends if takes(b, packet))
+    if not backends:
+        return None
+    b = pick(backends, packet)
     return b.vni, msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport)
 
 

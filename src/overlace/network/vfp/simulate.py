@@ -45,6 +45,14 @@ from overlace.network.vfp.model import (
 )
 from overlace.network.vfp.tables import Backend
 
+SCTP = 132
+RENUMBERED = "SCTP to another port than the published one: its checksum covers the ports"
+
+
+def takes(backend: Backend, packet: Packet) -> bool:
+    """Whether the backend can have the packet: SCTP's checksum covers the ports, and stays as it is."""
+    return packet.protocol != SCTP or backend.port in (0, packet.dport)
+
 
 class Step(msgspec.Struct, frozen=True):
     """A rule that matched; `packet` is what went on from there."""
@@ -111,11 +119,15 @@ class _Walk:
         self.packet = msgspec.structs.replace(self.packet, **fields)
         self.steps[-1] = msgspec.structs.replace(self.steps[-1], packet=self.packet)
 
-    def rewrite(self, action: LoadBalance) -> None:
-        self.candidates = action.backends
-        backend = self.pick(action.backends, self.packet)
+    def rewrite(self, action: LoadBalance) -> bool:
+        """False when none of the backends can have the packet."""
+        self.candidates = tuple(b for b in action.backends if takes(b, self.packet))
+        if not self.candidates:
+            return False
+        backend = self.pick(self.candidates, self.packet)
         self.vni = backend.vni
         self.change(dst=backend.address, dport=backend.port or self.packet.dport)
+        return True
 
     def done(self, action: str, **facts: object) -> Verdict:
         known: dict[str, object] = {"vni": self.vni, "candidates": self.candidates, **facts}
@@ -157,7 +169,8 @@ def simulate(
             if isinstance(action, LoadBalance):
                 if is_ping(packet):  # a VIP answers pings itself: it is no machine
                     return walk.done("answer")
-                walk.rewrite(action)
+                if not walk.rewrite(action):
+                    return walk.done("drop", reason=RENUMBERED)
                 break
             verdict = _finish(walk, state, host, action)
             if verdict is not None:
@@ -220,7 +233,8 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
         if isinstance(rule.action, Block):
             return walk.done("drop", reason=rule.action.reason)
         assert isinstance(rule.action, LoadBalance)
-        walk.rewrite(rule.action)
+        if not walk.rewrite(rule.action):
+            return walk.done("drop", reason=RENUMBERED)
         vni = walk.vni
         may_leave = True
     else:

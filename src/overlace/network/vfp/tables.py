@@ -173,7 +173,7 @@ ANY_PORT = (0, 65535)
 
 
 class AccessRule(msgspec.Struct, frozen=True):
-    """All members must hold. Ports are ranges, both ends included; other ports than any only with protocol 6 or 17.
+    """All members must hold. Ports are ranges, both ends included; other ports than any only with protocol 6, 17 or 132.
     A rule that passes leaves the rest of its tier out and lets the next tiers decide."""
 
     action: Literal["allow", "block", "pass"]

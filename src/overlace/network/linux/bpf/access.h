@@ -197,7 +197,7 @@ NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifinde
 	key->proto = p->error ? p->error_proto : p->proto;
 	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 	known = bpf_map_lookup_elem(&allowed, key);
-	if (known && !syn && (key->proto == PROTO_TCP || at - known->seen < UDP_IDLE)) {
+	if (known && !syn && (key->proto == PROTO_TCP || at - known->seen < idle_of(key->proto))) {
 		__u64 list = port->access[known->direction & 1];
 		int unchanged = known->list == list;
 

@@ -58,6 +58,8 @@ INLINE int take(const struct frontend *fe, const struct pkt *p, const struct bac
 
 	if (!e || e->kind > K_REMOTE)
 		return -1;
+	if (p->proto == PROTO_SCTP && b->port && b->port != p->dport)
+		return -1;
 	f->list = fe->list;
 	f->peer_vni = f->vni = b->vni;
 	f->daddr = b->addr;
@@ -116,7 +118,7 @@ LOOKUP int has_ended(__u32 scope, const struct flow *reply, __u8 proto)
 		return 0;
 	forward = bpf_map_lookup_elem(&flows, &key);
 	return !forward || forward->kind != F_FORWARD || (forward->state & STATE_CLOSED) ||
-	       (proto != PROTO_TCP && now() - forward->seen > UDP_IDLE);
+	       (proto != PROTO_TCP && now() - forward->seen > idle_of(proto));
 }
 
 /* Enter the reply translation of the new connection `f`; another source port is taken when the backend already has
@@ -157,6 +159,8 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 			goto found;
 		if (!ended && has_ended(q->scope, old, p->proto))
 			ended = port;
+		if (p->proto == PROTO_SCTP)
+			break; /* by another port it would be another packet */
 		port = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
 	}
 	/* One that nobody had is better: the backend may still remember the ended connection (TIME_WAIT). */
@@ -192,7 +196,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 		else if (tcp && !alive)
 			return B_REFUSE;
 		else if (!tcp)
-			alive = alive && now() - f->seen < UDP_IDLE;
+			alive = alive && now() - f->seen < idle_of(p->proto);
 		if (alive) {
 			__u32 at = now();
 

@@ -88,7 +88,7 @@ INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt 
 		return bad;
 	p->sport = p->dport = 0;
 	p->tcp_flags = p->l4_len = p->icmp_type = p->error = 0;
-	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP)
+	if (p->proto != PROTO_TCP && p->proto != PROTO_UDP && p->proto != PROTO_ICMP && p->proto != PROTO_SCTP)
 		return 0;
 	if (!p->later && p->proto == PROTO_ICMP) {
 		__u8 type;

@@ -12,6 +12,7 @@
 #define ETH_ARP 0x0806
 #define PROTO_TCP 6
 #define PROTO_UDP 17
+#define PROTO_SCTP 132 /* its checksum covers ports, and no helper computes it: they are never translated */
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -24,6 +25,7 @@
 #define NO_RULE (ACCESS_RULES + 1)
 #define MANY_RULES 4095
 #define AFFINITY_PROTOCOL 0x80000000
+#define SCTP_IDLE 600 /* the same for SCTP, whose ends send heartbeats (RFC 9260 section 8.3) */
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
 #define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
 #define AT_TUNNEL 0x80000000
@@ -503,6 +505,11 @@ LOOKUP int is_overlay(const addr_t *addr)
 	struct subnet_key key = { .prefix = ADDR_BITS, .addr = *addr };
 
 	return bpf_map_lookup_elem(&subnets, &key) != 0;
+}
+
+INLINE __u32 idle_of(__u8 proto)
+{
+	return proto == PROTO_SCTP ? SCTP_IDLE : UDP_IDLE;
 }
 
 INLINE __u32 now(void)
