@@ -88,11 +88,11 @@ def test_a_published_port_through_another_host(world: SimpleNamespace) -> None:
 
 def test_ports_are_never_translated(world: SimpleNamespace) -> None:
     world.a.put(Frontend(0, world.a.address, SCTP, 3900, (Backend(4096, "10.0.0.7", 3868),)))
-    before = world.a.counters()["drop_no_backend"]
+    before = world.a.counters()["refused"]
     with raw(world.bed.client) as client, raw(world.far.path) as server:
         client.sendto(packet(6000, 3900, 1), (world.a.address, 0))
         assert quiet(server)
-    assert world.a.counters()["drop_no_backend"] == before + 1
+    assert world.a.counters()["refused"] == before + 1
 
 
 def test_an_access_list_sees_the_ports(world: SimpleNamespace) -> None:

@@ -23,7 +23,7 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         "policy",
         {"Labels": {"overlace.policy.allow-from": "db:tpc"}, "Networks": [{"Target": "back"}]},
         400,
-        "label overlace.policy.allow-from: item 1 'db:tpc': 'tpc' is no protocol: write tcp, udp or icmp, "
+        "label overlace.policy.allow-from: item 1 'db:tpc': 'tpc' is no protocol: write tcp, udp, sctp or icmp, "
         "for example tcp/80",
     ),
     # -- measured: engine-errors.md
@@ -505,7 +505,12 @@ REFUSED: list[tuple[str, dict[str, Any], int, str]] = [
         501,
         "volume driver nfs",
     ),
-    ("sctp", {"EndpointSpec": ports({"TargetPort": 1, "PublishedPort": 2, "Protocol": "sctp"})}, 501, "publish 1:1/sctp"),
+    (
+        "sctp",
+        {"EndpointSpec": ports({"TargetPort": 1, "PublishedPort": 2, "Protocol": "sctp"})},
+        501,
+        "publish 1:1/sctp",
+    ),
     (
         "driver opts",
         {"template": {"Networks": [{"Target": "n", "DriverOpts": {"a": "b"}}]}},

@@ -42,7 +42,7 @@ def test_items() -> None:
         ("web,", "item 2 '': name a service, ingress or an address"),
         ("web,none", "item 2 'none': none stands alone"),
         ("web:", "a protocol is missing after the colon, for example tcp/80"),
-        ("web:tpc/80", "'tpc' is no protocol: write tcp, udp or icmp, for example tcp/80"),
+        ("web:tpc/80", "'tpc' is no protocol: write tcp, udp, sctp or icmp, for example tcp/80"),
         ("web:80", "'80' is no protocol"),
         ("web:tcp/0", "'0' is no port: write 1 to 65535 or a range"),
         ("web:tcp/90-80", "'90-80' is no port"),

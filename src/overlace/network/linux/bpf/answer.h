@@ -220,7 +220,7 @@ NOINLINE int refuse(struct __sk_buff *ctx, struct pkt *p)
 		return drop(ctx, R_DROP_NO_BACKEND);
 	if (p->proto == PROTO_TCP)
 		return answer_reset(ctx, p);
-	if (p->proto == PROTO_UDP)
+	if (p->proto == PROTO_UDP || p->proto == PROTO_SCTP)
 		return answer_port_unreachable(ctx, p);
 	return drop(ctx, R_DROP_NO_BACKEND);
 }
