@@ -7,6 +7,7 @@ Owns the file's form and which services' labels an apply changes (`plan_changes`
 from __future__ import annotations
 
 import sys
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import yaml
 from overlace.cli.asking import host_option
 from overlace.cli.engine import Engine, EngineError
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError
-from overlace.model.policy import ALLOW_FROM, ALLOW_TO, STACK, parse_items
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, LABELS, STACK, parse_items
 from overlace.model.traffic import AFFINITY, EGRESS, parse_affinity, parse_egress_limit
 
 MEMBERS = {
@@ -33,7 +34,7 @@ Wanted = dict[str, dict[str, str | None]]  # label values by service; None: the 
 
 
 class Change(msgspec.Struct, frozen=True):
-    """Labels of one service as they shall be."""
+    """Labels of one service or network as they shall be."""
 
     service: str
     labels: dict[str, str]
@@ -42,34 +43,46 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def read_file(text: str, where: str = "the file") -> Wanted:
-    """Raises InvalidArgument naming the place and the remedy."""
+    """What the file says of services. Raises InvalidArgument naming the place and the remedy."""
+    return _members(_document(text, where), "services", tuple(MEMBERS), where)
+
+
+def read_networks(text: str, where: str = "the file") -> Wanted:
+    """What it says of networks: for services on them that have no list of their own. Raises InvalidArgument."""
+    return _members(_document(text, where), "networks", LISTS, where)
+
+
+def _document(text: str, where: str) -> dict[str, Any]:
     try:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as e:  # ValueError: a date or a number that cannot be
         raise InvalidArgument(f"{where}: {' '.join(str(e).split())}") from None
     except RecursionError:
         raise InvalidArgument(f"{where}: its values are nested too deeply") from None
-    if not isinstance(document, dict) or not isinstance(document.get("services"), dict):
-        raise InvalidArgument(f"{where}: it must begin with services: and hold one member per service")
+    if not isinstance(document, dict) or not {"services", "networks"} & set(document):
+        raise InvalidArgument(
+            f"{where}: it must begin with services: or networks: and hold one member for each"
+        )
     for other in document:
-        if other == "networks":
-            raise InvalidArgument(
-                f"{where}: networks: a network's labels are given when it is made: "
-                f"docker network create --label {ALLOW_FROM}=none NAME"
-            )
-        if other != "services":
-            raise InvalidArgument(f"{where}: {other}: is not known; services: is")
+        if other not in ("services", "networks"):
+            raise InvalidArgument(f"{where}: {other}: is not known; services and networks are")
+    return document
+
+
+def _members(document: dict[str, Any], kind: str, known: tuple[str, ...], where: str) -> Wanted:
+    found = document.get(kind, {})
+    if not isinstance(found, dict):
+        raise InvalidArgument(f"{where}: {kind}: must hold one member for each")
     out: Wanted = {}
-    for service, members in document["services"].items():
+    for name, members in found.items():
         if not isinstance(members, dict):
-            raise InvalidArgument(f"{where}: services.{service}: give {', '.join(MEMBERS)}")
-        for name in members:
-            if name not in MEMBERS:
-                known = ", ".join(MEMBERS)
-                raise InvalidArgument(f"{where}: services.{service}.{name} is not known; {known} are")
-        out[str(service)] = {
-            MEMBERS[name]: _value(f"{where}: services.{service}.{name}", name, value)
-            for name, value in members.items()
+            raise InvalidArgument(f"{where}: {kind}.{name}: give {', '.join(known)}")
+        for member in members:
+            if member not in known:
+                raise InvalidArgument(f"{where}: {kind}.{name}.{member} is not known; {', '.join(known)} are")
+        out[str(name)] = {
+            MEMBERS[member]: _value(f"{where}: {kind}.{name}.{member}", member, value)
+            for member, value in members.items()
         }
     return out
 
@@ -94,14 +107,17 @@ def _value(place: str, name: str, value: object) -> str | None:
     return text
 
 
-def plan_changes(wanted: Wanted, services: Mapping[str, Mapping[str, str]], *, prune: bool) -> list[Change]:
-    """`services`: labels by name. A name may leave its stack's out when only one stack has it. `prune`: labels of
+def plan_changes(
+    wanted: Wanted, services: Mapping[str, Mapping[str, str]], *, prune: bool, kind: str = "service"
+) -> list[Change]:
+    """`services`: labels by name, or those of networks.
+    A name may leave its stack's out when only one stack has it. `prune`: labels of
     services and members that `wanted` does not name go. Raises NotFound, InvalidArgument."""
     named: dict[str, dict[str, str | None]] = {}
     for text, labels in wanted.items():
-        name = _find(text, services)
+        name = _find(text, services, kind)
         if name in named:
-            raise InvalidArgument(f"service {name} is named twice, once as {text}: keep one")
+            raise InvalidArgument(f"{kind} {name} is named twice, once as {text}: keep one")
         named[name] = labels
     out = []
     for name, have in sorted(services.items()):
@@ -118,21 +134,28 @@ def plan_changes(wanted: Wanted, services: Mapping[str, Mapping[str, str]], *, p
     return out
 
 
-def _find(text: str, services: Mapping[str, Mapping[str, str]]) -> str:
+def _find(text: str, services: Mapping[str, Mapping[str, str]], kind: str) -> str:
     if text in services:
         return text
     found = [
         name for name, labels in services.items() if STACK in labels and name == f"{labels[STACK]}_{text}"
     ]
     if not found:
-        raise NotFound(f"service {text} not found: make it first, its policy is part of it")
+        raise NotFound(f"{kind} {text} not found: make it first, its policy is part of it")
     if len(found) > 1:
-        raise InvalidArgument(f"service {text} is in several stacks: write {' or '.join(sorted(found))}")
+        raise InvalidArgument(f"{kind} {text} is in several stacks: write {' or '.join(sorted(found))}")
     return found[0]
 
 
-def show_policies(services: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def show_policies(
+    services: Mapping[str, Mapping[str, str]], networks: Mapping[str, Mapping[str, str]] | None = None
+) -> dict[str, Any]:
     """The document `apply` takes, of the labels there are."""
+    of_networks = _shown(networks or {})
+    return {"services": _shown(services)} | ({"networks": of_networks} if of_networks else {})
+
+
+def _shown(services: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, labels in sorted(services.items()):
         members: dict[str, Any] = {}
@@ -145,12 +168,22 @@ def show_policies(services: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
                 members[member] = split
         if members:
             out[name] = members
-    return {"services": out}
+    return out
 
 
 def _services(engine: Engine) -> dict[str, dict[str, str]]:
     found = _call(engine, "GET", "/services")
     return {s["Spec"]["Name"]: dict(s["Spec"].get("Labels") or {}) for s in found}
+
+
+def _networks(engine: Engine) -> dict[str, dict[str, str]]:
+    """The swarm's own; the others have no policy."""
+    found = _call(engine, "GET", "/networks")
+    return {
+        n["Name"]: dict(n.get("Labels") or {})
+        for n in found
+        if n["Scope"] == "swarm" and n["Driver"] == "overlay"
+    }
 
 
 def _call(engine: Engine, method: str, url: str, body: object = None) -> Any:
@@ -177,6 +210,13 @@ def _set_labels(engine: Engine, change: Change) -> None:
                 raise OverlaceError(f"{change.service}: {error.text or error.message}") from None
 
 
+def _set_policy(engine: Engine, change: Change) -> None:
+    """Of a network: docker has no call for it."""
+    labels = {k: v for k, v in change.labels.items() if k in LABELS}
+    name = urllib.parse.quote(change.service, safe="")
+    _call(engine, "POST", f"/overlace/v1/networks/{name}/policy", {"Labels": labels})
+
+
 @click.group()
 def policy() -> None:
     """Who may speak to whom: the overlace.policy labels of all services as one file."""
@@ -186,7 +226,8 @@ def policy() -> None:
 @host_option
 def show(host: str) -> None:
     """Print the policies there are, in the form `apply` takes."""
-    document = show_policies(_services(Engine.of_user(host)))
+    engine = Engine.of_user(host)
+    document = show_policies(_services(engine), _networks(engine))
     click.echo(yaml.safe_dump(document, sort_keys=False, default_flow_style=False), nl=False)
 
 
@@ -196,9 +237,9 @@ def show(host: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would change, change nothing.")
 @host_option
 def apply_file(path: str, prune: bool, dry_run: bool, host: str) -> None:
-    """Give services the policies of FILE. No task is restarted.
+    """Give services and networks the policies of FILE. No task is restarted.
 
-    The whole file is checked first; then services change one by one. A member that is null goes.
+    The whole file is checked first; then services and networks change one by one. A member that is null goes.
     """
     if path == "-":
         text = sys.stdin.read()
@@ -208,11 +249,15 @@ def apply_file(path: str, prune: bool, dry_run: bool, host: str) -> None:
         except (OSError, UnicodeDecodeError) as e:
             raise InvalidArgument(f"{path}: {getattr(e, 'strerror', None) or e}") from None
     engine = Engine.of_user(host)
-    changes = plan_changes(read_file(text, path), _services(engine), prune=prune)
-    for change in changes:
+    wanted, defaults = read_file(text, path), read_networks(text, path)
+    changes = plan_changes(wanted, _services(engine), prune=prune)
+    # a file that speaks of services alone leaves networks as they are
+    wide = plan_changes(defaults, _networks(engine), prune=prune and bool(defaults), kind="network")
+    for change in (*changes, *wide):
+        is_network = change in wide
         if not dry_run:
-            _set_labels(engine, change)
+            (_set_policy if is_network else _set_labels)(engine, change)
         for line in (*(f"+{a}" for a in change.added), *(f"-{r}" for r in change.removed)):
-            click.echo(f"{change.service}: {line}")
-    if not changes:
+            click.echo(f"{'network ' if is_network else ''}{change.service}: {line}")
+    if not changes and not wide:
         click.echo("nothing to change")

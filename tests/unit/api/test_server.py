@@ -411,6 +411,13 @@ async def test_networks(swarm: Api, backend: FakeBackend) -> None:
     assert status == 201 and set(body) == {"Id", "Warning"}
     _, listed, _ = await swarm("GET", "/networks")
     assert {n["Name"] for n in listed} == {"bridge", "ingress", "shop"}
+    deny = {"overlace.policy.allow-from": "none"}
+    status, _, _ = await swarm("POST", "/overlace/v1/networks/shop/policy", {"Labels": deny})
+    assert status == 200 and (await swarm("GET", "/networks/shop"))[1]["Labels"] == {"a": "b", **deny}
+    status, answer, _ = await swarm("POST", "/overlace/v1/networks/shop/policy", {"Labels": {"a": "c"}})
+    assert status == 400 and "label a is no policy" in answer["message"]
+    assert (await swarm("POST", "/overlace/v1/networks/shop/policy", {"Labels": {}}))[0] == 200
+    assert (await swarm("GET", "/networks/shop"))[1]["Labels"] == {"a": "b"}
     for filters, names in (
         ('{"scope":["local"]}', {"bridge"}),
         ('{"type":["builtin"]}', {"bridge"}),

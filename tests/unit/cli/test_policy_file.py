@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from overlace.cli import policy as module
 from overlace.cli.engine import EngineError
 from overlace.cli.main import cli
-from overlace.cli.policy import plan_changes, read_file, show_policies
+from overlace.cli.policy import plan_changes, read_file, read_networks, show_policies
 from overlace.model.errors import InvalidArgument, NotFound, OverlaceError
 
 FROM, TO = "overlace.policy.allow-from", "overlace.policy.allow-to"
@@ -64,7 +64,7 @@ def test_what_is_shown_can_be_applied() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("- db", "it must begin with services:"),
+        ("- db", "it must begin with services: or networks:"),
         ("services: {db: {allow-form: web}}", "services.db.allow-form is not known; allow-from, allow-to"),
         (
             "services: {db: {allow-from: 7}}",
@@ -77,14 +77,19 @@ def test_what_is_shown_can_be_applied() -> None:
         ("services: {db: {session-affinity: [x]}}", "is neither a text nor null"),
         ("services: {db: {egress-limit: 10}}", "is neither a text nor null"),
         ("services: {db: {egress-limit: fast}}", "'fast' is no rate: write 8kbit to 100gbit"),
-        ("services: {}\nnetworks: {a: {}}", "docker network create --label"),
+        (
+            "networks: {a: {egress-limit: 1mbit}}",
+            "networks.a.egress-limit is not known; allow-from, allow-to",
+        ),
+        ("networks: {a: {allow-from: [web:80]}}", "networks.a.allow-from: label overlace.policy.allow-from"),
+        ("networks: [a]", "networks: must hold one member for each"),
         ("services: {}\nnets: {}", "nets: is not known"),
         ("services: [", "the file: while parsing"),
     ],
 )
 def test_refusals_name_the_place(text: str, words: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
-        read_file(text)
+        read_file(text), read_networks(text)
     assert words in refused.value.message
 
 
@@ -105,6 +110,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.labels: dict[str, dict[str, str]] = {"db": {"mine": "1"}, "web": {}}
+        self.networks: dict[str, dict[str, str]] = {"back": {}}
         self.version = 7
         self.raced = False
 
@@ -119,6 +125,18 @@ class FakeEngine:
     def call(self, method: str, url: str, body: Any = None) -> Any:
         if url == "/services":
             return [self._service(name) for name in self.labels]
+        if url == "/networks":
+            local = {"Name": "bridge", "Scope": "local", "Driver": "bridge", "Labels": None}
+            return [
+                local,
+                *(
+                    {"Name": name, "Scope": "swarm", "Driver": "overlay", "Labels": labels}
+                    for name, labels in self.networks.items()
+                ),
+            ]
+        if url.startswith("/overlace/v1/networks/"):
+            self.networks[url.split("/")[4]] = body["Labels"]
+            return {}
         if method == "GET":
             return self._service(url.rpartition("/")[2])
         name, _, version = url.removeprefix("/services/id-").partition("/update?version=")
@@ -156,6 +174,17 @@ def test_apply_and_show(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
         "allow-from": ["web:tcp/5432", "backup"],
         "allow-to": "none",
     }
+    path.write_text("networks: {back: {allow-from: none}}")
+    changed = run.invoke(cli, arguments)
+    assert changed.output == f"network back: +{FROM}=none\n"
+    assert engine.networks == {"back": {FROM: "none"}}
+    assert run.invoke(cli, arguments).output == "nothing to change\n"
+    shown = run.invoke(cli, ["policy", "show", "-H", "unix:///x"])
+    assert yaml.safe_load(shown.output)["networks"] == {"back": {"allow-from": "none"}}
+    path.write_text("services: {}")
+    assert "network" not in run.invoke(cli, [*arguments, "--prune"]).output, "it says nothing of networks"
+    path.write_text("networks: {back: {allow-from: null}}")
+    assert run.invoke(cli, arguments).output == f"network back: -{FROM}\n"
     missing = run.invoke(cli, ["policy", "apply", "-f", str(tmp_path / "no.yml"), "-H", "unix:///x"])
     assert isinstance(missing.exception, OverlaceError) and "No such file" in missing.exception.message
 

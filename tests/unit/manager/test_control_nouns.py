@@ -134,6 +134,24 @@ async def test_bad_network(members: dict[str, Any], status: int, text: str) -> N
     assert list(kit.store.view().all(Network)) == []
 
 
+async def test_a_networks_policy_changes_and_nothing_else_of_it() -> None:
+    kit = Kit()
+    await kit.control.create_network(network(Labels={"mine": "1", "overlace.policy.allow-to": "internet"}))
+    await kit.control.set_network_policy("net", {"overlace.policy.allow-from": "none"})
+    (found,) = kit.store.view().all(Network)
+    assert found.spec.labels == {"mine": "1", "overlace.policy.allow-from": "none"}
+    for labels, text in (
+        ({"mine": "2"}, "label mine is no policy"),
+        ({"overlace.policy.allow-from": "db:tpc"}, "'tpc' is no protocol"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            await kit.control.set_network_policy("net", labels)
+        assert text in words(caught.value)
+    version = found.version
+    await kit.control.set_network_policy("net", {"overlace.policy.allow-from": "none"})
+    assert next(iter(kit.store.view().all(Network))).version == version, "what changes nothing writes nothing"
+
+
 async def test_a_taken_network_name() -> None:
     kit = Kit()
     await kit.control.create_network(network())

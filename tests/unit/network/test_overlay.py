@@ -15,7 +15,7 @@ from overlace.network.hns.documents import (
 from overlace.network.hns.plan import plan_hns
 from overlace.network.overlay import guid_of
 
-from .world import HOST, ME, OTHER, World, endpoint, network, node, port, service, task
+from .world import HOST, ME, OTHER, World, endpoint, network, node, port, running, service, task
 
 PA = "172.28.1.12"
 INGRESS = network("ingress", 4096, 0, ingress=True)
@@ -256,3 +256,16 @@ def test_a_network_carries_multicast_when_its_option_says_so() -> None:
     assert rate(overlace_multicast="true") == 1000
     assert rate(overlace_multicast="true", overlace_multicast_rate="7") == 7
     assert rate(windows=True, overlace_multicast="true") == 0, "HNS has no such thing"
+
+
+def test_a_networks_new_policy_reaches_its_tasks() -> None:
+    w = running()
+    guid = guid_of("endpoint", "back", "t1")
+    before = w.view.network("back")
+    assert before is not None
+    assert not any(isinstance(x, p.Acl) for x in w.hns.get(HostComputeEndpoint, guid).policies)
+    w.change(put=(msgspec.structs.replace(before, allowed=()),))
+    denied = [x.settings for x in w.hns.get(HostComputeEndpoint, guid).policies if isinstance(x, p.Acl)]
+    assert any(s.direction == "In" and s.action == "Block" for s in denied)
+    w.change(put=(before,))
+    assert not any(isinstance(x, p.Acl) for x in w.hns.get(HostComputeEndpoint, guid).policies)

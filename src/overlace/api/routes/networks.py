@@ -241,6 +241,19 @@ async def create(call: Call) -> web.StreamResponse:
     return answer({"Id": id, "Warning": warning}, 201)
 
 
+class PolicyRequest(msgspec.Struct, rename="pascal", forbid_unknown_fields=True):
+    """The network's overlace.policy labels, all of them."""
+
+    labels: dict[str, str]
+
+
+async def set_policy(call: Call) -> web.StreamResponse:
+    """Not Docker's: a network's labels cannot be changed there."""
+    asked = await call.body(PolicyRequest)
+    await _manager(call).control.set_network_policy(call.args["name"], asked.labels)
+    return answer({})
+
+
 async def remove(call: Call) -> web.StreamResponse:
     found = find(call, call.args["id"])
     if isinstance(found, LocalNetwork):
@@ -279,6 +292,7 @@ ROUTES = [
     Route("GET", "/networks", list_networks),
     Route("POST", "/networks/create", create),
     Route("POST", "/networks/prune", prune),
+    Route("POST", "/overlace/v1/networks/{name}/policy", set_policy),
     Route("GET", "/networks/{id}", inspect),
     Route("DELETE", "/networks/{id}", remove),
 ]

@@ -7,6 +7,7 @@ or VNI that is another network's is refused here, where Docker accepts it and fa
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 
 import msgspec
 
@@ -19,7 +20,7 @@ from overlace.manager.control.names import check_dns_name
 from overlace.manager.control.words import unsupported
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument, PermissionDenied
 from overlace.model.objects import Cluster, Network, Service
-from overlace.model.policy import check_network_labels
+from overlace.model.policy import LABELS, check_network_labels
 from overlace.model.specs import (
     MAX_MTU,
     MAX_MULTICAST_RATE,
@@ -59,6 +60,28 @@ class Networks(Core):
         own = any(config.subnet for config in spec.ipam.config if version_of(config.subnet) == 4)
         cluster = next(iter(view.all(Cluster)), None)
         return network.id, "" if own or cluster is None else explain_pool(cluster, view.all(Network))
+
+    async def set_network_policy(self, id: str, labels: Mapping[str, str]) -> None:
+        """Give the network these overlace.policy labels in place of those it has; its other labels stay. Docker changes
+        no label of a network; a policy must be able to follow.
+
+        Raises NotFound, InvalidArgument, PermissionDenied.
+        """
+        strange = next((label for label in labels if label not in LABELS), "")
+        if strange:
+            raise InvalidArgument(f"label {strange} is no policy; {', '.join(LABELS)} are")
+        async with self._lock:
+            network = find(self.store.view(), Network, id)
+            if network.spec.config_only:
+                raise PermissionDenied(
+                    f"{network.spec.name} is a configuration: networks made of it have policies"
+                )
+            kept = {label: text for label, text in network.spec.labels.items() if label not in LABELS}
+            spec = msgspec.structs.replace(network.spec, labels=kept | dict(labels))
+            check_network_labels(spec.labels)
+            if spec != network.spec:
+                changed = msgspec.structs.replace(network, spec=spec)
+                await self._commit([Put(changed, expect=network.version)])
 
     async def remove_network(self, id: str) -> None:
         """Raises NotFound, FailedPrecondition while a service needs it."""
