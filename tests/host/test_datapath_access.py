@@ -115,7 +115,11 @@ def test_each_packet_counts_for_the_rule_that_lets_it_pass(world: SimpleNamespac
     def counted() -> dict[int, tuple[int, int, int]]:
         hits = [h for h in world.a.call("hits") if h.list == numbers["IN"]]
         assert {h.endpoint_id for h in hits} <= {world.db.endpoints[0].endpoint_id}
-        return {h.rule: (h.connections, h.packets, h.bytes) for h in hits}
+        found: dict[int, tuple[int, int, int]] = {}
+        for h in hits:
+            a, b, c = found.get(h.rule, (0, 0, 0))
+            found[h.rule] = (a + h.connections, b + h.packets, c + h.bytes)
+        return found
 
     def flowing() -> int:
         flows = world.a.call("flows")

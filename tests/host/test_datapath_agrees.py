@@ -419,7 +419,7 @@ def test_connections_through_access_lists(
     """Replies pass, other packets are judged, and new lists decide about old connections."""
     plain = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
     peers = {n: RemoteEndpoint(4097, f"10.0.1.{n}", _mac(f"10.0.1.{n}"), PEERS[0]) for n in (2, 5)}
-    for name in ("allowed", "hits"):
+    for name in ("allowed", "hits", "ways"):
         loader.maps[name].delete_many([key for key, _ in loader.maps[name].items()])
     memory: Connections | None = None
     for inbound, outbound, steps in phases:
@@ -455,11 +455,13 @@ def test_connections_through_access_lists(
     wanted_hits: Counter[tuple[int, int]] = Counter()
     for (way, rules, place), n in memory.hits.items():
         wanted_hits[AccessList(4097, plain.address, way, rules).number, place] += n
-    found = {(h.list, h.rule): h.packets for h in figures.hits(loader.maps["hits"])}
+    found: Counter[tuple[int, int]] = Counter()
+    for h in (*figures.hits(loader.maps["hits"]), *unified.uncounted(loader.maps["ways"])):
+        found[h.list, h.rule] += h.packets
     assert found == wanted_hits
 
 
-def test_rules_that_pass_count_a_flows_packets_when_it_is_decided_anew(loader: Loader) -> None:
+def test_rules_count_a_flows_packets_when_it_is_decided_anew(loader: Loader) -> None:
     plain = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
     peer = RemoteEndpoint(4097, "10.0.1.5", _mac("10.0.1.5"), PEERS[0])
     tiers = [AccessRule("pass", tier=0), AccessRule("pass", tier=1), AccessRule("allow", tier=2)]
@@ -477,7 +479,8 @@ def test_rules_that_pass_count_a_flows_packets_when_it_is_decided_anew(loader: L
         return {h.rule: (h.packets, h.bytes) for h in figures.hits(loader.maps["hits"])}
 
     assert send(2, 1) == {0: (1, 40), 1: (1, 40), 2: (1, 40)}
-    assert send(16, 5) == {0: (1, 40), 1: (1, 40), 2: (6, 240)}
+    assert send(16, 5) == {0: (1, 40), 1: (1, 40), 2: (1, 40)}
+    assert [(h.rule, h.packets, h.bytes) for h in unified.uncounted(loader.maps["ways"])] == [(2, 5, 200)]
     unified.renew(loader.maps["generation"])
     assert send(16, 1) == {0: (7, 280), 1: (7, 280), 2: (7, 280)}
     assert send(16, 3)[0] == (7, 280)

@@ -29,6 +29,7 @@ class Hit(msgspec.Struct, frozen=True):
     packets: int
     bytes: int
     endpoint_id: str = ""
+    is_late: bool = False  # carried by a flow and not yet among the rule's own, which never fall
 
 
 class Held(msgspec.Struct, frozen=True):

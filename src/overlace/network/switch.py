@@ -52,6 +52,8 @@ class Switch:
         """What the rules that decide about connections counted, by network's name, IN or OUT, and allow or block."""
         found: dict[tuple[str, str, str], HitsShown] = {}
         for h in await self._hits() if self._hits is not None else ():
+            if h.is_late:  # a counter must not fall when a flow is forgotten
+                continue
             e = self._state.get(h.endpoint_id, HostComputeEndpoint)
             network = self._state.get(e.host_compute_network, HostComputeNetwork) if e is not None else None
             if e is None or network is None:

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Iterator
 
+from overlace.network.counted import Hit
 from overlace.network.vfp.flows import TUNNEL, UnifiedFlow, Verdict
 from overlace.network.vfp.model import Packet
 
@@ -20,6 +21,8 @@ _AT_TUNNEL = 1 << 31
 # struct way_key and struct way, by the bytes of an address
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
 _WAY = {n: struct.Struct(f"=III{n}s{n}s2s2s4s4sII6s6s6sBB4xQQ64x") for n in (4, 16)}
+_JUDGED = struct.Struct("=QHH4xQQ")  # struct judged, one for IN and one for OUT at the end of struct way
+_MANY_RULES = 4095
 _VERDICTS: dict[int, Verdict] = {1: "deliver", 2: "encapsulate", 3: "underlay", 4: "host", 5: "loopback"}
 
 
@@ -69,3 +72,21 @@ def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
             generation=made_by,
             current=made_by == current,
         )
+
+
+def uncounted(ways: Map) -> Iterator[Hit]:
+    """What flows carried since they were last decided, which the rules they were decided by have not counted yet."""
+    way_of = _WAY[4 if ways.key_size == _KEY[4].size else 16]
+    for key, value in ways.items():
+        fields = way_of.unpack(value)
+        into, packets, size = fields[10], fields[-2], fields[-1]
+        (point,) = struct.unpack_from("I", key)
+        for direction, ifindex in enumerate((into, point)):
+            at = len(value) - (2 - direction) * _JUDGED.size
+            number, rule, passed, counted, counted_bytes = _JUDGED.unpack_from(value, at)
+            if not rule or packets == counted:
+                continue
+            for place in (rule, passed) if 0 < passed < _MANY_RULES else (rule,):
+                yield Hit(
+                    number, ifindex, place - 1, 0, packets - counted, size - counted_bytes, is_late=True
+                )

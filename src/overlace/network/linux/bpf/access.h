@@ -70,14 +70,6 @@ NOINLINE int count_hits(__u64 list, __u32 ifindex, __u32 rule, __u32 packets, __
 	return 0;
 }
 
-/* A packet that takes a remembered way. Rules that passed where several did get theirs when the flow is decided anew. */
-INLINE void count_judged(const struct judged *j, __u32 ifindex, __u32 bytes)
-{
-	count_hits(j->list, ifindex, j->rule, 1, bytes);
-	if (j->passed && j->passed != MANY_RULES)
-		count_hits(j->list, ifindex, j->passed, 1, bytes);
-}
-
 struct asking {
 	struct access_list *list;
 	struct asked *a;
@@ -147,22 +139,36 @@ NOINLINE int judge(__u64 list, __u32 ifindex, __u32 bytes, __u32 begins)
 	return a->answer;
 }
 
-/* What took the packet's way since rules that pass last counted, for them. */
-INLINE void count_later(const struct pkt *p, struct scratch *s, __u32 direction)
+/* What took the packet's way since it was last decided counts for the rules it was decided by: the fast path has no part
+ * in it. Where several rules passed, judge() finds them again and counts `more` for them. */
+NOINLINE int count_later(const struct pkt *p, __u32 ifindex, __u32 direction)
 {
-	struct way *w = bpf_map_lookup_elem(&ways, &p->came);
+	struct scratch *s = scratch();
+	struct way *w;
 	struct judged *j;
+	__u64 packets, bytes;
 
+	if (!p || !s)
+		return 0;
 	s->asked.more_packets = s->asked.more_bytes = 0;
+	w = bpf_map_lookup_elem(&ways, &p->came);
 	if (!w)
-		return;
+		return 0;
 	j = direction == GOES_OUT ? &w->judged[GOES_OUT] : &w->judged[GOES_IN];
-	if (j->passed != MANY_RULES)
-		return;
-	s->asked.more_packets = w->packets - j->packets;
-	s->asked.more_bytes = w->bytes - j->bytes;
+	packets = w->packets - j->packets;
+	bytes = w->bytes - j->bytes;
+	if (!j->rule || !packets)
+		return 0;
 	j->packets = w->packets;
 	j->bytes = w->bytes;
+	count_hits(j->list, ifindex, j->rule, packets, bytes);
+	if (j->passed == MANY_RULES) {
+		s->asked.more_packets = packets;
+		s->asked.more_bytes = bytes;
+	} else if (j->passed) {
+		count_hits(j->list, ifindex, j->passed, packets, bytes);
+	}
+	return 0;
 }
 
 /* Whether the packet may pass the filtered endpoint at `port`, the interface `ifindex`. What an allowed connection carries
@@ -196,12 +202,12 @@ NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifinde
 	}
 	key->proto = p->error ? p->error_proto : p->proto;
 	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	count_later(p, ifindex, direction);
 	known = bpf_map_lookup_elem(&allowed, key);
 	if (known && !syn && (key->proto == PROTO_TCP || at - known->seen < idle_of(key->proto))) {
 		__u64 list = port->access[known->direction & 1];
 		int unchanged = known->list == list;
 
-		count_later(p, s, direction);
 		if (unchanged && known->passed != MANY_RULES) {
 			count_hits(list, ifindex, known->rule, 1, p->length);
 			count_hits(list, ifindex, known->passed, 1, p->length);

@@ -193,7 +193,7 @@ struct judged { /* by which list, and by which of its rules; places begin with 1
 	__u64 list;
 	__u16 rule; /* the one that decided, NO_RULE: none did */
 	__u16 passed; /* the one that passed before that, MANY_RULES: several did */
-	__u64 packets, bytes; /* MANY_RULES: how many of the flow's they have counted */
+	__u64 packets, bytes; /* how many of the flow's they have counted */
 };
 
 struct hit_key {

@@ -104,7 +104,7 @@ INLINE int renames(const struct way *w, const struct way_key *came)
 /* Whether rules are still to count packets of the flow. */
 INLINE int is_counted(const struct way *w)
 {
-	return w->judged[GOES_IN].passed == MANY_RULES || w->judged[GOES_OUT].passed == MANY_RULES;
+	return w->judged[GOES_IN].rule || w->judged[GOES_OUT].rule;
 }
 
 /* The unified flow of the packet behind `base` bytes, if it has one that still holds. What begins a TCP connection is
@@ -273,10 +273,6 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 	as->dport = w->dport;
 	if (!cfg)
 		return drop(ctx, R_DROP_ERROR);
-	if (w->judged[GOES_OUT].rule)
-		count_judged(&w->judged[GOES_OUT], s->point, s->p.length);
-	if (w->judged[GOES_IN].rule)
-		count_judged(&w->judged[GOES_IN], ifindex, s->p.length);
 	copy_mac(hop.src, w->src);
 	copy_mac(hop.dst, w->dst);
 	if (renames(w, &came) && translate(ctx, &s->p, as))
