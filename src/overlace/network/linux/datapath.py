@@ -460,7 +460,11 @@ class DataPath:
 
     def _hits(self) -> list[Hit]:
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
-        found = [*figures.hits(self._map("hits")), *unified.uncounted(self._map("ways")), *unified.uncounted(self._map("ways6"))]
+        found = [
+            *figures.hits(self._map("hits")),
+            *unified.uncounted(self._map("ways")),
+            *unified.uncounted(self._map("ways6")),
+        ]
         return [msgspec.structs.replace(h, endpoint_id=names[h.ifindex]) for h in found if h.ifindex in names]
 
     async def flows(self) -> list[UnifiedFlow]:

@@ -97,7 +97,7 @@ INLINE void parse_error(struct __sk_buff *ctx, struct pkt *p)
 
 	if (bpf_skb_load_bytes(ctx, p->l4 + 8, &quote, sizeof(quote)) || quote.ip.version_ihl != 0x45 ||
 	    quote.ip.saddr != p->daddr || (quote.ip.frag & bpf_htons(0x1fff)) ||
-	    (quote.ip.proto != PROTO_TCP && quote.ip.proto != PROTO_UDP))
+	    (quote.ip.proto != PROTO_TCP && quote.ip.proto != PROTO_UDP && quote.ip.proto != PROTO_SCTP))
 		return;
 	p->error = 1;
 	p->error_proto = quote.ip.proto;

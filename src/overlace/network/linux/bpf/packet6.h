@@ -119,7 +119,7 @@ INLINE void parse_error(struct __sk_buff *ctx, struct pkt *p)
 	} quote;
 
 	if (bpf_skb_load_bytes(ctx, p->l4 + 8, &quote, sizeof(quote)) || !is_plain(&quote.ip) ||
-	    !same(quote.ip.saddr, p->daddr) || (quote.ip.next != PROTO_TCP && quote.ip.next != PROTO_UDP))
+	    !same(quote.ip.saddr, p->daddr) || (quote.ip.next != PROTO_TCP && quote.ip.next != PROTO_UDP && quote.ip.next != PROTO_SCTP))
 		return;
 	p->error = 1;
 	p->error_proto = quote.ip.next;
