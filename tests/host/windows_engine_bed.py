@@ -71,6 +71,17 @@ class Engine:
         self.process.stdout.close()
         self.process = None
 
+    def remove(self) -> None:
+        """For good; nothing of it is left."""
+        self.end()
+        assert not self.namespaces.exists() or not os.listdir(self.namespaces)
+        for folder in [
+            *Path("/sys/fs/cgroup").glob(f"*{self.cgroup}"),
+            Path("/sys/fs/cgroup", self.cgroup[1:]),
+        ]:
+            if folder.is_dir():
+                folder.rmdir()
+
     def asked(self, method: str, path: str) -> list[dict[str, Any]]:
         """The record's lines of a request, without its version."""
         lines = [json.loads(line) for line in self.record.read_text().splitlines()]
@@ -113,5 +124,4 @@ def engine(registry: Registry, images: None, tmp_path_factory: pytest.TempPathFa
     try:
         yield made
     finally:
-        made.end()
-        assert not made.namespaces.exists() or not os.listdir(made.namespaces)
+        made.remove()

@@ -14,9 +14,11 @@ import os
 import re
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import click
+import structlog
 
 from overlace.model.errors import InvalidArgument, PermissionDenied, Unavailable
 from overlace.network.hns.calls import HnsCalls
@@ -81,6 +83,9 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. The first line on stdout says where: `hns 127.0.0.1:PORT`."""
     version, address = read_version(hns_version), _check_address(provider_address)
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )  # stdout says where it serves
     folder = Path(state) if state else None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))

@@ -296,6 +296,9 @@ def main(
     registries: tuple[str, ...], cgroup_parent: str,
 ) -> None:  # fmt: skip
     """Serve until SIGTERM; containers go on."""
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+    )  # stdout says where it serves
     data, run = Path(data_root).absolute(), Path(exec_root).absolute()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
