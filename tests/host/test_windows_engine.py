@@ -255,6 +255,20 @@ async def test_signals_top_and_usage(bed: EngineBed) -> None:
     assert (await asyncio.wait_for(bed.runtime.wait(config.id), 20)).exit_code == 5
 
 
+async def test_the_engine_takes_two_signals_and_waits(bed: EngineBed, engine: Engine) -> None:
+    config = await bed.running()
+    client = EngineClient(engine.host)
+    await client.connect()
+    try:
+        with pytest.raises(InvalidArgument, match="invalid signal: HUP"):
+            await client.call("POST", f"/containers/{config.name}/kill", params={"signal": "HUP"})
+        ended = asyncio.ensure_future(client.call("POST", f"/containers/{config.name}/wait"))
+        await client.call("POST", f"/containers/{config.name}/kill", params={"signal": "SIGTERM"})
+        assert await asyncio.wait_for(ended, 20) == {"StatusCode": 5}
+    finally:
+        await client.close()
+
+
 async def test_logs_follow_across_the_streams(bed: EngineBed) -> None:
     config = await bed.running("sh", "-c", "echo out; echo err >&2; sleep 0.2; echo last")
     lines = [(e.stream, e.data) async for e in bed.runtime.logs(config.id, LogOptions(follow=True))]

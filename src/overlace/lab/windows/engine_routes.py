@@ -84,6 +84,29 @@ async def restart(call: Call) -> web.StreamResponse:
     return web.Response(status=204)
 
 
+async def kill(call: Call) -> web.StreamResponse:
+    found = await containers.find(call, call.args["id"])
+    signal = call.text("signal") or "SIGKILL"
+    if signal.upper().removeprefix("SIG") not in ("KILL", "TERM", "9", "15"):
+        raise InvalidArgument(f"invalid signal: {signal}")  # moby sys/signal has two on Windows
+    await call.backend.runtime.kill(found.config.id, signal)
+    return web.Response(status=204)
+
+
+async def wait(call: Call) -> web.StreamResponse:
+    """Its exit code, once it has ended."""
+    found = await containers.find(call, call.args["id"])
+    condition = call.text("condition") or "not-running"
+    if condition != "not-running" and not (condition == "next-exit" and found.status == "running"):
+        raise Unimplemented(f"wait with condition {condition} is not played by this stand-in")
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    response.enable_chunked_encoding()
+    await response.prepare(call.request)
+    ended = await call.backend.runtime.wait(found.config.id)
+    await response.write(codec.encode({"StatusCode": ended.exit_code}))
+    return response
+
+
 async def remove(call: Call) -> web.StreamResponse:
     found = await containers.find(call, call.args["id"])
     if found.status == "running" and not call.flag("force"):
@@ -249,6 +272,8 @@ ROUTES = [
     Route("POST", "/containers/{id}/restart", restart),
     Route("POST", "/containers/{id}/pause", refused("cannot pause Windows Server Containers")),
     Route("POST", "/containers/{id}/unpause", refused("cannot resume Windows Server Containers")),
+    Route("POST", "/containers/{id}/kill", kill),
+    Route("POST", "/containers/{id}/wait", wait, streams=True),
     Route("DELETE", "/containers/{id}", remove),
     Route("PUT", "/containers/{id}/archive", put_archive),
     Route("GET", "/containers/{id}/json", inspect),
