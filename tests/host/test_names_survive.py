@@ -141,7 +141,7 @@ def test_no_question_is_lost(bed: DriverBed, tmp_path: Path, capsys: pytest.Capt
         asking.enough()
         # what the new one knows is true
         bed.change(remove=("service/backid/db",))
-        assert resolve(s.a.sandbox, "db")[0] == "NXDOMAIN"
+        assert resolve(s.a.sandbox, "db")[0] == "NXDOMAIN", "told before the change is over"
         one.sources = None  # and back
         one.kill()
         one.start()

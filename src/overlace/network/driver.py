@@ -222,6 +222,7 @@ class OverlayDriver:
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.provider_address)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
         await self._passes.follow(None if first else changed, ())
+        await self._names.told()
 
     async def _pass(self, changed: set[str] | None, touched: set[str], doubt: bool) -> None:
         planner, hns, compiler = self._open_parts()

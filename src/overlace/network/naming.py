@@ -43,6 +43,9 @@ class NameService(Protocol):
     def update(self, view: NetView, changed: set[str] | None) -> None:
         """Names follow the view; keys that changed, None: any."""
 
+    async def told(self) -> None:
+        """Back when who answers has heard of all updates, or does not in time."""
+
     async def ensure(self, client: Client) -> None:
         """Answer this one; back when it is so. Raises OSError, Unavailable."""
 
@@ -86,6 +89,9 @@ class OwnNames:
 
     def update(self, view: NetView, changed: set[str] | None) -> None:
         self._resolver.update(view, changed)
+
+    async def told(self) -> None:
+        return
 
     async def ensure(self, client: Client) -> None:
         if self._resolver.serving(client.task_id):

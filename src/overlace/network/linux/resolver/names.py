@@ -61,6 +61,7 @@ class ResolverProcess:
         self._view: NetView | None = None
         self._changed: set[str] | None = None  # names to tell; None: all
         self._touched: set[str] = set()  # tasks to look at
+        self._hearing: list[asyncio.Future[None]] = []  # for what was told to be heard
         self._event = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
@@ -89,6 +90,14 @@ class ResolverProcess:
         self._view = view
         self._changed = None if self._changed is None or changed is None else self._changed | changed
         self._event.set()
+
+    async def told(self) -> None:
+        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._hearing.append(heard)
+        self._event.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await heard
 
     async def ensure(self, client: Client) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -242,6 +251,7 @@ class ResolverProcess:
     async def _pass(self) -> None:
         self._event.clear()
         await self._tell_names()
+        await self._have_heard()
         touched, self._touched = self._touched, set()
         while touched:
             task_id = touched.pop()
@@ -263,6 +273,20 @@ class ResolverProcess:
     def _touch(self, task_id: str) -> None:
         self._touched.add(task_id)
         self._event.set()
+
+    async def _have_heard(self) -> None:
+        """It answers in order: what was sent before, it has heard."""
+        hearing, self._hearing = self._hearing, []
+        if not hearing:
+            return
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._hello(self._channel_())
+        except TimeoutError as e:
+            raise Closed(f"no answer within {ANSWER_SECONDS:g} s") from e
+        for heard in hearing:
+            if not heard.done():
+                heard.set_result(None)
 
     async def _tell_names(self) -> None:
         view, changed = self._view, self._changed
