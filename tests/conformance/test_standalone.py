@@ -341,7 +341,10 @@ def test_networks_of_a_container_that_runs(docker: Docker, swarm: Swarm, lab: La
     docker("network", "disconnect", "open1", "web")
     assert "is not connected to network open1" in docker.refused("network", "disconnect", "open1", "web")
     eventually(
-        lambda: "bad address" in docker.refused("exec", "far", "wget", "-qO-", "http://web/", host="linux-2"),
+        lambda: (
+            "bad address"
+            in docker.refused("exec", "far", "ping", "-c", "1", "-W", "1", "web", host="linux-2")
+        ),
         "",
     )
     docker("restart", "-t", "0", "web")
