@@ -105,7 +105,7 @@ def kernel_has_tcx() -> bool:
 
 class Loader:
     """Programs and maps of one instance. `tcx`: attach by tcx links (kernel 6.6) or, False, by clsact
-    filters. `sizes`: rows of maps that shall hold another number than types.h says."""
+    filters. `sizes`: rows of maps that shall hold another number than bpf/maps.h says."""
 
     def __init__(
         self, instance: str, tcx: bool | None = None, sizes: Mapping[str, int] | None = None

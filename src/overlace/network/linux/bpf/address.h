@@ -14,6 +14,7 @@
 #define ETH_IPV6 0x86dd
 
 #ifdef OVERLACE_IPV6
+#define IS_IPV6 1
 
 typedef struct {
 	__u32 w[4];
@@ -73,6 +74,7 @@ INLINE int same_masked(const addr_t *a, const addr_t *b, const addr_t *mask)
 }
 
 #else
+#define IS_IPV6 0
 
 typedef __be32 addr_t;
 

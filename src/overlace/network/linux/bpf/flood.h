@@ -4,6 +4,7 @@
 #pragma once
 #include "access.h"
 #include "path.h"
+#include "qos.h"
 
 #define PROTO_IGMP 2
 #define FLOOD_BURST_NS 100000000ull /* what may be sent at once: 100 ms of the rate, 16 packets at least */
@@ -20,33 +21,18 @@ INLINE int is_flooded(const struct network *net, __u32 vni, __be32 to)
 	return e && e->kind == K_BROADCAST;
 }
 
-/* Whether containers of this host have sent as much on the network as its option allows; see qos.h for the method. */
+/* Whether containers of this host have sent as much on the network as its option allows. */
 NOINLINE int over_flood_rate(__u32 vni)
 {
 	struct flood_key key = { .vni = vni, .index = FLOOD_RATE };
 	struct flood *limit = bpf_map_lookup_elem(&floods, &key);
-	__u64 *sent, at = bpf_ktime_get_ns(), cost, burst, zero = 0;
+	__u64 cost, burst;
 
 	if (!limit || !limit->provider)
 		return 1;
-	sent = bpf_map_lookup_elem(&flood_meters, &vni);
-	if (!sent) {
-		bpf_map_update_elem(&flood_meters, &vni, &zero, BPF_NOEXIST);
-		sent = bpf_map_lookup_elem(&flood_meters, &vni);
-		if (!sent)
-			return 1;
-	}
 	cost = 1000000000ull / limit->provider;
 	burst = 16 * cost > FLOOD_BURST_NS ? 16 * cost : FLOOD_BURST_NS;
-	for (int i = 0; i < 8; i++) {
-		__u64 before = *sent, from = before > at ? before : at;
-
-		if (from - at > burst)
-			return 1;
-		if (__sync_val_compare_and_swap(sent, before, from + cost) == before)
-			return 0;
-	}
-	return 1;
+	return over_rate(&flood_meters, &vni, bpf_ktime_get_ns(), cost, burst);
 }
 
 /* The kernel's vxlan device finds the host's next hop and keeps the inner Ethernet header, group address and all. */

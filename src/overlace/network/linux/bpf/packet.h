@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reading, rewriting and sending packets. Knows headers, not policy. */
 #pragma once
-#include "types.h"
+#include "maps.h"
 
 struct eth {
 	__u8 dst[6], src[6];

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Keys, values and maps of the data path. maps.py packs the same layouts: LAYOUT names them; change both together. */
+/* Keys and values of the data path's maps (maps.h), and a packet as read. maps.py packs the same layouts: LAYOUT names
+ * them; change both together. */
 #pragma once
 #include <linux/pkt_cls.h>
 #include "address.h"
@@ -342,68 +343,10 @@ struct fragment {
 	__be16 sport, dport;
 };
 
-#define MAP(type_, name, key_, value_, max, flags_)                                                                 \
-	struct {                                                                                                    \
-		__uint(type, type_);                                                                                \
-		__type(key, key_);                                                                                  \
-		__type(value, value_);                                                                              \
-		__uint(max_entries, max);                                                                           \
-		__uint(map_flags, flags_);                                                                          \
-	} name SEC(".maps")
-
-/* A variable that would not fit on the stack, which has 512 bytes for all callers together. A program is not interrupted
- * by another one on its processor. Each name has a place of its own: nobody may use one while a caller does. */
-#define ROOM_FOR(type, name) MAP(BPF_MAP_TYPE_PERCPU_ARRAY, room_##name, __u32, struct type, 1, 0)
-#define ROOM(type, name)                                                                                            \
-	__u32 only_##name = 0;                                                                                      \
-	struct type *name = bpf_map_lookup_elem(&room_##name, &only_##name);                                        \
-	if (!name)                                                                                                  \
-		return TC_ACT_SHOT;                                                                                 \
-	__builtin_memset(name, 0, sizeof(*name))
-
-#ifdef OVERLACE_IPV6
-#define REMEMBERED(rows) (rows / 4) /* these take their memory when they are made, used or not */
-#define IN_BULK BPF_F_NO_PREALLOC
-#define QUICK_ROOM_FOR ROOM_FOR
-#define QUICK_ROOM ROOM
-#else
-#define REMEMBERED(rows) rows
-#define IN_BULK 0 /* preallocated: filled in bulk */
-/* What a later packet of a connection needs: IPv4's fits on the stack. */
-#define QUICK_ROOM_FOR(type, name)
-#define QUICK_ROOM(type, name) struct type the_##name = {}, *name = &the_##name
-#endif
-
-MAP(BPF_MAP_TYPE_ARRAY, layout, __u32, __u64, 2, 0);
-MAP(BPF_MAP_TYPE_ARRAY, config, __u32, struct config, 1, 0);
-MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 4096, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, IN_BULK);
-MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
-#ifndef OVERLACE_IPV6
-MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
-#endif
-MAP(BPF_MAP_TYPE_LPM_TRIE, routes, struct route_key, struct route, 16384, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 1048576, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 262144, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, REMEMBERED(65536), 0);
-#ifndef OVERLACE_IPV6
-MAP(BPF_MAP_TYPE_HASH, floods, struct flood_key, struct flood, 65536, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LRU_HASH, flood_meters, __u32, __u64, 4096, 0);
-#endif
-MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, REMEMBERED(131072), 0);
-MAP(BPF_MAP_TYPE_LRU_PERCPU_HASH, hits, struct hit_key, struct hit, 16384, 0);
-MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, REMEMBERED(131072), 0);
-MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u32, 1, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, ways, struct way_key, struct way, REMEMBERED(65536), 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, REMEMBERED(4096), 0);
-MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, R_COUNT, 0);
+struct dropped {
+	__u32 vni; /* of the network the packet was read on */
+	__u32 reason;
+};
 
 /* One packet as read. Offsets are from the start of the frame. */
 struct pkt {
@@ -429,90 +372,3 @@ struct pkt {
 	__u8 hops; /* hop limit */
 #endif
 };
-
-ROOM_FOR(pkt, p);
-
-#include "trace.h"
-
-INLINE int end(struct __sk_buff *ctx, __u32 reason, int verdict)
-{
-	__u64 *n = bpf_map_lookup_elem(&counters, &reason);
-
-	if (n)
-		*n += 1;
-	ctx->cb[0] = reason; /* BPF_PROG_TEST_RUN reads the decision here */
-	if (ctx->cb[1] >> 16 == TRACE_MARK)
-		trace_end(ctx, reason);
-	return verdict;
-}
-
-struct dropped {
-	__u32 vni; /* of the network the packet was read on */
-	__u32 reason;
-};
-
-MAP(BPF_MAP_TYPE_HASH, drops, struct dropped, __u64, 8192, BPF_F_NO_PREALLOC);
-
-NOINLINE int note_drop(struct __sk_buff *ctx, __u32 reason)
-{
-	struct dropped key = { .vni = ctx->cb[2], .reason = reason };
-	__u64 *n = bpf_map_lookup_elem(&drops, &key), one = 1;
-
-	if (n)
-		__sync_fetch_and_add(n, 1);
-	else
-		bpf_map_update_elem(&drops, &key, &one, BPF_NOEXIST);
-	return 0;
-}
-
-INLINE int drop(struct __sk_buff *ctx, __u32 reason)
-{
-	note_drop(ctx, reason);
-	return end(ctx, reason, TC_ACT_SHOT);
-}
-
-INLINE struct config *settings(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&config, &zero);
-}
-
-LOOKUP struct endpoint *endpoint_of(__u32 vni, const addr_t *addr)
-{
-	struct address_key key = { .vni = vni, .addr = *addr };
-
-	return bpf_map_lookup_elem(&endpoints, &key);
-}
-
-LOOKUP struct route *route_of(__u32 vni, const addr_t *addr)
-{
-	struct route_key key = { .prefix = 32 + ADDR_BITS, .vni = vni, .addr = *addr };
-
-	return bpf_map_lookup_elem(&routes, &key);
-}
-
-/* The endpoint of the network that routes for the address, if one does. */
-LOOKUP struct endpoint *router_of(__u32 vni, const addr_t *addr)
-{
-	struct route *r = route_of(BEHIND | vni, addr);
-
-	return r ? endpoint_of(vni, &r->hop) : 0;
-}
-
-LOOKUP int is_overlay(const addr_t *addr)
-{
-	struct subnet_key key = { .prefix = ADDR_BITS, .addr = *addr };
-
-	return bpf_map_lookup_elem(&subnets, &key) != 0;
-}
-
-INLINE __u32 idle_of(__u8 proto)
-{
-	return proto == PROTO_SCTP ? SCTP_IDLE : UDP_IDLE;
-}
-
-INLINE __u32 now(void)
-{
-	return bpf_ktime_get_coarse_ns() >> 30;
-}

@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where a packet goes when no unified flow says so: to an endpoint here or behind another host, back to a client, by a
+ * route, to a backend, or out of the overlay. Each leaves its way remembered (way.h) for the connection's later packets. */
+#pragma once
+#include "answer.h"
+#include "flow.h"
+
+/* Send to the endpoint of network `vni` that has the destination, the one `nat` gives it if given; `to`: to another one. */
+NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr_t *to, struct flow *nat)
+{
+	struct config *cfg = settings();
+	struct endpoint *e;
+
+	if (!cfg || !p)
+		return drop(ctx, R_DROP_ERROR);
+	e = endpoint_of(vni, to ? to : nat ? &nat->daddr : &p->daddr);
+	if (!e)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	if (e->kind == K_REMOTE) {
+		struct hop hop = { .vni = vni, .provider = e->provider };
+		__u32 mtu = path_mtu(cfg, hop.provider);
+		int big = too_big(ctx, mtu, p);
+
+		if (big && !may_be_split(ctx, p))
+			return answer_too_big(ctx, p, mtu);
+		copy_mac(hop.dst, e->mac);
+		if (nat) {
+			struct network *net = bpf_map_lookup_elem(&networks, &vni);
+
+			if (!net)
+				return drop(ctx, R_DROP_NO_ENDPOINT);
+			copy_mac(hop.src, net->gateway_mac);
+			if (translate(ctx, p, nat))
+				return drop(ctx, R_DROP_ERROR);
+		} else if (bpf_skb_load_bytes(ctx, 6, hop.src, 6)) {
+			return drop(ctx, R_DROP_ERROR);
+		}
+		if (!big)
+			remember(p, W_ENCAPSULATE, 0, &hop);
+		return encapsulate(ctx, p, &hop, big);
+	}
+	if (e->kind != K_LOCAL)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	if (nat) {
+		if (translate(ctx, p, nat))
+			return drop(ctx, R_DROP_ERROR);
+	} else {
+		struct flow *f = flow_of(vni, p);
+
+		if (f && f->kind == F_REPLY && translate(ctx, p, f))
+			return drop(ctx, R_DROP_ERROR);
+	}
+	return deliver(ctx, p, e);
+}
+
+/* A backend's answer to a client that is not where the backend answered to: give it the frontend's name. */
+NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
+{
+	struct config *cfg = settings();
+	struct endpoint *e;
+
+	if (!cfg || !p || !f || translate(ctx, p, f))
+		return drop(ctx, R_DROP_ERROR);
+#ifndef OVERLACE_IPV6
+	if (f->out == OUT_UNDERLAY) {
+		remember(p, W_UNDERLAY, 0, 0);
+		return to_underlay(ctx, cfg, f->daddr, R_TO_UNDERLAY);
+	}
+	if (f->out == OUT_HOST) {
+		remember(p, W_LOOPBACK, 0, 0);
+		return to_loopback(ctx, cfg);
+	}
+#endif
+	e = endpoint_of(f->vni, &f->daddr);
+	if (!e || e->kind != K_LOCAL)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	return deliver(ctx, p, e);
+}
+
+/* To the host that has the destination's whole subnet, whose router takes it from there. */
+NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
+{
+	struct config *cfg = settings();
+	struct hop hop;
+	__u32 mtu;
+	int big;
+
+	if (!cfg || !p || !r || bpf_skb_load_bytes(ctx, 6, hop.src, 6))
+		return drop(ctx, R_DROP_ERROR);
+	hop.vni = r->vni;
+	hop.provider = r->provider;
+	copy_mac(hop.dst, r->mac);
+	mtu = path_mtu(cfg, hop.provider);
+	big = too_big(ctx, mtu, p);
+	if (big && !may_be_split(ctx, p))
+		return answer_too_big(ctx, p, mtu);
+	if (!big)
+		remember(p, W_ENCAPSULATE, 0, &hop);
+	return encapsulate(ctx, p, &hop, big);
+}
+
+#ifndef OVERLACE_IPV6
+/* A container's answer to a client that came in through another host goes out there, too. */
+NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
+{
+	struct config *cfg = settings();
+	struct network *net;
+	struct endpoint *e;
+	struct hop hop;
+	__u32 mtu;
+	int big;
+
+	if (!cfg || !p || !f)
+		return drop(ctx, R_DROP_ERROR);
+	hop.vni = f->vni;
+	hop.provider = f->provider;
+	net = bpf_map_lookup_elem(&networks, &hop.vni);
+	e = endpoint_of(hop.vni, &f->saddr);
+	mtu = path_mtu(cfg, hop.provider);
+	big = too_big(ctx, mtu, p);
+	if (!net || !e)
+		return drop(ctx, R_DROP_NO_ENDPOINT);
+	copy_mac(hop.src, e->mac);
+	copy_mac(hop.dst, net->gateway_mac);
+	if (big && !may_be_split(ctx, p))
+		return answer_too_big(ctx, p, mtu);
+	if (translate(ctx, p, f))
+		return drop(ctx, R_DROP_ERROR);
+	if (!big)
+		remember(p, W_ENCAPSULATE, 0, &hop);
+	return encapsulate(ctx, p, &hop, big);
+}
+
+#endif
+
+/* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
+NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
+{
+	struct flow *known;
+	ROOM(flow, f);
+
+	if (!p || !q)
+		return drop(ctx, R_DROP_ERROR);
+	if (p->error) {
+		known = flow_of(q->scope, p);
+		if (!known || known->kind != F_FORWARD)
+			return q->scope ? drop(ctx, R_DROP_NO_ENDPOINT) : TC_ACT_UNSPEC;
+		*f = *known;
+		return forward(ctx, p, f->vni, 0, f);
+	}
+	switch (balance(p, q, f)) {
+	case B_GO:
+		return forward(ctx, p, f->vni, 0, f);
+	case B_PASS:
+		return TC_ACT_UNSPEC;
+	case B_REFUSE:
+		return refuse(ctx, p);
+	}
+	return drop(ctx, R_DROP_ERROR);
+}
+
+#ifndef OVERLACE_IPV6
+/* A container's packet to an address outside its network, or with the source of another of its interfaces. MISS: it is
+ * for a published port of this very host. */
+NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
+{
+	struct config *cfg = settings();
+	struct flow *f;
+	int host;
+
+	if (!cfg || !p || !port)
+		return drop(ctx, R_DROP_ERROR);
+
+	struct flow_key key = { .scope = SCOPE_SANDBOX, .saddr = numbered(port->sandbox), .sport = p->sport, .dport = p->dport };
+
+	key.daddr = p->daddr;
+	key.proto = p->error ? p->error_proto : p->proto;
+	f = bpf_map_lookup_elem(&flows, &key);
+	if (f)
+		return f->kind == F_REPLY ? reply(ctx, p, f) : back_through(ctx, p, f);
+	if (foreign)
+		return drop(ctx, R_DROP_SPOOFED);
+	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
+		return drop(ctx, R_DROP_POLICY);
+	if (is_overlay(&p->daddr))
+		return drop(ctx, R_DROP_ISOLATION);
+	if ((p->daddr & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || p->daddr == 0xffffffff)
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	if (p->proto == PROTO_UDP && p->dport == cfg->vxlan_port)
+		return drop(ctx, R_DROP_ISOLATION); /* translated, it would look like tunnel traffic of this host */
+	host = (port->flags & PORT_HOST) && p->daddr == cfg->underlay_addr;
+	if (!host && (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000)))
+		return drop(ctx, R_DROP_NO_OUTBOUND);
+	if (frontend_of(0, &p->daddr, p->dport, p->proto))
+		return MISS;
+
+	struct exception_key except = { .prefix = 64, .list = port->exceptions, .to = p->daddr };
+
+	__u32 *to = bpf_map_lookup_elem(&exceptions, &except);
+
+	if (!host && to && *to == NAT_NEVER)
+		return drop(ctx, R_DROP_NO_OUTBOUND);
+	remember(p, W_TO_HOST, 0, 0);
+	return to_host(ctx);
+}
+#endif
+
+/* By an SDN route of the port to another endpoint, or to the host. MISS: no such route. */
+NOINLINE int by_own_route(struct __sk_buff *ctx, struct pkt *p, const struct port *port)
+{
+	struct route *r;
+
+	if (!p || !port || !port->routes)
+		return MISS;
+	r = route_of(port->routes, &p->daddr);
+	if (!r)
+		return MISS;
+	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
+		return drop(ctx, R_DROP_POLICY);
+	if (!is_host_hop(&r->hop))
+		return forward(ctx, p, port->vni, &r->hop, 0);
+	if (IS_IPV6)
+		return drop(ctx, R_DROP_NO_OUTBOUND); /* hosts have IPv4 addresses */
+	remember(p, W_TO_HOST, 0, 0);
+	return to_host(ctx);
+}
