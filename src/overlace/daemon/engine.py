@@ -76,22 +76,7 @@ class Engine:
         self._role_changes: set[asyncio.Task[None]] = set()
         self._entering: asyncio.Task[None] | None = None
         self.serve_api: ServeEngine | None = None  # answers what other managers pass on
-        self._options = EngineOptions(
-            id=engine_id(self._data_root),
-            hostname=options.hostname,
-            data_root=options.data_root,
-            os=system.os,
-            os_version=system.version,
-            system=system.name,
-            kernel=system.kernel,
-            memory=system.memory,
-            emulated=system.emulated,
-            insecure_registries=options.insecure_registries,
-            labels=facts.engine_labels(options.labels, system),
-            hosts=options.hosts,
-            generic=options.generic,
-            started_at=time.time_ns(),
-        )
+        self._options = facts.engine_options(options, system, engine_id(self._data_root), time.time_ns())
         self._runtime: Runtime = make_runtime(options, system)
         self._standalone = Standalone(options, system, self._runtime, self._member_driver)
         self._containers = self._standalone.keeper
@@ -358,9 +343,7 @@ class Engine:
                     "a Windows host is a worker: run docker swarm init on a Linux host, and join this one with the token "
                     "that docker swarm join-token worker prints there"
                 )
-            advertise, underlay = self._addresses(
-                request.advertise_addr, request.data_path_addr, request.listen_addr
-            )
+            advertise, underlay = self._addresses(request)
             node_id = new_id()
             self._files.prepare()
             try:
@@ -383,9 +366,7 @@ class Engine:
     async def swarm_join(self, request: JoinRequest) -> None:
         async with self._changing:
             self._check_free()
-            advertise, underlay = self._addresses(
-                request.advertise_addr, request.data_path_addr, request.listen_addr
-            )
+            advertise, underlay = self._addresses(request)
             self._files.prepare()
             entered: tuple[Identity, Membership] | None = None
             try:
@@ -445,13 +426,11 @@ class Engine:
                 'This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.'
             )
 
-    def _addresses(self, advertise: str, data_path: str, listen: str) -> tuple[str, str]:
-        """(advertised host:port, VTEP address), completed from this host's own addresses."""
-        host, _, port = advertise.rpartition(":")
-        if not host:
-            host = facts.default_address(self._daemon.underlay_address)
-            port = listen.rpartition(":")[2]
-        return f"{host}:{port}", facts.tunnel_address(host.strip("[]"), data_path)
+    def _addresses(self, request: InitRequest | JoinRequest) -> tuple[str, str]:
+        """(advertised host:port, VTEP address)"""
+        return facts.member_addresses(
+            request.advertise_addr, request.data_path_addr, request.listen_addr, self._daemon.underlay_address
+        )
 
     async def _become(self, membership: Membership, identity: Identity) -> None:
         """Run as a member; on disk only once the manager has welcomed us."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from overlace import __version__
+from overlace.api.backend import EngineOptions
+from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import windows
 from overlace.model.errors import InvalidArgument
 from overlace.model.generic import GenericResources
@@ -134,6 +136,16 @@ def tunnel_address(advertised: str, data_path: str) -> str:
         ) from None
 
 
+def member_addresses(advertise: str, data_path: str, listen: str, underlay: str) -> tuple[str, str]:
+    """(advertised host:port, VTEP address) of a member, completed from this host's own addresses; `underlay`: the one the
+    daemon was told to use. Raises InvalidArgument."""
+    host, _, port = advertise.rpartition(":")
+    if not host:
+        host = default_address(underlay)
+        port = listen.rpartition(":")[2]
+    return f"{host}:{port}", tunnel_address(host.strip("[]"), data_path)
+
+
 def _default_route_link() -> str:
     """The interface of the default route with the lowest metric (proc(5), /proc/net/route); empty: there is none."""
     routes = []
@@ -159,6 +171,26 @@ def engine_labels(given: Mapping[str, str], system: System) -> dict[str, str]:
     build = {OS_VERSION: system.version} if system.os == "windows" else {}
     emulated = {EMULATED: system.os} if system.emulated else {}
     return {**given, **build, **emulated}
+
+
+def engine_options(options: DaemonOptions, system: System, id: str, started_at: int) -> EngineOptions:
+    """What the Engine API says of this daemon; `started_at` in ns since 1970."""
+    return EngineOptions(
+        id=id,
+        hostname=options.hostname,
+        data_root=options.data_root,
+        os=system.os,
+        os_version=system.version,
+        system=system.name,
+        kernel=system.kernel,
+        memory=system.memory,
+        emulated=system.emulated,
+        insecure_registries=options.insecure_registries,
+        labels=engine_labels(options.labels, system),
+        hosts=options.hosts,
+        generic=options.generic,
+        started_at=started_at,
+    )
 
 
 def describe(

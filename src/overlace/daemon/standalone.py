@@ -16,7 +16,7 @@ from overlace.daemon.drivers import HostDriver, make_driver, sandbox_path
 from overlace.daemon.facts import System, default_address
 from overlace.daemon.host import instance_id, network_folder
 from overlace.daemon.own_network import OwnNetwork
-from overlace.network.overlay import prefix_of
+from overlace.network.subnets import prefix_of
 from overlace.runtime.base import Runtime
 
 

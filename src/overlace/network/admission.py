@@ -107,6 +107,13 @@ class Admission:
         return taken
 
 
+def host_network_refused(task: TaskNetwork) -> InvalidArgument:
+    """Why a task on the host's own stack cannot be on a Windows host."""
+    return InvalidArgument(
+        f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
+    )
+
+
 def check_networks(task: TaskNetwork, view: NetView) -> None:
     """Raises Unavailable while a network of the task is not in the view, InvalidArgument for one without address."""
     for a in task.attachments:

@@ -17,11 +17,11 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from overlace.model.errors import InvalidArgument, Unavailable
+from overlace.model.errors import Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState
-from overlace.network.admission import Admission, check_networks
+from overlace.network.admission import Admission, check_networks, host_network_refused
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
@@ -249,9 +249,7 @@ class OverlayDriver:
     def _outside(self, task: TaskNetwork) -> Attached:
         """A task on the host's own stack, or on none: there is nothing to make, nor to give back."""
         if task.mode == "host" and self._windows:
-            raise InvalidArgument(
-                f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
-            )
+            raise host_network_refused(task)
         servers = task.nameservers or self._names.upstreams
         text = host_resolv_conf(servers, self._search, self._options) if task.mode == "host" else ""
         return Attached(sandbox=None, resolv_conf=text, addresses={}, macs={}, gateways={})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network
 
 import msgspec
 
@@ -61,6 +61,7 @@ from overlace.network.hns.documents import (
     normal_mac,
 )
 from overlace.network.policy import HOSTS, Peers, Place
+from overlace.network.subnets import gateway_of, prefix_of
 
 OWNER = "overlace"
 NAMES = uuid.UUID("7d1f6f0a-3c53-5f0e-9d0a-6f7665726c61")
@@ -386,12 +387,12 @@ class OverlayPlanner:
             # (who comes back from its own VIP has the network's first gateway of the family as its name)
             gateways = [gateway]
             if network is not None:
-                gateway = _gateway(network, address)
+                gateway = gateway_of(network, address)
                 gateways = sorted(network.gateways, key=lambda g: ":" in g)
                 configs += self._addressed(network, [a] if (a := local.address6(network_id)) else ())
             routes = [Route(gateway, ANYWHERE)]
             if network is not None:
-                routes += (Route(_gateway(network, c.ip_address), ANYWHERE6) for c in configs[1:])
+                routes += (Route(gateway_of(network, c.ip_address), ANYWHERE6) for c in configs[1:])
             out.append(
                 HostComputeEndpoint(
                     id=guid_of("endpoint", network_id, task_id),
@@ -486,26 +487,3 @@ class OverlayPlanner:
 
 def _named(e: Entry | None) -> Place | None:
     return (e.network_id, e.service_name, e.addresses) if isinstance(e, EndpointEntry) else None
-
-
-@lru_cache(maxsize=4096)
-def _net(cidr: str) -> IPv4Network | IPv6Network:
-    return ip_network(cidr)
-
-
-def _subnet_of(network: NetworkEntry, address: str) -> int:
-    if len(network.subnets) > 1:
-        parsed = ip_address(address)
-        for i, s in enumerate(network.subnets):
-            if parsed in _net(s):
-                return i
-    return 0
-
-
-def prefix_of(network: NetworkEntry, address: str) -> int:
-    """Length of the prefix of the subnet an address is in."""
-    return _net(network.subnets[_subnet_of(network, address)]).prefixlen
-
-
-def _gateway(network: NetworkEntry, address: str) -> str:
-    return network.gateways[_subnet_of(network, address)]

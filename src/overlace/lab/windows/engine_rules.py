@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from overlace.agent.container import healthcheck_of
 from overlace.model.errors import InvalidArgument, NotFound, Unimplemented
 from overlace.model.specs import Doc, Healthcheck
 from overlace.runtime import base
@@ -91,7 +92,7 @@ def _any_case(folder: Path, name: str) -> Path:
         try:
             return next((folder / n for n in os.listdir(folder) if n.lower() == name.lower()), exact)
         except OSError:
-            pass
+            return exact  # no folder that can be read
     return exact
 
 
@@ -110,10 +111,7 @@ def check_host_config(host: Mapping[str, Any], processors: int, hyperv: bool = F
         raise InvalidArgument(
             "No hypervisor is present on this system: Hyper-V isolation is not available (0xc0351000)"
         )
-    for name in _UNSUPPORTED:
-        if host.get(name):
-            raise InvalidArgument(f"invalid option: Windows does not support {name}")
-    for name in _DROPPED:
+    for name in (*_UNSUPPORTED, *_DROPPED):
         if host.get(name):
             raise InvalidArgument(f"invalid option: Windows does not support {name}")
     if host.get("Tmpfs"):
@@ -218,7 +216,7 @@ def plan_config(
         open_stdin=asked.open_stdin,
         stop_signal=asked.stop_signal or None,
         stop_grace=(10 if asked.stop_timeout is None else asked.stop_timeout) * 1_000_000_000,
-        healthcheck=None if health is None else _health(health),
+        healthcheck=None if health is None else healthcheck_of(health),
         nano_cpus=int(host.get("NanoCpus") or 0),
         memory=int(host.get("Memory") or 0),
         log_driver=kind,  # type: ignore[arg-type]  # one of the three
@@ -231,15 +229,3 @@ def _words(given: list[str] | str | None) -> tuple[str, ...] | None:
     if not given:
         return None
     return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _health(asked: Healthcheck) -> base.Healthcheck:
-    d = base.Healthcheck()
-    return base.Healthcheck(
-        test=tuple(asked.test),
-        interval=asked.interval or d.interval,
-        timeout=asked.timeout or d.timeout,
-        start_period=asked.start_period,
-        start_interval=asked.start_interval or d.start_interval,
-        retries=asked.retries or d.retries,
-    )

@@ -20,13 +20,13 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from overlace.model.errors import Conflict, InvalidArgument, NotFound, OverlaceError, Unavailable
+from overlace.model.errors import Conflict, NotFound, OverlaceError, Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NodeEntry
 from overlace.model.paths import PathState
 from overlace.model.system import ON_WINDOWS
 from overlace.network import hostports
-from overlace.network.admission import Admission, check_networks
+from overlace.network.admission import Admission, check_networks, host_network_refused
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.counted import Carried, Held
 from overlace.network.endpoints import LOCAL_NETWORK
@@ -350,9 +350,7 @@ class WindowsDriver:
     def _outside(self, task: TaskNetwork) -> Attached:
         """A task on no network: there is nothing to make, nor to give back."""
         if task.mode == "host":
-            raise InvalidArgument(
-                f"task {task.task_name}: a Windows host has no network host; constrain it with node.platform.os==linux"
-            )
+            raise host_network_refused(task)
         return Attached(sandbox=None, resolv_conf="", addresses={}, macs={}, gateways={})
 
     async def prepare(self, task: TaskNetwork) -> Attached:

@@ -7,7 +7,7 @@ call the engine. Fields: Docker Engine API, ContainerConfig, HostConfig, Contain
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -88,16 +88,21 @@ def create_body(
         "RestartPolicy": {"Name": "no"},  # starting again is the swarm's
         "LogConfig": log_config(config),
     }
+    body = plain_body(config, host, owner, version)
+    return {**body, "Entrypoint": [HOLD], "Cmd": list(argv), "StdinOnce": config.stdin_once}
+
+
+def plain_body(
+    config: ContainerConfig, host: Mapping[str, Any], owner: str, version: tuple[int, int]
+) -> dict[str, Any]:
+    """What a body for Linux and one for Windows have in common, around the HostConfig `host`; no command."""
     body: dict[str, Any] = {
         "Image": config.image,
-        "Entrypoint": [HOLD],
-        "Cmd": list(argv),
         "Env": list(config.env),
         "Hostname": config.hostname,
         "Labels": {**config.labels, ID_LABEL: config.id, OWNER_LABEL: owner},
         "Tty": config.tty,
         "OpenStdin": config.open_stdin,
-        "StdinOnce": config.stdin_once,
         "StopTimeout": seconds(config.stop_grace),
         "HostConfig": host,
     }

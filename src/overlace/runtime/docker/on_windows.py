@@ -173,28 +173,11 @@ def create_body(
         "DnsSearch": _resolver(config.resolv_conf, "search"),
         "Isolation": config.isolation,
     }
-    body: dict[str, Any] = {
-        "Image": config.image,
-        "Env": list(config.env),
-        "Hostname": config.hostname,
-        "Labels": {**config.labels, convert.ID_LABEL: config.id, convert.OWNER_LABEL: owner},
-        "Tty": config.tty,
-        "OpenStdin": config.open_stdin,
-        "StopTimeout": convert.seconds(config.stop_grace),
-        "HostConfig": host,
-    }
+    body = convert.plain_body(config, host, owner, version)
     if config.entrypoint is not None:
         body["Entrypoint"] = list(config.entrypoint)
     if config.args is not None:
         body["Cmd"] = list(config.args)
-    if config.workdir is not None:
-        body["WorkingDir"] = config.workdir
-    if config.user is not None:
-        body["User"] = config.user
-    if config.stop_signal is not None:
-        body["StopSignal"] = config.stop_signal
-    if config.healthcheck is not None:
-        body["Healthcheck"] = convert.healthcheck(config.healthcheck, version)
     return body
 
 

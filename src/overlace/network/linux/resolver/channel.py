@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Union
@@ -151,21 +151,19 @@ class Channel:
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        loop.add_writer(self._socket, ready.set)
-        try:
-            await ready.wait()
-        finally:
-            loop.remove_writer(self._socket)
+        await self._ready(loop.add_writer, loop.remove_writer)
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
+        await self._ready(loop.add_reader, loop.remove_reader)
+
+    async def _ready(self, watch: Callable[..., None], unwatch: Callable[[socket.socket], bool]) -> None:
         ready = asyncio.Event()
-        loop.add_reader(self._socket, ready.set)
+        watch(self._socket, ready.set)
         try:
             await ready.wait()
         finally:
-            loop.remove_reader(self._socket)
+            unwatch(self._socket)
 
     async def receive(self) -> tuple[Message, list[int]]:
         """The next message and its descriptors, which are the caller's then. Raises Closed."""
