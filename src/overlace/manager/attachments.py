@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -25,6 +26,7 @@ from overlace.wire.messages import Attachment, ManagerMessage, NotAttached
 log = structlog.get_logger(__name__)
 TRIES = 20  # to commit while others write
 RUNTIME = "attachment"
+_ID = re.compile(r"[0-9a-z]{1,25}")  # model.ids
 
 Refusals = dict[str, tuple[str, str]]
 
@@ -37,7 +39,10 @@ def plan_attachments(
     changes: list[Change] = []
     refused: Refusals = {}
     named: set[str] = set()
-    for one in wanted:
+    for one in {one.id: one for one in wanted}.values():  # the last of one named twice
+        if not _ID.fullmatch(one.id):  # it becomes a key of the store and of the network view
+            refused[one.id] = (InvalidArgument.code, f"invalid id of an attachment: {one.id!r}")
+            continue
         named.add(one.id)
         old = view.get(Task, one.id)
         if old is not None and (old.node_id != node_id or not old.attachment):
@@ -69,16 +74,23 @@ def _spec(view: View, one: Attachment) -> TaskSpec:
         raise NotFound(f"network {one.target} not found")
     if not network.spec.attachable:
         raise PermissionDenied(f"network {network.spec.name} not manually attachable")
-    for address in one.addresses:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            raise InvalidArgument(f"invalid IP address: {address}") from None
+    addresses = [_canonical(address) for address in one.addresses]
     return TaskSpec(
         runtime=RUNTIME,
-        network_attachment_spec={"ContainerID": one.container_id, "Addresses": list(one.addresses)},
+        network_attachment_spec={"ContainerID": one.container_id, "Addresses": addresses},
         networks=[NetworkAttachmentConfig(target=network.id, aliases=list(one.aliases))],
     )
+
+
+def _canonical(address: str) -> str:
+    """As every host writes it. Raises InvalidArgument."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        raise InvalidArgument(f"invalid IP address: {address}") from None
+    if isinstance(found, ipaddress.IPv6Address) and found.scope_id is not None:
+        raise InvalidArgument(f"invalid IP address: {address}: a container's has no zone")
+    return str(found)
 
 
 def _task(one: Attachment, spec: TaskSpec, node_id: str, now: int) -> Task:

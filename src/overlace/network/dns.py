@@ -13,6 +13,7 @@ import contextlib
 import random
 import socket
 import struct
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -35,7 +36,8 @@ UPSTREAM_TIMEOUT = 2.0  # seconds per upstream and attempt
 TOTAL_TIMEOUT = 4.0  # under the 5 s clients wait
 BAD_FOR = 5.0  # seconds an upstream that did not answer stands last
 MAX_FORWARDS = 512  # at once; more are refused with SERVFAIL instead of starving the daemon of descriptors
-TCP_IDLE = 10.0
+TCP_IDLE = 10.0  # seconds to send a question, or to take an answer
+TCP_MOST = 100  # connections of one container at once: the resolver's descriptors are everybody's
 CACHE_LIMIT = 4096  # answers per set of networks
 
 
@@ -286,15 +288,23 @@ class Resolver:
         loop = asyncio.get_running_loop()
         transport, listener = await loop.create_datagram_endpoint(lambda: _Listener(self, asker_of), sock=udp)
 
+        talks: Counter[str] = Counter()
+
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             talk = asyncio.current_task()
             assert talk is not None
             self._tasks.add(talk)
+            address = (writer.get_extra_info("peername") or ("",))[0]  # None: it has gone again
+            client = "" if address.startswith("127.") else address  # a sandbox has all of 127.0.0.0/8
+            talks[client] += 1
             try:
-                asker = asker_of(writer.get_extra_info("peername")[0])
-                if asker is not None:
+                asker = asker_of(address)
+                if asker is not None and talks[client] <= TCP_MOST:
                     await self._on_tcp(asker, reader, writer)
             finally:
+                talks[client] -= 1
+                if not talks[client]:
+                    del talks[client]
                 self._tasks.discard(talk)
                 writer.close()
 
@@ -405,9 +415,12 @@ class Resolver:
                 else:
                     reply = await self.forward(data, query, tcp=True, own=asker.own)
                 writer.write(struct.pack(">H", len(reply)) + reply)
-                await writer.drain()
-        except (TimeoutError, asyncio.IncompleteReadError, OSError):
+                async with asyncio.timeout(TCP_IDLE):
+                    await writer.drain()
+        except asyncio.IncompleteReadError:
             return
+        except (TimeoutError, OSError):
+            writer.transport.abort()  # closing would wait for one that does not read
 
     # -- forwarding ------------------------------------------------------------------------------------------
 

@@ -113,6 +113,7 @@ async def test_it_runs_nothing_and_is_no_services_task() -> None:
         ),
         (wanted(addresses=("10.0.1.1",)), "FailedPrecondition", "Address already in use"),
         (wanted(addresses=("x",)), "InvalidArgument", "invalid IP address: x"),
+        (wanted(addresses=("fd00::5%eth0",)), "InvalidArgument", "invalid IP address: fd00::5%eth0"),
     ],
 )
 async def test_what_cannot_be_is_told(wish: Attachment, code: str, words: str) -> None:
@@ -151,6 +152,32 @@ async def test_a_node_touches_nobody_elses() -> None:
     assert tasks == {} and here.told[0][1]["a1"][0] == "PermissionDenied"
     await here.ask("n2")
     assert here.store.view().get(Task, "a1") is not None
+
+
+@pytest.mark.parametrize("id", ["", "../node/n1", "a/b", "A1", "a1\n", "a" * 26])
+async def test_an_id_that_is_no_tasks_id_never_reaches_the_store(id: str) -> None:
+    here = Desk(await a_store())
+    tasks = await here.ask("n2", wanted(id), wanted("b1"))
+    assert set(tasks) == {"b1"} and here.told[0][1][id][0] == "InvalidArgument"
+
+
+async def test_one_named_twice_is_one() -> None:
+    here = Desk(await a_store())
+    tasks = await here.ask("n1", wanted(), wanted(aliases=("last",)))
+    assert [t.networks[0].aliases for t in tasks.values()] == [("last",)]
+
+
+async def test_an_address_asked_for_is_written_in_one_way() -> None:
+    here = Desk(await a_store())
+    both = Network(
+        id="both",
+        spec=NetworkSpec(name="both", attachable=True, enable_ipv6=True),
+        vni=4099,
+        subnets=(Subnet("10.0.3.0/24", "10.0.3.1"), Subnet("fd00:3::/64", "fd00:3::1")),
+    )
+    await here.store.commit([Put(both, 0)])
+    [task] = (await here.ask("n1", wanted(target="both", addresses=("FD00:3:0::6",)))).values()
+    assert task.networks[0].addresses[1] == "fd00:3::6/64"
 
 
 async def test_what_a_removed_node_held_is_free() -> None:

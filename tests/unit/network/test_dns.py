@@ -289,6 +289,38 @@ async def test_too_many_at_once_are_refused_not_queued(make: Make, monkeypatch: 
     slow.stop()
 
 
+async def test_one_client_holds_no_more_tcp_connections_than_its_share(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("overlace.network.dns.TCP_MOST", 3)
+    b = await make()
+    held = [await asyncio.open_connection(*b.tcp_at) for _ in range(3)]
+    more, writer = await asyncio.open_connection(*b.tcp_at)
+    assert await asyncio.wait_for(more.read(), 5) == b"", "closed at once, not kept for its time"
+    writer.close()
+    assert addresses(await b.udp(query("web"))) == ["10.0.1.5"]
+    for _, writer in held:
+        writer.close()
+        await writer.wait_closed()
+    while b.resolver._tasks:
+        await asyncio.wait(b.resolver._tasks)
+    [answer] = await b.tcp(query("web"))
+    assert addresses(answer) == ["10.0.1.5"], "its share is free again"
+
+
+async def test_a_client_that_takes_no_answers_is_let_go(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overlace.network.dns.TCP_IDLE", 0.2)
+    b = await make()
+    reader, writer = await asyncio.open_connection(*b.tcp_at, limit=1024)
+    wire = query("many").to_wire()
+    writer.write((struct.pack(">H", len(wire)) + wire) * 20_000)  # answers of many times that
+    async with asyncio.timeout(20):
+        while not b.resolver._tasks:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await b.resolver.finish()
+    writer.transport.abort()
+
+
 async def test_a_dropped_task_has_no_resolver_any_more(make: Make) -> None:
     b = await make()
     b.resolver.drop("t")
