@@ -225,6 +225,41 @@ def test_traffic_outlives_a_killed_service_which_then_goes_on(
     assert refuses(boxes[0], "10.244.3.51", 80)
 
 
+def test_a_container_that_ended_while_the_service_was_away_holds_up_nothing(
+    pair: tuple[HnsHost, HnsHost],
+) -> None:
+    one, _ = pair
+    folder = one.folder / "containers"
+    folder.mkdir(exist_ok=True)
+    box = one.container("short")
+    (folder / "short").symlink_to(box)
+    before, one.served.options = one.served.options, (*one.served.options, "--containers", str(folder))
+    try:
+        one.served.end()
+        one.served.start()
+        net, other = (
+            str(one.hcn.create("Network", overlay(f"n{i}", 4096 + i, 3 + i))["ID"]) for i in range(2)
+        )
+        first = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.5"))["ID"]
+        second = one.hcn.create("Endpoint", local(other, one.address, "10.244.4.5"))["ID"]
+        namespace = one.place(first, "short")
+        one.hcn.attach(namespace, second)
+        one.served.kill()
+        (folder / "short").unlink()
+        one.containers.remove(box.name)
+        run("ip", "netns", "del", box.name)
+        one.served.start()
+        one.hcn.delete("Endpoint", first)
+        lone = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.6"))["ID"]
+        one.place(lone, str(one.container("next")))
+        one.hcn.delete("Endpoint", second)
+        one.hcn.delete("Namespace", namespace)
+        with pytest.raises(Refused, match="no such container runs"):
+            one.place(one.hcn.create("Endpoint", local(net, one.address, "10.244.3.7"))["ID"], "short")
+    finally:
+        one.served.options = before
+
+
 def test_a_namespace_that_is_not_there_takes_nothing(pair: tuple[HnsHost, HnsHost]) -> None:
     one, _ = pair
     net = network(one)[0]

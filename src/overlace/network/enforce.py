@@ -65,9 +65,20 @@ class NetworkEnforcer:
         self._doubt = False
         for guid in self._endpoints():
             try:
-                await self._place(guid)
+                if not self._is_over(guid):
+                    await self._place(guid)
             except (OSError, HcnError) as e:
                 _log.error("a kept endpoint cannot be attached again", endpoint=guid, error=str(e))
+
+    def _is_over(self, guid: Guid) -> bool:
+        """Whether its container ended while nobody followed: it is where it was until it is detached, as when that is
+        seen."""
+        where, d = self._place_of(guid, kept=True), self._service.state.get(guid, HostComputeEndpoint)
+        if where is None or d is None or not where.is_absolute() or where.exists():
+            return False
+        _log.info("the container of a kept endpoint has ended", endpoint=guid, place=str(where))
+        self._placed[guid], self._sandboxes[guid] = where, (where, d.mac_address)
+        return True
 
     def counters(self, endpoint: Guid) -> dict[str, int]:
         """Of an attached endpoint's interface, by hcsshim's names; empty when it is nowhere."""
@@ -117,8 +128,9 @@ class NetworkEnforcer:
                 out.add(guid)
         return out
 
-    def _place_of(self, endpoint: Guid) -> Path | None:
-        """Where the endpoint's interface belongs; None: nowhere. A sandbox of ours is named, not yet made.
+    def _place_of(self, endpoint: Guid, *, kept: bool = False) -> Path | None:
+        """Where the endpoint's interface belongs; None: nowhere. A sandbox of ours is named, not yet made. `kept`: it was
+        there already.
 
         Raises HcnError for a container that does not run."""
         d = self._service.state.get(endpoint, HostComputeEndpoint)
@@ -134,7 +146,7 @@ class NetworkEnforcer:
                 return NAMESPACES / container
             if "/" not in container and self._containers is not None:
                 place = self._containers / container
-                if place.exists() or self._placed.get(endpoint) == place:
+                if kept or place.exists() or self._placed.get(endpoint) == place:
                     return (
                         place  # where it was attached it stays until it is detached, also when that is gone
                     )

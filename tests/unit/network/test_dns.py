@@ -311,7 +311,7 @@ async def test_one_client_holds_no_more_tcp_connections_than_its_share(
 async def test_a_client_that_takes_no_answers_is_let_go(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("overlace.network.dns.TCP_IDLE", 0.2)
     b = await make()
-    reader, writer = await asyncio.open_connection(*b.tcp_at, limit=1024)
+    _, writer = await asyncio.open_connection(*b.tcp_at, limit=1024)
     wire = query("many").to_wire()
     writer.write((struct.pack(">H", len(wire)) + wire) * 20_000)  # answers of many times that
     async with asyncio.timeout(20):

@@ -215,7 +215,8 @@ class DataPath:
             at = self._contents.attached.get(endpoint.endpoint_id)
             wanted = endpoint.outbound_nat or endpoint.host_route
             if at and wanted and ":" not in endpoint.address:
-                veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
+                with veth.unless_gone():
+                    veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
 
     async def reconcile(self, desired: Tables) -> Delta:
         """Make the kernel's state equal to `desired` and return what differed. Interfaces and links of
@@ -238,9 +239,9 @@ class DataPath:
             self._loader.detach(name)
         if not self._loader.is_switching:
             for endpoint_id, at in contents.attached.items():
-                self._loader.ensure_attached(
-                    netlink, at.ifindex, "from_container", veth.host_name(endpoint_id)
-                )
+                name = veth.host_name(endpoint_id)
+                with veth.unless_gone():
+                    self._loader.ensure_attached(netlink, at.ifindex, "from_container", name)
         changes, actual = contents.replace(desired)
         if self._loader.is_switching:
             self._switch(netlink)

@@ -6,8 +6,11 @@ restarted daemon finds its interfaces again. Must not know the tables.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -203,6 +206,16 @@ def resize(host: Netlink, endpoint_id: str, sandbox: Path, ifname: str, mtu: int
         run_inside(sandbox, body)
     except FileNotFoundError:
         pass  # the task is on its way out
+
+
+@contextlib.contextmanager
+def unless_gone() -> Iterator[None]:
+    """An interface goes with its container at any moment, also between two calls: then there is nothing more to do."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno != errno.ENODEV:
+            raise
 
 
 def route_from_host(host: Netlink, endpoint: LocalEndpoint, ifindex: int) -> None:
