@@ -133,6 +133,7 @@ async def test_a_containers_terminal_and_its_size(bed: Bed) -> None:
         if b"20 60" in seen:
             break
     await attached.close()
+    assert b"20 60" in seen
 
 
 async def test_who_attaches_before_the_start_misses_nothing(bed: Bed) -> None:

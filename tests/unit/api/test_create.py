@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from overlace.api import codec
-from overlace.api.convert.create import check_name, parse_bind, plan_wish
+from overlace.api.convert.create import check_name, plan_wish
 from overlace.api.convert.create_request import (
     CONFIG_UNSUPPORTED,
     HOST_UNSUPPORTED,
@@ -17,6 +17,7 @@ from overlace.api.convert.create_request import (
     HostConfig,
     check_members,
 )
+from overlace.api.convert.run_options import parse_bind
 from overlace.api.routes.containers import name_matches
 from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
 from overlace.runtime import base

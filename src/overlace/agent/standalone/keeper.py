@@ -339,15 +339,8 @@ class Keeper:
         return attached
 
     def _tell(self, slot: Slot, now: tuple[Joined, ...]) -> None:
-        """Which networks it came on and off, by what was told before."""
-        before, slot.told = slot.told, now
-        names = {j.name for j in now}, {j.name for j in before}
-        for joined in before:
-            if joined.name not in names[0]:
-                self.on_network("disconnect", slot.id, joined)
-        for joined in now:
-            if joined.name not in names[1]:
-                self.on_network("connect", slot.id, joined)
+        for action, joined in slot.moved(now):
+            self.on_network(action, slot.id, joined)
 
     async def _give_back(self, slot: Slot) -> None:
         if self._sandboxes is not None:  # it may be held, with nothing to run

@@ -39,6 +39,13 @@ class Slot:
         if pending is not None and pending is not asyncio.current_task():
             pending.cancel()
 
+    def moved(self, now: tuple[Joined, ...]) -> list[tuple[str, Joined]]:
+        """Which networks it came off and on (disconnect, connect) since it was last asked; `now`: those it is on."""
+        before, self.told = self.told, now
+        here, there = {j.name for j in now}, {j.name for j in before}
+        off = [("disconnect", j) for j in before if j.name not in here]
+        return off + [("connect", j) for j in now if j.name not in there]
+
     def wait(self, *, removed: bool) -> asyncio.Future[tuple[int, str]]:
         """(exit code, error) once the next run ends, or once the container is removed. Cancel it to give up."""
         waiting = Waiting(removed, asyncio.get_running_loop().create_future())

@@ -21,6 +21,7 @@ from overlace.api import codec
 from overlace.api.call import Call, Route, answer, empty
 from overlace.api.convert import create as asked_for
 from overlace.api.convert.create_request import CreateRequest, EndpointConfig, RestartPolicy, check_members
+from overlace.api.convert.run_options import plan_restart
 from overlace.api.events import verb_event
 from overlace.api.routes.containers import find
 from overlace.api.routes.images import platform
@@ -248,7 +249,7 @@ async def update(call: Call) -> web.StreamResponse:
     if not _ours(call, found):
         raise Conflict(f"container {found.config.name} belongs to a service: use docker service update")
     if asked.restart_policy is not None and asked.restart_policy.name:
-        policy = asked_for.plan_restart(asked.restart_policy, False)
+        policy = plan_restart(asked.restart_policy, False)
         await call.backend.containers.set_restart(found.config.id, policy)
     _tell(call, found, "update")
     return answer({"Warnings": None})

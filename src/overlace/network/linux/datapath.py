@@ -490,15 +490,5 @@ class DataPath:
 
     def _fill(self) -> list[TableFill]:
         found = figures.table_fill(self._loader.maps)
-        for fill in found:
-            if fill.is_full and fill.name not in self._told_full:
-                _log.warning(
-                    "a table of the data path is full",
-                    table=fill.name,
-                    rows=fill.rows,
-                    consequence="the oldest entries give way to new ones"
-                    if fill.evicts
-                    else "new entries are refused",
-                )
-            (self._told_full.add if fill.is_full else self._told_full.discard)(fill.name)
+        figures.tell_full(found, self._told_full)
         return found
