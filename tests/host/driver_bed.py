@@ -16,7 +16,7 @@ import dns.message
 import dns.rcode
 from datapath_bed import Bed, Host, run
 
-from overlace.model.netview import EndpointEntry, Entry, NetworkEntry, NodeEntry, container_mac
+from overlace.model.netview import EndpointEntry, Entry, NetworkEntry, NodeEntry, ServiceEntry, container_mac
 from overlace.model.objects import NetworkAttachment
 from overlace.model.specs import PortConfig
 from overlace.network.base import Attached, TaskNetwork
@@ -26,6 +26,14 @@ WORKER = Path(__file__).with_name("driver_worker.py")
 INGRESS = NetworkEntry("ingress", "ingress", 4096, ("10.0.0.0/24",), ("10.0.0.1",), ingress=True)
 BACK = NetworkEntry("backid", "back", 4097, ("10.0.1.0/24",), ("10.0.1.1",))
 OTHER = NetworkEntry("otherid", "other", 4098, ("10.0.2.0/24",), ("10.0.2.1",))
+WEB_PORT = PortConfig(target_port=80, published_port=8080)
+SHOP: tuple[Entry, ...] = (  # service web on back, published
+    INGRESS,
+    BACK,
+    OTHER,
+    ServiceEntry("web", BACK.id, "shop_web", "10.0.1.100", ("web",)),
+    ServiceEntry("web", INGRESS.id, "shop_web", "10.0.0.100", (), (WEB_PORT,)),
+)
 
 
 class DriverHost(Host):

@@ -21,11 +21,11 @@ from datapath_bed import (
     ask_udp,
     connect,
     mac_of,
-    made_bed,
     network,
     ping,
     run,
 )
+from datapath_pair import NET, desired, made_pair, stamp
 from datapath_streams import Traffic
 
 from overlace.network.linux import bpf_syscall, nft, veth
@@ -34,29 +34,13 @@ from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import Backend, Delta, Frontend, LocalEndpoint, RemoteEndpoint, Tables
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
-NET = network(4097, "10.0.1.0/24")
 VIP = Frontend(4097, "10.0.1.2", 0, 0, (Backend(4097, "10.0.1.5"), Backend(4097, "10.0.1.6")))
 
 
 @pytest.fixture
 def world() -> Iterator[SimpleNamespace]:
-    with made_bed() as bed:
-        a, b = bed.host("a"), bed.host("b")
-        one, two = Container(a, "one"), Container(b, "two")
-        one.join(NET, "10.0.1.5", outbound=True)
-        two.join(NET, "10.0.1.6")
-        bed.serve(one.path, 80, "one")
-        bed.serve(two.path, 80, "two")
-        bed.frontend(VIP)
-        a.put(Frontend(0, a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
-        yield SimpleNamespace(bed=bed, a=a, b=b, one=one, two=two)
-
-
-def _tables(world: SimpleNamespace) -> Tables:
-    """What host a should hold."""
-    published = Frontend(0, world.a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),))
-    remote = RemoteEndpoint(4097, "10.0.1.6", mac_of("10.0.1.6"), world.b.address)
-    return Tables([NET, VIP, published, remote, *world.one.endpoints])
+    with made_pair(VIP) as made:
+        yield made
 
 
 # An echo takes a loaded machine up to 0.2 s without anything lost; what loses packets for longer than that is an outage.
@@ -74,7 +58,7 @@ def test_traffic_goes_on_while_the_daemon_is_dead_and_comes_back(world: SimpleNa
     assert ask(world.one.path, "10.0.1.6", 80)[0] == "two", "a new connection without a daemon"
     assert ask(world.bed.client, world.a.address, 8080)[0] == "one"
     world.a.start()
-    assert world.a.call("reconcile", _tables(world)) == Delta(), "nothing differed"
+    assert world.a.call("reconcile", desired(world)) == Delta(), "nothing differed"
     time.sleep(0.2)
     for flow in flows:
         flow.finish()
@@ -88,14 +72,12 @@ def test_new_programs_replace_old_ones_under_traffic(world: SimpleNamespace) -> 
     pins = BPFFS / "overlace" / world.a.instance
     before = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
     world.a.kill()
-    layout = bpf_syscall.Map(bpf_syscall.get_pinned(pins / "maps" / "layout"))
-    layout.update((1).to_bytes(4, sys.byteorder), bytes(8))  # the digest of some other object
-    layout.close()
+    stamp(world, 1, 0)
     world.a.start()
     after = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
     assert before.keys() == after.keys()
     assert all(before[name] != after[name] for name in before)
-    assert world.a.call("reconcile", _tables(world)) == Delta()
+    assert world.a.call("reconcile", desired(world)) == Delta()
     time.sleep(0.1)
     flow.finish()
     assert flow.longest < OUTAGE
@@ -107,13 +89,6 @@ def _program_of(pin: Path) -> int:
         return bpf_syscall.link_target(fd)[0]
     finally:
         os.close(fd)
-
-
-def _stamp(world: SimpleNamespace, version: int) -> None:
-    pins = BPFFS / "overlace" / world.a.instance
-    layout = bpf_syscall.Map(bpf_syscall.get_pinned(pins / "maps" / "layout"))
-    layout.update(bytes(4), version.to_bytes(8, sys.byteorder))
-    layout.close()
 
 
 @pytest.mark.parametrize("crashes", [False, True])
@@ -130,7 +105,7 @@ def test_another_layout_takes_the_connections_over(world: SimpleNamespace, crash
     ]
     before = {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
     world.a.kill()
-    _stamp(world, 999)
+    stamp(world, 0, 999)
     world.a.start()
     assert (pins / "old").is_dir()
     assert before == {name: _program_of(pins / "links" / name) for name in os.listdir(pins / "links")}
@@ -138,8 +113,8 @@ def test_another_layout_takes_the_connections_over(world: SimpleNamespace, crash
     if crashes:
         world.a.kill()
         world.a.start()
-    desired = Tables([*_tables(world), both])
-    assert set(world.a.call("reconcile", desired).put) == set(desired)
+    wanted = Tables([*desired(world), both])
+    assert set(world.a.call("reconcile", wanted).put) == set(wanted)
     time.sleep(0.2)
     for flow in flows:
         flow.finish()
@@ -152,7 +127,7 @@ def test_another_layout_takes_the_connections_over(world: SimpleNamespace, crash
     assert ask(world.bed.client, world.a.address, 8080)[0] == "one"
     world.a.kill()
     world.a.start()
-    assert world.a.call("reconcile", desired) == Delta(), "what is pinned now is adopted"
+    assert world.a.call("reconcile", wanted) == Delta(), "what is pinned now is adopted"
 
 
 def test_reconcile_repairs_and_collects(world: SimpleNamespace) -> None:
@@ -167,12 +142,12 @@ def test_reconcile_repairs_and_collects(world: SimpleNamespace) -> None:
     pins = BPFFS / "overlace" / world.a.instance / "links"
     (pins / veth.host_name(world.one.endpoints[0].endpoint_id)).unlink()
     world.a.start()
-    desired = _tables(world)
-    differed = world.a.call("reconcile", desired)
-    remote = desired.get(("endpoint", 4097, "10.0.1.6"))
+    wanted = desired(world)
+    differed = world.a.call("reconcile", wanted)
+    remote = wanted.get(("endpoint", 4097, "10.0.1.6"))
     assert set(differed.put) == {VIP, remote}
     assert set(differed.remove) == {stray.key, extra.key, stale.key}
-    assert world.a.call("reconcile", desired) == Delta()
+    assert world.a.call("reconcile", wanted) == Delta()
     assert ask(world.one.path, "10.0.1.6", 80)[0] == "two"
     assert {ask(world.one.path, "10.0.1.2", 80)[0] for _ in range(2)} == {"one", "two"}
     assert veth.host_name(stale.endpoint_id) not in run("ip", "-n", world.a.ns, "link")
@@ -187,7 +162,7 @@ def test_a_failed_write_is_made_good_by_the_next(world: SimpleNamespace) -> None
         world.a.put(*many)
     new = RemoteEndpoint(4097, "10.0.1.66", mac_of("10.0.1.66"), world.b.address)
     world.a.call("apply", Delta(put=(new,), remove=tuple(n.key for n in many)))
-    assert world.a.call("reconcile", Tables([*_tables(world), new])) == Delta()
+    assert world.a.call("reconcile", Tables([*desired(world), new])) == Delta()
 
 
 @pytest.mark.parametrize("delay", [0.005, 0.02, 0.04, 0.06, 0.09])
@@ -212,7 +187,7 @@ def test_killed_while_attaching(world: SimpleNamespace, delay: float) -> None:
         pass
     world.a.kill()
     world.a.start()
-    world.a.call("reconcile", Tables([*_tables(world), *endpoints]))
+    world.a.call("reconcile", Tables([*desired(world), *endpoints]))
     attach_all()
     for sandbox in sandboxes:
         assert ping(sandbox, "10.0.1.5")

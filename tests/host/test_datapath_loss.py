@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from datapath_bed import Container, ask, connect, echo, line, mac_of, made_bed, network
+from datapath_bed import ask, connect, echo, line, mac_of
+from datapath_pair import desired, made_pair, stamp
 from datapath_streams import Datagrams, Traffic
 
-from overlace.network.linux import bpf_syscall
-from overlace.network.linux.loader import BPFFS
-from overlace.network.vfp.tables import Backend, Delta, Entry, Frontend, RemoteEndpoint, Tables
+from overlace.network.vfp.tables import Backend, Delta, Frontend, RemoteEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
-NET = network(4097, "10.0.1.0/24")
 VIP = Frontend(4097, "10.0.1.2", 0, 0, (Backend(4097, "10.0.1.6"),))
 LEAST, RATE = 10_000, 3_000  # datagrams of each stream, and how many a second
 ALLOWED = 10_000  # one lost in so many
@@ -24,32 +21,8 @@ ALLOWED = 10_000  # one lost in so many
 
 @pytest.fixture
 def world() -> Iterator[SimpleNamespace]:
-    with made_bed() as bed:
-        a, b = bed.host("a"), bed.host("b")
-        one, two = Container(a, "one"), Container(b, "two")
-        one.join(NET, "10.0.1.5", outbound=True)
-        two.join(NET, "10.0.1.6")
-        bed.serve(one.path, 80, "one")
-        bed.serve(two.path, 80, "two")
-        bed.frontend(VIP)
-        a.put(Frontend(0, a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
-        yield SimpleNamespace(bed=bed, a=a, b=b, one=one, two=two)
-
-
-def desired(world: SimpleNamespace) -> Tables:
-    """What host a should hold."""
-    published = Frontend(0, world.a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),))
-    remote = RemoteEndpoint(4097, "10.0.1.6", mac_of("10.0.1.6"), world.b.address)
-    entries: list[Entry] = [NET, VIP, published, remote, *world.one.endpoints]
-    return Tables(entries)
-
-
-def stamp(world: SimpleNamespace, index: int, number: int) -> None:
-    """Have what is pinned look as if another version had pinned it: 0, its layout; 1, its programs."""
-    pinned = bpf_syscall.get_pinned(BPFFS / "overlace" / world.a.instance / "maps" / "layout")
-    layout = bpf_syscall.Map(pinned)
-    layout.update(index.to_bytes(4, sys.byteorder), number.to_bytes(8, sys.byteorder))
-    layout.close()
+    with made_pair(VIP) as made:
+        yield made
 
 
 def kill(world: SimpleNamespace) -> None:

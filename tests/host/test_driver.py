@@ -16,7 +16,7 @@ import dns.rrset
 import msgspec
 import pytest
 from datapath_bed import ask, connect, line, ping, run
-from driver_bed import BACK, INGRESS, OTHER, DriverBed, DriverHost, resolve, wish_of
+from driver_bed import BACK, INGRESS, OTHER, SHOP, DriverBed, DriverHost, resolve, wish_of
 
 from overlace.model.errors import Conflict, Unavailable
 from overlace.model.netview import (
@@ -57,18 +57,7 @@ class Shop(NamedTuple):
 def shop(bed: DriverBed) -> Shop:
     one, two = bed.add("one"), bed.add("two")
     bed.change(
-        INGRESS,
-        BACK,
-        OTHER,
-        ServiceEntry("web", BACK.id, "shop_web", "10.0.1.100", ("web",)),
-        ServiceEntry(
-            "web",
-            INGRESS.id,
-            "shop_web",
-            "10.0.0.100",
-            (),
-            (PortConfig(target_port=80, published_port=8080),),
-        ),
+        *SHOP,
         ServiceEntry("db", BACK.id, "shop_db", "", ("db",)),
     )
     a = bed.run(one, "ta", (BACK, "10.0.1.11"), (INGRESS, "10.0.0.11"))

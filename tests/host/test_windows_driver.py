@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from datapath_bed import ask, connect, echo, line, ping, run
-from driver_bed import BACK, INGRESS, OTHER, DriverBed, DriverHost, resolve, wish_of
+from driver_bed import BACK, INGRESS, SHOP, DriverBed, DriverHost, resolve, wish_of
 from hns_bed import Served
 
 from overlace.model.netview import EndpointEntry, NetworkEntry, ServiceEntry, container_mac
@@ -116,18 +116,7 @@ class Shop:
         self.bed = bed
         self.win, self.lin = hnshost(bed, "win", *options), bed.add("lin")
         bed.change(
-            INGRESS,
-            BACK,
-            OTHER,
-            ServiceEntry("web", BACK.id, "shop_web", "10.0.1.100", ("web",)),
-            ServiceEntry(
-                "web",
-                INGRESS.id,
-                "shop_web",
-                "10.0.0.100",
-                (),
-                (PortConfig(target_port=80, published_port=8080),),
-            ),
+            *SHOP,
         )
         self.w = self.win.container("tw")
         self.attached: Attached = bed.run(

@@ -33,6 +33,7 @@ class _File(logging.handlers.RotatingFileHandler):
 
 
 def lines(happened: Sequence[Happened], at: datetime) -> list[str]:
+    """A line of JSON for each; `at` in UTC."""
     time = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return [
         msgspec.json.encode(

@@ -16,14 +16,11 @@ from overlace.network.hns.documents import (
     LoadBalancerPortMapping,
 )
 from overlace.network.overlay import guid_of
-from overlace.network.vfp import compile as compiler
-from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.model import Packet
-from overlace.network.vfp.tables import Entry, Network, RemoteSubnet
+from overlace.network.vfp.tables import Network, RemoteSubnet
 
-from .agreement import disagreements, wrong_facts
-from .test_mutations import MUTATIONS, Mutation, acl, on
-from .world import HOST, ME, OTHER, World, both, endpoint, running6, service, task6
+from .test_mutations import MUTATIONS, Mutation, acl, check_agreement, check_found, on
+from .world import ME, OTHER, World, both, endpoint, running6, service, task6
 
 pytestmark = pytest.mark.slow
 
@@ -134,22 +131,9 @@ MISTAKES = (
 
 
 def test_without_a_mistake_there_is_agreement() -> None:
-    w = rich6()
-    tables = compile_all(w.hns.state, HOST)
-    assert disagreements(w.hns.state, tables, HOST, PACKETS, 2) == []
-    assert wrong_facts(w.hns.state, tables, HOST) == []
+    check_agreement(rich6(), PACKETS)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_each_mistake_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    w = rich6()
-    right, change = compiler.compile_document, MISTAKES[name]
-
-    def entries() -> list[Entry]:
-        return [e for d in w.hns.state.documents.values() for e in right(d, w.hns.state, HOST)]
-
-    monkeypatch.setattr(compiler, "compile_document", lambda *args: [change(e) for e in right(*args)])
-    mutated = compile_all(w.hns.state, HOST)
-    assert {e.key: e for e in mutated} != {e.key: e for e in entries()}, "the mutation changes something"
-    seen = (disagreements(w.hns.state, mutated, HOST, [packet], 2) for packet in PACKETS)
-    assert wrong_facts(w.hns.state, mutated, HOST) or any(seen)
+    check_found(rich6(), MISTAKES[name], PACKETS, monkeypatch)

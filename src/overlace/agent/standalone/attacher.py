@@ -87,6 +87,7 @@ class Attacher:
     # -- the node in a swarm -------------------------------------------------------------------------------------
 
     def join(self, member: Member) -> None:
+        """The node is in a swarm: `member` is how to be heard there."""
         self._member = member
 
     def quit(self) -> None:
@@ -120,6 +121,7 @@ class Attacher:
         self._tell()
 
     def refused(self, refused: Mapping[str, tuple[str, str]]) -> None:
+        """The manager's word, by attachment: (name of the error, its message)."""
         self._refused.update({i: r for i, r in refused.items() if i in self._wanted})
         self._tell()
 

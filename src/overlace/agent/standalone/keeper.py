@@ -85,17 +85,21 @@ class Keeper:
     # -- looking -------------------------------------------------------------------------------------------------
 
     def record(self, id: str) -> Record | None:
+        """What is kept of a container; None: it is not one of ours."""
         slot = self._slots.get(id)
         return slot.record if slot is not None else None
 
     def records(self) -> list[Record]:
+        """All of them."""
         return [slot.record for slot in self._slots.values()]
 
     def attached(self, id: str) -> Attached | None:
+        """Its place on networks; None while it does not run."""
         slot = self._slots.get(id)
         return slot.attached if slot is not None else None
 
     def ids(self) -> set[str]:
+        """Whose containers on this host are standalone ones."""
         return set(self._slots)
 
     def restarting(self, id: str) -> bool:
@@ -201,6 +205,7 @@ class Keeper:
             await self._remove(slot, volumes=volumes)
 
     async def rename(self, id: str, name: str) -> None:
+        """Another name, also on the swarm's networks. Raises Conflict when it is taken."""
         slot = self._slot(id)
         async with slot.lock:
             self._check_there(slot)
@@ -211,6 +216,7 @@ class Keeper:
                 self._places.want(slot.record.wish)
 
     async def set_restart(self, id: str, policy: Restart) -> None:
+        """`docker update --restart`. Raises Conflict in Docker's words beside `--rm`."""
         slot = self._slot(id)
         async with slot.lock:
             self._check_there(slot)

@@ -19,6 +19,8 @@ LONG_ENOUGH = 10 * SECOND  # a run of this length ends the series of ever longer
 
 
 class Next(enum.Enum):
+    """What is done about a container that was found or that ended."""
+
     STAY = "stay"
     WATCH = "watch"  # it runs
     START = "start"
@@ -26,6 +28,8 @@ class Next(enum.Enum):
 
 
 class Step(msgspec.Struct, frozen=True):
+    """The next thing to do with one container, and when."""
+
     action: Next
     pause: int = 0  # ns to wait before
 

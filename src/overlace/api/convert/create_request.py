@@ -16,16 +16,22 @@ from overlace.model.specs import Doc, Healthcheck, Mount, Ulimit
 
 
 class LogConfig(Doc, frozen=True):
+    """`--log-driver` and `--log-opt`."""
+
     type: str = ""
     config: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class RestartPolicy(Doc, frozen=True):
+    """`--restart`; an empty name is `no`."""
+
     name: str = ""
     maximum_retry_count: int = 0
 
 
 class Binding(Doc, frozen=True):
+    """One `-p`: where on the host. Empty: on every address; a port that is chosen."""
+
     host_ip: str = msgspec.field(default="", name="HostIp")
     host_port: str = ""
 
@@ -67,6 +73,8 @@ class HostConfig(Doc, frozen=True):
 
 
 class EndpointConfig(Doc, frozen=True):
+    """What is wished of one network; also in POST /networks/{id}/connect."""
+
     ipam_config: dict[str, Any] | None = msgspec.field(default=None, name="IPAMConfig")
     links: list[str] = msgspec.field(default_factory=list)
     aliases: list[str] = msgspec.field(default_factory=list)
@@ -77,10 +85,14 @@ class EndpointConfig(Doc, frozen=True):
 
 
 class NetworkingConfig(Doc, frozen=True):
+    """The networks by name, with `--network` given more than once."""
+
     endpoints_config: dict[str, EndpointConfig] = msgspec.field(default_factory=dict)
 
 
 class CreateRequest(Doc, frozen=True):
+    """The body; what is honoured has a type, all else is in `CONFIG_UNSUPPORTED`."""
+
     hostname: str = ""
     user: str = ""
     attach_stdin: bool = False

@@ -30,17 +30,22 @@ _PAUSE = 1.0  # seconds between two samples of stats
 
 
 def engine(call: Call) -> Backend:
+    """The stand-in's own half of the backend."""
     return cast("Backend", call.backend)
 
 
 # -- a container's life --------------------------------------------------------------------------------------
 
 
-async def create(call: Call) -> web.StreamResponse:
-    asked = await call.body(Create)
+def _check_platform(call: Call) -> None:
     platform = call.text("platform")
     if platform and images.platform(call, platform).os != "windows":
         raise InvalidArgument(f'invalid platform: "{platform}": operating system is not supported')
+
+
+async def create(call: Call) -> web.StreamResponse:
+    asked = await call.body(Create)
+    _check_platform(call)
     if not asked.image:
         raise InvalidArgument("No image specified")
     container_id = secrets.token_hex(32)
@@ -244,13 +249,13 @@ def windows_stats(found: Container, usage: Usage | None, before: dict[str, Any] 
 
 
 async def pull(call: Call) -> web.StreamResponse:
-    platform = call.text("platform")
-    if platform and images.platform(call, platform).os != "windows":
-        raise InvalidArgument(f'invalid platform: "{platform}": operating system is not supported')
+    _check_platform(call)
     return await images.create(call)
 
 
 def refused(reason: str) -> Handler:
+    """A call that this engine answers with 500 and `reason` once it knows the container."""
+
     async def refuse(call: Call) -> web.StreamResponse:
         if "id" in call.args:
             await containers.find(call, call.args["id"])

@@ -37,10 +37,12 @@ START_SECONDS = 60.0
 
 
 def log_of(host: Host, part: str) -> str:
+    """The log of one of the host's parts: hns, engine, pipe."""
     return f"{host.log.removesuffix('.log')}-{part}.log"
 
 
 def pidfile_of(host: Host, part: str) -> str:
+    """Where the process of a part is noted."""
     return f"{host.pidfile}-{part}"
 
 
@@ -68,10 +70,12 @@ def _wait_port(host: Host, part: str, port: int, timeout: float) -> None:
 
 
 def hns_exec_root(host: Host) -> Path:
+    """What HNS keeps until the next reboot."""
     return Path(host.exec_root, "hns")
 
 
 def hns_argv(host: Host) -> list[str]:
+    """The host's HNS as a command."""
     argv = [sys.executable, "-m", "overlace.cli.main", "hns", "serve", "--backend", "linux"]
     argv += ["--port", str(HNS_PORT), "--provider-address", host.address]
     argv += ["--state", f"{host.data_root}/hns", "--exec-root", str(hns_exec_root(host))]
@@ -84,6 +88,7 @@ def start_hns(host: Host) -> None:
 
 
 def wait_hns(host: Host, timeout: float) -> None:
+    """Until HNS listens; `timeout` in seconds. Raises as `_wait_port`."""
     _wait_port(host, "hns", HNS_PORT, timeout)
 
 
@@ -93,6 +98,7 @@ def stop_hns(host: Host, sig: signal.Signals, timeout: float) -> None:
 
 
 def engine_argv(plan: LabPlan, host: Host) -> list[str]:
+    """The stand-in for Docker on Windows as a command."""
     argv = [sys.executable, "-m", "overlace.lab.windows.engine", "--listen", f"127.0.0.1:{ENGINE_PORT}"]
     argv += ["--data-root", f"{host.data_root}/engine", "--exec-root", f"{host.exec_root}/engine"]
     argv += ["--hns", str(HNS_PORT), "--record", record_of(host), "--build", WINDOWS_BUILD]
@@ -116,6 +122,7 @@ def start_engine(plan: LabPlan, host: Host) -> None:
 
 
 def wait_engine(host: Host, timeout: float) -> None:
+    """Until the engine stand-in listens; `timeout` in seconds."""
     _wait_port(host, "engine", ENGINE_PORT, timeout)
 
 

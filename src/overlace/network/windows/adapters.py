@@ -122,4 +122,5 @@ def nameservers(found: list[Adapter]) -> list[str]:
 
 
 def search_domains(found: list[Adapter]) -> list[str]:
+    """The adapters' own DNS suffixes, each once."""
     return list(dict.fromkeys(a.suffix for a in found if a.suffix))

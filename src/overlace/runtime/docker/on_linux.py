@@ -92,6 +92,7 @@ class Linux:
 
 
 def gate_of(places: Places) -> Gate:
+    """The gate at which this container is held."""
     return Gate(places.data / "gate")
 
 

@@ -51,6 +51,8 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class State(msgspec.Struct, frozen=True, tag="state"):
+    """The resolver's answer to a daemon's `Hello`: its version, and the tasks it serves."""
+
     build: str
     served: dict[str, Served]
 
@@ -79,11 +81,15 @@ class Serve(msgspec.Struct, frozen=True, tag="serve"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The answer to `Serve`; `error`: why it does not serve the task, empty when it does."""
+
     task_id: str
     error: str = ""
 
 
 class Drop(msgspec.Struct, frozen=True, tag="drop"):
+    """A task is gone: close its sockets."""
+
     task_id: str
 
 
@@ -208,6 +214,7 @@ class Channel:
 
 
 def close_all(descriptors: Sequence[int] | deque[int]) -> None:
+    """Close what nobody took; one that is closed already is fine."""
     for descriptor in descriptors:
         with contextlib.suppress(OSError):
             os.close(descriptor)

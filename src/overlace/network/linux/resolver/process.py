@@ -302,6 +302,7 @@ def told(view: NetView) -> list[Names]:
 
 
 def main() -> None:
+    """The process: its folder is the argument, the connection to its daemon descriptor `FIRST_CONNECTION`."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s resolver[%(process)d] %(message)s", stream=sys.stderr
     )
