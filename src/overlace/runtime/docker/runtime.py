@@ -39,7 +39,7 @@ from overlace.runtime.docker.client import EngineClient, documents
 from overlace.runtime.docker.execs import DockerAttach, DockerExec
 from overlace.runtime.docker.output import LogReader, log_params
 from overlace.runtime.docker.stock import Stock
-from overlace.runtime.docker.system import Asked, system_of
+from overlace.runtime.docker.system import Asked, System
 from overlace.runtime.oci.changes import ChangeFeed
 from overlace.runtime.oci.files import write_atomically
 from overlace.runtime.oci.locks import KeyedLocks
@@ -65,7 +65,7 @@ class DockerRuntime(Stock):
     def __init__(self, host: str, data_root: Path, exec_root: Path, *, platform: Platform) -> None:
         super().__init__(EngineClient(host), platform)
         self._data_root, self._exec_root = Path(data_root).absolute(), Path(exec_root).absolute()
-        self._system = system_of(platform)
+        self._system = _system_of(platform)
         self._records: dict[str, Record] = {}
         self._locks = KeyedLocks()
         self._changes = ChangeFeed()
@@ -467,3 +467,14 @@ class DockerRuntime(Stock):
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def _system_of(platform: Platform) -> System:
+    """That of the engine's host. Linux' half is imported on Linux alone."""
+    if platform.os == "windows":
+        from overlace.runtime.docker.on_windows import Windows
+
+        return Windows(platform)
+    from overlace.runtime.docker.on_linux import Linux
+
+    return Linux()

@@ -1,8 +1,8 @@
 """What runtime docker does differently on Linux and on Windows: the words between the runtime and the two.
 
-Owns the Protocol and the choice. On Linux a container is held at a gate until its network is attached and its files lie
-on a tmpfs (on_linux.py). Windows has neither: the program runs as the container starts and the endpoint is attached to it
-right then, by the engine's id (on_windows.py).
+Owns the Protocol; runtime.py chooses. On Linux a container is held at a gate until its network is attached and its files
+lie on a tmpfs (on_linux.py). Windows has neither: the program runs as the container starts and the endpoint is attached
+to it right then, by the engine's id (on_windows.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from overlace.runtime.base import ContainerConfig, Image, Interface, Platform
+from overlace.runtime.base import ContainerConfig, Image, Interface
 from overlace.runtime.oci.records import Places
 
 
@@ -74,14 +74,3 @@ class System(Protocol):
 
     @property
     def remove_places(self) -> Callable[[Places], Awaitable[None]]: ...
-
-
-def system_of(platform: Platform) -> System:
-    """That of the engine's host. Linux' half is imported on Linux alone."""
-    if platform.os == "windows":
-        from overlace.runtime.docker.on_windows import Windows
-
-        return Windows(platform)
-    from overlace.runtime.docker.on_linux import Linux
-
-    return Linux()
