@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from datapath_bed import ask, connect, echo, line, ping, run
 from driver_bed import BACK, INGRESS, SHOP, DriverBed, DriverHost, resolve, wish_of
@@ -225,3 +227,33 @@ def test_host_ports_and_the_hosts_own_network(bed: MixedBed) -> None:
     bed.change(EndpointEntry("t1", BACK.id, win.name, "web", "web", "web.1", "10.0.1.21",
                              container_mac("10.0.1.21"), (), True))  # fmt: skip
     assert {ask(sandbox, "10.0.1.100", 80)[0] for _ in range(5)} == {"one"}
+
+
+def test_a_narrow_path_is_measured_by_the_windows_agent_and_its_containers_get_what_fits(
+    bed: MixedBed,
+) -> None:
+    win, lin = hnshost(bed, "win"), bed.add("lin")
+    bed.change(BACK)
+    run("ip", "-n", bed.switch, "link", "set", f"p-{lin.name}", "mtu", "1400")  # nobody is told: a black hole
+    deadline = time.monotonic() + 60
+    while [p.mtu for p in win.call("paths")] != [1400]:
+        assert time.monotonic() < deadline, win.call("paths")
+        time.sleep(0.1)
+    found = win.call("paths")
+    assert [(p.node, p.address, p.state) for p in found] == [(lin.name, lin.address, "ok")]
+    assert found[0].rtt > 0 and found[0].checksum == found[0].fragments == ""
+    inside = win.container("tw")
+    bed.run(win, "tw", (BACK, "10.0.1.11"), netns=(inside,))
+    far = bed.run(lin, "tl", (BACK, "10.0.1.12")).sandbox
+    assert far is not None
+    assert "mtu 1350" in run("ip", "-n", inside.name, "-o", "link", "show", "eth0")
+    bed.serve(far, 80, "L")
+    with connect(inside, "10.0.1.12", 80) as connection:
+        assert line(connection)[0] == "L" and echo(connection, os.urandom(50_000))
+
+
+def test_a_host_that_answers_no_probes_is_not_asked(bed: MixedBed) -> None:
+    one, other = bed.add("one"), hnshost(bed, "other")
+    bed.change(BACK, msgspec.structs.replace(one.node, answers_probes=False))
+    bed.change(msgspec.structs.replace(other.node, answers_probes=False))
+    assert one.call("paths") == other.call("paths") == []

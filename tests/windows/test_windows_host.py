@@ -117,6 +117,18 @@ def test_containers_on_both_systems_meet_by_name_vip_and_published_port(lab: Lab
     assert order(lab).node == HOST
 
 
+def test_the_agent_measures_the_ways_to_linux_hosts(lab: Lab) -> None:
+    """From the host by the agent's own socket, under a Windows Python; to it, the Linux program that plays VFP answers."""
+
+    def cells() -> dict[str, tuple[str, int]]:
+        shown = lab.overlace(
+            "linux-1", "network", "health", "ingress", "--format", "json", check=False
+        ).stdout
+        return {p["From"]: (p["State"], p["Mtu"]) for p in json.loads(shown or '{"Paths": []}')["Paths"]}
+
+    until("both ways measured", lambda: cells() == {HOST: ("ok", 1500), "linux-1": ("ok", 1500)})
+
+
 def test_logs_and_exec_reach_a_task_on_windows(lab: Lab) -> None:
     said = lab.docker("linux-1", "service", "logs", "shop_order").stdout
     assert "order on windows-1 (windows): listening on port 80" in said

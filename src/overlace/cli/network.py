@@ -15,6 +15,8 @@ import click
 from overlace.cli.asking import ask, host_option
 from overlace.cli.vfp import table
 
+WORDS = {"new": "measuring", "unknown": "?", "down": "DOWN", "unmeasured": "not measured"}
+
 
 @click.group()
 def network() -> None:
@@ -52,14 +54,16 @@ def show(found: dict[str, Any]) -> None:
     table(("FROM \\ TO", *names), ([a, *(cells.get((a, b), "-") for b in names)] for a in names))
     if found["ContainerMtu"]:
         click.echo(f"\ncontainers: IP packets of up to {found['ContainerMtu']} bytes")
+    for to, why in sorted({(p["To"], p["Why"]) for p in found["Paths"] if p.get("Why")}):
+        click.echo(f"\nto {to}: not measured: {why}")
     for line in problems(found["Problems"]):
         click.echo(line)
 
 
 def cell(path: dict[str, Any]) -> str:
     """ok 0% 0.21ms 1500"""
-    if path["State"] in ("down", "new", "unknown"):
-        return {"new": "measuring", "unknown": "?", "down": "DOWN"}[path["State"]]
+    if path["State"] in WORDS:
+        return WORDS[path["State"]]
     word = "CSUM" if path["Checksum"] == "bad" else "FRAG" if path["Fragments"] == "lost" else path["State"]
     rtt = f"{path['RttUs'] / 1000:.2f}ms" if path["RttUs"] else "-"
     return f"{word} {path['Loss']}% {rtt} {path['Mtu'] or '-'}"

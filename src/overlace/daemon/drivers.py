@@ -6,17 +6,20 @@ Owns that choice. The Linux half is imported on Linux alone: it stands on netlin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from overlace.daemon import windows
 from overlace.model.system import ON_WINDOWS
 from overlace.network.base import NetworkDriver
 from overlace.network.counted import Held
 from overlace.network.switch import Switch
+
+if TYPE_CHECKING:
+    from overlace.network.windows.adapters import Adapter
 
 
 class HostDriver(NetworkDriver, Protocol):
@@ -56,7 +59,8 @@ def make_driver(
             Hcn(Library.load()),
             state,
             underlay_address,
-            mtu=next((a.mtu for a in found if underlay_address in a.addresses), 1500),
+            mtu=_mtu(found, underlay_address) or 1500,
+            mtu_now=lambda: _mtu(adapters(), underlay_address),
             upstreams=dns or nameservers(found),
             search=search_domains(found),
             # Wine lets a datagram socket with an interface's address hear that interface alone, not containers' ones
@@ -68,6 +72,11 @@ def make_driver(
 
     path = DataPath(instance, state / "datapath", underlay_address, exec_dir=run)
     return OverlayDriver(path, state, os=os, upstreams=dns, make_names=partial(ResolverProcess, folder=run))
+
+
+def _mtu(found: Iterable[Adapter], address: str) -> int:
+    """Of the adapter with the address; 0: none has it."""
+    return next((a.mtu for a in found if address in a.addresses), 0)
 
 
 def sandbox_path(run: Path, sandbox_id: str) -> Path:

@@ -80,6 +80,7 @@ def node_entry(node: Node) -> NodeEntry | None:
         os=d.os,
         addresses=node.network_addresses,
         mtu=d.mtu,
+        answers_probes=msgspec.UNSET if d.answers_probes else False,
     )
 
 

@@ -21,6 +21,7 @@ from overlace.wire.messages import Paths
 log = structlog.get_logger(__name__)
 ENCAP_OVERHEAD = 50
 VXLAN_PORT = 4789
+WHY_NOT = "the switch of a Windows host answers no probes; its agent measures the ways from it"
 
 
 class _Doc(msgspec.Struct, frozen=True, kw_only=True, rename="pascal"):
@@ -35,7 +36,8 @@ class HealthHost(_Doc, frozen=True):
 
 
 class HealthPath(_Doc, frozen=True):
-    """`from_`/`to`: names. `state`: ok, lossy, down, new (being measured), unknown (FROM said nothing of it)."""
+    """`from_`/`to`: names. `state`: ok, lossy, down, new (being measured), unknown (FROM said nothing of it), unmeasured
+    (TO answers no probes: `why`)."""
 
     from_: str = msgspec.field(name="From")
     to: str
@@ -47,6 +49,7 @@ class HealthPath(_Doc, frozen=True):
     checksum: str
     fragments: str
     since: int  # ns; 0: unknown
+    why: str  # it is not measured
 
 
 class HealthProblem(_Doc, frozen=True):
@@ -102,18 +105,13 @@ def explain_path(a: Node, b: Node, there: PathState | None, back: PathState | No
             )
     if there is None:
         return None
+    if there.state == "down" and not _answers(b):  # an agent of before it was told
+        return None
     if there.state == "down":
         both = back is not None and back.state == "down"
         reason = (
             f"UDP {VXLAN_PORT} between {first} ({_address(a)}) and {second} ({_address(b)}) is not answered"
         )
-        if b.description is not None and b.description.os == "windows" and not b.description.emulated:
-            return HealthProblem(
-                from_=first,
-                to=second,
-                reason=f"{second} is a Windows host: its switch answers no probes",
-                remedy=f"try with a container: docker run on {second}, and ping it from one on {first}",
-            )
         word = ", though both talk to the manager" if both else f"; {second} reaches {first}" if back else ""
         return HealthProblem(
             from_=first,
@@ -166,6 +164,10 @@ def _address(node: Node) -> str:
     return node.description.underlay_address if node.description is not None else ""
 
 
+def _answers(node: Node) -> bool:
+    return node.description is None or node.description.answers_probes
+
+
 def _mtu(node: Node) -> int:
     return node.description.mtu if node.description is not None else 1500
 
@@ -180,11 +182,14 @@ def explain_health(view: View, network: Network, paths: Mapping[tuple[str, str],
             if a.id == b.id:
                 continue
             p = paths.get((a.id, b.id))
+            why = ""
+            if not _answers(b) and (p is None or p.state in ("down", "new")):
+                p, why = None, WHY_NOT
             found.append(
                 HealthPath(
                     from_=name_of(a),
                     to=name_of(b),
-                    state=p.state if p is not None else "unknown",
+                    state=p.state if p is not None else "unmeasured" if why else "unknown",
                     loss=p.loss if p is not None else 0,
                     rtt_us=p.rtt if p is not None else 0,
                     jitter_us=p.jitter if p is not None else 0,
@@ -192,6 +197,7 @@ def explain_health(view: View, network: Network, paths: Mapping[tuple[str, str],
                     checksum=p.checksum if p is not None else "",
                     fragments=p.fragments if p is not None else "",
                     since=p.since if p is not None else 0,
+                    why=why,
                 )
             )
             problem = explain_path(a, b, p, paths.get((b.id, a.id)))
@@ -217,6 +223,8 @@ def plan_notice(view: View, node_id: str, before: PathState | None, now: PathSta
     if a is None or b is None:
         return None
     names = {"from": name_of(a), "to": name_of(b), "from.address": _address(a), "to.address": _address(b)}
+    if now.state == "down" and not _answers(b):
+        return None
     if now.state == "down" and (before is None or before.state != "down"):
         action = "path_broken"
     elif before is not None and before.state == "down" and now.state != "down":

@@ -26,10 +26,17 @@ class NodeEntry(msgspec.Struct, frozen=True, tag="node"):
     # its own address on each network it takes part in, by network id: source VIP on Windows, ingress address
     addresses: dict[str, str] = {}
     mtu: int = 1500
+    # left out where it does, so that agents of before it know what is sent, and its checksum
+    answers_probes: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:
         return f"node/{self.id}"
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the way to it can be measured by asking it."""
+        return bool(self.provider_address) and self.answers_probes is not False
 
 
 class NetworkEntry(msgspec.Struct, frozen=True, tag="network"):

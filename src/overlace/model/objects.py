@@ -65,6 +65,11 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     lacks: dict[str, str] = {}
     can_manage: bool = True  # a daemon on Windows is a worker
 
+    @property
+    def answers_probes(self) -> bool:
+        """Whether its switch answers other hosts' probes: our programs do (emulated hosts have them), VFP does not."""
+        return self.os != "windows" or self.emulated
+
 
 class NodeStatus(msgspec.Struct, frozen=True):
     state: NodeState = NodeState.UNKNOWN

@@ -219,7 +219,7 @@ class OverlayDriver:
         self._view = view
         self._names.update(view, None if first else changed)
         if changed is None or first or any(key.startswith("node/") for key in changed):
-            others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.provider_address)
+            others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.measurable)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
         await self._passes.follow(None if first else changed, ())
         await self._names.told()

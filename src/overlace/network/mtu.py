@@ -5,11 +5,17 @@ Owns the rule (pure). Must not measure nor set anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from overlace.model.netview import NetView, NodeEntry
 from overlace.model.specs import MIN_MTU, MTU_OPTION
 from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK
+
+
+def peers(view: NetView, network_id: str, me: str) -> Iterator[NodeEntry]:
+    """The other hosts of a network."""
+    there = {e.node_id for e in view.endpoints(network_id)}
+    return (n for n in view.of(NodeEntry) if n.id != me and (network_id in n.addresses or n.id in there))
 
 
 def plan_mtu(view: NetView, network_id: str, me: str, own: int, measured: Mapping[str, int]) -> int:
@@ -17,11 +23,9 @@ def plan_mtu(view: NetView, network_id: str, me: str, own: int, measured: Mappin
     then what both hosts' interfaces say), less encapsulation, capped by the network's own option."""
     if network_id == LOCAL_NETWORK:
         return own
-    there = {e.node_id for e in view.endpoints(network_id)}
     smallest = own
-    for node in view.of(NodeEntry):
-        if node.id != me and (network_id in node.addresses or node.id in there):
-            smallest = min(smallest, measured.get(node.provider_address, 0) or node.mtu or own)
+    for node in peers(view, network_id, me):
+        smallest = min(smallest, measured.get(node.provider_address, 0) or node.mtu or own)
     fits = max(smallest - ENCAP_OVERHEAD, MIN_MTU - ENCAP_OVERHEAD)
     network = view.network(network_id)
     text = network.driver_opts.get(MTU_OPTION, "") if network is not None else ""

@@ -6,6 +6,7 @@ packets of the size in question, not what routers say). Must not know sockets or
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Literal
 
@@ -38,9 +39,12 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 class Path:
-    """`widest`: MTU of this host's own underlay interface; `period`: seconds between plain probes."""
+    """`widest`: MTU of this host's own underlay interface; `period`: seconds between plain probes; `checks`: whether
+    checksums and fragments are tried."""
 
-    def __init__(self, node: str, address: str, widest: int, now: float, period: float = 1.0) -> None:
+    def __init__(
+        self, node: str, address: str, widest: int, now: float, period: float = 1.0, *, checks: bool = True
+    ) -> None:
         self.node, self.address, self.widest, self.period = node, address, widest, period
         self.state: PathWord = "new"
         self.since = 0
@@ -53,7 +57,7 @@ class Path:
         self._row = 0  # answers in a row, losses in a row when negative
         self._next_echo = now
         self._next_size = now
-        self._next_check = now + 1.0
+        self._next_check = now + 1.0 if checks else math.inf
         self._grow_at = now + GROW
         self._good, self._bad = 0, 0  # of the search; `_bad` 0: none known
         self._searching = True

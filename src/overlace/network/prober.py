@@ -19,6 +19,7 @@ import structlog
 
 from overlace.model.paths import PathState
 from overlace.network.paths import Path, has_drifted, is_news
+from overlace.network.probe_message import CHECK, CHECKED, ECHO
 
 log = structlog.get_logger(__name__)
 RATE = 40.0  # plain probes a second and host, at most
@@ -26,7 +27,6 @@ PERIOD = 1.0  # seconds between plain probes to one host, at least
 DRIFT_SECONDS = 10.0  # between reports of figures alone
 LOOK_SECONDS = 10.0  # between looks at the interface's own MTU
 JITTER = 0.2
-ECHO, ECHOED, CHECK, CHECKED = 1, 2, 3, 4  # enum probe_kind of bpf/probe.h
 
 
 class Message(Protocol):
@@ -41,9 +41,9 @@ class Message(Protocol):
 
 
 class Socket(Protocol):
-    """network/linux/probe.py has the real one."""
+    """network/linux/probe.py and network/windows/probe.py have the real ones."""
 
-    def fileno(self) -> int: ...
+    def listen(self, arrived: Callable[[], None]) -> None: ...
     def close(self) -> None: ...
     def send(
         self, kind: int, target: str, nonce: int, size: int = ..., *, checksum: bool = ..., slow: bool = ...
@@ -53,7 +53,8 @@ class Socket(Protocol):
 
 class Prober:
     """`start`, `follow` whenever the hosts change, `close`. `changed` is called with what is news, once per batch;
-    `corrupted` when a path's checksums are (the network card's work is to be taken from it)."""
+    `corrupted` when a path's checksums are (the network card's work is to be taken from it). `checks`: whether checksums
+    and fragments are tried."""
 
     def __init__(
         self,
@@ -61,12 +62,14 @@ class Prober:
         corrupted: Callable[[str], None],
         look: Callable[[], None] = lambda: None,
         *,
+        checks: bool = True,
         clock: Callable[[], int] = time.time_ns,
         rng: random.Random | None = None,
     ) -> None:
         self._changed = changed
         self._corrupted = corrupted
         self._look = look
+        self._checks = checks
         self._clock = clock
         self._rng = rng or random.Random()
         self._socket: Socket | None = None
@@ -85,7 +88,7 @@ class Prober:
 
     def start(self, socket: Socket) -> None:
         self._socket = socket
-        asyncio.get_running_loop().add_reader(socket.fileno(), self._read)
+        socket.listen(self._read)
         self._drift_at = self._look_at = self._now()
         self._runner = asyncio.create_task(self._run(), name="path probes")
 
@@ -95,7 +98,6 @@ class Prober:
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
         if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._socket = None
 
@@ -112,7 +114,7 @@ class Prober:
             path = self._paths.get(node)
             if path is None:
                 first = now + self._rng.random() * period
-                self._paths[node] = path = Path(node, address, widest, first)
+                self._paths[node] = path = Path(node, address, widest, first, checks=self._checks)
                 heapq.heappush(self._due, (first, node))
             path.period = period
             path.resize(widest, now)

@@ -7,7 +7,8 @@ went well. Must not know views or tasks: the driver says which hosts there are a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +50,7 @@ class Measurable(Protocol):
 
 class Ways:
     """`interfaces` gives what should be, and keeps it for a restart; `told` hears of every change;
-    `unreachable` of the hosts that answered once and do not now."""
+    `unreachable` of the hosts that answered once and do not now. `checks`: whether checksums and fragments are tried."""
 
     def __init__(
         self,
@@ -57,6 +58,8 @@ class Ways:
         interfaces: Callable[[], Iterable[Interface]],
         told: Callable[[Sequence[PathState]], None],
         unreachable: Callable[[frozenset[str]], None],
+        *,
+        checks: bool = True,
     ) -> None:
         self._datapath = datapath
         self._interfaces = interfaces
@@ -64,7 +67,7 @@ class Ways:
         self._on_unreachable = unreachable
         self._seen: set[str] = set()  # hosts that have answered: one that never did may not be able to
         self._unreachable: frozenset[str] = frozenset()
-        self._prober = Prober(self._changed, self._corrupted, self._look)
+        self._prober = Prober(self._changed, self._corrupted, self._look, checks=checks)
         self._hosts: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._states: dict[str, PathState] = {}
@@ -72,6 +75,7 @@ class Ways:
         self._resized: dict[str, Interface] = {}
         self._own = 0
         self._dirty = asyncio.Event()
+        self._heard = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._aside: set[asyncio.Task[None]] = set()
 
@@ -104,6 +108,21 @@ class Ways:
         """Path MTU by underlay address, where it is known."""
         return {s.address: s.mtu for s in self._states.values() if s.mtu}
 
+    async def settled(self, nodes: Collection[str], seconds: float) -> None:
+        """Until the path MTU to each of these hosts is known, or that it does not answer; not longer than `seconds`."""
+
+        def open_question(node: str) -> bool:
+            state = self._states.get(node)
+            return node in self._hosts and (state is None or not (state.mtu or state.state == "down"))
+
+        if self._keeper is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(map(open_question, nodes)):
+                    self._heard.clear()
+                    await self._heard.wait()
+
     def touch(self) -> None:
         """Interfaces changed: look at their MTUs again."""
         self._dirty.set()
@@ -123,6 +142,7 @@ class Ways:
                 log.warning("path MTU changed", host=name, was=before.mtu, now=state.mtu)
             if state.state in ("ok", "lossy"):
                 self._seen.add(state.node)
+        self._heard.set()
         if self.measured() != self._set:
             self._dirty.set()
         down = frozenset(n for n, s in self._states.items() if s.state == "down" and n in self._seen)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 from paths_kit import INGRESS, A, B, host, made, path
 
+from overlace.manager.netviews import node_entry
 from overlace.manager.paths import PathBook, explain_health, explain_paths_of
 from overlace.model.objects import NodeStatus
 from overlace.model.paths import Notice
@@ -34,6 +36,28 @@ async def test_a_host_that_is_down_is_not_a_firewall() -> None:
     store = await made(A, host("beta", 2, status=NodeStatus(NodeState.DOWN, "heartbeat failure")))
     problem = explain_health(store.view(), INGRESS, {(A.id, B.id): path(B, state="down")}).problems[0]
     assert problem.reason == "node beta is down: heartbeat failure"
+
+
+async def test_a_host_whose_switch_answers_no_probes_is_not_measured_and_not_broken() -> None:
+    assert B.description is not None
+    windows = msgspec.structs.replace(B, description=msgspec.structs.replace(B.description, os="windows"))
+    entry, emulated = node_entry(windows), msgspec.structs.replace(windows.description, emulated=True)
+    assert entry is not None and entry.answers_probes is False and not entry.measurable
+    assert node_entry(msgspec.structs.replace(B, description=emulated)).measurable  # type: ignore[union-attr]
+    store = await made(A, windows)
+    back = path(A, mtu=1400)
+    for said in ({}, {(A.id, B.id): path(B, state="down")}):  # the second: of an agent that asks all the same
+        health = explain_health(store.view(), INGRESS, {**said, (B.id, A.id): back})
+        assert [(p.from_, p.state, p.mtu, bool(p.why)) for p in health.paths] == [
+            ("alpha", "unmeasured", 0, True),
+            ("beta", "ok", 1400, False),
+        ]
+        assert health.container_mtu == 1350 and [p.from_ for p in health.problems] == ["beta"]
+    book = PathBook(store.view)
+    heard: list[Notice] = []
+    book.watch(heard.append)
+    book.put(A.id, Paths((path(B, state="down"),)))
+    assert not heard and explain_paths_of(store.view(), ["beta"], book.all()) == ""
 
 
 async def test_a_narrow_path_gives_containers_less_and_says_why() -> None:

@@ -77,7 +77,7 @@ class Host:
     async def start(self) -> WindowsDriver:
         hcn: Hcn = self.hcn  # type: ignore[assignment]
         self.driver = WindowsDriver(
-            hcn, self.state, HERE, dns_port=free_port(), upstreams=("192.0.2.53",), listening=set
+            hcn, self.state, HERE, dns_port=free_port(), upstreams=("192.0.2.53",), listening=set, patience=0
         )
         await self.driver.open(ME)
         return self.driver

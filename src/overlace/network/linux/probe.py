@@ -1,35 +1,23 @@
 """The daemon's socket for probes: what it sends on 127.0.0.1 leaves through the tunnel, and answers come back to it.
 
-Owns the message (struct probe of bpf/probe.h) and the socket. Must not know when to send what. The programs on lo and
+Owns the socket. Must not know when to send what. The programs on lo and
 on the underlay do the rest, so that a probe goes the way a container's packet goes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import struct
 import time
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
-import msgspec
+from overlace.network.probe_message import LEAST, PROGRAM, SLOW, Arrived, message, parse_message
 
-MAGIC = 0x6F76
-ECHO, ECHOED, CHECK, CHECKED = 1, 2, 3, 4
-_FORMAT = ">HBB4s4sI"  # and the nonce, in the host's order: nobody reads it in between
-OVERHEAD = 20 + 8 + 8 + 14 + 20 + 8  # outer IP, UDP, VXLAN, inner Ethernet, IP, UDP
-LEAST = OVERHEAD + struct.calcsize(_FORMAT) + 8  # bytes of the outer IP packet of the shortest probe
 _SO_NO_CHECK = 11
 _SO_TIMESTAMPNS = 35
-
-
-class Arrived(msgspec.Struct, frozen=True):
-    """`at`: ns since the epoch, when the kernel had it."""
-
-    kind: int
-    source: str
-    nonce: int
-    at: int
 
 
 class ProbeSocket:
@@ -38,6 +26,7 @@ class ProbeSocket:
     def __init__(self, underlay: str, vxlan_port: int) -> None:
         self._underlay = IPv4Address(underlay).packed
         self._to = ("127.0.0.1", vxlan_port)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._plain = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._plain.setsockopt(socket.SOL_SOCKET, _SO_NO_CHECK, 1)
@@ -51,10 +40,14 @@ class ProbeSocket:
         """Where the programs bring answers and questions."""
         return int(self._socket.getsockname()[1])
 
-    def fileno(self) -> int:
-        return self._socket.fileno()
+    def listen(self, arrived: Callable[[], None]) -> None:
+        """`arrived` is called when there is something to receive."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), arrived)
 
     def close(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         self._plain.close()
 
@@ -70,8 +63,7 @@ class ProbeSocket:
     ) -> int:
         """Returns when, in ns since the epoch. `size`: bytes of the outer IP packet; `slow`: through the kernel's vxlan
         device, which may fragment it. A full queue is a lost packet."""
-        head = struct.pack(_FORMAT, MAGIC, kind, slow, self._underlay, IPv4Address(target).packed, size)
-        body = (head + struct.pack("Q", nonce)).ljust(size - OVERHEAD, b"\xa5")
+        body = message(kind, SLOW if slow else PROGRAM, self._underlay, target, nonce, size)
         at = time.time_ns()
         try:
             (self._socket if checksum else self._plain).sendto(body, self._to)
@@ -87,15 +79,11 @@ class ProbeSocket:
                 data, ancillary, _, _ = self._socket.recvmsg(65536, 64)
             except BlockingIOError:
                 return None
-            if len(data) < struct.calcsize(_FORMAT) + 8:
-                continue
-            magic, kind, _, source, _, _ = struct.unpack_from(_FORMAT, data)
-            if magic != MAGIC:
-                continue
             at = time.time_ns()
             for level, what, value in ancillary:
                 if (level, what) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
                     seconds, nanoseconds = struct.unpack("qq", value)
                     at = seconds * 1_000_000_000 + nanoseconds
-            (nonce,) = struct.unpack_from("Q", data, struct.calcsize(_FORMAT))
-            return Arrived(kind, str(IPv4Address(source)), nonce, at)
+            found = parse_message(data, at)
+            if found is not None:
+                return found

@@ -11,10 +11,14 @@
 
 enum probe_kind { PROBE_ECHO = 1, PROBE_ECHOED, PROBE_CHECK, PROBE_CHECKED };
 
+/* PROBE_SLOW: through the kernel's vxlan device. PROBE_BY_PORT: from an ordinary socket, on a host whose switch has no
+ * program of ours (network/windows/probe.py): the answer goes to the UDP port the question came from. */
+enum probe_how { PROBE_PROGRAM, PROBE_SLOW, PROBE_BY_PORT };
+
 struct probe {
 	__be16 magic;
 	__u8 kind;
-	__u8 slow; /* through the kernel's vxlan device */
+	__u8 how; /* enum probe_how */
 	__be32 source, target; /* underlay addresses of who sends and who is meant */
 	__be32 length; /* of the outer IP packet of the question */
 	__u64 nonce;
@@ -74,7 +78,7 @@ NOINLINE int probe_out(struct __sk_buff *ctx, struct pkt *p)
 	names.dport = p->dport;
 	if (translate(ctx, p, &names))
 		return TC_ACT_SHOT;
-	if (probe.slow) {
+	if (probe.how == PROBE_SLOW) {
 		struct hop hop = { .vni = PROBE_VNI, .provider = probe.target };
 
 		return slow_path(ctx, &hop);
@@ -102,9 +106,11 @@ NOINLINE int probe_echo(struct __sk_buff *ctx)
 		__be16 sport, dport, length, sum;
 	} udp = {};
 	struct ip ip = {};
+	__be16 port = 0;
 	__be32 asker;
 
-	if (!cfg || bpf_skb_load_bytes(ctx, PROBE_INNER + IP_LEN + 8, &probe, sizeof(probe)))
+	if (!cfg || bpf_skb_load_bytes(ctx, PROBE_INNER + IP_LEN + 8, &probe, sizeof(probe)) ||
+	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN, &port, sizeof(port)))
 		return TC_ACT_SHOT;
 	/* Shorten it at the front, where all is written anew: bpf_skb_change_tail refuses frames whose tunnel the sender's
 	 * kernel has marked. At most 4095 bytes go at a time. */
@@ -131,6 +137,10 @@ NOINLINE int probe_echo(struct __sk_buff *ctx)
 	ip.daddr = asker;
 	seal_ip(&ip);
 	probe_outer(&o, cfg, &probe, whole);
+	if (probe.how == PROBE_BY_PORT) {
+		o.sport = cfg->vxlan_port; /* as a firewall on its way expects an answer */
+		o.dport = port;
+	}
 	if (bpf_skb_store_bytes(ctx, ETH_LEN, &o, sizeof(o), 0) ||
 	    bpf_skb_store_bytes(ctx, PROBE_INNER, &ip, sizeof(ip), 0) ||
 	    bpf_skb_store_bytes(ctx, PROBE_INNER + IP_LEN, &udp, sizeof(udp), 0) ||
