@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,12 @@ def containers(lab: Lab) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def nothing_ends(lab: Lab) -> bool:
+    """Whether every container on the Windows host is a running task's."""
+    tasks = [t for t in Cluster(lab).tasks() if t.node == HOST and t.state == "running"]
+    return len((containers(lab) or "").split()) == len(tasks)
+
+
 def states(lab: Lab) -> dict[str, str]:
     return {node.hostname: node.state for node in Cluster(lab).nodes()}
 
@@ -118,13 +125,13 @@ def test_containers_on_both_systems_meet_by_name_vip_and_published_port(lab: Lab
 
 
 def test_the_agent_measures_the_ways_to_linux_hosts(lab: Lab) -> None:
-    """From the host by the agent's own socket, under a Windows Python; to it, the Linux program that plays VFP answers."""
+    """From it by the agent's own socket, under a Windows Python; to it, the Linux program that plays VFP answers."""
+    command = [sys.executable, "-m", "overlace.cli.main", "network", "health", "ingress", "--format", "json"]
+    command += ["-H", lab.host("linux-1").docker_host or ""]
 
     def cells() -> dict[str, tuple[str, int]]:
-        shown = lab.overlace(
-            "linux-1", "network", "health", "ingress", "--format", "json", check=False
-        ).stdout
-        return {p["From"]: (p["State"], p["Mtu"]) for p in json.loads(shown or '{"Paths": []}')["Paths"]}
+        shown = json.loads(subprocess.run(command, check=False, capture_output=True).stdout)
+        return {p["From"]: (p["State"], p["Mtu"]) for p in shown["Paths"]}
 
     until("both ways measured", lambda: cells() == {HOST: ("ok", 1500), "linux-1": ("ok", 1500)})
 
@@ -213,6 +220,7 @@ def test_a_restart_of_one_part_ends_no_container_and_drops_nothing(
     lab: Lab, part: str, sig: signal.Signals
 ) -> None:
     until("the shop answering before", lambda: all_well(lab))
+    until("containers of earlier tasks gone", lambda: nothing_ends(lab))
     task = order(lab).id
     running = containers(lab)
     assert running

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from paths_kit import INGRESS, A, B, host, made, path
 
+from overlace.cli.network import show
 from overlace.manager.netviews import node_entry
 from overlace.manager.paths import PathBook, explain_health, explain_paths_of
 from overlace.model.objects import NodeStatus
@@ -99,3 +101,14 @@ async def test_why_hears_of_a_broken_way_once_for_both_directions() -> None:
     assert said.count("UDP 4789 between") == 1 and "alpha" in said
     assert explain_paths_of(store.view(), ["gamma"], down) == ""
     assert explain_paths_of(store.view(), ["beta"], {(A.id, B.id): path(B)}) == ""
+
+
+async def test_the_table_says_why_a_way_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert B.description is not None
+    windows = msgspec.structs.replace(B, description=msgspec.structs.replace(B.description, os="windows"))
+    store = await made(A, windows)
+    health = explain_health(store.view(), INGRESS, {(B.id, A.id): path(A)})
+    show(msgspec.to_builtins(health))
+    shown = capsys.readouterr().out
+    assert "not measured" in shown and "ok 0% 0.21ms 1500" in shown
+    assert "to beta: not measured: the switch of a Windows host answers no probes" in shown

@@ -97,6 +97,24 @@ async def test_only_a_host_that_answered_once_can_be_out_of_reach(told: Told) ->
     assert [s.state for s in told.news][-4:] == ["down", "ok", "down", "ok"]
 
 
+async def test_whoever_waits_for_measured_paths_goes_on_with_the_last_or_when_its_time_is_over(
+    told: Told,
+) -> None:
+    told.ways.follow({"b": ("10.0.0.2", "beta"), "c": ("10.0.0.3", "gamma")})
+    waits = asyncio.create_task(told.ways.settled({"b", "c", "gone"}, 60))
+    await asyncio.sleep(0)
+    told.ways._changed([OK])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waits.done()
+    told.ways._changed([msgspec.structs.replace(DOWN, node="c", address="10.0.0.3")])
+    async with asyncio.timeout(5):
+        await waits
+    told.ways.follow({"d": ("10.0.0.4", "delta")})
+    async with asyncio.timeout(5):
+        await told.ways.settled({"d"}, 0.01)
+
+
 async def test_a_corrupting_card_loses_its_work(told: Told) -> None:
     await settled(told)
     told.ways._corrupted("b")

@@ -42,7 +42,6 @@ from overlace.network.hns.plan import Create, Operation
 from overlace.network.hns.state import State
 from overlace.network.hns.versions import lacks
 from overlace.network.hostports import HostPort
-from overlace.network.mtu import peers, plan_mtus
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.passes import Passes
 from overlace.network.records import Record, Records
@@ -50,17 +49,16 @@ from overlace.network.refusals import Refusals
 from overlace.network.switch import Switch
 from overlace.network.turns import Turns
 from overlace.network.vfp.flows import UnifiedFlow
-from overlace.network.ways import Ways
 from overlace.network.windows import ports
 from overlace.network.windows.errors import is_away
 from overlace.network.windows.host import WindowsHost, sweep
 from overlace.network.windows.library import Hcn
 from overlace.network.windows.look import look
 from overlace.network.windows.names import HostNames
-from overlace.network.windows.probe import HostPaths
 from overlace.network.windows.shape import Shape
 from overlace.network.windows.wanted import Wanted
 from overlace.network.windows.watch import HnsWatch
+from overlace.network.windows.ways import HostPaths, HostWays
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -96,7 +94,7 @@ class WindowsDriver:
         self._state_dir = state_dir
         self._address = underlay_address
         self._under = HostPaths(underlay_address, mtu, mtu_now)
-        self._patience = patience
+        self._ways = HostWays(self._under, lambda news: self.on_paths(news), patience)
         self._names = HostNames(underlay_address, dns_port, upstreams, search, dns_datagrams_at)
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
@@ -115,10 +113,6 @@ class WindowsDriver:
             Guid, str
         ] = {}  # endpoint -> container it was attached to, since HNS was read last
         self.on_paths: Callable[[Sequence[PathState]], None] = lambda paths: None
-        self._ways = Ways(
-            self._under, lambda: (), lambda news: self.on_paths(news), lambda nodes: None, checks=False
-        )
-        self._measuring = False
 
     async def _do(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -140,7 +134,7 @@ class WindowsDriver:
         )
         for record in self._records:
             self._names.know(record)
-        if not await self._names.serve() or not await self._measure():
+        if not await self._listen():
             self._watch.refused()
         self._passes.suspect()
         await self._watch.start()
@@ -150,20 +144,13 @@ class WindowsDriver:
             log.warning("HNS does not answer yet", error=str(e))
             self._watch.lost()
 
-    async def _measure(self) -> bool:
-        """Begin to measure paths, if it has not; False where the host has not got its underlay address (yet)."""
-        if not self._measuring:
-            try:
-                await self._ways.open(self._under.mtu)
-            except OSError as e:
-                log.warning("paths cannot be measured yet", address=self._address, error=str(e))
-                return False
-            self._measuring = True
-        return True
+    async def _listen(self) -> bool:
+        """Names are answered and paths measured; False where one of them has to be tried again."""
+        named, measured = await self._names.serve(), await self._ways.open()
+        return named and measured
 
     async def close(self) -> None:
         await self._ways.close()
-        self._measuring = False
         await self._watch.end()
         await self._names.close()
         await self._passes.ended()
@@ -173,7 +160,6 @@ class WindowsDriver:
     async def leave(self, kept: Collection[str] = ()) -> None:
         """Nothing is kept: a Windows host has no containers outside of services (api/routes/single.py refuses them)."""
         await self._ways.close()
-        self._measuring = False
         await self._watch.end()
         await self._names.close()
         await self._passes.ended()
@@ -262,9 +248,7 @@ class WindowsDriver:
         self._open_planner()
         first = self._view is None
         self._view = view
-        if changed is None or first or any(key.startswith("node/") for key in changed):
-            others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.measurable)
-            self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
+        self._ways.follow(view, self._node_id, None if first else changed)
         nodes = (view.node(key.partition("/")[2]) for key in changed or () if key.startswith("node/"))
         self._new_hosts += [node for node in nodes if node is not None]
         self._names.update(view, None if first else changed)
@@ -280,7 +264,7 @@ class WindowsDriver:
         something. The watch does it after every restart of HNS, after refusals and now and then."""
         if whole:
             self._passes.suspect()
-        deaf = not await self._names.serve() or not await self._measure()
+        deaf = not await self._listen()
         await self._passes.follow(set())
         return deaf or bool(self._refusals.ids or self._host.short)
 
@@ -401,25 +385,19 @@ class WindowsDriver:
             if record is not None:
                 check_networks(task, self._seen())
                 return await self._connect(record, sandbox)
-            await self._ways.settled(self._peers(task), self._patience)  # HNS takes an endpoint's MTU once
-            record = self._admit(task)
+            networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
+            record = self._admit(task, await self._ways.mtus(self._seen(), networks, self._node_id))
             try:
                 return await self._connect(record, sandbox)
             except BaseException:
                 await asyncio.shield(self._forget(record))
                 raise
 
-    def _peers(self, task: TaskNetwork) -> set[str]:
-        view = self._seen()
-        return {n.id for a in task.attachments for n in peers(view, a.network_id, self._node_id)}
-
-    def _admit(self, task: TaskNetwork) -> Record:
+    def _admit(self, task: TaskNetwork, mtus: dict[str, int]) -> Record:
         view = self._seen()
         taken = State()
         for d in list(self._host.documents.values()) if task.host_ports else ():
             taken.put(d)
-        networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
-        mtus = plan_mtus(view, networks, self._node_id, self._under.mtu, self._ways.measured())
         return self._admission.admit(task, view, taken.by_host_port, mtus)
 
     async def _connect(self, record: Record, sandbox: str) -> Attached:

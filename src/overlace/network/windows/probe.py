@@ -13,10 +13,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 
-import msgspec
 import structlog
 
 from overlace.model.system import ON_WINDOWS
@@ -99,36 +97,3 @@ class PlainProbeSocket:
     def receive(self) -> Arrived | None:
         """The next answer that waits; None: there is none."""
         return self._arrived.popleft() if self._arrived else None
-
-
-class Adapter(msgspec.Struct, frozen=True):
-    """The underlay's."""
-
-    ifname: str
-    mtu: int
-
-
-class HostPaths:
-    """What network/ways.py needs of a host: `mtu_now` is asked for its adapter's MTU, now and then."""
-
-    def __init__(self, address: str, mtu: int, mtu_now: Callable[[], int] | None = None) -> None:
-        self._address = address
-        self._mtu_now = mtu_now
-        self.mtu = mtu
-
-    async def open_probe(self) -> PlainProbeSocket:
-        return PlainProbeSocket(self._address)
-
-    async def look_at_underlay(self) -> Adapter:
-        if self._mtu_now is not None:
-            self.mtu = await asyncio.to_thread(self._mtu_now) or self.mtu
-        return Adapter("", self.mtu)
-
-    async def set_paths(self, mtus: Mapping[str, int]) -> None:
-        """HNS has no MTU of a path: endpoints get theirs as they are made."""
-
-    async def resize(self, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
-        raise AssertionError("HNS takes an endpoint's MTU once")
-
-    async def leave_checksums_to_the_kernel(self) -> bool:
-        return False
