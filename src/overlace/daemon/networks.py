@@ -165,7 +165,9 @@ def standalone_addresses(
                 network_id=_own_id(engine_id, joined.name) if local else joined.network_id,
                 endpoint_id=guid_of("endpoint", key, wish.id) if there else "",
                 address=attached.addresses[joined.name] if there and attached else "",
+                address6=attached.addresses6.get(joined.name, "") if there and attached else "",
                 gateway=attached.gateways.get(joined.name, "") if there and attached else "",
+                gateway6=attached.gateways6.get(joined.name, "") if there and attached else "",
                 mac=attached.macs.get(joined.name, "") if there and attached else "",
                 aliases=joined.aliases,
             )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from overlace.model.objects import Node, NodeDescription, Task
+import msgspec
+
+from overlace.model.objects import NetworkAttachment, Node, NodeDescription, Task
 from overlace.model.traffic import AFFINITY as AFFINITY_LABEL
 from overlace.model.traffic import kept_affinity
 
@@ -23,6 +25,16 @@ _DROP = {
     OVERLAY: "attach it to no network",
     AFFINITY: f"drop the label {AFFINITY_LABEL}",
 }
+
+
+def usable(networks: Iterable[NetworkAttachment], lacks: Mapping[str, str]) -> tuple[NetworkAttachment, ...]:
+    """Of the addresses a task was given, those a node that lacks this can use: an address nobody answers at is in no
+    name, VIP or listing."""
+    if IPV6 not in lacks:
+        return tuple(networks)
+    return tuple(
+        msgspec.structs.replace(n, addresses=tuple(a for a in n.addresses if ":" not in a)) for n in networks
+    )
 
 
 def needed_by(task: Task) -> tuple[str, ...]:

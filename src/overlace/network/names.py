@@ -115,7 +115,7 @@ class Names:
         services = n.services.get(name)
         for service_id in services or ():
             known = True
-            vips = [vip.split("/")[0] for vip in n.service[service_id].vips]
+            vips = [vip.split("/")[0] for vip in self._vips(n, service_id)]
             out.update(dict.fromkeys(vips or self._serving(n, service_id)))
         if services:
             return tuple(out)
@@ -131,6 +131,16 @@ class Names:
             if e.serving or e.task_name.lower() == name:
                 out.update(dict.fromkeys(a.split("/")[0] for a in e.addresses))
         return tuple(out) if known else None
+
+    @staticmethod
+    def _vips(n: _Network, service_id: str) -> tuple[str, ...]:
+        """Without that of a family in which none of the tasks that take connections can: on Windows hosts they have IPv4
+        alone, and a client prefers IPv6."""
+        service = n.service[service_id]
+        if not service.vip6:
+            return service.vips
+        serving = [e for e in n.members.get(service_id, {}).values() if e.serving]
+        return service.vips if not serving or any(e.address6 for e in serving) else (service.vip,)
 
     @staticmethod
     def _serving(n: _Network, service_id: str) -> Iterable[str]:

@@ -159,6 +159,11 @@ def test_ports() -> None:
     assert ports({"PortBindings": {"53/udp": [{"HostPort": ""}]}}) == [("udp", 53, 0)]
     assert ports({"PublishAllPorts": True}) == [("tcp", 80, 0), ("udp", 53, 0)]
     assert ports({"NetworkMode": "host", "PublishAllPorts": True}) == []
+    # SCTP's checksum covers the ports: the container's own, or none
+    assert ports({"PortBindings": {"80/sctp": [{"HostPort": "80"}]}}) == [("sctp", 80, 80)]
+    assert ports({"PortBindings": {"80/sctp": [{"HostPort": ""}]}}) == [("sctp", 80, 80)]
+    with pytest.raises(Unimplemented, match=r"81:80/sctp is not supported: .* publish 80:80/sctp"):
+        ports({"PortBindings": {"80/sctp": [{"HostPort": "81"}]}})
     with pytest.raises(Unimplemented, match=r"HostConfig\.PortBindings 127\.0\.0\.1:80:80/tcp"):
         ports({"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]}})
     with pytest.raises(InvalidArgument, match="invalid port specification: '0/tcp'"):

@@ -6,11 +6,13 @@ import asyncio
 import json
 import sys
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from network.test_mutations import rich
 from network.world import HOST, running
 
+from overlace.api.routes.vfp import show_flow
 from overlace.cli.main import cli, main
 from overlace.model.errors import NotFound
 from overlace.network.counted import Hit
@@ -52,6 +54,13 @@ async def test_flows_of_a_port_are_those_from_and_to_it() -> None:
     assert [f.bytes for f in await switch.flows("10.0.1.9")] == [30, 20]
     with pytest.raises(NotFound, match="no port 'nobody'"):
         await switch.flows("nobody")
+
+
+def test_addresses_of_either_family_are_told_from_ports() -> None:
+    six = Packet("fd00::9", "fd00::a", 132, 40000, 80)
+    came = show_flow(msgspec.structs.replace(flow("host", "", 1), came=six))["Came"]
+    assert came == "[fd00::9]:40000 > [fd00::a]:80 sctp"
+    assert show_flow(flow("host", "", 1))["Came"] == "10.0.1.9:40000 > 10.0.1.10:80 tcp"
 
 
 @pytest.fixture

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from overlace.manager.assignments import NodeAssignments
-from overlace.manager.attachments import AttachmentDesk, plan_attachments
+from overlace.manager.attachments import AttachmentDesk, plan_attachments, refusals
 from overlace.manager.control.lookup import list_tasks
 from overlace.manager.control.networks import _check_unused
 from overlace.manager.loop import ManagerLoop
@@ -122,6 +123,26 @@ async def test_what_cannot_be_is_told(wish: Attachment, code: str, words: str) -
     here.desk.blocked("n1", tasks.values())  # as the dispatcher does when the loop has looked
     [(node_id, refused)] = here.told
     assert node_id == "n1" and refused["a1"][0] == code and refused["a1"][1].startswith(words)
+
+
+async def test_a_host_without_ipv6_gets_ipv4_alone() -> None:
+    store = await a_store()
+    six = Network(
+        id="six",
+        spec=NetworkSpec(name="six", attachable=True, enable_ipv6=True),
+        vni=4099,
+        subnets=(Subnet("10.0.3.0/24", "10.0.3.1"), Subnet("fd00::/64", "fd00::1")),
+    )
+    about = NodeDescription(hostname="w", os="windows", architecture="x86_64", lacks={"ipv6": "HNS has none"})
+    await store.commit([Put(six, 0), Put(msgspec.structs.replace(node("n3"), description=about), 0)])
+    here = Desk(store)
+    [task] = (await here.ask("n3", wanted(target="six"))).values()
+    assert [a.split("/")[0] for a in task.networks[0].addresses] == ["10.0.3.2"]
+    [task] = (await here.ask("n1", wanted("b1", target="six"))).values()
+    assert len(task.networks[0].addresses) == 2
+    await here.ask("n3", wanted("c1", target="six", addresses=("fd00::7",)))
+    refused = refusals(here.store.view().tasks_of_node("n3"))
+    assert refused["c1"][1] == "address fd00::7 cannot be had on this host: HNS has none; leave out --ip6"
 
 
 async def test_an_address_asked_for_is_given_once() -> None:

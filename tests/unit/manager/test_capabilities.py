@@ -92,6 +92,15 @@ def test_a_task_goes_where_its_network_can_be(one: Task, nodes: list[Node], wher
         assert said.startswith("no suitable node (missing network capability on")
 
 
+@pytest.mark.parametrize("preassigned", [False, True])
+def test_a_task_keeps_the_addresses_its_node_can_use(preassigned: bool) -> None:
+    for node, addresses in ((NEW, ("10.0.1.5/24",)), (LINUX, ("10.0.1.5/24", "fd00::5/64"))):
+        one = msgspec.structs.replace(task(ON_SIX), node_id=node.id if preassigned else "")
+        [change] = plan_placement([node], Occupancy(), [one], 1)
+        assert isinstance(change, Put) and isinstance(change.object, Task)
+        assert [a.addresses for a in change.object.networks] == [addresses]
+
+
 def test_people_hear_what_the_node_lacks() -> None:
     one = task(ON_BACK, **AFFINITY)
     state = State()

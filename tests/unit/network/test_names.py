@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +57,21 @@ def test_what_names_mean() -> None:
     assert ask("nosuch") == ask("tasks.nosuch") == ask("example.org") == UNKNOWN
     assert ask("shop_web", networks=("ingress",)) == UNKNOWN
     assert ask("shop_web", networks=()) == UNKNOWN
+
+
+def test_a_family_in_which_no_task_can_answer_has_no_vip() -> None:
+    web = msgspec.structs.replace(service("web", "back", "10.0.1.5"), vip6="fd00::5")
+    four = endpoint("t1", "back", ME, "10.0.1.7", "web")  # on a Windows host
+    six = msgspec.structs.replace(endpoint("t2", "back", ME, "10.0.1.8", "web"), address6="fd00::8")
+    for tasks, vips in (
+        ((), ("fd00::5",)),
+        ((four,), ()),
+        ((four, six), ("fd00::5",)),
+        ((four, msgspec.structs.replace(six, serving=False)), ()),
+    ):
+        n = names_of(BACK, web, *tasks)
+        assert lookup(n, ("back",), "web", "AAAA") == Answer(True, vips), tasks
+        assert lookup(n, ("back",), "web", "A").addresses == ("10.0.1.5",)
 
 
 def test_addresses_have_names_too() -> None:

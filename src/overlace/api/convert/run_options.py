@@ -186,13 +186,18 @@ def plan_ports(host: HostConfig, exposed: Iterable[str]) -> tuple[PortConfig, ..
                     f"HostConfig.PortBindings {binding.host_port}:{inside} is not supported: a range of host ports for "
                     "one port; name one, or none to have one chosen"
                 )
-            ports.append(_port(protocol, number, int(first or 0)))
+            if protocol == "sctp" and int(first or 0) not in (0, number):
+                raise Unimplemented(
+                    f"HostConfig.PortBindings {first}:{inside} is not supported: SCTP's checksum covers "
+                    f"the ports; publish {number}:{inside}"
+                )
+            ports.append(_port(protocol, number, number if protocol == "sctp" else int(first or 0)))
     if host.publish_all_ports:
         there = {(p.protocol, p.target_port) for p in ports}
         for text in exposed:
             number, protocol = parse_port(text)
             if (protocol, number) not in there:
-                ports.append(_port(protocol, number, 0))
+                ports.append(_port(protocol, number, number if protocol == "sctp" else 0))
     return tuple(dict.fromkeys(ports))
 
 

@@ -56,8 +56,9 @@ def show_flow(f: UnifiedFlow) -> dict[str, object]:
     """A unified flow as a document; what it goes on as is left out where nothing was rewritten."""
 
     def words(p: Packet) -> str:
-        protocol = {1: "icmp", 6: "tcp", 17: "udp"}.get(p.protocol, str(p.protocol))
-        return f"{p.src}:{p.sport} > {p.dst}:{p.dport} {protocol}"
+        protocol = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}.get(p.protocol, str(p.protocol))
+        src, dst = (f"[{a}]" if ":" in a else a for a in (p.src, p.dst))
+        return f"{src}:{p.sport} > {dst}:{p.dport} {protocol}"
 
     return {
         "Port": f.point,

@@ -31,12 +31,13 @@ def plan_attachment(view: View, book: AddressBook, task: Task, now: int) -> Chan
     node = view.get(Node, task.node_id)
     about = node.description if node is not None else None
     for version in families(network.subnets):
-        if version == 6 and about is not None and IPV6 in about.lacks:
-            raise Blocked(
-                f"network {network.spec.name} has IPv6, and this host cannot: {about.lacks[IPV6]}; use a network "
-                "without IPv6"
-            )
         wanted = next((one for one in asked if version_of(one) == version), "")
+        if version == 6 and about is not None and IPV6 in about.lacks:
+            if wanted:
+                raise Blocked(
+                    f"address {wanted} cannot be had on this host: {about.lacks[IPV6]}; leave out --ip6"
+                )
+            continue  # as a service's tasks there: IPv4 alone
         address = book.with_prefix(network.id, wanted) if wanted else book.take(network.id, version)
         if address is None:
             raise exhausted(book, network, f"container {task.name}", version)

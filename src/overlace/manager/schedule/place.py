@@ -16,6 +16,7 @@ import msgspec
 
 from overlace.manager.schedule.filters import Needs, first_failure, needs_of, summary
 from overlace.manager.schedule.occupancy import MAX_FAILURES, NodeUse, Occupancy
+from overlace.model.capabilities import usable
 from overlace.model.generic import Claim, claim
 from overlace.model.objects import Node, Task, TaskStatus
 from overlace.model.specs import PlacementPreference, PortConfig
@@ -108,7 +109,9 @@ def _place_group(
 
 def _assign(task: Task, node: Node, claims: tuple[Claim, ...], message: str, now: int) -> Change:
     status = TaskStatus(state=TaskState.ASSIGNED, timestamp=now, message=message)
-    placed = msgspec.structs.replace(task, node_id=node.id, generic=claims, status=status)
+    about = node.description
+    networks = usable(task.networks, about.lacks) if about is not None else task.networks
+    placed = msgspec.structs.replace(task, node_id=node.id, generic=claims, networks=networks, status=status)
     return Put(placed, expect=task.version)
 
 
