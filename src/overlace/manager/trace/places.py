@@ -101,7 +101,7 @@ def find_place(view: View, text: str, field: str) -> Place:
         return AtService(services[0])
     raise NotFound(
         f"{field} {text!r} is no task, service, node or address of this swarm, nor `internet` or `client`: "
-        "docker service ls and docker service ps name them"
+        "docker service ls and docker service ps name them; name a container of docker run by its address"
     )
 
 
