@@ -57,6 +57,8 @@ class FlowLogger:
 
     def start(self) -> None:
         """Raises InvalidArgument when the file cannot be written."""
+        if self._path.is_fifo():  # opening waits for a reader, and so would the daemon
+            raise InvalidArgument(f"cannot write --flow-log {self._path}: it is a pipe; choose another file")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _File(self._path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")

@@ -157,8 +157,13 @@ async def sweep(
 
     Never raises: what cannot be removed is logged and stays marked (`has_leftovers`) for the next start.
     """
-    whole = True
-    for container in await runtime.list():
+    whole, there = True, []
+    try:
+        there = await runtime.list()
+    except OverlaceError as e:
+        whole = False
+        log.warning("could not look for containers", error=e.message)
+    for container in there:
         if not container.config.labels.get(TASK_ID) or container.config.id in others:
             continue
         try:

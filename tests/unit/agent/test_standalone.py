@@ -18,7 +18,15 @@ from overlace.agent.standalone.network import plan_network, resolv_conf
 from overlace.agent.standalone.places import Places
 from overlace.agent.standalone.plan import FIRST_PAUSE, LONGEST_PAUSE, SECOND, Next, plan_end, plan_found
 from overlace.agent.standalone.records import Dns, Joined, Record, Records, Restart, Wish
-from overlace.model.errors import Conflict, Internal, InvalidArgument, NotFound, PermissionDenied
+from overlace.model.errors import (
+    Conflict,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OverlaceError,
+    PermissionDenied,
+    Unavailable,
+)
 from overlace.model.netview import EndpointEntry, NetView, NetworkEntry
 from overlace.model.specs import PortConfig
 from overlace.network.base import Attached
@@ -151,6 +159,7 @@ class Host:
         self.die_at = -1
         self.refuse: Exception | None = None
         self.asked: list[Any] = []
+        self.away: OverlaceError | None = None  # the runtime does not answer
 
     def effect(self) -> None:
         self.effects += 1
@@ -164,9 +173,13 @@ class Host:
         return self.there[id]
 
     async def list(self) -> list[Container]:
+        if self.away is not None:
+            raise self.away
         return list(self.there.values())
 
     async def inspect(self, id: str) -> Container:
+        if self.away is not None:
+            raise self.away
         if id not in self.there:
             raise NotFound(f"No such container: {id}")
         return self.there[id]
@@ -349,6 +362,29 @@ async def test_a_run_that_ended_while_no_daemon_was_there(tmp_path: Path) -> Non
     async with keeping(tmp_path, host):
         assert {i[:2]: c.status for i, c in host.there.items()} == {"aa": "exited", "bb": "running"}
         assert host.attached == {"bb" * 32}
+
+
+@pytest.mark.parametrize("away", [Unavailable("no engine"), Internal("HTTP status 500")])
+async def test_a_daemon_that_starts_before_its_engine_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: OverlaceError
+) -> None:
+    monkeypatch.setattr("overlace.agent.standalone.keeper.RETRY_SECONDS", (0.01, 0.01))
+    host = Host()
+    async with keeping(tmp_path, host) as keeper:
+        for id in ("aa" * 32, "bb" * 32, "cc" * 32):
+            await keeper.create(wish(id, restart=Restart("always")))
+            await keeper.start(id)
+    host.end("bb" * 32, 1)
+    del host.there["cc" * 32]
+    host.away = away
+    async with keeping(tmp_path, host) as keeper:
+        assert len(keeper.records()) == 3, "nothing is given up for an engine that is away"
+        host.away = None
+        async with asyncio.timeout(20):
+            while host.there["bb" * 32].status != "running" or len(keeper.records()) == 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert host.attached == {"aa" * 32, "bb" * 32}
+        assert {p.stem for p in tmp_path.glob("*.json")} == set(host.there)
 
 
 @pytest.mark.parametrize("die_at", range(1, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,9 @@ async def test_what_cannot_be_written_is_said(tmp_path: Path, start: Start) -> N
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidArgument, match=r"--flow-log .*choose another file"):
         FlowLogger(tmp_path / "file" / "flows.log", lambda: None).start()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidArgument, match=r"it is a pipe; choose another file"):
+        FlowLogger(tmp_path / "pipe", lambda: None).start()
     host = Host()
     logger = start(tmp_path / "flows.log", host)
     fill_disk(logger)

@@ -52,15 +52,20 @@ class Keeper:
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def load(self) -> None:
-        """Know the containers again; half-made ones go."""
+        """Know the containers again; half-made ones go. While the runtime cannot say which there are, all are kept:
+        `follow` looks at each once it can."""
         self._records.load()
-        there = {c.config.id: c.status for c in await self._runtime.list()}
+        there: dict[str, str] | None = None
+        try:
+            there = {c.config.id: c.status for c in await self._runtime.list()}
+        except OverlaceError as error:
+            log.warning("containers cannot be looked at yet", error=error.message)
         for record in self._records:
-            if record.wish.id not in there:  # a crash while it was made, or while it was removed
+            if there is not None and record.wish.id not in there:  # a crash while it was made, or removed
                 self._records.remove(record.wish.id)
                 continue
             self._slots[record.wish.id] = Slot(record)
-            if there[record.wish.id] == "running":
+            if record.wanted == "running" if there is None else there[record.wish.id] == "running":
                 self._places.want(record.wish)
 
     def follow(self) -> None:
@@ -371,7 +376,14 @@ class Keeper:
 
     async def _found(self, slot: Slot) -> None:
         """After a start of the daemon."""
-        container = await self._runtime.inspect(slot.id)
+        try:
+            container = await self._runtime.inspect(slot.id)
+        except NotFound:
+            async with slot.lock:
+                if self._slots.get(slot.id) is slot:
+                    await self._detach(slot)
+                    await self._forget(slot)
+            return
         step = plan_found(slot.record, container)
         if step.action == Next.WATCH:
             await self._reattach(slot)

@@ -71,7 +71,7 @@ class EngineClient:
         """What the engine says of itself (`GET /version`); sets the API version to speak. Raises Unavailable when it
         does not answer, FailedPrecondition when it is too old."""
         found: dict[str, Any] = await self.call("GET", "/version", versioned=False)
-        text = str(found.get("ApiVersion", ""))
+        text = str(found.get("ApiVersion", "")) if isinstance(found, dict) else ""
         try:
             major, minor = (int(part) for part in text.split("."))
         except ValueError:
