@@ -117,7 +117,7 @@ def test_json_is_the_documented_document(lab: Lab) -> None:
     assert document["name"] == "tlab" and document["registry"] == lab.registry
     by_name = {host["name"]: host for host in document["hosts"]}
     assert set(by_name) == {"linux-1", "linux-2", "windows-1", "client"}
-    keys = {"name", "os", "role", "address", "docker_host", "netns", "pid", "emulated"}
+    keys = {"name", "os", "role", "address", "docker_host", "netns", "pid", "emulated", "windows_python"}
     assert all(set(host) == keys for host in by_name.values())
     assert by_name["linux-1"]["role"] == "manager" and by_name["linux-2"]["role"] == "worker"
     assert by_name["client"] | {"docker_host": None, "pid": None, "role": "client"} == by_name["client"]
