@@ -6,6 +6,7 @@ Owns making and removing everything it made, under names unique to the run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import secrets
@@ -198,6 +199,9 @@ class Bed:
 
     def remove(self) -> None:
         for open_socket in self._sockets:
+            # wakes its thread: one that still waits could take the next bed's listener by the same number
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(socket.SHUT_RDWR)
             open_socket.close()
         for host in self.hosts:
             if host.process is None:
