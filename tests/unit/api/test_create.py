@@ -242,6 +242,12 @@ def test_the_filter_for_names(pattern: str, found: str) -> None:
 # -- the routes --------------------------------------------------------------------------------------------------
 
 
+async def test_a_windows_host_says_what_to_do_instead(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overlace.api.routes.single.ON_WINDOWS", True)
+    status, said, _ = await api("POST", "/containers/create?name=one", body())
+    assert status == 501 and "docker service create --constraint node.hostname==" in said["message"]
+
+
 async def test_the_life_of_one(api: Api, backend: FakeBackend) -> None:
     status, said, _ = await api("POST", "/containers/create?name=one", body(Image="nosuch:1"))
     assert status == 404 and said["message"] == "No such image: nosuch:1", "the CLI pulls when it hears this"

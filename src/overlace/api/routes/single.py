@@ -29,6 +29,7 @@ from overlace.api.routes.networks import label_matches
 from overlace.manager.control.names import random_name
 from overlace.model.errors import Conflict, InvalidArgument, NotFound, OverlaceError, Unimplemented
 from overlace.model.specs import Doc
+from overlace.model.system import ON_WINDOWS
 from overlace.runtime.base import Container
 from overlace.runtime.oci.spec import signal_number
 
@@ -51,7 +52,7 @@ async def create(call: Call) -> web.StreamResponse:
     asked = await call.body(CreateRequest)
     check_members(msgspec.json.decode(await call.request.read()))
     options = call.backend.options
-    if options.os == "windows" and not options.emulated:
+    if ON_WINDOWS:
         raise Unimplemented(
             "docker run is not supported on a Windows host yet: make a service (docker service create --constraint "
             f"node.hostname=={options.hostname})"
