@@ -76,6 +76,15 @@ async def test_a_terminal_and_its_size(bed: Bed) -> None:
     assert b"33 77\r\n" in seen and b"/dev/pts/" in seen and b"40 99\r\n" in seen, seen
 
 
+async def test_lines_end_once_whoever_ends_them(bed: Bed) -> None:
+    config = await bed.running()
+    script = (
+        "stty onlcr; echo one; stty -onlcr; echo two; stty onlcr; head -c 40000 /dev/zero | tr '\\0' '\\n'"
+    )
+    code, out, _ = await ran(bed, config.id, "sh", "-c", script, tty=True)
+    assert (code, out) == (0, "one\r\ntwo\r\n" + "\r\n" * 40000)
+
+
 async def test_what_cannot_be_run(bed: Bed) -> None:
     config = await bed.running()
     code, _, err = await ran(bed, config.id, "nosuch")

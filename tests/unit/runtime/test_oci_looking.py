@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from overlace.model.errors import InvalidArgument
 from overlace.runtime.base import ExecConfig, Interface
-from overlace.runtime.oci.execs import exec_failure, exec_process
+from overlace.runtime.oci.execs import exec_failure, exec_process, whole_line_ends
 from overlace.runtime.oci.stats import (
     parse_interfaces,
     parse_io,
@@ -45,6 +47,17 @@ def test_what_a_shell_would_say() -> None:
     assert exec_failure('exec: "x": executable file not found in $PATH')[1] == 127
     assert exec_failure("exec /etc/passwd: permission denied")[1] == 126
     assert exec_failure("cgroup is frozen") == ("OCI runtime exec failed: cgroup is frozen", 255)
+
+
+@given(st.lists(st.text("a\r\n", min_size=1).map(str.encode)))
+def test_lines_end_alike_however_they_come_in_pieces(pieces: list[bytes]) -> None:
+    made, before = b"", b""
+    for piece in pieces:
+        made, before = made + whole_line_ends(piece, before), piece[-1:]
+    assert made == whole_line_ends(b"".join(pieces), b"")
+    assert made.count(b"\n") == made.count(b"\r\n") and made.replace(b"\r", b"") == b"".join(pieces).replace(
+        b"\r", b""
+    )
 
 
 def test_lines_of_ps() -> None:

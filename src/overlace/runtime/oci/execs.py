@@ -18,6 +18,7 @@ import secrets
 import signal
 import struct
 import termios
+import tty
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from overlace.runtime.oci.users import User
 _BLOCK = 32768
 _LINGER = 1.0  # seconds its output is waited for when it ended and left a process that holds the pipe
 _NOT_FOUND = re.compile(r"executable file not found|no such file or directory|cannot find the file", re.I)
+_BARE_NEWLINE = re.compile(rb"(?<!\r)\n")
 _NOT_RUNNABLE = re.compile(r"permission denied|exec format error|is a directory|not a directory", re.I)
 
 
@@ -76,6 +78,12 @@ def exec_failure(words: str) -> tuple[str, int]:
     return f"OCI runtime exec failed: {words}", code
 
 
+def whole_line_ends(data: bytes, before: bytes) -> bytes:
+    """`data` with a carriage return before every newline that has none; `before`: what came just before it. Pure."""
+    made = _BARE_NEWLINE.sub(b"\r\n", data)
+    return made[1:] if data.startswith(b"\n") and before.endswith(b"\r") else made
+
+
 class OciExec:
     """Implements `runtime.base.Exec`. One reader of `output` at a time."""
 
@@ -109,9 +117,12 @@ class OciExec:
 
         async def pump(name: str, reader: asyncio.StreamReader) -> None:
             nonlocal moved
+            before = b""
             while data := await reader.read(_BLOCK):
                 if self.refusal():
                     continue  # the runtime's own words; they come once, in Docker's form
+                if self._terminal_open and _ends_lines_for(self._terminal):
+                    data, before = whole_line_ends(data, before), data[-1:]
                 await queue.put(ExecOutput(name, data))  # type: ignore[arg-type]  # stdout or stderr
                 moved += 1
 
@@ -196,6 +207,24 @@ class OciExec:
             self._folder.rmdir()
 
 
+def _pass_bytes(terminal: int) -> None:
+    """Have what is typed and said pass it as it is: the container's own terminal echoes, edits and ends lines.
+
+    runc takes carriage returns away from that terminal (ONLCR) and counts on this one to add them, but only once
+    the program runs: a shell that was quicker and restores what it saw keeps them, and they would come twice. So this
+    one adds none and `whole_line_ends` does. crun, which leaves that terminal alone, switches OPOST off here.
+    """
+    tty.setraw(terminal)
+    attributes = termios.tcgetattr(terminal)
+    attributes[1] = attributes[1] & ~termios.ONLCR | termios.OPOST
+    termios.tcsetattr(terminal, termios.TCSANOW, attributes)
+
+
+def _ends_lines_for(terminal: int) -> bool:
+    """The runtime counts on our terminal for carriage returns: see `_pass_bytes`."""
+    return bool(termios.tcgetattr(terminal)[1] & termios.OPOST)
+
+
 class _TerminalReader(asyncio.StreamReaderProtocol):
     """A terminal whose other end is closed says EIO: that is its end, and what came before is still to be read."""
 
@@ -261,6 +290,7 @@ async def _with_terminal(argv: Sequence[str], folder: Path, asked: ExecConfig) -
     """The runtime makes the program's terminal and copies between it and ours, sizes included."""
     ours, theirs = pty.openpty()
     try:
+        _pass_bytes(theirs)
         if asked.size:
             fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", *asked.size, 0, 0))
         process = await asyncio.create_subprocess_exec(
