@@ -200,8 +200,9 @@ class Bed:
     def remove(self) -> None:
         for open_socket in self._sockets:
             # wakes its thread: one that still waits could take the next bed's listener by the same number
-            with contextlib.suppress(OSError):
-                open_socket.shutdown(socket.SHUT_RDWR)
+            if open_socket.type == socket.SOCK_STREAM:
+                with contextlib.suppress(OSError):
+                    open_socket.shutdown(socket.SHUT_RDWR)
             open_socket.close()
         for host in self.hosts:
             if host.process is None:
