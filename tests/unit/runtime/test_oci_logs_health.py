@@ -76,6 +76,12 @@ def test_tail_is_the_last_lines_of_the_whole(
     assert got == whole
 
 
+def test_a_line_that_goes_on_in_the_next_file_counts_once() -> None:
+    older = io.BytesIO(b"%s stdout F one\n%s stdout F two\n%s stdout P thr\n" % (STAMP, STAMP, STAMP))
+    begins_two = len(b"%s stdout F one\n" % STAMP)
+    assert tail_offset(older, 1, LogOptions(), newest=False) == (begins_two, 0), "`three` was counted already"
+
+
 class _Shim:
     """What conmon does with a log: append, and open a new file when told so through the control pipe."""
 

@@ -78,10 +78,11 @@ def _lines_backwards(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield end, rest
 
 
-def tail_offset(file: BinaryIO, count: int, options: LogOptions) -> tuple[int, int]:
-    """Offset from which the last `count` wanted lines start, and how many of them this file lacks."""
+def tail_offset(file: BinaryIO, count: int, options: LogOptions, newest: bool = True) -> tuple[int, int]:
+    """Offset from which the last `count` wanted lines start, and how many of them this file lacks. In a file that is not
+    the `newest`, a last part without an end belongs to a line that the next file has counted."""
     seen = 0
-    whole = True  # whether the next part met (going backwards) begins another line
+    whole = newest  # whether the next part met (going backwards) begins another line
     for end, raw in _lines_backwards(file):
         line = parse_line(raw)
         if line is None or not (options.stdout if line.stream == "stdout" else options.stderr):
@@ -173,7 +174,7 @@ def _open(path: Path, options: LogOptions, stack: contextlib.ExitStack) -> list[
         if feed is None:
             continue
         if options.tail >= 0:
-            offset, lacking = tail_offset(feed.file, lacking, options)
+            offset, lacking = tail_offset(feed.file, lacking, options, not feeds)
             if lacking == 0 and options.tail == 0:
                 offset = feed.file.seek(0, os.SEEK_END)
             feed.file.seek(offset)
