@@ -20,6 +20,7 @@ from overlace.network.linux import bpf_syscall, figures, unified
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
 from overlace.network.vfp.access import Connections
+from overlace.network.vfp.affinity import preferred
 from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
 from overlace.network.vfp.model import Direction, Packet
 from overlace.network.vfp.simulate import Choose
@@ -128,11 +129,13 @@ def _tables(draw: st.DrawFn) -> Tables:
         else:
             entries.append(RemoteEndpoint(vni, address, _mac(address), draw(st.sampled_from(PEERS))))
         backends.append(Backend(vni, address, draw(st.sampled_from([0, 8080]))))
+    here = {e.address for e in entries if isinstance(e, LocalEndpoint)}
     for third, last in draw(st.lists(st.tuples(_third, st.integers(8, 10)), unique=True, max_size=4)):
         members = tuple(b for b in backends if b.vni == 4096 + third and draw(st.booleans()))
         proto, port = draw(st.sampled_from([(0, 0), (6, 80), (17, 0), (0, 80)]))
         kept = draw(st.sampled_from([(0, False), (3600, False), (3600, True)]))
-        entries.append(Frontend(4096 + third, f"10.0.{third}.{last}", proto, port, members, *kept))
+        preserves = draw(st.booleans()) and all(b.address in here for b in members)
+        entries.append(Frontend(4096 + third, f"10.0.{third}.{last}", proto, port, members, *kept, preserves))
     for third in draw(st.lists(_third, unique=True)):
         entries.append(RemoteSubnet(4096 + third, ROUTED, PEERS[1], _mac("10.9.0.1"), 4096 + third))
     for third in draw(st.lists(_third, unique=True)):
@@ -140,7 +143,9 @@ def _tables(draw: st.DrawFn) -> Tables:
         entries.append(Behind(4096 + third, draw(_hop_prefix), hop, draw(st.sampled_from("ab"))))
     for port in draw(st.lists(st.sampled_from([80, 8080]), unique=True)):
         members = tuple(b for b in backends if b.vni == 4096 and draw(st.booleans()))
-        entries.append(Frontend(0, HOST, draw(st.sampled_from([6, 17])), port, members))
+        preserves = draw(st.booleans()) and all(b.address in here for b in members)
+        kept = draw(st.sampled_from([(0, False), (3600, False)]))
+        entries.append(Frontend(0, HOST, draw(st.sampled_from([6, 17])), port, members, *kept, preserves))
     return Tables(entries)
 
 
@@ -485,6 +490,19 @@ def test_rules_count_a_flows_packets_when_it_is_decided_anew(loader: Loader) -> 
     assert send(16, 1) == {0: (7, 280), 1: (7, 280), 2: (7, 280)}
     assert send(16, 3)[0] == (7, 280)
     assert send(17, 1) == {0: (11, 440), 1: (11, 440), 2: (11, 440)}, "at its end at the latest"
+
+
+def test_a_clients_backend_is_the_one_every_host_prefers(loader: Loader) -> None:
+    """Programs and reference choose alike among the backends whose endpoints exist."""
+    members = tuple(Backend(4096, f"10.0.0.{n}", 8080) for n in range(20, 60))
+    known = members[::2]
+    remotes = [RemoteEndpoint(b.vni, b.address, _mac(b.address), PEERS[0]) for b in known]
+    _fill(loader, Tables([*NETWORKS, *remotes, Frontend(0, HOST, 6, 80, members, 3600)]), None)
+    for client in (f"198.51.{n}.{7 * n}" for n in range(1, 31)):
+        frame = _eth(_ip(Packet(client, HOST, 6, next(_ports), 80)), b"\2\0\0\0\0\xdd")
+        _, out, reason = bpf_syscall.run_program(loader.programs["from_underlay"], frame, _LO)
+        assert REASONS[reason] == "encapsulated"
+        assert _read(out[50:])[1].dst == preferred(known, client).address
 
 
 def _endpoint_row(source: LocalEndpoint) -> tuple[bytes, bytes]:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network
+from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, run
 
 from overlace.network.linux.netns import run_inside
+from overlace.network.vfp.affinity import preferred
 from overlace.network.vfp.tables import Backend, Delta, Frontend
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
@@ -63,15 +64,34 @@ def test_a_client_keeps_its_backend(world: SimpleNamespace) -> None:
     assert next_one != mine
 
 
-def test_affinity_runs_out(world: SimpleNamespace) -> None:
+def test_kept_by_one_host_for_as_long_as_said(world: SimpleNamespace) -> None:
+    """A client that was kept while a backend came goes to the one it prefers when that has run out."""
+    client = world.c8.address
+    mine = preferred(MEMBERS, client)
+    serve(world, tuple(m for m in MEMBERS if m != mine), 1)
+    (kept,) = servers(world.c8, 3)
     serve(world, MEMBERS, 1)
     deadline = time.monotonic() + 30
-    seen = set()
-    while len(seen) < 2:  # each wait is longer than the affinity lasts
-        assert time.monotonic() < deadline, seen
-        seen |= servers(world.c8, 1)
-        time.sleep(3.3)
+    while (now := servers(world.c8, 1)) == {kept}:
+        assert time.monotonic() < deadline
+        time.sleep(3.3)  # longer than the affinity lasts
+    assert now == {"s" + mine.address[-1]}
     serve(world, MEMBERS)
+
+
+def test_a_client_gets_the_same_backend_through_every_host(world: SimpleNamespace) -> None:
+    for last in range(201, 209):
+        address = world.bed.client_address[:-3] + str(last)
+        run("ip", "-n", world.bed.client.name, "addr", "add", address + "/24", "dev", "eth0")
+        seen = set()
+        for host in (world.a, world.b):
+            host.put(
+                msgspec.structs.replace(NET, ingress=True), Frontend(0, host.address, 6, 8080, MEMBERS, 3600)
+            )
+            seen.add(ask(world.bed.client, host.address, 8080, source=(address, 0))[0])
+        assert seen == {"s" + preferred(MEMBERS, address).address[-1]}
+    for host in (world.a, world.b):
+        host.call("apply", Delta(put=(NET,), remove=(("frontend", 0, host.address, 6, 8080),)))
 
 
 def test_published_ports_keep_clients_too(world: SimpleNamespace) -> None:

@@ -299,8 +299,8 @@ def test_what_cannot_be_enforced_is_refused(pair: tuple[HnsHost, HnsHost]) -> No
     net = network(one)[0]
     ep = one.hcn.create("Endpoint", local(net, one.address))["ID"]
     iov = {"Type": "Iov", "Settings": {"IovOffloadWeight": 1}}
-    usage = {"Type": "OutBoundNAT", "Settings": {"MaxPortPoolUsage": 100}}
-    for policy in (iov, usage, {"Type": "OutBoundNAT", "Settings": {"VirtualIP": "192.0.2.1"}}):
+    flags = {"Type": "OutBoundNAT", "Settings": {"Flags": 1}}
+    for policy in (iov, flags, {"Type": "OutBoundNAT", "Settings": {"VirtualIP": "192.0.2.1"}}):
         with pytest.raises(Refused) as e:
             one.hcn.policies("Endpoint", ep, "Add", policy)
         assert e.value.hr == 0x80070032
@@ -309,12 +309,13 @@ def test_what_cannot_be_enforced_is_refused(pair: tuple[HnsHost, HnsHost]) -> No
         with pytest.raises(Refused) as e:
             one.hcn.create("SdnRoute", {"HostComputeEndpoints": [ep], "Setting": [route]})
         assert e.value.hr == 0x80070032
-    mapping_ = {"Protocol": 6, "InternalPort": 80, "ExternalPort": 80, "Flags": 8}
-    with pytest.raises(Refused, match="EnablePreserveDip"):
-        one.hcn.create(
-            "LoadBalancer",
-            {"HostComputeEndpoints": [ep], "FrontendVIPs": ["10.244.3.9"], "PortMappings": [mapping_]},
-        )
+    for vips, inner, flags in ([[], 80, 8], [["10.244.3.9"], 8080, 8], [["10.244.3.9"], 80, 4]):
+        mapping_ = {"Protocol": 6, "InternalPort": inner, "ExternalPort": 80, "Flags": flags}
+        with pytest.raises(Refused, match=r"EnablePreserveDip|UseMux"):
+            one.hcn.create(
+                "LoadBalancer",
+                {"HostComputeEndpoints": [ep], "FrontendVIPs": vips, "PortMappings": [mapping_]},
+            )
 
 
 def test_an_sdn_route_leads_through_a_router_on_another_host(
@@ -421,3 +422,68 @@ def test_a_vip_outside_the_network_is_served_from_outside_and_from_inside(
     run("ip", "-n", world.bed.client.name, "route", "replace", "198.51.100.10", "via", one.address)
     assert ask(world.bed.client, "198.51.100.10", 80)[:2] == ["web", world.bed.client_address]
     assert ask(asker, "198.51.100.10", 80)[0] == "web"
+
+
+def test_a_backend_is_asked_by_the_vip_itself_where_that_is_preserved(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    """kube-proxy's preserve-destination: no DNAT, and only this host's own backends."""
+    one, two = pair
+    nets = network(one, two)
+    web, asker, other = one.container("dipweb"), one.container("dipask"), two.container("dipfar")
+    near = one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.3.77"))["ID"]
+    namespace = one.place(near, web.name)
+    one.place(one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.3.78"))["ID"], asker.name)
+    far = two.hcn.create("Endpoint", local(nets[1], two.address, "10.244.3.79"))
+    two.place(far["ID"], other.name)
+    vip = "198.51.100.11"
+    for box in (web, other):
+        run("ip", "-n", box.name, "addr", "add", f"{vip}/32", "dev", "lo")
+    world.bed.serve(web, 80, "web", address=vip)
+    world.bed.serve(other, 80, "far", address=vip)
+    ports = [{"Protocol": 6, "InternalPort": 80, "ExternalPort": 80, "Flags": 4 | 8}]
+    members = [near, tell(one, nets[0], two, far)]
+    document = {"HostComputeEndpoints": members, "FrontendVIPs": [vip], "PortMappings": ports, "Flags": 1}
+    one.hcn.create("LoadBalancer", document)
+    run("ip", "-n", world.bed.client.name, "route", "replace", vip, "via", one.address)
+    for _ in range(4):
+        assert ask(world.bed.client, vip, 80)[:2] == ["web", world.bed.client_address]
+        assert ask(asker, vip, 80)[:2] == ["web", "10.244.3.78"]
+    with connect(world.bed.client, vip, 80) as kept:
+        line(kept)
+        assert echo(kept, b"through the remembered way" * 2000)
+    one.hcn.attach(namespace, near, "Remove")
+    assert refuses(world.bed.client, vip, 80)
+
+
+def test_an_endpoint_has_no_more_outbound_connections_than_its_ports(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, _ = pair
+    net = network(one)[0]
+    box, free = one.container("few"), one.container("many")
+    usage = {"Type": "OutBoundNAT", "Settings": {"MaxPortPoolUsage": 3}}
+    few = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.81"))["ID"]
+    one.hcn.policies("Endpoint", few, "Add", usage)
+    one.place(few, box.name)
+    plain = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.82"))["ID"]
+    one.hcn.policies("Endpoint", plain, "Add", {"Type": "OutBoundNAT", "Settings": {}})
+    one.place(plain, free.name)
+    world.bed.serve(world.bed.client, 8089, "outside")
+
+    def reach(where: Path, count: int) -> int:
+        """How many of so many connections at once come to be."""
+        found = []
+        try:
+            for _ in range(count):
+                found.append(connect(where, world.bed.client_address, 8089, timeout=0.5))
+        except OSError:
+            pass
+        for connection in found:
+            connection.close()
+        return len(found)
+
+    assert reach(box, 5) == 3
+    assert reach(free, 5) == 5
+    one.hcn.policies("Endpoint", few, "Update", {**usage, "Settings": {"MaxPortPoolUsage": 200}})
+    assert reach(box, 9) == 9

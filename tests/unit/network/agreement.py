@@ -19,7 +19,17 @@ from overlace.network.vfp.layers import (
     mapping_group,
     multicast_rules,
 )
-from overlace.network.vfp.model import HOST_PORT, Deliver, Encap, LoadBalance, Meter, Packet, Rule, within
+from overlace.network.vfp.model import (
+    HOST_PORT,
+    Deliver,
+    Encap,
+    LoadBalance,
+    Meter,
+    Packet,
+    Rule,
+    SourceNat,
+    within,
+)
 from overlace.network.vfp.simulate import Verdict, simulate
 from overlace.network.vfp.tables import (
     Backend,
@@ -141,12 +151,24 @@ def wrong_facts(state: State, tables: Tables, host: str) -> list[str]:
                 for rule in g.rules
                 if isinstance(rule.action, Meter)
             ]
+            ports = max(
+                (
+                    rule.action.ports
+                    for layer in endpoint_port(d.id, state, host).layers
+                    for g in layer.groups
+                    for rule in g.rules
+                    if isinstance(rule.action, SourceNat)
+                ),
+                default=0,
+            )
             for c in d.ip_configurations:
                 entry = tables.get(("endpoint", _vni(d, state), c.ip_address))
                 if not isinstance(entry, LocalEndpoint):
                     out.append(f"{c.ip_address}: {entry}")
                 elif [entry.rate] * bool(entry.rate) != rates:
                     out.append(f"{c.ip_address} may send {entry.rate} instead of {rates}")
+                elif entry.nat_ports != ports:
+                    out.append(f"{c.ip_address} has {entry.nat_ports} ports for NAT instead of {ports}")
                 elif (entry.mac, entry.prefix) != (colon_mac(d.mac_address), c.prefix_length):
                     out.append(f"{c.ip_address}: {entry.mac}/{entry.prefix} instead of {d.mac_address}")
     for rule in host_port(state, host).layers[0].groups[0].rules:

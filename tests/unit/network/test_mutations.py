@@ -16,6 +16,7 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNetwork,
     HostComputeRoute,
+    PortMappingFlags,
 )
 from overlace.network.overlay import guid_of
 from overlace.network.vfp import compile as compiler
@@ -111,7 +112,7 @@ def rich() -> World:
         acl("Allow", "In", 300, "6", "10.0.1.8/29", ""),
         acl("Allow", "In", 50, "6", "10.0.1.10", "80", "10.0.1.99"),
         acl("Allow", "Out", 100, "256", "", "", "10.0.1.13"),
-        p.OutBoundNat(p.OutBoundNatSettings(destinations=("192.0.2.0/28",))),
+        p.OutBoundNat(p.OutBoundNatSettings(destinations=("192.0.2.0/28",), max_port_pool_usage=64)),
         p.SdnRoute(p.SdnRouteSettings(destination_prefix="203.0.113.0/24", next_hop="10.0.1.10")),
         p.SdnRoute(p.SdnRouteSettings(destination_prefix="203.0.113.8/29", next_hop="10.0.1.9")),
     )
@@ -133,6 +134,11 @@ def rich() -> World:
         host_compute_endpoints=outer.host_compute_endpoints, frontend_vips=("198.51.100.99",), port_mappings=(m,),
     )  # fmt: skip
     w.hns.create(ep)
+    flags = int(PortMappingFlags.PRESERVE_DIP | PortMappingFlags.USE_MUX)
+    preserving = replace(
+        ep, name="preserving", frontend_vips=("198.51.100.98",), port_mappings=(replace(m, flags=flags),)
+    )
+    w.hns.create(preserving)
     lb = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "db"))
     (m,) = lb.port_mappings
     kind = int(Distribution.SOURCE_IP_PROTOCOL)
@@ -175,6 +181,7 @@ PACKETS = [
             "192.0.2.1",
             "192.0.2.77",
             "198.51.100.7",
+            "198.51.100.98",
             "198.51.100.99",
             "203.0.113.1",
             "203.0.113.9",
@@ -230,6 +237,7 @@ MUTATIONS: dict[str, Mutation] = {
     "NAT by every policy": on(
         LocalEndpoint, lambda e: replace(e, more_nats=(((), ()),) if e.more_nats else ())
     ),  # type: ignore[attr-defined]
+    "NAT by any number of ports": on(LocalEndpoint, lambda e: replace(e, nat_ports=0)),
     "no way to the host": on(LocalEndpoint, lambda e: replace(e, host_route=False)),
     "no SDN routes": on(LocalEndpoint, lambda e: replace(e, hops=())),
     "SDN routes to the host": _hops(lambda h: replace(h, next_hop="")),
@@ -259,6 +267,8 @@ MUTATIONS: dict[str, Mutation] = {
     "backends in another network": _members(lambda b: tuple(replace(x, vni=x.vni + 1) for x in b)),
     "no affinity": on(Frontend, lambda e: replace(e, affinity=0)),
     "affinity of all protocols": on(Frontend, lambda e: replace(e, affinity_protocol=False)),
+    "destinations are rewritten all the same": on(Frontend, lambda e: replace(e, preserves=False)),
+    "destinations are kept": on(Frontend, lambda e: replace(e, preserves=True)),
     "a frontend on another port": on(Frontend, lambda e: replace(e, port=e.port + 1)),  # type: ignore[attr-defined]
     "a frontend of another protocol": on(Frontend, lambda e: replace(e, protocol=132)),
     "no gateway": on(Network, lambda e: replace(e, gateway="")),

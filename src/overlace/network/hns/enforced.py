@@ -36,6 +36,8 @@ PORT_MAPPING_FLAGS = (
     PortMappingFlags.INTERNAL_LOAD_BALANCER
     | PortMappingFlags.LOCAL_ROUTED_VIP
     | PortMappingFlags.IsVipExternalIP
+    | PortMappingFlags.PRESERVE_DIP
+    | PortMappingFlags.USE_MUX
 )
 ENDPOINT_POLICIES = (
     p.ProviderAddress, p.OutBoundNat, p.PortMapping, p.EncapOverhead, p.InterfaceParameters, p.Acl, p.TierAcl, p.Qos,
@@ -52,7 +54,7 @@ def linux_check(address: str, ifname: str, vxlan_port: int) -> Callable[[Documen
         elif isinstance(d, HostComputeEndpoint):
             _endpoint(d, state.get(d.host_compute_network, HostComputeNetwork), address)
         elif isinstance(d, HostComputeLoadBalancer):
-            _balancer(d)
+            _balancer(d, state.get(d.host_compute_network, HostComputeNetwork))
         elif isinstance(d, HostComputeNamespace):
             _namespace(d)
         elif isinstance(d, HostComputeRoute):
@@ -112,9 +114,13 @@ def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, addres
                 raise _no(
                     f"OutBoundNAT.VirtualIP {s.virtual_ip}", f"the source becomes this host's {address}"
                 )
-            for field, value in (("Flags", s.flags), ("MaxPortPoolUsage", s.max_port_pool_usage)):
-                if value:
-                    raise _no(f"OutBoundNAT.{field} {value}")
+            if s.flags:
+                raise _no(f"OutBoundNAT.Flags {s.flags}")
+            if s.max_port_pool_usage and sum(isinstance(x, p.OutBoundNat) for x in d.policies) > 1:
+                raise _no(
+                    f"OutBoundNAT.MaxPortPoolUsage {s.max_port_pool_usage} beside another OutBoundNAT",
+                    "give the endpoint one: ports are counted for the endpoint as a whole",
+                )
         elif isinstance(policy, p.PortMapping) and _renumbers(policy.settings):
             raise _no(f"PortMapping of SCTP from {policy.settings.external_port}", _SCTP)
         elif isinstance(policy, p.PortMapping) and policy.settings.flags & int(p.NatFlags.IPv6):
@@ -146,20 +152,36 @@ def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | 
             )
 
 
-def _balancer(d: HostComputeLoadBalancer) -> None:
+def _balancer(d: HostComputeLoadBalancer, network: HostComputeNetwork | None) -> None:
     # the source's own switch port decides, and answers go straight back: that is what DSR asks for
     _bits(d.flags, int(LoadBalancerFlags.EnableDirectServerReturn), LoadBalancerFlags)
+    subnets = [ip_network(s.ip_address_prefix) for s in network.subnets] if network is not None else []
+    outside = d.frontend_vips and not any(ip_address(v) in s for v in d.frontend_vips for s in subnets)
     for m in d.port_mappings:
         if _renumbers(m):
             raise _no(f"PortMappings of SCTP from {m.external_port}", _SCTP)
         if m.flags & PortMappingFlags.PRESERVE_DIP:
+            _preserved(d, m)
+        if m.flags & PortMappingFlags.USE_MUX and not outside:
             raise _no(
-                "PortMappings.Flags: EnablePreserveDip (8)", "backends get packets for their own address"
+                "PortMappings.Flags: UseMux (4)",
+                "only a VIP outside the network's prefixes is sent here from outside",
             )
         if m.flags & ~int(PORT_MAPPING_FLAGS):
-            raise _no(
-                f"PortMappings.Flags {m.flags}", "use EnableInternalLoadBalancer (1), LocalRoutedVip (2)"
-            )
+            raise _no(f"PortMappings.Flags {m.flags}", f"bits known here: {int(PORT_MAPPING_FLAGS)}")
+
+
+def _preserved(d: HostComputeLoadBalancer, m: LoadBalancerPortMapping) -> None:
+    """Whether packets can reach the backends as they are. Raises HcnError."""
+    if not d.frontend_vips:
+        raise _no("PortMappings.Flags: EnablePreserveDip (8) on the host's own address", "name FrontendVIPs")
+    if any(":" in vip for vip in d.frontend_vips):
+        raise _no("PortMappings.Flags: EnablePreserveDip (8) of an IPv6 VIP", "use IPv4")
+    if m.internal_port not in (0, m.external_port):
+        raise _no(
+            f"PortMappings.Flags: EnablePreserveDip (8) from port {m.external_port} to {m.internal_port}",
+            "packets are not rewritten: let InternalPort be ExternalPort",
+        )
 
 
 def _namespace(d: HostComputeNamespace) -> None:

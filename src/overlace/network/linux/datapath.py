@@ -74,6 +74,7 @@ class DataPath:
         self._underlay: Underlay | None = None
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
         self._contents = Contents(self._map)
+        self._pools = nft.PortPools(instance)
         self._told_full: set[str] = set()
         self._vxlan_ifindex = 0
         self._paths: dict[str, int] = {}
@@ -103,6 +104,7 @@ class DataPath:
         write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
         netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
         nft.run_nft(nft.host_table(self.instance))
+        self._pools.clear()
         for drop in nft.foreign_forward_drops():
             _log.warning(
                 "a foreign nft chain drops forwarded packets: containers' outbound traffic may stop",
@@ -210,8 +212,10 @@ class DataPath:
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
         """Routes of the host to endpoints with outbound NAT or a host route, which are for IPv4 alone: the way of the
-        answers, and of the host's own questions."""
+        answers, and of the host's own questions. And their share of its ports."""
         for endpoint in endpoints:
+            if ":" not in endpoint.address:
+                self._pools.ensure(veth.host_name(endpoint.endpoint_id), endpoint.nat_ports)
             at = self._contents.attached.get(endpoint.endpoint_id)
             wanted = endpoint.outbound_nat or endpoint.host_route
             if at and wanted and ":" not in endpoint.address:
@@ -313,6 +317,7 @@ class DataPath:
         if link is not None:
             netlink.delete_link(link.ifindex)
         self._loader.detach(name)
+        self._pools.ensure(name, 0)
         contents = self._contents
         entries = contents.local(endpoint_id)
         before = contents.change((), [e.key for e in entries])

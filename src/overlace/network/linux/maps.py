@@ -31,7 +31,7 @@ from overlace.network.vfp.tables import (
 
 from .family import V4, V6, Family, IpNetwork, family_of, of_table
 
-LAYOUT = 11  # as in bpf/types.h
+LAYOUT = 12  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h
 FLOOD_RATE = 0xFFFFFFFF
@@ -76,6 +76,7 @@ EVICTING = ("flows", "allowed", "ways", "affinities", "flows6", "allowed6", "way
 ACCESS_RULES = 512  # as in bpf/types.h
 ACTIONS = {"block": 0, "allow": 1, "pass": 2}  # enum verdict of bpf/types.h
 AFFINITY_PROTOCOL = 1 << 31
+FRONTEND_PRESERVES = 1
 NAT_NEVER, NAT_ALLOWED = 1, 2
 ROUTES_OF = 1 << 30  # as in bpf/types.h
 BEHIND = 1 << 31
@@ -363,7 +364,8 @@ def _encode_frontend(frontend: Frontend) -> list[Row]:
     ]
     key = address_key(frontend.vni, frontend.address) + struct.pack(">HBx", frontend.port, frontend.protocol)
     affinity = frontend.affinity | (AFFINITY_PROTOCOL if frontend.affinity_protocol else 0)
-    value = struct.pack("QII", number, len(frontend.backends), affinity)
+    flags = FRONTEND_PRESERVES if frontend.preserves else 0
+    value = struct.pack("QIIII", number, len(frontend.backends), affinity, flags, 0)
     rows.append(Row(f"frontends{family.suffix}", key, value))
     if frontend.affinity:
         for b in frontend.backends:

@@ -1,4 +1,5 @@
-"""The nft rules of a host: outbound source NAT, and no way into containers from outside. Only our own tables.
+"""The nft rules of a host: outbound source NAT, how much of it one container may use, and no way into containers from
+outside. Only our own tables.
 
 Owns the table's text. A drop in somebody else's forward chain cannot be undone from here: nftables lets any
 drop win.
@@ -50,14 +51,48 @@ def host_table(instance: str) -> str:
 add table ip {name}
 add chain ip {name} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
 add chain ip {name} forward {{ type filter hook forward priority filter; policy accept; }}
+add map ip {name} pools {{ type ifname : verdict; }}
 flush chain ip {name} postrouting
 flush chain ip {name} forward
+flush map ip {name} pools
 add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" \
   meta l4proto {{ tcp, udp }} masquerade to :{OUTBOUND_PORTS}
 add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" masquerade
+add rule ip {name} forward ct state new meta l4proto {{ tcp, udp }} iifname vmap @pools
 add rule ip {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
 add rule ip {name} forward oifname "{PORT_PREFIX}*" drop
 """
+
+
+class PortPools:
+    """How many of the host's ports for outbound NAT a container's interface has: so many connections at once, TCP and UDP
+    together; one more is dropped. Those from before the daemon's start are not counted."""
+
+    def __init__(self, instance: str) -> None:
+        self._table = table_name(instance)
+        self._most: dict[str, int] = {}
+
+    def clear(self) -> None:
+        """The host's table has just been made."""
+        self._most = {}
+
+    def ensure(self, ifname: str, most: int) -> None:
+        """`most` 0: as many as there are. Raises NftError."""
+        before = self._most.get(ifname, 0)
+        if before == most:
+            return
+        script = [f"delete element ip {self._table} pools {{ {ifname} }}"] if before else []
+        if most:
+            name = f"pool_{most}"
+            script += [
+                f"add set ip {self._table} {name} {{ type ifname; size 65535; flags dynamic; }}",
+                f"add chain ip {self._table} {name}",
+                f"flush chain ip {self._table} {name}",
+                f"add rule ip {self._table} {name} add @{name} {{ iifname ct count over {most} }} drop",
+                f"add element ip {self._table} pools {{ {ifname} : jump {name} }}",
+            ]
+        run_nft("\n".join(script) + "\n")
+        self._most[ifname] = most
 
 
 def remove_table(name: str) -> str:

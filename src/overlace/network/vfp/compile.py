@@ -149,6 +149,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
         return []
     qos = p.policy_of(d.policies, p.Qos)
     routes = routes_of(d, state)
+    nat_policies = [x for x in d.policies if isinstance(x, p.OutBoundNat)]
     for c in d.ip_configurations:
         access = compile_access(d, network, vni, c.ip_address)
         out += access
@@ -165,6 +166,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 nat_exceptions=nats[0][0] if nats else (),
                 nat_destinations=nats[0][1] if nats else (),
                 more_nats=nats[1:],
+                nat_ports=max((n.settings.max_port_pool_usage for n in nat_policies), default=0),
                 host_route=p.policy_of(network.policies, p.HostRoute) is not None and ":" not in c.ip_address,
                 hops=tuple(
                     Hop(r.destination_prefix, "" if r.next_hop == host else r.next_hop)
@@ -255,21 +257,23 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
     if network is None:
         return []
     vni = vni_of(network)
-    addresses = [
-        c.ip_address
-        for guid in d.host_compute_endpoints
-        if (e := state.get(guid, HostComputeEndpoint)) is not None
-        for c in e.ip_configurations
+    members = [
+        e for guid in d.host_compute_endpoints if (e := state.get(guid, HostComputeEndpoint)) is not None
     ]
     out: list[Entry] = []
     for m in d.port_mappings:
+        preserves = bool(m.flags & PortMappingFlags.PRESERVE_DIP)  # another host knows nobody by that address
+        addresses = [
+            c.ip_address for e in members if not (preserves and e.remote) for c in e.ip_configurations
+        ]
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
         where = [(vni, vip) for vip in d.frontend_vips]
         where += [(0, at) for at in outer_addresses(d, network, host) if not internal]
         for scope, front in where:
             backends = tuple(Backend(vni, a, m.internal_port) for a in _of_family(addresses, front))
-            out.append(Frontend(scope, front, m.protocol, m.external_port, backends, m.affinity, apart))
+            kept = (m.affinity, apart, preserves)
+            out.append(Frontend(scope, front, m.protocol, m.external_port, backends, *kept))
     return out
 
 

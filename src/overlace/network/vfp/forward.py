@@ -112,14 +112,17 @@ def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool, hop: 
     return Way("drop", packet, vni=vni)
 
 
-def _balanced(frontend: Frontend, packet: Packet, pick: Choose) -> tuple[int, Packet] | None:
+def _balanced(frontend: Frontend, packet: Packet, pick: Choose) -> tuple[int, Packet, str] | None:
+    """Network and packet as they go on, and the endpoint's address where that is not the packet's destination."""
     if not frontend.backends:
         return None
     backends = tuple(b for b in frontend.backends if takes(b, packet))
     if not backends:
         return None
     b = pick(backends, packet)
-    return b.vni, msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport)
+    if frontend.preserves:
+        return b.vni, packet, b.address
+    return b.vni, msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport), ""
 
 
 def forward_from_container(
@@ -141,7 +144,9 @@ def forward_from_container(
             return Way("drop", packet, vni=vni)
         if is_ping(packet):
             return Way("answer", packet, vni=vni)
-        vni, packet = balanced
+        vni, packet, member = balanced
+        if member:
+            return _deliver(tables, vni, packet, may_leave=False, hop=member)
     if packet.dst in network.gateways:
         return Way("answer", packet, vni=vni)
     hop = _hop(source, packet.dst) if tables.get(("endpoint", vni, packet.dst)) is None else None
@@ -169,5 +174,5 @@ def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose
     balanced = _balanced(frontend, packet, pick)
     if balanced is None:
         return Way("drop", packet)
-    vni, packet = balanced
-    return _deliver(tables, vni, packet, may_leave=True)
+    vni, packet, member = balanced
+    return _deliver(tables, vni, packet, may_leave=True, hop=member)

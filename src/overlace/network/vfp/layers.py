@@ -154,16 +154,18 @@ def _members(
     network = state.get(lb.host_compute_network, HostComputeNetwork)
     assert network is not None
     found = (state.get(e, HostComputeEndpoint) for e in lb.host_compute_endpoints)
+    preserves = bool(m.flags & PortMappingFlags.PRESERVE_DIP)
     backends = tuple(
         Backend(vni_of(network), c.ip_address, m.internal_port)
         for e in found
-        if e is not None
+        if e is not None and not (preserves and e.remote)
         for c in e.ip_configurations
         if (":" in c.ip_address) == (":" in front)
     )
     if not backends:
         return Block(f"{lb.name} has no task that takes connections")
-    return LoadBalance(backends, m.affinity, m.distribution_type == Distribution.SOURCE_IP_PROTOCOL)
+    apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
+    return LoadBalance(backends, m.affinity, apart, preserves)
 
 
 def mapping_group(network: HostComputeNetwork, state: State, routed: tuple[Rule, ...] = ()) -> Group:
@@ -261,7 +263,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
             f"OUTBOUND_NAT_{i}" if i else "OUTBOUND_NAT",
             100,
             Condition(dst=nat.destinations or _outside(segment), dst_not=(*inside, *nat.exceptions)),
-            SourceNat(host),
+            SourceNat(host, nat.max_port_pool_usage),
         )
         for i, nat in enumerate(nats)
     )

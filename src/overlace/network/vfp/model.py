@@ -98,12 +98,15 @@ class LoadBalance(msgspec.Struct, frozen=True, tag="lb"):
     backends: tuple[Backend, ...]
     affinity: int = 0
     by_protocol: bool = False  # affinity holds for each protocol of the client apart
+    preserves: bool = False  # the packet keeps its destination and goes to the port of the backend
 
 
 class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
-    """Source becomes the host's address; the packet leaves on the underlay."""
+    """Source becomes the host's address; the packet leaves on the underlay. `ports`: so many connections at once, 0: any
+    number; the simulator sees one."""
 
     address: str
+    ports: int = 0
 
 
 class ToHost(msgspec.Struct, frozen=True, tag="host"):
@@ -191,13 +194,15 @@ def explain_action(a: Action) -> str:
     if isinstance(a, LoadBalance):
         members = ", ".join(f"{b.address}:{b.port}" if b.port else b.address for b in a.backends)
         kept = f", a client keeps its own for {a.affinity} s" if a.affinity else ""
-        return f"balance over {members}{kept}"
+        whole = ", destination kept" if a.preserves else ""
+        return f"balance over {members}{kept}{whole}"
     if isinstance(a, Pass):
         return "pass on to the next tier"
     if isinstance(a, Meter):
         return f"at most {a.rate} bytes per second"
     if isinstance(a, SourceNat):
-        return f"source becomes {a.address}, leave on the underlay"
+        few = f", {a.ports} connections at once" if a.ports else ""
+        return f"source becomes {a.address}, leave on the underlay{few}"
     if isinstance(a, Replicate):
         hosts = ", ".join(a.provider_addresses) or "no other host"
         return f"copies to {len(a.ports)} ports here and to {hosts}, {a.rate} packets per second at most"

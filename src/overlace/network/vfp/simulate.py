@@ -104,6 +104,7 @@ class _Walk:
         self.steps: list[Step] = []
         self.candidates: tuple[Backend, ...] = ()
         self.vni = 0
+        self.member = ""  # whose port it goes to under the destination it has
 
     def copy(self) -> _Walk:
         made = _Walk(self.packet, self.pick)
@@ -126,7 +127,10 @@ class _Walk:
             return False
         backend = self.pick(self.candidates, self.packet)
         self.vni = backend.vni
-        self.change(dst=backend.address, dport=backend.port or self.packet.dport)
+        if action.preserves:
+            self.member = backend.address
+        else:
+            self.change(dst=backend.address, dport=backend.port or self.packet.dport)
         return True
 
     def done(self, action: str, **facts: object) -> Verdict:
@@ -171,6 +175,8 @@ def simulate(
                     return walk.done("answer")
                 if not walk.rewrite(action):
                     return walk.done("drop", reason=RENUMBERED)
+                if walk.member:
+                    return _mapped(walk, state, host)
                 break
             verdict = _finish(walk, state, host, action)
             if verdict is not None:
@@ -223,6 +229,19 @@ def _into(walk: _Walk, p: Port) -> Verdict:
     return walk.done("deliver", port=p.name, vni=p.vni)
 
 
+def _mapped(walk: _Walk, state: State, host: str) -> Verdict:
+    """To the chosen backend's port, whatever the packet's destination."""
+    network = network_by_vni(walk.vni, state)
+    group = mapping_group(network, state) if network is not None else Group("MAPPINGS", "OUT", 100)
+    rule = group.by_address.get(walk.member)
+    if rule is None:
+        return walk.done("drop", reason=f"the backend {walk.member} is attached nowhere")
+    walk.note(HOST_PORT, ENCAP, group, rule)
+    verdict = _finish(walk, state, host, rule.action)
+    assert verdict is not None
+    return verdict
+
+
 def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
     if vni == 0:
         p = host_port(state, host)
@@ -243,6 +262,8 @@ def _from_wire(walk: _Walk, state: State, host: str, vni: int) -> Verdict:
     network = network_by_vni(vni, state)
     if network is None:
         return walk.done("drop", reason=f"VNI {vni} is not known on this host")
+    if walk.member:
+        return _mapped(walk, state, host)
     group = Group("MULTICAST_IN", "IN", 100, multicast_rules(network, state) if may_leave is False else ())
     rule = group.match(walk.packet)
     if rule is not None and isinstance(rule.action, Replicate):

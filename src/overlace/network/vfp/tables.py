@@ -77,6 +77,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     rate: int = 0  # bytes per second it may send, Ethernet headers counted; 0: no limit
     # further pairs of exceptions and destinations: what one of them lets out goes out
     more_nats: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    nat_ports: int = 0  # connections at once by outbound NAT; 0: as many as the host has ports
     host_route: bool = False  # the host itself and it may speak to each other, whatever `outbound_nat` says
     hops: tuple[Hop, ...] = ()  # the longest prefix counts, after known endpoints and before RemoteSubnets
 
@@ -163,6 +164,7 @@ class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
     backends: tuple[Backend, ...] = ()
     affinity: int = 0  # seconds in which a client's next connection goes to the same backend; 0: any
     affinity_protocol: bool = False  # each protocol of the client apart
+    preserves: bool = False  # backends, all of this host, get packets for the frontend's own address and port
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -56,6 +56,11 @@ INLINE addr_t numbered(__u32 n)
 	return a;
 }
 
+INLINE __u32 word_of(const addr_t *a, const int i)
+{
+	return bpf_ntohl(a->w[i]);
+}
+
 INLINE int same(addr_t a, addr_t b)
 {
 	return a.w[0] == b.w[0] && a.w[1] == b.w[1] && a.w[2] == b.w[2] && a.w[3] == b.w[3];
@@ -89,6 +94,11 @@ typedef __be32 addr_t;
 INLINE addr_t numbered(__u32 n)
 {
 	return n;
+}
+
+INLINE __u32 word_of(const addr_t *a, const int i)
+{
+	return bpf_ntohl(*a);
 }
 
 INLINE int same(addr_t a, addr_t b)

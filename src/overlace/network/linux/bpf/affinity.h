@@ -1,7 +1,78 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Session affinity: a client's new connections to a frontend go where its last one went, for a time. */
+/* Session affinity: a client's new connections to a frontend go where its last one went, for a time. Where a client that
+ * is new to this host goes follows from its address and the backends' alone (rendezvous hashing), so that every host the
+ * client may come in by chooses the same: vfp/affinity.py is the same in Python. */
 #pragma once
 #include "packet.h"
+
+/* All bits of a word in each other (the finalizer of MurmurHash3, which is in the public domain). */
+INLINE __u32 mixed(__u32 h)
+{
+	h ^= h >> 16;
+	h *= 0x85ebca6b;
+	h ^= h >> 13;
+	h *= 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
+INLINE __u32 hash_of(const addr_t *a)
+{
+	__u32 h = 0;
+
+	for (int i = 0; i < ADDR_BITS / 32; i++)
+		h = mixed(h ^ word_of(a, i));
+	return h;
+}
+
+struct preferring {
+	__u64 list;
+	__u32 count, client, best;
+	__u16 found, fixed; /* fixed: the port that SCTP's backends must have */
+	struct backend own;
+};
+
+/* The next backend of the list: the one with the highest weight whose endpoint exists is the client's. */
+static long weigh(__u32 i, struct preferring *c)
+{
+	struct backend_key key = { .list = c->list, .index = i };
+	struct backend *b;
+	struct endpoint *e;
+	__u32 weight;
+
+	if (i >= c->count)
+		return 1;
+	b = bpf_map_lookup_elem(&backends, &key);
+	if (!b || (c->fixed && b->port && b->port != c->fixed))
+		return 0;
+	weight = mixed(c->client + (hash_of(&b->addr) ^ bpf_ntohs(b->port)));
+	if (c->found && weight <= c->best)
+		return 0;
+	e = endpoint_of(b->vni, &b->addr);
+	if (!e || e->kind > K_REMOTE)
+		return 0;
+	c->found = 1;
+	c->best = weight;
+	c->own = *b;
+	return 0;
+}
+
+/* The backend of a client that has none here. 0, or -1: no endpoint of the list exists. */
+NOINLINE int preferred_backend(const struct frontend *fe, const struct pkt *p, struct backend *out)
+{
+	struct preferring ctx = {};
+
+	if (!fe || !p || !out)
+		return -1;
+	ctx.list = fe->list;
+	ctx.count = fe->count;
+	ctx.client = hash_of(&p->saddr);
+	ctx.fixed = p->proto == PROTO_SCTP ? p->dport : 0;
+	bpf_loop(BACKENDS, weigh, &ctx, 0);
+	if (!ctx.found)
+		return -1;
+	*out = ctx.own;
+	return 0;
+}
 
 INLINE struct affinity_key affinity_of(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p)
 {

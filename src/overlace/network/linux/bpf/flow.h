@@ -64,6 +64,10 @@ INLINE int take(const struct frontend *fe, const struct pkt *p, const struct bac
 	f->peer_vni = f->vni = b->vni;
 	f->daddr = b->addr;
 	f->dport = b->port ? b->port : p->dport;
+	if (fe->flags & FRONTEND_PRESERVES) {
+		f->state |= STATE_PRESERVED;
+		f->dport = p->dport;
+	}
 	f->sandbox = e->kind == K_LOCAL ? e->sandbox : 0;
 	return 0;
 }
@@ -78,31 +82,33 @@ INLINE int pick(const struct frontend *fe, const struct question *q, const struc
 
 	if (!turn || !count)
 		return -1;
-	if (fe->affinity && !same_backend(fe, q->scope, &q->front, p, &own) && !take(fe, p, &own, f))
+	if (fe->affinity) {
+		if (!same_backend(fe, q->scope, &q->front, p, &own) && !take(fe, p, &own, f))
+			return 0;
+		if (preferred_backend(fe, p, &own) || take(fe, p, &own, f))
+			return -1;
+		keep_backend(fe, q->scope, &q->front, p, &own);
 		return 0;
+	}
 	start = __sync_fetch_and_add(turn, 1);
 	for (int i = 0; i < 16; i++) {
 		struct backend_key key = { .list = fe->list, .index = (start + i) % count };
 		struct backend *b = bpf_map_lookup_elem(&backends, &key);
 
-		if (!b || take(fe, p, b, f))
-			continue;
-		if (fe->affinity) {
-			own = *b;
-			keep_backend(fe, q->scope, &q->front, p, &own);
-		}
-		return 0;
+		if (b && !take(fe, p, b, f))
+			return 0;
 	}
 	return -1;
 }
 
 /* What went from backend to client under these names so far went untranslated. */
-LOOKUP void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f)
+LOOKUP void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f, const addr_t *answers_as)
 {
 	struct endpoint *e = endpoint_of(vni, &f->daddr);
 
 	if (e)
-		forget(e->kind == K_LOCAL ? e->ifindex : AT_TUNNEL | vni, f->daddr, f->saddr, f->dport, f->sport, p->proto);
+		forget(e->kind == K_LOCAL ? e->ifindex : AT_TUNNEL | vni, *answers_as, f->saddr, f->dport, f->sport,
+		       p->proto);
 }
 
 /* Whether the connection whose replies `reply` translates is over. */
@@ -144,7 +150,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 	answers->seen = f->seen;
 	answers->kind = F_REPLY;
 	answers->out = q->out;
-	if (!q->scope && f->sandbox) {
+	if ((!q->scope || (f->state & STATE_PRESERVED)) && f->sandbox) { /* preserved: by the frontend's address */
 		key->scope = SCOPE_SANDBOX;
 		key->saddr = numbered(f->sandbox);
 	}
@@ -169,7 +175,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 	port = ended;
 found:
 	key->dport = f->sport = port;
-	forget_reply(p, f->peer_vni, f);
+	forget_reply(p, f->peer_vni, f, f->state & STATE_PRESERVED ? &q->front : &f->daddr);
 	return bpf_map_update_elem(&flows, key, answers, BPF_ANY);
 }
 

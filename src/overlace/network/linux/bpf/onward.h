@@ -133,6 +133,16 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 
 #endif
 
+/* To the backend that `f` names. A frontend that preserves its address leaves it to the packet. */
+INLINE int to_backend(struct __sk_buff *ctx, struct pkt *p, const struct question *q, struct flow *f)
+{
+	addr_t backend = f->daddr;
+
+	if (f->state & STATE_PRESERVED)
+		f->daddr = q->front;
+	return forward(ctx, p, f->vni, &backend, f);
+}
+
 /* Do with the packet what balance() said. An ICMP error follows the connection it is about. */
 NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 {
@@ -146,11 +156,11 @@ NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 		if (!known || known->kind != F_FORWARD)
 			return q->scope ? drop(ctx, R_DROP_NO_ENDPOINT) : TC_ACT_UNSPEC;
 		*f = *known;
-		return forward(ctx, p, f->vni, 0, f);
+		return to_backend(ctx, p, q, f);
 	}
 	switch (balance(p, q, f)) {
 	case B_GO:
-		return forward(ctx, p, f->vni, 0, f);
+		return to_backend(ctx, p, q, f);
 	case B_PASS:
 		return TC_ACT_UNSPEC;
 	case B_REFUSE:

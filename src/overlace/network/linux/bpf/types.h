@@ -5,7 +5,7 @@
 #include <linux/pkt_cls.h>
 #include "address.h"
 
-#define LAYOUT 11
+#define LAYOUT 12
 
 #define ETH_LEN 14
 #define IP_LEN 20
@@ -26,6 +26,8 @@
 #define NO_RULE (ACCESS_RULES + 1)
 #define MANY_RULES 4095
 #define AFFINITY_PROTOCOL 0x80000000
+#define FRONTEND_PRESERVES 1
+#define BACKENDS 65536 /* of a frontend with session affinity, as far as they are compared */
 #define SCTP_IDLE 600 /* the same for SCTP, whose ends send heartbeats (RFC 9260 section 8.3) */
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
 #define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
@@ -73,7 +75,7 @@ enum { SET_LOCAL = 1, SET_REMOTE = 2 };
 enum direction { GOES_IN = 0, GOES_OUT = 1 };
 enum { F_FORWARD = 1, F_REPLY = 2, F_VIA = 3 };
 enum { OUT_ENDPOINT = 0, OUT_UNDERLAY = 1, OUT_HOST = 2 };
-enum { STATE_CLOSED = 1 };
+enum { STATE_CLOSED = 1, STATE_PRESERVED = 2 };
 enum origin { FROM_CONTAINER, FROM_UNDERLAY, FROM_HOST };
 
 struct config {
@@ -220,6 +222,8 @@ struct frontend {
 	__u64 list; /* names the list of backends by content: the same list has the same number */
 	__u32 count;
 	__u32 affinity; /* seconds a client keeps its backend, 0: each connection anew; AFFINITY_PROTOCOL */
+	__u32 flags; /* FRONTEND_PRESERVES: backends get packets for the frontend's own address and port */
+	__u32 pad;
 };
 
 struct affinity_key { /* a client of a frontend with session affinity */
