@@ -95,10 +95,13 @@ def test_a_client_gets_the_same_backend_through_every_host(world: SimpleNamespac
 
 
 def test_published_ports_keep_clients_too(world: SimpleNamespace) -> None:
-    world.a.put(Frontend(0, world.a.address, 6, 8080, MEMBERS, 3600))
+    ingress = msgspec.structs.replace(NET, ingress=True)
+    world.b.put(ingress)
+    world.a.put(ingress, Frontend(0, world.a.address, 6, 8080, MEMBERS, 3600))
     seen = [ask(world.bed.client, world.a.address, 8080) for _ in range(10)]
     assert len({s[0] for s in seen}) == 1 and {s[1] for s in seen} == {world.bed.client_address}
-    world.a.call("apply", Delta(remove=(("frontend", 0, world.a.address, 6, 8080),)))
+    world.a.call("apply", Delta(put=(NET,), remove=(("frontend", 0, world.a.address, 6, 8080),)))
+    world.b.put(NET)
 
 
 @pytest.mark.parametrize("affinity", [0, 3600])
