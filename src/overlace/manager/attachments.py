@@ -18,6 +18,7 @@ import structlog
 
 from overlace.model.errors import InvalidArgument, NotFound, OutOfSequence, OverlaceError, PermissionDenied
 from overlace.model.objects import Network, Task, TaskStatus
+from overlace.model.policy import check_container_labels
 from overlace.model.specs import NetworkAttachmentConfig, TaskSpec
 from overlace.model.states import TaskState
 from overlace.store.base import Change, Delete, Put, Store, View
@@ -49,11 +50,12 @@ def plan_attachments(
             refused[one.id] = (PermissionDenied.code, f"attachment {one.id} is another node's")
             continue
         try:
+            check_container_labels(one.labels)
             spec = _spec(view, one)
         except OverlaceError as error:
             refused[one.id] = (error.code, error.message)
             continue
-        if old is not None and old.spec == spec:
+        if old is not None and (old.spec, old.service_labels) == (spec, one.labels):
             if old.name != one.name:  # docker rename
                 changes.append(Put(msgspec.structs.replace(old, name=one.name), expect=old.version))
             continue  # what the loop has to say of it comes with the task's own error
@@ -102,6 +104,7 @@ def _task(one: Attachment, spec: TaskSpec, node_id: str, now: int) -> Task:
         node_id=node_id,
         spec=spec,
         name=one.name,
+        service_labels=one.labels,
         status=TaskStatus(state=TaskState.NEW, timestamp=now, message="created"),
     )
 

@@ -89,6 +89,8 @@ def endpoint_entries(task: Task) -> list[EndpointEntry]:
         return []
     serving = is_serving(task)
     entries = []
+    own = task.service_labels if task.attachment else {}
+    allowed, allowed_to = (kept_policy(label, own) for label in (ALLOW_FROM, ALLOW_TO))
     for attachment in task.networks:
         address, address6 = _address(attachment.addresses, 4), _address(attachment.addresses, 6)
         if address:
@@ -105,6 +107,8 @@ def endpoint_entries(task: Task) -> list[EndpointEntry]:
                     aliases=attachment.aliases,
                     serving=serving,
                     address6=address6 or msgspec.UNSET,
+                    allowed=msgspec.UNSET if allowed is None else allowed,
+                    allowed_to=msgspec.UNSET if allowed_to is None else allowed_to,
                 )
             )
     return entries

@@ -76,6 +76,9 @@ class EndpointEntry(msgspec.Struct, frozen=True, tag="endpoint"):
     aliases: tuple[str, ...] = ()
     serving: bool = False
     address6: str | msgspec.UnsetType = msgspec.UNSET
+    # as in ServiceEntry, of a container outside of services; left out where it says nothing
+    allowed: Items | msgspec.UnsetType = msgspec.UNSET
+    allowed_to: Items | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:

@@ -175,6 +175,17 @@ def check_policy_labels(
             )
 
 
+def policy_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Of all labels of a container, those that say who may speak with it, and the stack their names are of."""
+    found = {name: labels[name] for name in LABELS if name in labels}
+    return found | ({STACK: labels[STACK]} if found and STACK in labels else {})
+
+
+def check_container_labels(labels: Mapping[str, str]) -> None:
+    """Of a container outside of services: they hold on the swarm's networks it is on. Raises InvalidArgument."""
+    check_network_labels(labels)
+
+
 def check_network_labels(labels: Mapping[str, str]) -> None:
     """The same labels on a network hold for its services without their own. Raises InvalidArgument."""
     check_known(labels)

@@ -1,4 +1,5 @@
-"""How a service's traffic is shaped: the labels `overlace.session-affinity` and `overlace.egress-limit`, read.
+"""How traffic is shaped: the labels `overlace.session-affinity` and `overlace.egress-limit` of a service, and a network's
+options for broadcast and multicast, read.
 
 Owns their grammar (docs/policy.md) and what is refused of it (pure). Must not know how hosts do it.
 
@@ -12,6 +13,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from overlace.model.errors import InvalidArgument
+from overlace.model.specs import (
+    DEFAULT_MULTICAST_RATE,
+    MAX_MULTICAST_RATE,
+    MULTICAST_OPTION,
+    MULTICAST_RATE_OPTION,
+)
 
 AFFINITY = "overlace.session-affinity"
 EGRESS = "overlace.egress-limit"
@@ -77,3 +84,19 @@ def check_traffic_labels(labels: Mapping[str, str], container_labels: Iterable[s
         raise InvalidArgument(
             f"label {AFFINITY}: the service has no VIP (endpoint mode dnsrr) that could keep clients apart"
         )
+
+
+def check_container_traffic(labels: Mapping[str, str]) -> None:
+    """Of a container outside of services. Raises InvalidArgument."""
+    if AFFINITY in labels:
+        raise InvalidArgument(f"label {AFFINITY}: a container of its own has no VIP: make a service for that")
+    if EGRESS in labels:
+        parse_egress_limit(labels[EGRESS])
+
+
+def multicast_rate(options: Mapping[str, str]) -> int:
+    """Broadcast and multicast packets a second that one host may send on a network with these options; 0: none."""
+    if options.get(MULTICAST_OPTION) != "true":
+        return 0
+    text = options.get(MULTICAST_RATE_OPTION, "")
+    return min(int(text), MAX_MULTICAST_RATE) if text.isdecimal() and int(text) else DEFAULT_MULTICAST_RATE

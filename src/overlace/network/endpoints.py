@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.model.netview import Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
+from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
 from overlace.network.base import TaskNetwork
 from overlace.network.hns import policies as p
 from overlace.network.policy import HOSTS, Party, Peers, names_of, plan_acls
@@ -107,12 +107,14 @@ def _acls(
     """What policies mean for the task's endpoint on `network`; none where nobody has one. The task watches whom its
     ACLs depend on."""
     default = Party(name="", allowed=network.allowed, allowed_to=network.allowed_to)
-    own = party_of(service) or Party(name=t.service_name, allowed=t.allowed, allowed_to=t.allowed_to)
+    name = t.service_name or peers.container_name(network.id, t.task_name)
+    own = party_of(service) or Party(name=name, allowed=t.allowed, allowed_to=t.allowed_to)
     own = own.or_else(default)
     known = peers.parties(network.id, names_of(own.allowed, own.allowed_to), default)
     if not own.restricts and not any(peer.restricts for peer in known):
         return ()
-    peers.watch_also(t.task_id, {(network.id, peer.name) for peer in known} | {HOSTS})
+    watched = {peer.name for peer in known} | ({t.task_name} if not t.service_id else set())
+    peers.watch_also(t.task_id, {(network.id, name) for name in watched} | {HOSTS})
     ports = [(PROTOCOLS[x.protocol], x.target_port) for x in t.host_ports] if published else []
     if service is not None:
         ports += [
@@ -146,6 +148,18 @@ def party_of(entry: Entry | None) -> Party | None:
         vip6=entry.vip6 or "",
         allowed=entry.allowed,
         allowed_to=entry.allowed_to,
+    )
+
+
+def container_of(entry: Entry | None) -> Party | None:
+    """The party of a container outside of services; None for a service's task."""
+    if not isinstance(entry, EndpointEntry) or entry.service_id or not entry.task_name:
+        return None
+    return Party(
+        name=entry.task_name,
+        addresses=entry.addresses,
+        allowed=None if entry.allowed is msgspec.UNSET else entry.allowed,
+        allowed_to=None if entry.allowed_to is msgspec.UNSET else entry.allowed_to,
     )
 
 

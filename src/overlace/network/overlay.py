@@ -24,17 +24,13 @@ from overlace.model.netview import (
     ServiceEntry,
     container_mac,
 )
-from overlace.model.specs import (
-    DEFAULT_MULTICAST_RATE,
-    MAX_MULTICAST_RATE,
-    MULTICAST_OPTION,
-    MULTICAST_RATE_OPTION,
-)
+from overlace.model.traffic import multicast_rate
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import (
     LOCAL_NETWORK,
     PROTOCOLS,
     LocalTask,
+    container_of,
     endpoint_policies,
     party_of,
     provider,
@@ -93,14 +89,6 @@ def gateway_network(task: TaskNetwork, view: NetView) -> str:
 
 
 Source = tuple[str, ...]  # what documents are made from: ("network", id), ("endpoint", key), ...
-
-
-def multicast_rate(options: Mapping[str, str]) -> int:
-    """Broadcast and multicast packets a second that one host may send on a network with these options; 0: none."""
-    if options.get(MULTICAST_OPTION) != "true":
-        return 0
-    text = options.get(MULTICAST_RATE_OPTION, "")
-    return min(int(text), MAX_MULTICAST_RATE) if text.isdecimal() and int(text) else DEFAULT_MULTICAST_RATE
 
 
 class OverlayPlanner:
@@ -208,6 +196,7 @@ class OverlayPlanner:
                     services[("service", entry.network_id, entry.service_id)] = None
                     watching = self._peers.watchers(entry.network_id, entry.service_name)
                     task_sources.update({("task", t): None for t in watching})
+            task_sources.update({("task", t): None for t in self._note_container(key, view)})
         out: set[Guid] = set()
         for source in networks:
             out |= self._make(source, self._network(source, view))
@@ -263,6 +252,16 @@ class OverlayPlanner:
             self._by_node.setdefault(new.node_id, {})[key] = None
         self._peers.move(key, _named(old), _named(new))
         return old
+
+    def _note_container(self, key: str, view: NetView) -> set[str]:
+        """Local tasks whose ACLs follow what became of a container outside of services."""
+        network_id = key.split("/")[1]
+        concerned, wide = self._peers.note_container(network_id, key, container_of(view.get(key)))
+        return (
+            self._tasks_of.get(network_id, set())
+            if wide or restricts(view.network(network_id))
+            else concerned
+        )
 
     # -- documents -------------------------------------------------------------------------------------------
 
@@ -486,4 +485,7 @@ class OverlayPlanner:
 
 
 def _named(e: Entry | None) -> Place | None:
-    return (e.network_id, e.service_name, e.addresses) if isinstance(e, EndpointEntry) else None
+    """Containers outside of services are parties of their own."""
+    if not isinstance(e, EndpointEntry) or not e.service_name:
+        return None
+    return e.network_id, e.service_name, e.addresses

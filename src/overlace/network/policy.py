@@ -34,7 +34,8 @@ Place = tuple[str, str, tuple[str, ...]]  # (network id, service name, addresses
 
 
 class Party(msgspec.Struct, frozen=True, kw_only=True):
-    """A service on one network; `allowed` and `allowed_to` as in its entry of the view."""
+    """A service on one network, or a container outside of services; `allowed` and `allowed_to` as in its entry of the
+    view."""
 
     name: str
     addresses: tuple[str, ...] = ()  # of its tasks on this network, of both families
@@ -235,7 +236,8 @@ def _meet(a: What, b: What) -> What | None:
 class Peers:
     """Who is on which network under which name, and which local tasks' ACLs depend on whom.
 
-    Follows the view's endpoint and service entries; `parties` is what `plan_acls` needs of them.
+    Follows the view's endpoint and service entries; `parties` is what `plan_acls` needs of them. A container outside of
+    services is a party of its own under its name, unless a service of the network has that name.
     """
 
     def __init__(self) -> None:
@@ -245,6 +247,9 @@ class Peers:
         self._parties: dict[str, dict[str, Party]] = {}
         self._restricting: dict[str, dict[str, Party]] = {}
         self._named: dict[tuple[str, str], Party] = {}
+        self._containers: dict[
+            str, dict[str, Party]
+        ] = {}  # network -> parties with addresses, by endpoint key
         self._watching: dict[tuple[str, str], set[str]] = {}  # (network, service) -> local tasks that name it
         self._watched: dict[str, set[tuple[str, str]]] = {}  # the same by task
 
@@ -283,9 +288,28 @@ class Peers:
         tasks = {t for one in both for t in self.watchers(network_id, one.name)}
         return tasks, any(one.restricts for one in both)
 
+    def note_container(self, network_id: str, key: str, party: Party | None) -> tuple[set[str], bool]:
+        """The same for a container outside of services, which has its addresses with it."""
+        there = self._containers.setdefault(network_id, {})
+        old = there.pop(key, None)
+        if party is not None:
+            there[key] = party
+        if not there:
+            del self._containers[network_id]
+        if old == party:
+            return set(), False
+        both = [one for one in (old, party) if one is not None]
+        tasks = {t for one in both for t in self.watchers(network_id, one.name)}
+        return tasks, any(one.restricts for one in both)
+
+    def container_name(self, network_id: str, name: str) -> str:
+        """What policies know the container by; "" where it is a service's name."""
+        return "" if (network_id, name) in self._named else name
+
     def parties(self, network_id: str, names: Iterable[str], default: Party) -> list[Party]:
-        """Services of the network that restrict, or that are named, with their tasks' addresses. `default`: the network's
-        own policy, for services without one."""
+        """Services and containers of the network that restrict, or that are named, with their addresses. `default`: the
+        network's own policy, for those without one."""
+        names = set(names)
         if default.restricts:
             found = list(self._parties.get(network_id, {}).values())
         else:
@@ -293,10 +317,16 @@ class Peers:
         wanted = {n: self._named.get((network_id, n)) or Party(name=n) for n in names}
         wanted |= {party.name: party for party in found}
         wanted = {n: party.or_else(default) for n, party in wanted.items()}
-        return [
+        services = [
             msgspec.structs.replace(party, addresses=self._addresses(network_id, n))
             for n, party in sorted(wanted.items())
         ]
+        containers = [
+            msgspec.structs.replace(party, name=self.container_name(network_id, party.name)).or_else(default)
+            for _, party in sorted(self._containers.get(network_id, {}).items())
+            if party.name in names or party.restricts or default.restricts
+        ]
+        return services + containers
 
     def _addresses(self, network_id: str, name: str) -> tuple[str, ...]:
         return tuple(a for some in self._by_name.get((network_id, name), {}).values() for a in some)

@@ -84,6 +84,7 @@ class Attachment(msgspec.Struct, frozen=True):
     target: str  # network, by id or name
     aliases: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()  # asked for, without prefix length, at most one per family
+    labels: dict[str, str] = {}  # of the container's, those the swarm heeds: overlace.policy.*
 
 
 class Attachments(msgspec.Struct, frozen=True, tag="attachments"):

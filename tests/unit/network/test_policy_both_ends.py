@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlace.model.netview import EndpointEntry, container_mac
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Items, parse_items
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import MAX_ADDRESSES, check_acls, parse_acl
@@ -202,3 +203,85 @@ def test_a_rate_becomes_a_qos_policy() -> None:
     assert qos.settings.maximum_outgoing_bandwidth_in_bytes == 125_000
     local = w.data_path.get(("endpoint", 4097, "10.0.1.9"))
     assert isinstance(local, LocalEndpoint) and local.rate == 125_000
+
+
+# -- containers outside of services --------------------------------------------------------------------------
+
+
+def box(last: int, name: str, where: str = OTHER, **policies: Items) -> EndpointEntry:
+    """A container of `docker run` as the view has it."""
+    address = f"10.0.1.{last}"
+    return EndpointEntry(
+        f"a{last}", "back", where, "", "", name, address, container_mac(address), serving=True, **policies
+    )
+
+
+def arrives(w: World, src: str, dport: int = 80) -> str:
+    return simulate(w.hns.state, HOST, HOST_PORT, "IN", Packet(src, "10.0.1.9", 6, 999, dport), 4097).action
+
+
+def test_a_containers_labels_hold_on_both_ends() -> None:
+    w = two()
+    w.change(put=(box(30, "tool", allowed=parse_items(ALLOW_FROM, "web:tcp/80")),))
+    assert (leaves(w, "10.0.1.30"), leaves(w, "10.0.1.30", 81)) == ("encap", "drop"), (
+        "before it crosses the wire"
+    )
+    assert arrives(w, "10.0.1.30") == "deliver"
+    w.change(put=(box(30, "tool", allowed_to=parse_items(ALLOW_TO, "db")),))
+    assert (leaves(w, "10.0.1.30", 81), arrives(w, "10.0.1.30")) == ("encap", "drop")
+    w.change(remove=(box(30, "tool").key,))
+    assert leaves(w, "10.0.1.30") == "drop", "no such endpoint"
+    assert not any(
+        isinstance(x, p.Acl)
+        for x in w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t1")).policies
+    )
+
+
+def test_a_container_here_is_judged_by_its_own_labels() -> None:
+    w = two()
+    mine = msgspec.structs.replace(
+        task("c1", ("back", "10.0.1.40/24"), service=""),
+        task_name="tool", allowed=parse_items(ALLOW_FROM, "db:tcp/22"), egress=125_000,
+    )  # fmt: skip
+    w.change(put=(box(40, "tool", ME, allowed=mine.allowed),))
+    w.run(mine)
+
+    def into(src: str, dport: int) -> str:
+        packet = Packet(src, "10.0.1.40", 6, 999, dport)
+        return simulate(w.hns.state, HOST, HOST_PORT, "IN", packet, 4097).action
+
+    assert (into("10.0.1.10", 22), into("10.0.1.10", 80), into("10.0.1.30", 22)) == (
+        "deliver",
+        "drop",
+        "drop",
+    )
+    assert leaves(w, "10.0.1.40", 22) == "drop", "web is not named"
+    e = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "c1"))
+    assert p.Qos(p.QosSettings(125_000)) in e.policies
+
+
+def test_a_service_names_a_container_unless_a_service_has_the_name() -> None:
+    w = two()
+    web = msgspec.structs.replace(service("web", "back", "10.0.1.6"), allowed=parse_items(ALLOW_FROM, "tool"))
+    w.change(put=(web,))
+    assert arrives(w, "10.0.1.30") == "drop"
+    w.change(put=(box(30, "tool"), box(31, "other"), box(32, "tool")))
+    assert (arrives(w, "10.0.1.30"), arrives(w, "10.0.1.31"), arrives(w, "10.0.1.32")) == (
+        "deliver", "drop", "deliver",
+    )  # fmt: skip
+    w.change(put=(service("tool", "back", "10.0.1.8"),))
+    assert arrives(w, "10.0.1.30") == "drop", "the service is meant, not who took its name"
+    w.change(remove=(service("tool", "back", "10.0.1.8").key,))
+    assert arrives(w, "10.0.1.30") == "deliver"
+    w.change(remove=(box(30, "tool").key,))
+    assert arrives(w, "10.0.1.30") == "drop"
+
+
+def test_a_networks_policy_holds_for_containers() -> None:
+    w = two()
+    back = w.view.network("back")
+    assert back is not None
+    w.change(put=(box(30, "tool"), msgspec.structs.replace(back, allowed=parse_items(ALLOW_FROM, "tool"))))
+    assert (leaves(w, "10.0.1.30"), arrives(w, "10.0.1.30")) == ("drop", "deliver")
+    w.change(put=(box(31, "late", allowed=parse_items(ALLOW_FROM, "web")),))
+    assert leaves(w, "10.0.1.31") == "encap"

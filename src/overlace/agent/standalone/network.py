@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from overlace.agent.standalone.attacher import Given, attachment_id
 from overlace.agent.standalone.records import Dns, Wish
 from overlace.model.objects import NetworkAttachment
+from overlace.model.policy import ALLOW_FROM, ALLOW_TO, kept_policy, policy_labels
+from overlace.model.traffic import kept_egress_limit
 from overlace.network.base import TaskNetwork
 from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
 from overlace.wire.messages import Attachment
@@ -25,6 +27,7 @@ def plan_attachments(wish: Wish) -> list[Attachment]:
             target=j.target,
             aliases=tuple(dict.fromkeys((*j.aliases, wish.id[:12], wish.config.hostname))),
             addresses=j.addresses,
+            labels=policy_labels(wish.config.labels),
         )
         for j in wish.networks
         if j.target
@@ -49,6 +52,9 @@ def plan_network(wish: Wish, given: Sequence[Given]) -> TaskNetwork:
         host_ports=wish.ports,
         mode=wish.mode,
         nameservers=wish.dns.servers,
+        allowed=kept_policy(ALLOW_FROM, wish.config.labels),
+        allowed_to=kept_policy(ALLOW_TO, wish.config.labels),
+        egress=kept_egress_limit(wish.config.labels),
     )
 
 

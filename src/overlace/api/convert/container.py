@@ -9,7 +9,7 @@ from overlace.api.backend import ContainerAddress
 from overlace.api.codec import ZERO_TIME, rfc3339
 from overlace.api.convert.common import Json
 from overlace.model.logoptions import size_text
-from overlace.model.specs import PortConfig
+from overlace.model.specs import HOST_NETWORKS, PortConfig
 from overlace.runtime.base import Container, ContainerConfig, Mount
 
 _SECOND = 1_000_000_000
@@ -111,7 +111,7 @@ def summary(
         "State": found.status,
         "Status": status_text(found, now),
         "HostConfig": {"NetworkMode": addresses[0].network if addresses else "none"},
-        "NetworkSettings": {"Networks": networks(addresses)},
+        "NetworkSettings": {"Networks": networks(config, addresses)},
         "Mounts": _mount_points(found),
     }
 
@@ -132,7 +132,14 @@ def _split(address: str) -> tuple[str, int]:
     return str(interface.ip), interface.network.prefixlen
 
 
-def networks(addresses: Sequence[ContainerAddress]) -> Json:
+def _dns_names(config: ContainerConfig, place: ContainerAddress) -> list[str] | None:
+    """What others on the network find it by (moby daemon/container_operations.go, buildEndpointDNSNames)."""
+    if not place.address or place.network in HOST_NETWORKS:
+        return None
+    return list(dict.fromkeys(n for n in (config.name, *place.aliases, config.id[:12], config.hostname) if n))
+
+
+def networks(config: ContainerConfig, addresses: Sequence[ContainerAddress]) -> Json:
     shown = {}
     for a in addresses:
         ip, length = _split(a.address)
@@ -155,7 +162,7 @@ def networks(addresses: Sequence[ContainerAddress]) -> Json:
             "IPv6Gateway": a.gateway6,
             "GlobalIPv6Address": ip6,
             "GlobalIPv6PrefixLen": length6,
-            "DNSNames": list(a.aliases) or None,
+            "DNSNames": _dns_names(config, a),
         }
     return shown
 
@@ -199,7 +206,7 @@ def inspect(
     """`image_config` fills what the container's own config leaves to the image."""
     config = found.config
     argv = found.argv
-    bridge = networks(addresses).get("bridge", {})  # what older clients read beside the networks
+    bridge = networks(config, addresses).get("bridge", {})  # what older clients read beside the networks
     return {
         "Id": config.id,
         "Created": rfc3339(found.created_at),
@@ -241,7 +248,7 @@ def inspect(
             "IPPrefixLen": bridge.get("IPPrefixLen", 0),
             "IPv6Gateway": "",
             "MacAddress": bridge.get("MacAddress", ""),
-            "Networks": networks(addresses),
+            "Networks": networks(config, addresses),
         },
     }
 

@@ -34,6 +34,7 @@ from overlace.manager.control.container_spec import check_healthcheck, check_hos
 from overlace.manager.control.mount_spec import check_mounts
 from overlace.model.errors import InvalidArgument, OverlaceError, Unimplemented
 from overlace.model.logoptions import log_choice
+from overlace.model.policy import check_container_labels
 from overlace.model.specs import (
     ContainerSpec,
     DnsConfig,
@@ -41,6 +42,7 @@ from overlace.model.specs import (
     Mount,
     TmpfsOptions,
 )
+from overlace.model.traffic import check_container_traffic
 from overlace.runtime import base
 
 _NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -66,6 +68,8 @@ def plan_wish(
     if not asked.image:
         raise InvalidArgument("no image specified: name one")
     check_limits(host)
+    check_container_labels(asked.labels)
+    check_container_traffic(asked.labels)
     mode = network_mode(asked)
     spec = _spec(asked, host)
     _check(spec)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from overlace.agent.standalone.records import Record
 from overlace.api.convert.common import Json
 from overlace.api.convert.container import human_duration
@@ -15,6 +17,12 @@ def summary(record: Record, found: Container, now: int, *, restarting: bool) -> 
         ago = human_duration(now - found.finished_at)
         shown |= {"State": "restarting", "Status": f"Restarting ({found.exit_code}) {ago} ago"}
     return shown
+
+
+def _with_modes(binds: Iterable[str]) -> list[tuple[str, str, str]]:
+    """(source, target, mode) of those `-v` that have a third part: Docker shows it as it was written."""
+    parts = (tuple(bind.split(":")) for bind in binds)
+    return [(p[0], p[1], p[2]) for p in parts if len(p) == 3]
 
 
 def inspect(shown: Json, record: Record, *, restarting: bool) -> Json:
@@ -31,8 +39,10 @@ def inspect(shown: Json, record: Record, *, restarting: bool) -> Json:
     state = shown["State"]
     if restarting:
         state = state | {"Status": "restarting", "Restarting": True, "Running": True}
+    modes = {target: mode for _, target, mode in _with_modes(host.get("Binds") or ())}
     return {
         **shown,
+        "Mounts": [{**m, "Mode": modes.get(m["Destination"], m["Mode"])} for m in shown["Mounts"]],
         "Config": merged,
         "HostConfig": {**shown["HostConfig"], **host, "RestartPolicy": policy},
         "RestartCount": record.restarts,
