@@ -383,3 +383,49 @@ async def test_a_task_without_ipv6_cannot_reach_it(swarm: Swarm) -> None:
     assert where == "order.1"
     _, _, remedy = broken(await swarm.trace("db.1", "2001:db8::1"))
     assert remedy == "IPv6 does not leave the overlay networks: reach it over IPv4"
+
+
+def a_container(swarm: Swarm, name: str, where: str, *networks: str, **labels: str) -> None:
+    """A container of `docker run`: one task for each network it is on."""
+    for net in networks:
+        last = next(swarm._last)
+        swarm.put(
+            Task(
+                id=f"{name}{net}",
+                service_id="",
+                node_id=where,
+                name=name,
+                service_labels={f"overlace.policy.{k.replace('_', '-')}": v for k, v in labels.items()},
+                spec=TaskSpec(runtime="attachment", network_attachment_spec={"ContainerID": f"{name:0<64}"}),
+                status=TaskStatus(state=TaskState.RUNNING),
+                networks=(NetworkAttachment(net, (f"10.0.{THIRD[net]}.{last}/24",)),),
+            )
+        )
+
+
+async def test_a_container_of_docker_run_has_a_name(swarm: Swarm) -> None:
+    a_container(swarm, "fade", "two", "other", "back")
+    a_container(swarm, "bead", "one", "other")
+    t = await swarm.trace("fade", "db")
+    assert t.outcome == "reaches db.1.db1task on one" and t.source == "container fade on two"
+    assert t.origin is not None and t.origin.task == "fade".ljust(64, "0"), "as its host knows it"
+    t = await swarm.trace("bead", "fade" + 8 * "0")
+    assert t.outcome == "reaches fade on two" and t.question == "10.0.2.26:40000 > 10.0.2.24:80 tcp"
+    _, reason, remedy = broken(await swarm.trace("bead", "web"))
+    assert "they share no network" in reason and remedy == "docker network connect back bead"
+    with pytest.raises(NotFound, match="docker network connect"):
+        await swarm.trace("nowhere", "web")
+
+
+async def test_a_containers_policy_is_named(swarm: Swarm) -> None:
+    a_container(swarm, "fade", "two", "back", allow_from="db")
+    assert (await swarm.trace("db", "fade")).broken is None
+    where, reason, _ = broken(await swarm.trace("web.1", "fade"))
+    assert where == "one" and "ACL" in reason, "on the sender's host"
+    swarm.change(
+        Service,
+        "id-db",
+        spec=replace(swarm.objects[("service", "id-db")].spec, labels={"overlace.policy.allow-from": "fade"}),
+    )
+    assert (await swarm.trace("fade", "db")).broken is None
+    assert (await swarm.trace("web.1", "db")).broken is not None

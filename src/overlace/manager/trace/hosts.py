@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from overlace.manager.netviews import plan_view, takes_part
+from overlace.manager.trace.places import as_containers
 from overlace.model.netview import NetView
 from overlace.model.objects import Node, Task
 from overlace.model.states import NodeState
@@ -59,7 +60,7 @@ def plan_host(view: View, node: Node) -> Host:
     address = description.underlay_address if description is not None else ""
     net_view = NetView(plan_view(view, node.id))
     planner = OverlayPlanner(node.id, address, windows=windows)
-    found = [t for t in view.tasks_of_node(node.id) if takes_part(t)]
+    found = as_containers(t for t in view.tasks_of_node(node.id) if takes_part(t))
     tasks = {
         # which address a task without networks has is the host's own business: any will do here
         t.id: LocalTask(task=task_network(t), local_address=f"172.17.{i // 250}.{i % 250 + 2}/16")

@@ -24,6 +24,35 @@ SOMEBODY = "192.0.2.10"
 MIN_PREFIX = 4
 
 
+def called(task: Task) -> str:
+    """A task, or a container outside of services, in words."""
+    return f"container {task.name}" if task.attachment else f"task {task.name}"
+
+
+def as_containers(tasks: Iterable[Task]) -> list[Task]:
+    """The tasks, with those that stand for one container of `docker run`, one on each network, as one by the container's
+    id: its host knows no other."""
+    out: list[Task] = []
+    parts: dict[str, list[Task]] = {}
+    for task in tasks:
+        if task.attachment:
+            parts.setdefault(container_of(task), []).append(task)
+        else:
+            out.append(task)
+    for id, found in parts.items():
+        found.sort(key=lambda t: (t.created_at, t.id))
+        networks = tuple(n for t in found for n in t.networks)
+        out.append(msgspec.structs.replace(found[0], id=id, networks=networks))
+    return out
+
+
+def container_of(task: Task) -> str:
+    """Id of the container that a task is, or stands for; "" when there is none yet."""
+    if task.spec.network_attachment_spec is not None:
+        return str(task.spec.network_attachment_spec.get("ContainerID", ""))
+    return task.status.container.container_id if task.status.container is not None else ""
+
+
 class AtTask(msgspec.Struct, frozen=True):
     """`address`: the one a person wrote, when they did."""
 
@@ -31,7 +60,7 @@ class AtTask(msgspec.Struct, frozen=True):
     address: str = ""
 
     def __str__(self) -> str:
-        return f"task {self.task.name}"
+        return called(self.task)
 
 
 class AtService(msgspec.Struct, frozen=True):
@@ -101,13 +130,14 @@ def find_place(view: View, text: str, field: str) -> Place:
         return AtService(services[0])
     raise NotFound(
         f"{field} {text!r} is no task, service, node or address of this swarm, nor `internet` or `client`: "
-        "docker service ls and docker service ps name them; name a container of docker run by its address"
+        "docker service ls and docker service ps name them; a container of docker run has a name where it is on a swarm's "
+        "network (docker network connect)"
     )
 
 
 def _at_address(view: View, address: str) -> Place:
-    for task in view.all(Task):
-        if takes_part(task) and any(a.split("/")[0] == address for n in task.networks for a in n.addresses):
+    for task in as_containers(t for t in view.all(Task) if takes_part(t)):
+        if any(a.split("/")[0] == address for n in task.networks for a in n.addresses):
             return AtTask(task, address)
     for node in view.all(Node):
         if not node.removed and node.description is not None and node.description.underlay_address == address:
@@ -131,11 +161,15 @@ def facing(addresses: Sequence[str], other: str) -> str:
 
 
 def _tasks(view: View, text: str) -> list[Task]:
-    """By full name, service.slot (the newest that is not over, else the newest), id or container id, or the
-    beginning of these two."""
+    """By full name, service.slot (the newest that is not over, else the newest), name of a container of `docker run`, id
+    or container id, or the beginning of these two."""
     exact = view.get(Task, text.rpartition(".")[2])
     if exact is not None and text in (exact.id, exact.name):
-        return [exact]
+        return as_containers(
+            [t for t in view.tasks_of_node(exact.node_id) if container_of(t) == container_of(exact)]
+            if exact.attachment
+            else [exact]
+        )
     names = (t.name.rpartition(".")[0] for t in view.all(Task))
     long = {name for name in names if name == text or name.endswith(f"_{text}")}
     if len(long) == 1 or text in long:
@@ -143,13 +177,12 @@ def _tasks(view: View, text: str) -> list[Task]:
     slot = [t for t in view.all(Task) if t.name.rpartition(".")[0] == text]
     if slot:
         return [max(slot, key=lambda t: (t.status.state == TaskState.RUNNING, takes_part(t), t.created_at))]
-    if len(text) < MIN_PREFIX:
-        return []
-    return [t for t in view.all(Task) if t.id.startswith(text) or _container(t).startswith(text)]
-
-
-def _container(task: Task) -> str:
-    return task.status.container.container_id if task.status.container is not None else ""
+    named = as_containers(t for t in view.all(Task) if t.attachment and t.name == text and takes_part(t))
+    if named or len(text) < MIN_PREFIX:
+        return named
+    return as_containers(
+        t for t in view.all(Task) if t.id.startswith(text) or container_of(t).startswith(text)
+    )
 
 
 def service_at(view: View, address: str) -> Service | None:

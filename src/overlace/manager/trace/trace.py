@@ -19,6 +19,7 @@ from overlace.manager.trace.places import (
     AtTask,
     Outside,
     Place,
+    called,
     facing,
     find_place,
     running_tasks,
@@ -80,7 +81,7 @@ class _Tracer:
             if isinstance(self._source, (AtTask, AtService)):
                 task, host = self._start()
                 self._sender = task
-                source = f"task {task.name} on {host.name}"
+                source = f"{called(task)} on {host.name}"
                 packet, guid, target = self._from_task(task, host)
                 first, at = packet, host
                 send: Send = lambda walk: walk.leave(at, guid, first)  # noqa: E731
@@ -130,7 +131,7 @@ class _Tracer:
             said = task.status.err or task.status.message
             raise _Stop(
                 task.name,
-                f"task {task.name} is {task.status.state.word}" + (f": {said}" if said else ""),
+                f"{called(task)} is {task.status.state.word}" + (f": {said}" if said else ""),
                 "docker service ps --no-trunc says why; name a task that runs",
             )
         return task, host
@@ -234,7 +235,9 @@ class _Tracer:
             _short(task),
             f"{_short(task)} is on {_list(names[0])}, {words} on {_list(names[1])}: they share no network, so "
             "neither DNS nor the overlay leads there",
-            f"docker service update --network-add {offer} {task.service_name}",
+            f"docker network connect {offer} {task.name}"
+            if task.attachment
+            else f"docker service update --network-add {offer} {task.service_name}",
         )
 
     def _network_names(self, ids: Iterable[str]) -> list[str]:
@@ -486,7 +489,7 @@ class _Tracer:
 
 def _short(task: Task) -> str:
     """service.slot"""
-    return task.name.rpartition(".")[0] or task.name
+    return task.name if task.attachment else task.name.rpartition(".")[0] or task.name
 
 
 def _ports(service: Service | None) -> Sequence[PortConfig]:

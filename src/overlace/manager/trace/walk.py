@@ -241,8 +241,13 @@ class Walk:
         step = verdict.steps[-1] if verdict.steps else None
         if step is not None and step.layer.startswith("FW_"):
             task = host.tasks.get(step.port)
-            name = task.service_name if task is not None else "the service"
+            name = (task.service_name or task.name) if task is not None else "the service"
             where = "(docker service inspect shows what it holds; overlace policy show shows all)"
+            if task is not None and task.attachment:
+                return (
+                    f"the labels {ALLOW_FROM} and {ALLOW_TO} of both ends do not let it pass; container {name} keeps those "
+                    f"it was made with (docker run --label), a service's change: docker service update --label-add {where}"
+                )
             if step.direction == "IN":
                 return (
                     f"the label {ALLOW_FROM} of {name} does not let it in, or {ALLOW_TO} of the sender does not let it "
