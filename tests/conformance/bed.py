@@ -361,3 +361,12 @@ def vip(service: Json, network_id: str) -> str:
         if one["NetworkID"] == network_id:
             return address_of(one["Addr"])
     raise AssertionError(f"{service['Spec']['Name']} has no VIP on {network_id}")
+
+
+def overlace(docker: Docker, *argv: str, code: int = 0) -> str:
+    """What the command says, which must end with `code`."""
+    environment = docker.environment(None) | {k: v for k, v in os.environ.items() if k == "PYTHONPATH"}
+    command = [sys.executable, "-m", "overlace.cli.main", *argv]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .bed import Docker, Swarm, eventually, overlay_address
+from .bed import Docker, Swarm, eventually, overlace, overlay_address
 
 Image = Callable[[str], str]
 WHO = "cgi-bin/who"
@@ -36,14 +33,6 @@ def town(anydocker: Docker, swarm: Swarm, image: Image) -> Iterator[None]:
 @pytest.fixture
 def askers(swarm: Swarm) -> dict[str, Any]:
     return {host: tasks[0] for host, tasks in swarm.where("asker", 3).items()}
-
-
-def overlace(docker: Docker, *argv: str) -> str:
-    environment = docker.environment(None) | {k: v for k, v in os.environ.items() if k == "PYTHONPATH"}
-    command = [sys.executable, "-m", "overlace.cli.main", *argv]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def dropped(swarm: Swarm, host: str, name: str = "drop_policy") -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from overlace.lab import Lab
 
-from .bed import Docker, Swarm, eventually
+from .bed import Docker, Swarm, eventually, overlace
 from .images import push_images
 
 Image = Callable[[str], str]
@@ -261,6 +263,47 @@ def test_an_attachable_network_over_two_hosts(docker: Docker, swarm: Swarm, imag
     docker("rm", "-f", "box1", host=one)
     docker("rm", "-f", "box2", host=two)
     eventually(lambda: docker.run("network", "rm", "open").returncode == 0, "nobody holds it any more")
+
+
+def test_policies_and_traces_know_containers(
+    docker: Docker, anydocker: Docker, swarm: Swarm, image: Image, tmp_path: Path
+) -> None:
+    one, two, app = "linux-1", "linux-2", image("app:1")
+    docker("network", "create", "-d", "overlay", "--attachable", "open")
+    label, bind = "overlace.policy.allow-from=front:tcp/80", f"{tmp_path}:/mnt:ro"
+    inside = ("--network", "open", app)
+    docker(
+        "run",
+        "-d",
+        "--name",
+        "vault",
+        "--network-alias",
+        "safe",
+        "--label",
+        label,
+        "-v",
+        bind,
+        *inside,
+        host=one,
+    )
+    docker("run", "-d", "--name", "front", *inside, host=two)
+    docker("run", "-d", "--name", "stranger", *inside, host=two)
+    found = docker.one("inspect", "vault", host=one)
+    assert found["Mounts"][0]["Mode"] == "ro" and not found["Mounts"][0]["RW"]
+    assert found["NetworkSettings"]["Networks"]["open"]["DNSNames"] == ["vault", "safe", found["Id"][:12]]
+
+    def reaches(name: str) -> bool:
+        asked = ("exec", name, "wget", "-T", "2", "-qO-", "http://vault/cgi-bin/who")
+        return docker.run(*asked, host=two).returncode == 0
+
+    eventually(lambda: reaches("front"), "whom the label names is let in")
+    assert not reaches("stranger")
+    other = docker.one("inspect", "stranger", host=two)["Id"]
+    for who, code, outcome in (("front", 0, "reaches vault on linux-1"), (other, 1, "broken")):
+        said = json.loads(overlace(anydocker, "trace", who, "vault", "--json", code=code))
+        assert said["outcome"].startswith(outcome), said
+    wrong = docker.refused("run", "--label", "overlace.policy.allow-from=web:http", app)
+    assert "is no protocol" in wrong
 
 
 def test_which_networks_do_not_attach(docker: Docker, swarm: Swarm, image: Image) -> None:

@@ -130,8 +130,8 @@ def find_place(view: View, text: str, field: str) -> Place:
         return AtService(services[0])
     raise NotFound(
         f"{field} {text!r} is no task, service, node or address of this swarm, nor `internet` or `client`: "
-        "docker service ls and docker service ps name them; a container of docker run has a name where it is on a swarm's "
-        "network (docker network connect)"
+        "docker service ls and docker service ps name them; a container of docker run has a name where it is on a "
+        "swarm's network (docker network connect)"
     )
 
 

@@ -245,8 +245,9 @@ class Walk:
             where = "(docker service inspect shows what it holds; overlace policy show shows all)"
             if task is not None and task.attachment:
                 return (
-                    f"the labels {ALLOW_FROM} and {ALLOW_TO} of both ends do not let it pass; container {name} keeps those "
-                    f"it was made with (docker run --label), a service's change: docker service update --label-add {where}"
+                    f"the labels {ALLOW_FROM} and {ALLOW_TO} of both ends do not let it pass; container {name} keeps "
+                    "those it was made with (docker run --label), a service's change: docker service update "
+                    f"--label-add {where}"
                 )
             if step.direction == "IN":
                 return (
