@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import struct
+import time
 
 import pytest
-from datapath_bed import Container, ask_udp, made_bed, network
+from datapath_bed import Container, ask_udp, connect, echo, line, made_bed, network
 
-from overlace.network.vfp.flow_log import FlowLog, Happened, see
+from overlace.network.vfp.flow_log import IDLE, FlowLog, Happened, see
+from overlace.network.vfp.flows import close_both
+from overlace.network.vfp.tables import Backend, Frontend
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
 NET = network(4097, "10.0.1.0/24")
@@ -43,3 +47,32 @@ def test_a_question_and_its_answer_are_two_flows() -> None:
         }
         assert (back.facts["verdict"], back.facts["from"]) == ("deliver", b.address)
         assert look() == []
+
+
+@pytest.mark.parametrize("end", ["fin", "rst"])
+def test_the_end_of_a_tcp_connection_is_told(end: str) -> None:
+    """By what closed it, for both directions, on the sender's host and whether or not a service's VIP is between."""
+    with made_bed() as bed:
+        a, b = bed.host("a"), bed.host("b")
+        one, two = Container(a, "one"), Container(b, "two")
+        one.join(NET, "10.0.1.5")
+        two.join(NET, "10.0.1.6")
+        bed.frontend(Frontend(4097, "10.0.1.9", 0, 0, (Backend(4097, "10.0.1.6", 80),)))
+        bed.serve(two.path, 80, "two")
+        for address in ("10.0.1.6", "10.0.1.9"):
+            log = FlowLog()
+            log.look([])
+            with connect(one.path, address, 80) as connection:
+                line(connection)
+                assert echo(connection, b"x" * 5000)
+                if end == "rst":
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            told: list[Happened] = []
+            deadline = time.monotonic() + IDLE / 2
+            while sum(h.event == "ended" for h in told) < 2:
+                assert time.monotonic() < deadline, told
+                flows = [f for f in close_both(a.call("flows")) if address in (f.came.dst, f.went.src)]
+                told += log.look([see(flow) for flow in flows])
+                time.sleep(0.2)
+            ended = [h for h in told if h.event == "ended"]
+            assert {h.why for h in ended} == {end} and all(h.bytes > 5000 for h in ended)

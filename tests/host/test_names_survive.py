@@ -170,6 +170,16 @@ def test_a_resolver_that_dies_is_started_again(bed: DriverBed) -> None:
     eventually(lambda: is_answered(s.a.sandbox), 30)
 
 
+def test_a_resolver_that_hangs_is_replaced(bed: DriverBed) -> None:
+    """Not dead, and nothing to tell it: it is noticed all the same."""
+    s = shop(bed)
+    hanging = resolver_of(s.one)
+    os.kill(hanging, signal.SIGSTOP)
+    assert not is_answered(s.a.sandbox)
+    eventually(lambda: is_answered(s.a.sandbox), 30)
+    assert resolver_of(s.one) not in (0, hanging)
+
+
 def test_one_process_a_host_which_ends_with_its_membership(bed: DriverBed) -> None:
     s = shop(bed)
     pid = resolver_of(s.one)

@@ -297,21 +297,24 @@ def follow_flows(look: Callable[[], list[dict[str, Any]]], as_json: bool) -> NoR
 
 
 def _seen(f: dict[str, Any]) -> Seen:
-    return Seen(f"{f['Port']} {f['Vni']} {f['Came']}", f["Packets"], f["Bytes"], f["IdleSeconds"], f)
+    key = f"{f['Port']} {f['Vni']} {f['Came']}"
+    return Seen(key, f["Packets"], f["Bytes"], f["IdleSeconds"], f, f["Seconds"], f["Closed"])
 
 
 def follow_lines(happened: Iterable[Happened], as_json: bool) -> Iterator[str]:
     """`as_json`: one document a line, as `flows --json` has them, with the event."""
     for h in happened:
         if as_json:
-            yield json.dumps({"Event": h.event, **h.facts, "Packets": h.packets, "Bytes": h.bytes})
+            more = {"Seconds": h.seconds, "Why": h.why} if h.event == "ended" else {}
+            yield json.dumps({"Event": h.event, **h.facts, "Packets": h.packets, "Bytes": h.bytes, **more})
             continue
         f = h.facts
         verdict = f"{f['Verdict']}" + (f" vni {f['Vni']}" if f["Vni"] else "")
         where = " ".join(
             str(part) for part in (f["Went"] and f"as {f['Went']}", f["To"] and f"to {f['To']}") if part
         )
-        yield f"{h.event:<7} {f['Came']}  {verdict}  {where}  packets {h.packets}  bytes {h.bytes}"
+        end = f"  {h.seconds} s, {h.why}" if h.event == "ended" else ""
+        yield f"{h.event:<7} {f['Came']}  {verdict}  {where}  packets {h.packets}  bytes {h.bytes}{end}"
 
 
 def rates(before: list[dict[str, Any]], again: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ def lines(happened: Sequence[Happened], at: datetime) -> list[str]:
         msgspec.json.encode(
             {"time": time, "event": h.event, **h.facts, "packets": h.packets}
             | ({} if h.event in ("dropped", "limited") else {"bytes": h.bytes})
+            | ({"seconds": h.seconds, "why": h.why} if h.event == "ended" else {})
         ).decode()
         for h in happened
     ]

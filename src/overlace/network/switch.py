@@ -12,7 +12,7 @@ from overlace.network.counted import Hit
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
 from overlace.network.hns.state import State
 from overlace.network.vfp.compile import compile_access, vni_of
-from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.flows import UnifiedFlow, close_both
 from overlace.network.vfp.reasons import Counter, explain_counters
 from overlace.network.vfp.show import HitsShown, PortShown, find_ports, local_ports, show_port
 
@@ -85,7 +85,7 @@ class Switch:
 
     async def flows(self, port: str = "") -> list[UnifiedFlow]:
         """Unified flows, busiest first; of the ports a person means by `port`, or all. Raises NotFound."""
-        flows = await self._flows()
+        flows = close_both(await self._flows())
         if port:
             found = set(find_ports(port, self._state))
             if not found:

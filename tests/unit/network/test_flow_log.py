@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlace.network.vfp.flow_log import IDLE, FlowLog, Happened, Seen, see
-from overlace.network.vfp.flows import UnifiedFlow
+from overlace.network.vfp.flow_log import CLOSED_IDLE, IDLE, FlowLog, Happened, Seen, see
+from overlace.network.vfp.flows import Closed, UnifiedFlow, close_both
 from overlace.network.vfp.model import Packet
 
 
@@ -33,6 +33,46 @@ def test_a_flow_that_was_forgotten_and_begun_anew() -> None:
     log = FlowLog()
     log.look([seen("a", 50)])
     assert words(log.look([seen("a", 2)])) == [("ended", "a", 50, 5000), ("opened", "a", 2, 200)]
+
+
+def test_what_tcp_closed_is_told_soon_with_how_long_it_took() -> None:
+    log = FlowLog()
+
+    def at(packets: int, idle: int, seconds: int, closed: str = "") -> list[tuple[str, int, int, str]]:
+        found = log.look([Seen("a", packets, 100 * packets, idle, {}, seconds, closed)])
+        return [(h.event, h.packets, h.seconds, h.why) for h in found]
+
+    log.look([])
+    assert at(5, 0, 3) == [("opened", 5, 0, "")]
+    assert at(7, 1, 6, "fin") == [], "answers may be on their way"
+    assert at(9, 0, 9, "fin") == [], "or the other end goes on"
+    assert at(9, CLOSED_IDLE, 9, "fin") == [("ended", 9, 9, "fin")]
+    assert at(10, 0, 11, "fin") == [], "a late segment opens nothing"
+    assert at(12, 0, 0) == [("opened", 2, 0, "")], "the same ports again, begun by a SYN"
+    assert at(13, CLOSED_IDLE, 5, "rst") == [("ended", 3, 5, "rst")]
+
+
+def test_a_connection_shorter_than_two_looks_is_written() -> None:
+    log = FlowLog()
+    log.look([])
+    short = Seen("a", 4, 400, CLOSED_IDLE, {}, 1, "fin")
+    assert [(h.event, h.packets) for h in log.look([short])] == [("opened", 4), ("ended", 4)]
+    assert log.look([short]) == []
+
+
+def test_a_reset_closes_both_directions() -> None:
+    def flow(came: Packet, went: Packet, closed: Closed = "") -> UnifiedFlow:
+        return UnifiedFlow(
+            point="GUID", ifindex=7, came=came, went=went, verdict="deliver", vni=0, from_provider="",
+            provider_address="", to_ifindex=0, mac="", packets=3, bytes=180, idle=0, generation=1, current=True,
+            closed=closed,
+        )  # fmt: skip
+
+    out = Packet("10.0.1.5", "10.0.1.2", 6, 40000, 80), Packet("10.0.1.5", "10.0.1.6", 6, 40000, 80)
+    back = Packet("10.0.1.6", "10.0.1.5", 6, 80, 40000), Packet("10.0.1.2", "10.0.1.5", 6, 80, 40000)
+    other = Packet("10.0.1.5", "10.0.1.6", 6, 40001, 80)
+    closed = close_both([flow(*out), flow(*back, "rst"), flow(other, other)])
+    assert [f.closed for f in closed] == ["rst", "rst", ""]
 
 
 def test_drops_by_what_was_added() -> None:

@@ -71,6 +71,8 @@ def show_flow(f: UnifiedFlow) -> dict[str, object]:
         "Packets": f.packets,
         "Bytes": f.bytes,
         "IdleSeconds": f.idle,
+        "Seconds": f.seconds,
+        "Closed": f.closed,
         "Current": f.current,
     }
 

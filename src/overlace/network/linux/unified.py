@@ -20,9 +20,10 @@ _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
 # struct way_key and struct way, by the bytes of an address
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
-_WAY = {n: struct.Struct(f"=III{n}s{n}s2s2s4s4sII6s6s6sBB4xQQ64x") for n in (4, 16)}
+_WAY = {n: struct.Struct(f"=III{n}s{n}s2s2s4s4sII6s6s6sBBIQQ64x") for n in (4, 16)}
 _JUDGED = struct.Struct("=QHH4xQQ")  # struct judged, one for IN and one for OUT at the end of struct way
 _MANY_RULES = 4095
+_FIN, _RST = 1, 4
 _VERDICTS: dict[int, Verdict] = {1: "deliver", 2: "encapsulate", 3: "underlay", 4: "host", 5: "loopback"}
 
 
@@ -52,7 +53,7 @@ def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
         point, src, dst, sport, dport, protocol = key_of.unpack(key)
         (
             made_by, _, seen, to_src, to_dst, to_sport, to_dport, came_from, provider, vni, ifindex, _, _, mac,
-            verdict, _, packets, size,
+            verdict, flags, began, packets, size,
         ) = way_of.unpack(value)  # fmt: skip
         tunnelled = bool(point & _AT_TUNNEL)
         yield UnifiedFlow(
@@ -69,6 +70,8 @@ def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
             packets=packets,
             bytes=size,
             idle=max(0, now - seen),
+            seconds=max(0, seen - began),
+            closed="rst" if flags & _RST else "fin" if flags & _FIN else "",
             generation=made_by,
             current=made_by == current,
         )

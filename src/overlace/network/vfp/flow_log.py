@@ -14,28 +14,38 @@ import msgspec
 
 from overlace.network.vfp.flows import UnifiedFlow
 
-IDLE = 30  # seconds without a packet: the programs see no end of a connection that they only forward
+IDLE = 30  # seconds without a packet: what no TCP segment closed, or what went away without a word
+CLOSED_IDLE = 2  # the same for what TCP closed: its last answers have come by then
 Event = Literal["found", "opened", "ended", "dropped", "limited"]
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """One direction of a connection at one look. `facts`: what is written down of it."""
+    """One direction of a connection at one look. `facts`: what is written down of it. `seconds`: from its first packet to
+    its newest; `closed`: TCP has ended it."""
 
     key: str
     packets: int
     bytes: int
     idle: int
     facts: dict[str, object]
+    seconds: int = 0
+    closed: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        return self.idle >= (CLOSED_IDLE if self.closed else IDLE)
 
 
 class Happened(msgspec.Struct, frozen=True):
     """`packets`, `bytes`: opened, found: so far; ended: of all its life as far as it was watched; dropped: since the look
-    before."""
+    before. `seconds`, `why` (fin, rst, idle, forgotten): of one that ended."""
 
     event: Event
     packets: int
     bytes: int
     facts: dict[str, object]
+    seconds: int = 0
+    why: str = ""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -43,6 +53,7 @@ class _Known(msgspec.Struct, frozen=True):
     packets: int = 0  # of earlier lives of this name
     bytes: int = 0
     ended: bool = False
+    seconds: int = 0  # it had when this life began
 
 
 def see(flow: UnifiedFlow) -> Seen:
@@ -62,7 +73,7 @@ def see(flow: UnifiedFlow) -> Seen:
     named = {"vni": flow.vni, "from": flow.from_provider, "to": flow.provider_address or flow.to_endpoint}
     facts |= {name: value for name, value in named.items() if value}
     key = f"{flow.point} {flow.ifindex} {flow.vni if not flow.ifindex else 0} {came}"
-    return Seen(key, flow.packets, flow.bytes, flow.idle, facts)
+    return Seen(key, flow.packets, flow.bytes, flow.idle, facts, flow.seconds, flow.closed)
 
 
 class FlowLog:
@@ -79,25 +90,27 @@ class FlowLog:
         out: list[Happened] = []
         for seen in flows:
             old = before.get(seen.key)
-            idle = seen.idle >= IDLE
+            over = seen.is_over
             if old is not None and (seen.packets < old.seen.packets or seen.bytes < old.seen.bytes):
                 if not old.ended:  # forgotten, and begun anew
-                    out.append(_ended(old))
+                    out.append(_ended(old, "forgotten"))
                 old = None
             if old is None:
-                known = _Known(seen, ended=idle)
-                if not idle:
+                known = _Known(seen, ended=over)
+                if not over or (seen.closed and not first):
                     out.append(Happened("found" if first else "opened", seen.packets, seen.bytes, seen.facts))
-            elif old.ended and seen.packets > old.seen.packets:
-                known = _Known(seen, old.seen.packets, old.seen.bytes)
+                if over and seen.closed and not first:
+                    out.append(_ended(known))
+            elif old.ended and seen.packets > old.seen.packets and not seen.closed:
+                known = _Known(seen, old.seen.packets, old.seen.bytes, seconds=seen.seconds)
                 gained = (seen.packets - known.packets, seen.bytes - known.bytes)
                 out.append(Happened("opened", *gained, seen.facts))
             else:
-                known = msgspec.structs.replace(old, seen=seen, ended=old.ended or idle)
+                known = msgspec.structs.replace(old, seen=seen, ended=old.ended or over)
                 if known.ended and not old.ended:
                     out.append(_ended(known))
             after[seen.key] = known
-        out += [_ended(old) for key, old in before.items() if key not in after and not old.ended]
+        out += [_ended(old, "forgotten") for key, old in before.items() if key not in after and not old.ended]
         self._known = after
         return out
 
@@ -115,6 +128,8 @@ class FlowLog:
         return out
 
 
-def _ended(known: _Known) -> Happened:
+def _ended(known: _Known, why: str = "idle") -> Happened:
     seen = known.seen
-    return Happened("ended", seen.packets - known.packets, seen.bytes - known.bytes, seen.facts)
+    packets, size = seen.packets - known.packets, seen.bytes - known.bytes
+    seconds = seen.seconds - known.seconds if seen.seconds >= known.seconds else seen.seconds
+    return Happened("ended", packets, size, seen.facts, seconds, seen.closed or why)

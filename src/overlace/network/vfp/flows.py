@@ -5,6 +5,7 @@ Owns the record. Must not know where flows are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from overlace.network.vfp.model import Packet
 
 Verdict = Literal["deliver", "encapsulate", "underlay", "host", "loopback"]
 TUNNEL = "tunnel"
+Closed = Literal["", "fin", "rst"]
 
 
 class UnifiedFlow(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +39,8 @@ class UnifiedFlow(msgspec.Struct, frozen=True, kw_only=True):
     idle: int  # seconds, about
     generation: int
     current: bool  # decided by the tables as they are; else decided anew at its next packet
+    seconds: int = 0  # from its first packet to its newest, about
+    closed: Closed = ""  # TCP: what ended it; its last packets may be yet to come
     to_endpoint: str = ""  # deliver: GUID of the local endpoint
 
 
@@ -48,3 +52,17 @@ class TableFill(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int
     evicts: bool
     is_full: bool
+
+
+def close_both(flows: Iterable[UnifiedFlow]) -> list[UnifiedFlow]:
+    """The same flows: a reset closes the other direction, too."""
+    flows = list(flows)
+    reset = {_reversed(f.went) for f in flows if f.closed == "rst"}
+    return [
+        msgspec.structs.replace(f, closed="rst") if reset and f.came in reset and not f.closed else f
+        for f in flows
+    ]
+
+
+def _reversed(p: Packet) -> Packet:
+    return Packet(p.dst, p.src, p.protocol, p.dport, p.sport)

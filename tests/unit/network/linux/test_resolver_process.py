@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ from overlace.network.linux.resolver.channel import (
     build,
     connect,
 )
+from overlace.network.linux.resolver.liveness import find_hanging
 
 BACK = NetworkEntry("back", "back", 4097, ("10.0.1.0/24",), ("10.0.1.1",))
 WEB = ServiceEntry("webid", "back", "web", "10.0.1.2")
@@ -260,3 +263,33 @@ async def test_a_closed_connection_is_said(tmp_path: Path) -> None:
         await told.send(Hello())
         await told.receive()
     told.close()
+
+
+async def test_one_that_hangs_is_told_from_one_that_answers(tmp_path: Path) -> None:
+    async with running(tmp_path):
+        assert await find_hanging(tmp_path, 5) == 0
+    with pytest.raises(OSError):
+        await find_hanging(tmp_path, 0.01)
+
+
+LISTENS = """
+import sys, time
+from pathlib import Path
+from overlace.network.linux.resolver.channel import listen
+made = listen(Path(sys.argv[1]))
+print("listens", flush=True)
+while True:
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("rest", ["600", "0"])
+def test_one_that_gives_no_answer_is_found_at_once_when_it_does_nothing(tmp_path: Path, rest: str) -> None:
+    """One that works all the time is given longer, not for ever."""
+    command = [sys.executable, "-c", LISTENS, str(tmp_path), rest]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        try:
+            assert asyncio.run(find_hanging(tmp_path, 0.3, 1.0)) == other.pid
+        finally:
+            other.kill()

@@ -5,7 +5,7 @@
 #include <linux/pkt_cls.h>
 #include "address.h"
 
-#define LAYOUT 12
+#define LAYOUT 13
 
 #define ETH_LEN 14
 #define IP_LEN 20
@@ -298,6 +298,7 @@ struct way_key { /* the packet as it came */
 	__u8 pad[3];
 };
 
+#define W_METERED 0x80 /* its sender has a rate limit */
 enum { W_DELIVER = 1, W_ENCAPSULATE, W_UNDERLAY, W_TO_HOST, W_LOOPBACK };
 
 struct way {
@@ -311,7 +312,8 @@ struct way {
 	__u32 ifindex; /* W_DELIVER */
 	__u8 own[6]; /* of a container: its source MAC */
 	__u8 src[6], dst[6]; /* MACs it goes on with */
-	__u8 verdict, metered, pad[4];
+	__u8 verdict, flags; /* W_METERED; TCP_FIN and TCP_RST once it has carried one */
+	__u32 began; /* as seen */
 	__u64 packets, bytes;
 	struct judged judged[2]; /* by enum direction: the rules its packets count for */
 };

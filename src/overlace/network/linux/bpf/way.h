@@ -54,7 +54,7 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 	w = &s->way;
 	__builtin_memset(w, 0, sizeof(*w));
 	w->generation = p->generation;
-	w->decided = w->seen = now();
+	w->decided = w->seen = w->began = now();
 	w->saddr = p->saddr;
 	w->daddr = p->daddr;
 	w->sport = p->sport;
@@ -62,7 +62,7 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 	w->from = p->from;
 	w->ifindex = target;
 	w->verdict = verdict;
-	w->metered = p->metered;
+	w->flags = p->metered ? W_METERED : 0;
 	copy_mac(w->own, p->own);
 	if (hop) {
 		w->provider = hop->provider;
@@ -78,6 +78,10 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 	if (old) {
 		w->packets += old->packets;
 		w->bytes += old->bytes;
+		if (p->proto != PROTO_TCP || !(p->tcp_flags & TCP_SYN)) {
+			w->began = old->began;
+			w->flags |= old->flags & (TCP_FIN | TCP_RST);
+		}
 	}
 	for (int i = GOES_IN; i <= GOES_OUT; i++) {
 		w->judged[i].packets = w->packets;
@@ -148,6 +152,8 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	key.dport = tcp->dport;
 	key.proto = proto;
 	w = bpf_map_lookup_elem(&ways, &key);
+	if (w && ends)
+		w->flags |= ends;
 	if (!w || w->generation != s->generation || (ends && (renames(w, &key) || is_counted(w))))
 		return 0;
 
@@ -333,7 +339,7 @@ NOINLINE int again_from_container(struct __sk_buff *ctx, __u32 generation)
 		return OTHER_FAMILY;
 	if (!w || !same_mac(s->own, w->own) || !fits(ctx, s, w))
 		return MISS;
-	if (w->metered && over_limit(ctx))
+	if ((w->flags & W_METERED) && over_limit(ctx))
 		return drop(ctx, R_DROP_RATE);
 	return go(ctx, s, w, 0);
 }

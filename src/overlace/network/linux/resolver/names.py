@@ -39,6 +39,7 @@ from overlace.network.linux.resolver.channel import (
     close_all,
     connect,
 )
+from overlace.network.linux.resolver.liveness import keep_alive
 from overlace.network.naming import Binder, Client
 
 log = structlog.get_logger(__name__)
@@ -64,6 +65,7 @@ class ResolverProcess:
         self._hearing: list[asyncio.Future[None]] = []  # for what was told to be heard
         self._event = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._alive: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._child = 0
 
@@ -77,6 +79,7 @@ class ResolverProcess:
         self._wanted = {client.task_id: client for client in clients}
         self._folder.mkdir(parents=True, exist_ok=True)
         self._loop = asyncio.create_task(self._work(), name="the resolver's process")
+        self._alive = asyncio.create_task(keep_alive(self._folder), name="whether the resolver answers")
         for result in await asyncio.gather(
             *(self.ensure(client) for client in self._wanted.values()), return_exceptions=True
         ):
@@ -122,10 +125,11 @@ class ResolverProcess:
         self._let_go()
 
     async def _stop(self) -> None:
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
-            self._loop = None
+        working = [task for task in (self._loop, self._alive) if task is not None]
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, return_exceptions=True)
+        self._loop = self._alive = None
         for waiting in self._waiting.values():
             for done in waiting:
                 done.cancel()
