@@ -16,13 +16,13 @@ setup: ## install what is needed; quick when it is there
 demo: setup ## a mixed swarm at work, on this machine (KEEP=1 leaves it up)
 	@$(BIN)/overlace lab demo $(if $(KEEP),--keep)
 
-test: setup ## every test: unit and sim in parallel, then host and conformance (root, real packets, real clients)
+test: setup ## every test but tests/windows: unit and sim in parallel, then host and conformance (root, real packets, real clients)
 	@status=0; \
 	$(BIN)/pytest -n 2 $(PURE) || status=1; \
 	$(BIN)/pytest $(REAL) || status=1; \
 	exit $$status
 
-windows: setup ## the Windows half under a Windows Python (Wine): installs it, and runs tests/windows
+windows: setup ## the other tests, tests/windows: the Windows half under a Windows Python (Wine), which this installs
 	@bash scripts/windows
 	@$(BIN)/pytest tests/windows
 

@@ -293,7 +293,7 @@ def test_policies_and_traces_know_containers(
     assert found["NetworkSettings"]["Networks"]["open"]["DNSNames"] == ["vault", "safe", found["Id"][:12]]
 
     def reaches(name: str) -> bool:
-        asked = ("exec", name, "wget", "-T", "2", "-qO-", "http://vault/cgi-bin/who")
+        asked = ("exec", name, "timeout", "3", "wget", "-qO-", "http://vault/cgi-bin/who")
         return docker.run(*asked, host=two).returncode == 0
 
     eventually(lambda: reaches("front"), "whom the label names is let in")

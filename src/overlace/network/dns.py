@@ -1,9 +1,8 @@
 """The resolver of containers, at 127.0.0.11: names of the cluster from the view, everything else forwarded.
 
-Owns DNS messages, the sockets it is given and the answers' cache. What a name means is names.py's. Must not
+Owns the sockets it is given and the answers' cache. What a name means is names.py's, its messages dns_message.py's. Must not
 make sockets inside sandboxes (the data path does) nor know HNS. Queries it forwards leave from the daemon's
-own network namespace, those for nameservers of the service's own from the task's. Source of message rules:
-RFC 1035, 2181, 2308, 6891 (EDNS), 7766 (TCP).
+own network namespace, those for nameservers of the service's own from the task's. Source: RFC 7766 (TCP).
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ import dns.rdatatype
 import msgspec
 
 from overlace.model.netview import NetView
+from overlace.network.dns_message import Query, Wire, build, parse_query
 from overlace.network.names import Answer, Names, is_reverse, lookup
 
-TTL = 0  # seconds: a change of tasks is seen by the next query
-UDP_DEFAULT, UDP_MAX = 512, 4096  # octets of an answer without / with EDNS at most
 UPSTREAM_TIMEOUT = 2.0  # seconds per upstream and attempt
 TOTAL_TIMEOUT = 4.0  # under the 5 s clients wait
 BAD_FOR = 5.0  # seconds an upstream that did not answer stands last
@@ -39,101 +37,6 @@ MAX_FORWARDS = 512  # at once; more are refused with SERVFAIL instead of starvin
 TCP_IDLE = 10.0  # seconds to send a question, or to take an answer
 TCP_MOST = 100  # connections of one container at once: the resolver's descriptors are everybody's
 CACHE_LIMIT = 4096  # answers per set of networks
-
-
-class _Wire(msgspec.Struct, frozen=True):
-    """An answer in pieces: header (without id) and question, records, and the OPT record when EDNS was
-    used."""
-
-    question: bytes
-    records: tuple[bytes, ...]
-    tail: bytes
-    rcode: int
-    limit: int  # octets over UDP
-    recursion: bool
-
-    def encode(self, ident: bytes, *, tcp: bool) -> bytes:
-        """The message, records in random order, as many as fit with TC set when not all do."""
-        records = list(self.records)
-        if len(records) > 1:
-            random.shuffle(records)
-        limit = 65535 if tcp else self.limit
-        fixed = 12 + len(self.question) + len(self.tail)
-        truncated = False
-        if fixed + sum(map(len, records)) > limit:
-            truncated = True
-            kept, size = 0, fixed
-            for r in records:
-                size += len(r)
-                if size > limit:
-                    break
-                kept += 1
-            records = records[:kept]
-        flags = 0x8080 | (0x0100 if self.recursion else 0) | (0x0200 if truncated else 0) | self.rcode
-        header = struct.pack(">HHHHH", flags, 1, len(records), 0, 1 if self.tail else 0)
-        return b"".join((ident, header, self.question, *records, self.tail))
-
-
-class Query(msgspec.Struct, frozen=True):
-    """One question, checked."""
-
-    name: str  # no final dot
-    qtype: str
-    question: bytes  # as on the wire
-    edns: bool
-    limit: int
-    recursion: bool
-    in_class: bool
-    opcode: int
-
-
-def parse_query(data: bytes) -> Query | None:
-    """None for what is no well-formed query with one question: it is ignored."""
-    if len(data) < 17 or data[2] & 0x80 or data[4:6] != b"\x00\x01":
-        return None
-    try:
-        m = dns.message.from_wire(data, one_rr_per_rrset=True)
-    except dns.exception.DNSException:
-        return None
-    except Exception:  # dnspython's own slips on hostile input must not cost more than this query
-        return None
-    if len(m.question) != 1:
-        return None
-    q = m.question[0]
-    end = 12
-    while data[end]:
-        if data[end] & 0xC0:
-            return None  # a compressed name in the question
-        end += data[end] + 1
-    return Query(
-        name=q.name.to_text(omit_final_dot=True),
-        qtype=dns.rdatatype.to_text(q.rdtype),
-        question=data[12 : end + 5],
-        edns=m.edns >= 0,
-        limit=min(max(m.payload, UDP_DEFAULT), UDP_MAX) if m.edns >= 0 else UDP_DEFAULT,
-        recursion=bool(m.flags & dns.flags.RD),
-        in_class=q.rdclass == dns.rdataclass.IN,
-        opcode=int(m.opcode()),
-    )
-
-
-def _record(rdtype: int, rdata: bytes) -> bytes:
-    # the owner is a pointer to the question's name, which always starts at octet 12
-    return struct.pack(">HHHIH", 0xC00C, rdtype, 1, TTL, len(rdata)) + rdata
-
-
-def build(query: Query, answer: Answer, rcode: int = 0) -> _Wire:
-    records = [
-        _record(28, socket.inet_pton(socket.AF_INET6, a)) if ":" in a else _record(1, socket.inet_aton(a))
-        for a in answer.addresses
-    ]
-    for name in answer.names:
-        try:
-            records.append(_record(12, dns.name.from_text(name).to_wire() or b""))
-        except dns.exception.DNSException:
-            continue  # a name DNS cannot carry has no PTR
-    tail = struct.pack(">BHHIH", 0, 41, 1232, 0, 0) if query.edns else b""
-    return _Wire(query.question, tuple(records), tail, rcode, query.limit, query.recursion)
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -221,7 +124,7 @@ class Resolver:
         self._names = Names()
         self._ready = False
         self._served: dict[str, _Served] = {}
-        self._cache: dict[tuple[str, ...], dict[bytes, _Wire]] = {}
+        self._cache: dict[tuple[str, ...], dict[bytes, Wire]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._forwards = 0
 
@@ -248,9 +151,7 @@ class Resolver:
             for networks in [n for n in self._cache if touched.intersection(n)]:
                 del self._cache[networks]
 
-    def answer(
-        self, networks: tuple[str, ...], query: Query, own: OwnUpstreams | None = None
-    ) -> _Wire | None:
+    def answer(self, networks: tuple[str, ...], query: Query, own: OwnUpstreams | None = None) -> Wire | None:
         """The finished answer, or None when the query must be forwarded."""
         if query.opcode != 0:
             return build(query, Answer(True), int(dns.rcode.NOTIMP))
@@ -377,7 +278,7 @@ class Resolver:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _remember(self, networks: tuple[str, ...], data: bytes, wire: _Wire) -> None:
+    def _remember(self, networks: tuple[str, ...], data: bytes, wire: Wire) -> None:
         if not self._ready:
             return
         cache = self._cache.setdefault(networks, {})

@@ -17,7 +17,8 @@ import dns.rrset
 import pytest
 
 from overlace.model.netview import NetView
-from overlace.network.dns import Resolver, parse_query
+from overlace.network.dns import Resolver
+from overlace.network.dns_message import parse_query
 from overlace.network.resolv_conf import container_resolv_conf, parse_resolv_conf
 
 from .world import ME, endpoint, network, service

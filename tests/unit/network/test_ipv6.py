@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from overlace.model.netview import EndpointEntry, NetView, ServiceEntry, entry_hash
 from overlace.model.policy import ALLOW_FROM, parse_items
-from overlace.network.dns import Resolver, build, parse_query
+from overlace.network.dns import Resolver
+from overlace.network.dns_message import build, parse_query
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     HostComputeEndpoint,

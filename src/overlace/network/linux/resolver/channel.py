@@ -30,6 +30,7 @@ _READ, _DESCRIPTORS = 1 << 18, 8
 # What decides how questions are answered: another content of these files is another version of the resolver.
 _SOURCES = (
     "dns.py",
+    "dns_message.py",
     "names.py",
     "linux/dns.py",
     "linux/netns.py",
