@@ -39,7 +39,6 @@ from overlace.daemon.runtimes import make_runtime
 from overlace.daemon.standalone import Standalone
 from overlace.model.errors import Internal, InvalidArgument, OverlaceError, Unavailable, Unimplemented
 from overlace.model.ids import new_id
-from overlace.model.objects import NodeDescription
 from overlace.model.specs import PortConfig
 from overlace.network.switch import Switch
 from overlace.runtime.base import Runtime
@@ -51,7 +50,6 @@ from overlace.wire.transport_server import ServeEngine
 log = structlog.get_logger(__name__)
 JOIN_MANAGER_SECONDS = 90.0  # the first manager may have to move its state to etcd
 JOIN_SECONDS = 20.0  # moby daemon/cluster/cluster.go swarmConnectTimeout
-DEFAULT_MTU = 1500  # bytes, Ethernet's
 REVIVE_SECONDS = (1.0, 30.0)  # first and longest pause before trying again what failed at the start
 
 
@@ -375,7 +373,7 @@ class Engine:
                         self._data_root,
                         request.remote_addrs,
                         request.join_token,
-                        description=self._description(underlay),
+                        description=facts.newcomer(self._daemon, underlay, self._system),
                         availability=request.availability,
                         advertise=advertise,
                     )
@@ -402,17 +400,6 @@ class Engine:
             except BaseException:
                 await self._undo_join(entered)
                 raise
-
-    def _description(self, underlay: str) -> NodeDescription:
-        """For a manager that is asked to let this host in, before there is a data path to know the MTU of."""
-        return facts.describe(
-            hostname=self._daemon.hostname,
-            labels=self._daemon.labels,
-            generic=self._daemon.generic,
-            underlay_address=underlay,
-            mtu=DEFAULT_MTU,
-            system=self._system,
-        )
 
     async def swarm_leave(self, force: bool) -> None:
         async with self._changing:

@@ -24,6 +24,8 @@ from overlace.model.objects import NodeDescription, NodeResources
 from overlace.model.system import ON_WINDOWS
 from overlace.network.addresses import interface_addresses, six_addresses
 
+DEFAULT_MTU = 1500  # bytes, Ethernet's
+
 _PLUGINS = (
     ("Log", "json-file"),
     ("Log", "local"),
@@ -223,4 +225,16 @@ def describe(
         isolation=isolation,
         mtu=mtu,
         lacks=dict(lacks or {}),
+    )
+
+
+def newcomer(options: DaemonOptions, underlay: str, system: System) -> NodeDescription:
+    """For a manager that is asked to let this host in, before there is a data path to know the MTU of."""
+    return describe(
+        hostname=options.hostname,
+        labels=options.labels,
+        generic=options.generic,
+        underlay_address=underlay,
+        mtu=DEFAULT_MTU,
+        system=system,
     )

@@ -1,7 +1,7 @@
 """The resolver of containers, at 127.0.0.11: names of the cluster from the view, everything else forwarded.
 
-Owns the sockets it is given and the answers' cache. What a name means is names.py's, its messages dns_message.py's. Must not
-make sockets inside sandboxes (the data path does) nor know HNS. Queries it forwards leave from the daemon's
+Owns the sockets it is given and the answers' cache. What a name means is names.py's, messages are dns_message.py's. Must
+not make sockets inside sandboxes (the data path does) nor know HNS. Queries it forwards leave from the daemon's
 own network namespace, those for nameservers of the service's own from the task's. Source: RFC 7766 (TCP).
 """
 

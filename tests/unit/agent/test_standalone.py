@@ -368,7 +368,7 @@ async def test_a_run_that_ended_while_no_daemon_was_there(tmp_path: Path) -> Non
 async def test_a_daemon_that_starts_before_its_engine_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: OverlaceError
 ) -> None:
-    monkeypatch.setattr("overlace.agent.standalone.keeper.RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("overlace.agent.standalone.persist.RETRY_SECONDS", (0.01, 0.01))
     host = Host()
     async with keeping(tmp_path, host) as keeper:
         for id in ("aa" * 32, "bb" * 32, "cc" * 32):

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from overlace.agent.standalone.persist import RETRY_SECONDS, persist
 from overlace.agent.standalone.places import Places
 from overlace.agent.standalone.plan import Next, Step, plan_end, plan_found
 from overlace.agent.standalone.records import Joined, Record, Records, Restart, Wish
@@ -31,7 +32,6 @@ from overlace.network.base import Attached
 from overlace.runtime.base import Container, ContainerConfig, Runtime, Sandboxes
 
 log = structlog.get_logger(__name__)
-RETRY_SECONDS = (1.0, 30.0)  # first and longest pause before a start that failed is tried again
 KILL_SECONDS = 10.0  # for SIGKILL to end a container; the runtime has stronger means
 
 
@@ -475,24 +475,8 @@ class Keeper:
     def _follow(self, slot: Slot, look: Callable[[Slot], Awaitable[None]]) -> None:
         """Have `look` done in the background, again and again until it works or the container is gone."""
 
-        async def carefully() -> None:
-            pause, told = RETRY_SECONDS[0], ""
-            while self._slots.get(slot.id) is slot:
-                try:
-                    await look(slot)
-                    return
-                except NotFound:
-                    return  # removed meanwhile
-                except OverlaceError as error:
-                    if error.message != told:
-                        told = error.message
-                        log.warning("a container could not be followed, will retry", id=slot.id, error=told)
-                except Exception:
-                    log.exception("following a container failed, will retry", id=slot.id)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_SECONDS[1])
-
-        task = asyncio.create_task(carefully(), name=f"follow {slot.id[:12]}")
+        looking = persist(slot, look, lambda: self._slots.get(slot.id) is slot)
+        task = asyncio.create_task(looking, name=f"follow {slot.id[:12]}")
         self._doing.add(task)
         task.add_done_callback(self._doing.discard)
 
