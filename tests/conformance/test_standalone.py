@@ -301,7 +301,7 @@ def test_policies_and_traces_know_containers(
     other = docker.one("inspect", "stranger", host=two)["Id"]
     for who, code, outcome in (("front", 0, "reaches vault on linux-1"), (other, 1, "broken")):
         said = json.loads(overlace(anydocker, "trace", who, "vault", "--json", code=code))
-        assert said["outcome"].startswith(outcome), said
+        assert said["Outcome"].startswith(outcome), said
     wrong = docker.refused("run", "--label", "overlace.policy.allow-from=web:http", app)
     assert "is no protocol" in wrong
 

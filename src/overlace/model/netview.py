@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from sys import intern
 from typing import TypeVar, Union
 
 import msgspec
@@ -152,11 +153,12 @@ class NetView:
             self.put(e)
 
     def put(self, entry: Entry) -> None:
-        self.remove(entry.key)
-        self._entries[entry.key] = entry
+        key = intern(entry.key)  # who indexes the view by key has no copy of its own
+        self.remove(key)
+        self._entries[key] = entry
         self.checksum ^= entry_hash(entry)
         if isinstance(entry, (EndpointEntry, ServiceEntry)):
-            self._by_network.setdefault(entry.network_id, set()).add(entry.key)
+            self._by_network.setdefault(entry.network_id, set()).add(key)
 
     def remove(self, key: str) -> None:
         old = self._entries.pop(key, None)

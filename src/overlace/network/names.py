@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from sys import intern
 
 import msgspec
 
@@ -42,8 +43,9 @@ class _Network:
         self.service: dict[str, ServiceEntry] = {}
         self.members: dict[str, dict[str, EndpointEntry]] = {}  # service id -> endpoints by task
         self.service_names: dict[str, dict[str, int]] = {}  # service name -> ids, as endpoints tell (counted)
-        self.tasks: dict[str, dict[str, EndpointEntry]] = {}  # task name or alias -> endpoints by task
-        self.reverse: dict[str, dict[str, None]] = {}  # address -> names
+        # most names and addresses are one task's: then it stands there itself, and no dict of one
+        self.tasks: dict[str, EndpointEntry | dict[str, EndpointEntry]] = {}  # task name or alias -> by task
+        self.reverse: dict[str, str | dict[str, None]] = {}  # address -> names
 
 
 class Names:
@@ -69,7 +71,7 @@ class Names:
             if new is None:
                 del self._seen[key]
             else:
-                self._seen[key] = new
+                self._seen[intern(key)] = new
         return touched
 
     def _index(self, e: Entry | None, add: bool) -> str:
@@ -83,7 +85,7 @@ class Names:
             for name in {e.name.lower(), *(a.lower() for a in e.aliases)}:
                 _member(n.services, name, e.service_id, add)
             for vip in e.vips:
-                _member(n.reverse, vip.split("/")[0], e.name, add)
+                _name(n.reverse, vip.split("/")[0], e.name, add)
             if add:
                 n.service[e.service_id] = e
             else:
@@ -99,9 +101,9 @@ class Names:
             if not counts:
                 del n.service_names[e.service_name.lower()]
             for name in {e.task_name.lower(), *(a.lower() for a in e.aliases)}:
-                _entry(n.tasks, name, e, add)
+                _task(n.tasks, name, e, add)
             for address in e.addresses:
-                _member(n.reverse, address.split("/")[0], e.task_name, add)
+                _name(n.reverse, address.split("/")[0], e.task_name, add)
             return e.network_id
         return ""
 
@@ -124,7 +126,8 @@ class Names:
             for service_id in {**n.services.get(base, {}), **n.service_names.get(base, {})}:
                 known = True
                 out.update(dict.fromkeys(self._serving(n, service_id)))
-        for e in n.tasks.get(name, {}).values():
+        found = n.tasks.get(name, {})
+        for e in found.values() if isinstance(found, dict) else (found,):
             known = True
             # a task's own name answers as soon as it exists, a shared alias only with tasks that take
             # connections
@@ -158,7 +161,7 @@ class Names:
             return None
         found = n.reverse.get(address)
         if found:
-            return tuple(f"{name}.{n.name}" for name in found)
+            return tuple(f"{name}.{n.name}" for name in ((found,) if isinstance(found, str) else found))
         return () if any(ip_address(address) in s for s in n.subnets) else None
 
 
@@ -235,3 +238,41 @@ def _entry(index: dict[str, dict[str, EndpointEntry]], key: str, e: EndpointEntr
         index[key].pop(e.task_id, None)
         if not index[key]:
             del index[key]
+
+
+def _task(
+    index: dict[str, EndpointEntry | dict[str, EndpointEntry]], key: str, e: EndpointEntry, add: bool
+) -> None:
+    old = index.get(key)
+    if isinstance(old, dict):
+        if add:
+            old[e.task_id] = e
+        else:
+            old.pop(e.task_id, None)
+            if not old:
+                del index[key]
+    elif old is None or old.task_id == e.task_id:
+        if add:
+            index[key] = e
+        else:
+            index.pop(key, None)
+    elif add:
+        index[key] = {old.task_id: old, e.task_id: e}
+
+
+def _name(index: dict[str, str | dict[str, None]], key: str, name: str, add: bool) -> None:
+    old = index.get(key)
+    if isinstance(old, dict):
+        if add:
+            old[name] = None
+        else:
+            old.pop(name, None)
+            if not old:
+                del index[key]
+    elif old is None or old == name:
+        if add:
+            index[key] = name
+        else:
+            index.pop(key, None)
+    elif add:
+        index[key] = {old: None, name: None}

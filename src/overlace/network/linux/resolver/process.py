@@ -17,10 +17,12 @@ import socket
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from sys import intern
 
 import msgspec
+from msgspec.structs import force_setattr
 
-from overlace.model.netview import Entry, NetView, NodeEntry
+from overlace.model.netview import EndpointEntry, Entry, NetView, NodeEntry
 from overlace.network.dns import OwnUpstreams, Resolver, Upstream
 from overlace.network.linux.dns import client_socket
 from overlace.network.linux.resolver.channel import (
@@ -188,11 +190,12 @@ class Process:
             except msgspec.MsgspecError as e:
                 log.warning("an entry is not understood: %s", e)
                 continue
+            key = intern(entry.key)
             if self._fresh is not None:
-                self._fresh.add(entry.key)
-            if self._view.get(entry.key) != entry:
-                self._view.put(entry)
-                changed.add(entry.key)
+                self._fresh.add(key)
+            if self._view.get(key) != entry:
+                self._view.put(compact(entry))
+                changed.add(key)
         if message.last and self._fresh is not None:
             gone = [e.key for e in self._view if e.key not in self._fresh]
             for key in gone:
@@ -292,6 +295,15 @@ class Process:
             for _, descriptors in offered:
                 close_all(descriptors)
             channel.close()
+
+
+def compact(entry: Entry) -> Entry:
+    """The same, with one copy of what many entries say: a network's, service's and node's ids and names."""
+    if isinstance(entry, EndpointEntry):
+        for field in ("network_id", "node_id", "service_id", "service_name"):
+            force_setattr(entry, field, intern(getattr(entry, field)))
+        force_setattr(entry, "aliases", tuple(map(intern, entry.aliases)))
+    return entry
 
 
 def told(view: NetView) -> list[Names]:
