@@ -111,27 +111,96 @@ LOOKUP void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f, c
 		       p->proto);
 }
 
-/* Whether the connection whose replies `reply` translates is over. */
-LOOKUP int has_ended(__u32 scope, const struct flow *reply, __u8 proto)
+/* The connection whose answers `reply` translates: to a VIP, or to a host's address, which a container may ask, too. */
+LOOKUP struct flow *answered_by(const struct flow *reply, __u8 proto)
 {
 	struct flow_key key = {
-		.scope = scope, .saddr = reply->daddr, .daddr = reply->saddr, .sport = reply->dport, .dport = reply->sport,
+		.scope = reply->vni, .saddr = reply->daddr, .daddr = reply->saddr, .sport = reply->dport, .dport = reply->sport,
 		.proto = proto,
 	};
-	struct flow *forward;
+	struct flow *f = bpf_map_lookup_elem(&flows, &key);
 
-	if (reply->kind != F_REPLY)
+	if (!f && key.scope) {
+		key.scope = 0;
+		f = bpf_map_lookup_elem(&flows, &key);
+	}
+	return f && f->kind == F_FORWARD ? f : 0;
+}
+
+INLINE int is_row(const struct flow *a, const struct flow *b)
+{
+	return a->kind == b->kind && same(a->saddr, b->saddr) && same(a->daddr, b->daddr) && a->sport == b->sport &&
+	       a->dport == b->dport && a->provider == b->provider;
+}
+
+enum { GOES_ON, ENDED, LONG_OVER };
+
+/* How over the connection is whose answers `f` is for. LONG_OVER: the backend has forgotten it, too. */
+LOOKUP int ended(const struct flow *f, __u8 proto)
+{
+	__u32 idle;
+
+	if (f->kind == F_REPLY) {
+		f = answered_by(f, proto);
+		if (!f)
+			return LONG_OVER;
+	}
+	idle = now() - f->seen;
+	if (proto == PROTO_TCP ? !(f->state & STATE_CLOSED) : idle <= idle_of(proto))
+		return GOES_ON;
+	return idle > TIME_WAIT ? LONG_OVER : ENDED;
+}
+
+/* Take the name `key` from the connection that ended under it. What else renamed that one must not lead here. */
+LOOKUP void take_over(const struct flow_key *key, const struct flow *old)
+{
+	struct flow_key other = {
+		.scope = old->provider, .saddr = old->daddr, .daddr = old->saddr, .sport = old->dport, .dport = old->sport,
+		.proto = key->proto, .by_host = 1,
+	};
+
+	if (old->kind == F_VIA && old->dport != key->dport)
+		bpf_map_delete_elem(&flows, &other);
+}
+
+/* A name for the new connection: `key` with a client's port that no other connection to the backend has, its own if it
+ * can be. `own`: the row it would have. One that nobody had lately is better than one of an ended connection, which the
+ * backend may still remember (TIME_WAIT). -1: none found. */
+INLINE int name(struct flow_key *key, const struct flow *own)
+{
+	__be16 ended_port = 0;
+	struct flow *old;
+
+	for (int i = 0; i < 8; i++) {
+		int over;
+
+		old = bpf_map_lookup_elem(&flows, key);
+		if (!old || is_row(old, own))
+			return 0;
+		over = ended(old, key->proto);
+		if (over == LONG_OVER)
+			goto taken;
+		if (over == ENDED && !ended_port)
+			ended_port = key->dport;
+		if (key->proto == PROTO_SCTP)
+			break; /* by another port it would be another packet */
+		key->dport = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
+	}
+	if (!ended_port)
+		return -1;
+	key->dport = ended_port;
+	old = bpf_map_lookup_elem(&flows, key);
+	if (!old)
 		return 0;
-	forward = bpf_map_lookup_elem(&flows, &key);
-	return !forward || forward->kind != F_FORWARD || (forward->state & STATE_CLOSED) ||
-	       (proto != PROTO_TCP && now() - forward->seen > idle_of(proto));
+taken:
+	take_over(key, old);
+	return 0;
 }
 
 /* Enter the reply translation of the new connection `f`; another source port is taken when the backend already has
  * such a connection under another name: two VIPs over one backend, or one published port through two hosts. */
 INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow *f)
 {
-	__be16 port = p->sport, ended = 0;
 	ROOM(flow_key, key);
 	ROOM(flow, answers);
 
@@ -139,6 +208,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 	key->saddr = f->daddr;
 	key->daddr = f->saddr;
 	key->sport = f->dport;
+	key->dport = p->sport;
 	key->proto = p->proto;
 	answers->saddr = p->daddr;
 	answers->daddr = p->saddr;
@@ -154,27 +224,9 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 		key->scope = SCOPE_SANDBOX;
 		key->saddr = numbered(f->sandbox);
 	}
-	for (int i = 0; i < 8; i++) {
-		struct flow *old;
-
-		key->dport = port;
-		old = bpf_map_lookup_elem(&flows, key);
-		if (!old || (old->kind == F_REPLY && same(old->saddr, answers->saddr) &&
-			     same(old->daddr, answers->daddr) && old->sport == answers->sport &&
-			     old->dport == answers->dport))
-			goto found;
-		if (!ended && has_ended(q->scope, old, p->proto))
-			ended = port;
-		if (p->proto == PROTO_SCTP)
-			break; /* by another port it would be another packet */
-		port = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
-	}
-	/* One that nobody had is better: the backend may still remember the ended connection (TIME_WAIT). */
-	if (!ended)
+	if (name(key, answers))
 		return -1;
-	port = ended;
-found:
-	key->dport = f->sport = port;
+	f->sport = key->dport;
 	forget_reply(p, f->peer_vni, f, f->state & STATE_PRESERVED ? &q->front : &f->daddr);
 	return bpf_map_update_elem(&flows, key, answers, BPF_ANY);
 }
@@ -244,12 +296,13 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 #ifndef OVERLACE_IPV6
 /* A client outside the overlay reached local endpoint `e` through host `provider`: replies go back that way. The same
  * client port may come through two hosts, or through this one, to the same container, which could not tell the
- * connections apart: the later one gets another source port. 1: `out` is how this packet must be translated. */
+ * connections apart: the later one gets another source port. 1: `out` is how this packet must be translated; -1: no port
+ * is left for it. */
 NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const struct endpoint *e, struct flow *out)
 {
 	struct flow_key key = {}, other = {};
 	struct flow *f, via = {};
-	int syn;
+	int renamed, syn;
 
 	if (!p || !e || !out)
 		return 0;
@@ -261,11 +314,17 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const str
 	other.dport = p->dport;
 	other.proto = p->error ? p->error_proto : p->proto;
 	other.by_host = 1;
+	f = bpf_map_lookup_elem(&flows, &other);
+	renamed = f != 0;
+	if (f)
+		*out = *f;
+	if (p->error)
+		return renamed;
 	key.scope = SCOPE_SANDBOX;
 	key.saddr = e->sandbox;
 	key.daddr = p->saddr;
 	key.sport = p->dport;
-	key.dport = p->sport;
+	key.dport = renamed ? out->sport : p->sport;
 	key.proto = p->proto;
 	via.saddr = p->daddr;
 	via.daddr = p->saddr;
@@ -274,42 +333,41 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const str
 	via.vni = vni;
 	via.provider = provider;
 	via.sandbox = e->sandbox;
+	via.seen = now();
 	via.kind = F_VIA;
-	f = bpf_map_lookup_elem(&flows, &other);
-	if (f) {
-		*out = *f;
-		if (syn) { /* should the way back have been forgotten */
-			key.dport = f->sport;
-			bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
-		}
-		return 1;
-	}
-	if (p->error)
-		return 0;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (f && f->kind == F_VIA && f->provider == provider && f->vni == vni && f->saddr == via.saddr)
-		return 0;
-	if (f && p->proto == PROTO_TCP && !syn)
-		return 0; /* another connection of the same name is alive */
-	if (!f || (p->proto != PROTO_TCP && p->proto != PROTO_UDP)) {
-		forget(e->ifindex, p->daddr, p->saddr, p->dport, p->sport, p->proto);
-		bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
-		return 0;
+	if (f && is_row(f, &via) && f->vni == vni) {
+		if (f->seen != via.seen)
+			f->seen = via.seen;
+		if (syn)
+			f->state &= ~STATE_CLOSED;
+		else if (p->proto == PROTO_TCP && (p->tcp_flags & (TCP_FIN | TCP_RST)))
+			f->state |= STATE_CLOSED;
+		return renamed;
 	}
+	if (f && p->proto == PROTO_TCP && !syn)
+		return renamed; /* another connection of the same name is alive */
+	if (!f || (p->proto != PROTO_TCP && p->proto != PROTO_UDP)) { /* new, or forgotten */
+		forget(e->ifindex, p->daddr, p->saddr, p->dport, key.dport, p->proto);
+		bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
+		return renamed;
+	}
+	key.dport = p->sport;
+	if (name(&key, &via))
+		return -1;
+	forget(e->ifindex, p->daddr, p->saddr, p->dport, key.dport, p->proto);
 	__builtin_memset(out, 0, sizeof(*out));
 	out->saddr = p->saddr;
 	out->daddr = p->daddr;
+	out->sport = key.dport;
 	out->dport = p->dport;
 	out->kind = F_FORWARD;
-	for (int i = 0; i < 8; i++) {
-		out->sport = key.dport = bpf_htons(32768 + bpf_get_prandom_u32() % 28000);
-		if (bpf_map_lookup_elem(&flows, &key))
-			continue;
-		forget(e->ifindex, p->daddr, p->saddr, p->dport, out->sport, p->proto);
-		if (bpf_map_update_elem(&flows, &key, &via, BPF_ANY) || bpf_map_update_elem(&flows, &other, out, BPF_ANY))
-			return 0;
-		return 1;
+	if (bpf_map_update_elem(&flows, &key, &via, BPF_ANY))
+		return -1;
+	if (key.dport == p->sport) {
+		bpf_map_delete_elem(&flows, &other);
+		return 0;
 	}
-	return 0;
+	return bpf_map_update_elem(&flows, &other, out, BPF_ANY) ? -1 : 1;
 }
 #endif

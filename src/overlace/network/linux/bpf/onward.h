@@ -61,6 +61,12 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 
 	if (!cfg || !p || !f || translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
+	if (p->proto == PROTO_TCP && (p->tcp_flags & TCP_RST)) { /* the client has nothing more to say */
+		struct flow *whole = answered_by(f, PROTO_TCP);
+
+		if (whole)
+			whole->state |= STATE_CLOSED;
+	}
 #ifndef OVERLACE_IPV6
 	if (f->out == OUT_UNDERLAY) {
 		remember(p, W_UNDERLAY, 0, 0);
@@ -112,6 +118,9 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 
 	if (!cfg || !p || !f)
 		return drop(ctx, R_DROP_ERROR);
+	p->noted = 1;
+	if (p->proto == PROTO_TCP && (p->tcp_flags & TCP_RST))
+		f->state |= STATE_CLOSED;
 	hop.vni = f->vni;
 	hop.provider = f->provider;
 	net = bpf_map_lookup_elem(&networks, &hop.vni);

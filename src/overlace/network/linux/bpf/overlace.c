@@ -175,7 +175,8 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	struct eth eth;
 	struct flow *known;
 	struct route *r;
-	__u32 bad, outside = 0, renamed = 0;
+	__u32 bad, outside = 0;
+	int renamed = 0;
 	ROOM(pkt, p);
 	ROOM(flow, f);
 
@@ -231,6 +232,9 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	if (e && outside) {
 #ifndef OVERLACE_IPV6
 		renamed = note_via(p, vni, provider, e, f);
+		if (renamed < 0)
+			return drop(ctx, R_DROP_ERROR);
+		p->noted = 1;
 #endif
 	} else {
 		known = flow_of(e ? vni : 0, p);

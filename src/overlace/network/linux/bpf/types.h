@@ -30,6 +30,7 @@
 #define BACKENDS 65536 /* of a frontend with session affinity, as far as they are compared */
 #define SCTP_IDLE 600 /* the same for SCTP, whose ends send heartbeats (RFC 9260 section 8.3) */
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
+#define TIME_WAIT 64 /* about seconds: how long an ended connection may be remembered by its ends; Linux forgets after 60 */
 #define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
 #define AT_TUNNEL 0x80000000
 #define MISS 0x100 /* no end of the packet's way: somebody else must do */
@@ -299,6 +300,7 @@ struct way_key { /* the packet as it came */
 };
 
 #define W_METERED 0x80 /* its sender has a rate limit */
+#define W_NOTED 0x40 /* its end is for the layers to see */
 enum { W_DELIVER = 1, W_ENCAPSULATE, W_UNDERLAY, W_TO_HOST, W_LOOPBACK };
 
 struct way {
@@ -312,7 +314,7 @@ struct way {
 	__u32 ifindex; /* W_DELIVER */
 	__u8 own[6]; /* of a container: its source MAC */
 	__u8 src[6], dst[6]; /* MACs it goes on with */
-	__u8 verdict, flags; /* W_METERED; TCP_FIN and TCP_RST once it has carried one */
+	__u8 verdict, flags; /* W_METERED, W_NOTED; TCP_FIN and TCP_RST once it has carried one */
 	__u32 began; /* as seen */
 	__u64 packets, bytes;
 	struct judged judged[2]; /* by enum direction: the rules its packets count for */
@@ -374,6 +376,7 @@ struct pkt {
 	__be32 from;
 	__u8 own[6];
 	__u8 metered; /* its sender has a rate limit */
+	__u8 noted; /* W_NOTED */
 #ifdef OVERLACE_IPV6
 	__u8 hops; /* hop limit */
 #endif

@@ -62,7 +62,7 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 	w->from = p->from;
 	w->ifindex = target;
 	w->verdict = verdict;
-	w->flags = p->metered ? W_METERED : 0;
+	w->flags = (p->metered ? W_METERED : 0) | (p->noted ? W_NOTED : 0);
 	copy_mac(w->own, p->own);
 	if (hop) {
 		w->provider = hop->provider;
@@ -112,7 +112,7 @@ INLINE int is_counted(const struct way *w)
 }
 
 /* The unified flow of the packet behind `base` bytes, if it has one that still holds. What begins a TCP connection is
- * for the layers to see, and what ends one that a service has. */
+ * for the layers to see, and what ends one that a service has or that came through another host. */
 INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *s)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -154,7 +154,8 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	w = bpf_map_lookup_elem(&ways, &key);
 	if (w && ends)
 		w->flags |= ends;
-	if (!w || w->generation != s->generation || (ends && (renames(w, &key) || is_counted(w))))
+	if (!w || w->generation != s->generation ||
+	    (ends && ((w->flags & W_NOTED) || renames(w, &key) || is_counted(w))))
 		return 0;
 
 	__u32 at = now();
