@@ -34,6 +34,7 @@ from overlace.lab.layout import (
 )
 from overlace.lab.shell import run
 from overlace.lab.windows import host as windows
+from overlace.lab.windows import wine
 from overlace.model.errors import (
     Conflict,
     FailedPrecondition,
@@ -89,10 +90,12 @@ class Lab:
 
         `program` replaces the `overlace` program on the hosts; `timeout` bounds, in seconds, each wait for
         a daemon and for the swarm. What fails is taken down again. Raises Conflict when the name is in
-        use, InvalidArgument for counts that cannot work, PermissionDenied when not root, Internal with the
-        end of the log that tells why.
+        use, InvalidArgument for counts that cannot work, PermissionDenied when not root, Unavailable without the
+        Windows Python it needs, Internal with the end of the log that tells why.
         """
         _need_root()
+        if windows_python:
+            wine.ensure_current()
         paths = paths or Paths()
         with _locked(paths):
             if _load(paths, check_name(name)) is not None:

@@ -1,10 +1,14 @@
-"""Which Windows a lab host's registry says it is."""
+"""Which Windows a lab host's registry says it is, and whether its Python is the one this source needs."""
 
 from __future__ import annotations
+
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from overlace.lab.windows.prefix import with_version
+from overlace.lab.windows.wine import ensure_current
 from overlace.model.errors import Unavailable
 
 REGISTRY = r"""WINE REGISTRY Version 2
@@ -36,3 +40,34 @@ def test_the_version_is_replaced_and_all_else_stays() -> None:
 def test_a_registry_without_the_key() -> None:
     with pytest.raises(Unavailable, match="run scripts/windows again"):
         with_version("WINE REGISTRY Version 2\n", "10.0.20348.2527")
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where scripts/windows has put a Python for what `scripts` asks for now."""
+    monkeypatch.setenv("OVERLACE_WINDOWS", str(tmp_path / "windows"))
+    scripts, python = tmp_path / "scripts", tmp_path / "windows" / "python"
+    scripts.mkdir()
+    python.mkdir(parents=True)
+    (python / "python.exe").touch()
+    (scripts / "windows-python.txt").write_text("winpython\n")
+    (scripts / "windows-wheels.txt").write_text("click==1\n")
+    line = subprocess.run(
+        ["sha256sum"], input=b"winpython\nclick==1\n", capture_output=True, check=True
+    ).stdout
+    (tmp_path / "windows" / ".wanted").write_bytes(line.rstrip(b"\n"))
+    return scripts
+
+
+def test_a_windows_python_that_lacks_a_package_is_told_before_it_starts(prepared: Path) -> None:
+    ensure_current(prepared)
+    (prepared / "windows-wheels.txt").write_text("click==2\n")
+    with pytest.raises(Unavailable, match="other packages than this source needs: run scripts/windows"):
+        ensure_current(prepared)
+
+
+@pytest.mark.parametrize("gone", [".wanted", "python/python.exe"])
+def test_a_windows_python_that_is_not_whole_is_none(prepared: Path, gone: str) -> None:
+    (prepared.parent / "windows" / gone).unlink()
+    with pytest.raises(Unavailable, match="run scripts/windows"):
+        ensure_current(prepared)

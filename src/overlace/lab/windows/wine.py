@@ -6,6 +6,7 @@ official CPython for Windows and our own DLLs, on Wine's implementation of the r
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -18,6 +19,20 @@ from overlace.model.errors import Unavailable
 def home() -> Path:
     """Where it is: $OVERLACE_WINDOWS, else beside this Python."""
     return Path(os.environ.get("OVERLACE_WINDOWS") or Path(sys.prefix) / "windows")
+
+
+def ensure_current(scripts: Path = Path(__file__).parents[4] / "scripts") -> None:
+    """Raises Unavailable when there is no Windows Python, or one that was prepared for other packages than this source
+    asks for: it would end in an ImportError far from here. `scripts`: the source's folder of that name."""
+    if not (home() / "python" / "python.exe").exists():
+        raise Unavailable(f"no Windows Python in {home()}: run scripts/windows")
+    lists = [scripts / "windows-python.txt", scripts / "windows-wheels.txt"]
+    stamp = home() / ".wanted"  # sha256sum's line of both, scripts/windows
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in lists)).hexdigest()
+    if not stamp.exists() or stamp.read_text().split()[:1] != [wanted]:
+        raise Unavailable(
+            f"the Windows Python in {home()} was prepared for other packages than this source needs: run scripts/windows"
+        )
 
 
 def windows_path(path: Path) -> str:
@@ -43,11 +58,9 @@ def command(script: Path, arguments: Sequence[str], output: Path) -> list[str]:
 def python_command(arguments: Sequence[str], output: Path, *, append: bool = False) -> list[str]:
     """Run the Windows Python with `arguments`, its output to a file (it dies of redirections other than cmd's). Raises
     Unavailable where there is none."""
-    python = home() / "python" / "python.exe"
-    if not python.exists():
-        raise Unavailable(f"no Windows Python in {home()}: run scripts/windows")
+    ensure_current()
     line = [
-        windows_path(python),
+        windows_path(home() / "python" / "python.exe"),
         *arguments,
         ">>" if append else ">",
         windows_path(output),
