@@ -12,7 +12,9 @@ from overlace.model.specs import RestartPolicy
 from overlace.model.states import TaskState
 
 DEFAULT_DELAY = 5 * SECOND
-OLD_TASK_TIMEOUT = 60 * SECOND  # how long a replacement waits for its predecessor to stop
+OLD_TASK_TIMEOUT = (
+    60 * SECOND
+)  # how long a replacement waits for its predecessor to stop, or that for a place for it
 REJECTED_DELAY = (
     SECOND  # at least, whatever the policy says: a task its node refuses costs no time of its own
 )
@@ -82,7 +84,7 @@ def fill_slot(work: Work, slot: Slot) -> None:
 
 def moves_before_stop(work: Work, slot: Slot, task: Task) -> bool:
     """Whether a task on a drained node runs on until its successor does: where updates start first, both may be there
-    at once. Docker stops it at once, and a service of one replica is away meanwhile.
+    at once. Docker stops it at once, and a service of one replica is away meanwhile. `_waits_in_vain` ends it.
     """
     config = work.service.spec.update_config
     return (
@@ -149,8 +151,24 @@ def start_waiting(work: Work, slot: Slot) -> None:
         work.desire(slot, task, work.goal)
 
 
+def _runs(task: Task) -> bool:
+    return task.status.state == TaskState.RUNNING
+
+
+def _waits_in_vain(work: Work, old: Task, successor: Task) -> bool:
+    """Whether a task on a drained node has waited long enough for a successor that no node takes: the node is to be
+    emptied, as Docker does at once."""
+    if not work.lost(old) or successor.status.state >= TaskState.ASSIGNED or not successor.status.err:
+        return False
+    due = max(successor.created_at, successor.not_before) + OLD_TASK_TIMEOUT
+    if work.now < due:
+        work.wake_at(due)
+    return work.now >= due
+
+
 def _drop_doubles(work: Work, slot: Slot) -> None:
-    """At most one task to stay and, until that one runs, one of an older spec or on a drained node."""
+    """At most one task to stay and, until that one runs or is waited for in vain, one of an older spec or on a drained
+    node."""
     live = slot.live()
     if len(live) < 2:
         return
@@ -159,7 +177,7 @@ def _drop_doubles(work: Work, slot: Slot) -> None:
     staying = [t for t in live if not _outgoing(work, t)]
     outgoing = [t for t in live if _outgoing(work, t)]
     keep = staying[:1]
-    if outgoing and not (staying and staying[0].status.state == TaskState.RUNNING):
+    if outgoing and not (staying and (_runs(staying[0]) or _waits_in_vain(work, outgoing[0], staying[0]))):
         keep.append(outgoing[0])
     for task in live:
         if task not in keep:

@@ -370,6 +370,22 @@ def test_a_drain_stops_the_old_task_when_its_successor_runs_where_updates_start_
     assert desired(decide(owner, task(1), running, DRAINED, node("n2"))) == {"t1": TaskState.SHUTDOWN}
 
 
+def test_a_drained_node_is_emptied_though_no_node_takes_the_successor() -> None:
+    """It has waited a minute for one."""
+    owner = service(update_config=START_FIRST)
+    second = 1_000_000_000
+    minute = 60 * second
+    waiting = TaskStatus(TaskState.PENDING, err="no suitable node")
+    young = replace(task(1, "", id="new", created_at=NOW - minute + second), status=waiting)
+    assert decide(owner, task(1), young, DRAINED) == Decision(wake=NOW + second)
+    old = replace(young, created_at=NOW - minute)
+    assert desired(decide(owner, task(1), old, DRAINED)) == {"t1": TaskState.SHUTDOWN}
+    placed = replace(old, node_id="n2", status=TaskStatus(TaskState.STARTING))
+    assert decide(owner, task(1), placed, DRAINED, node("n2")) == Decision(), (
+        "one that is on its way is waited for"
+    )
+
+
 def test_a_successor_that_fails_is_followed_by_another_after_the_delay_and_the_old_one_stays() -> None:
     owner = service(update_config=START_FIRST)
     failed = task(1, "n2", TaskState.FAILED, id="new", created_at=5)
