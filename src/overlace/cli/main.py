@@ -21,6 +21,7 @@ COMMANDS = {
     "lab": "overlace.lab.commands:lab",
     "plan": "overlace.cli.plan:plan",
     "policy": "overlace.cli.policy:policy",
+    "service": "overlace.daemon.service:service",
     "stack": "overlace.cli.stack:stack",
     "trace": "overlace.cli.trace:trace",
     "vfp": "overlace.cli.vfp:vfp",

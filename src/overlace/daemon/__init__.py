@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import structlog
-from aiohttp.http_exceptions import HttpProcessingError
 
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import process
@@ -81,4 +80,6 @@ def _log_to_stderr(level: str) -> None:
 
 def _our_own_fault(record: logging.LogRecord) -> bool:
     """Whether an error of the HTTP server is worth a line: what a client sent (it was told: 400) is not."""
+    from aiohttp.http_exceptions import HttpProcessingError  # here: a service of Windows has to answer soon
+
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))

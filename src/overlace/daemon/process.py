@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -123,7 +124,8 @@ def stop_requests(stop: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(RuntimeError):  # the loop is closed: it has stopped already
             loop.call_soon_threadsafe(stop)
 
-    for name in ("SIGINT", "SIGBREAK"):
-        signal.signal(getattr(signal, name), asked)
+    if threading.current_thread() is threading.main_thread():  # a service has no console to be asked from
+        for name in ("SIGINT", "SIGBREAK"):
+            signal.signal(getattr(signal, name), asked)
     with windows.stop_event(os.getpid(), asked):
         yield

@@ -21,6 +21,7 @@ _DACL_SECURITY_INFORMATION = 4
 _PROTECTED_DACL = 0x80000000
 _SDDL_REVISION_1 = 1
 _INFINITE = 0xFFFFFFFF
+_EVENT_MODIFY_STATE = 2
 
 
 def _library(name: str) -> Any:
@@ -154,4 +155,20 @@ def stop_event(pid: int, asked: Callable[[], None]) -> Iterator[None]:
         ended.set()
         kernel.SetEvent(event)
         waiter.join()
+        kernel.CloseHandle(event)
+
+
+def ask_to_stop(pid: int) -> bool:
+    """Set the event of `stop_event` in the daemon of that process; False when it does not listen (yet)."""
+    kernel = _library("kernel32")
+    kernel.OpenEventW.argtypes = [c_uint32, ctypes.c_int, c_wchar_p]
+    kernel.OpenEventW.restype = c_void_p
+    for function in (kernel.SetEvent, kernel.CloseHandle):
+        function.argtypes = [c_void_p]
+    event = kernel.OpenEventW(_EVENT_MODIFY_STATE, 0, rf"Global\overlace-daemon-stop-{pid}")
+    if not event:
+        return False
+    try:
+        return bool(kernel.SetEvent(event))
+    finally:
         kernel.CloseHandle(event)

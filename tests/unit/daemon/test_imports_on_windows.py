@@ -43,6 +43,8 @@ MODULES = (
     "overlace.daemon.engine",
     "overlace.daemon.metrics",
     "overlace.daemon.process",
+    "overlace.daemon.scm",
+    "overlace.daemon.service",
     "overlace.daemon.windows",
     "overlace.api.server",
     "overlace.runtime.docker.runtime",
