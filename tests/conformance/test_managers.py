@@ -18,6 +18,7 @@ from overlace.model.errors import OverlaceError
 
 from .bed import Docker, Json, Swarm, eventually
 from .conftest import CLIS, _up
+from .images import push_images
 
 MANAGERS = ("linux-1", "linux-2", "linux-3")
 NO_LEADER = "The swarm does not have a leader. It's possible that too few managers are online."
@@ -194,6 +195,52 @@ def test_kill_9_of_daemon_and_of_etcd(docker: Docker, swarm: Swarm) -> None:
     now = whole(docker)
     docker("network", "create", "-d", "overlay", "after", host=now)
     docker("network", "rm", "after", host=leader)
+
+
+def test_containers_attach_while_the_leader_is_killed(docker: Docker, swarm: Swarm) -> None:
+    """`docker run` in the gap waits for the next leader; who is attached stays so, and nothing keeps an address for good."""
+    leader = whole(docker)
+    worker, other = "linux-4", next(h for h in MANAGERS if h != leader)
+    push_images(docker.lab.registry)
+    app = f"{docker.lab.registry}/app:1"
+    docker(
+        "network", "create", "-d", "overlay", "--attachable", "--subnet", "10.77.0.0/29", "gap", host=leader
+    )
+    docker("run", "-d", "--name", "before", "--network", "gap", app, host=worker)
+
+    def address(name: str) -> str:
+        return str(
+            docker.one("inspect", name, host=worker)["NetworkSettings"]["Networks"]["gap"]["IPAddress"]
+        )
+
+    def reaches(name: str) -> bool:
+        asked = ("exec", "meanwhile", "timeout", "3", "wget", "-qO-", f"http://{name}/cgi-bin/who")
+        return docker.run(*asked, host=worker).returncode == 0
+
+    kept = address("before")
+    docker.lab.stop_daemon(leader, signal.SIGKILL)
+    eventually(
+        lambda: (
+            docker.run("run", "-d", "--name", "meanwhile", "--network", "gap", app, host=worker).returncode
+            == 0
+            or docker("rm", "-f", "meanwhile", host=worker) == ""
+        ),
+        "it starts with the next leader's address",
+        60,
+    )
+    assert address("before") == kept and reaches("before")
+    # the worker's daemon dies while it holds addresses
+    docker.lab.stop_daemon(worker, signal.SIGKILL)
+    docker.lab.start_host(leader)
+    docker.lab.start_host(worker)
+    whole(docker)
+    assert reaches("before")
+    for n in range(8):  # more often than the network has addresses
+        docker("run", "--rm", "--network", "gap", app, "true", host=(worker, other)[n % 2], timeout=60)
+    docker("rm", "-f", "before", "meanwhile", host=worker)
+    eventually(
+        lambda: docker.run("network", "rm", "gap", host=other).returncode == 0, "nobody holds it any more"
+    )
 
 
 def test_a_leader_cut_off_writes_nothing_and_comes_back_as_a_follower(docker: Docker, swarm: Swarm) -> None:
