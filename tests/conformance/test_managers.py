@@ -198,7 +198,7 @@ def test_kill_9_of_daemon_and_of_etcd(docker: Docker, swarm: Swarm) -> None:
 
 
 def test_containers_attach_while_the_leader_is_killed(docker: Docker, swarm: Swarm) -> None:
-    """`docker run` in the gap waits for the next leader; who is attached stays so, and nothing keeps an address for good."""
+    """In the gap it waits for the next leader; who is attached stays so, and nothing keeps an address for good."""
     leader = whole(docker)
     worker, other = "linux-4", next(h for h in MANAGERS if h != leader)
     push_images(docker.lab.registry)

@@ -21,7 +21,7 @@ from overlace.model.errors import Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState
-from overlace.network.admission import Admission, check_networks, host_network_refused
+from overlace.network.admission import Admission, host_network_refused
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
@@ -32,6 +32,7 @@ from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.versions import LATEST, lacks
 from overlace.network.hostports import listening
+from overlace.network.keeping import Keeping
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
 from overlace.network.naming import Client, MakeNames, OwnNames
@@ -42,7 +43,6 @@ from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
 from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
 from overlace.network.switch import Switch
-from overlace.network.turns import Turns
 from overlace.network.vfp.compile import LOCAL_VNI, Compiler
 from overlace.network.vfp.tables import LocalEndpoint
 from overlace.network.ways import Interface, Ways
@@ -85,7 +85,7 @@ class OverlayDriver:
         self._planner: OverlayPlanner | None = None
         self._hns: HnsService | None = None
         self._compiler: Compiler | None = None
-        self._turns = Turns()
+        self._keeping = Keeping(self._records, self._admission, self._seen, self._forget)
         self._passes = Passes(self._pass)
         self._refusals = Refusals()
         self._fill_watch = FillWatch(datapath)
@@ -257,21 +257,12 @@ class OverlayDriver:
     async def attach(self, task: TaskNetwork, netns: Path | None = None) -> Attached:
         if task.mode:
             return self._outside(task)
-        async with self._turns.of(task.task_id):
-            record = self._admission.admitted(task)
-            if record is None and (other := self._records.get(task.task_id)) is not None:
-                record = await self._change(other, task) if netns is not None else None
-                if record is None:
-                    await self._forget(other)
-            if record is not None:
-                check_networks(task, self._seen())
-                return await self._connect(record, netns)
-            record = self._admit(task)
-            try:
-                return await self._connect(record, netns)
-            except BaseException:
-                await asyncio.shield(self._forget(record))
-                raise
+        return await self._keeping.attach(
+            task,
+            lambda: self._admit(task),
+            lambda record: self._connect(record, netns),
+            (lambda old: self._change(old, task)) if netns is not None else None,
+        )
 
     async def _change(self, old: Record, task: TaskNetwork) -> Record | None:
         """Put a running task on other networks; None: it differs in more. What goes, goes before it is forgotten."""
@@ -286,7 +277,7 @@ class OverlayDriver:
     def _seen(self) -> NetView:
         return self._view if self._view is not None else NetView()
 
-    def _admit(self, task: TaskNetwork) -> Record:
+    async def _admit(self, task: TaskNetwork) -> Record:
         """Check the wish, fill it in and keep it. Raises InvalidArgument, Conflict, Unavailable."""
         _, hns, _ = self._open_parts()
         view = self._seen()
@@ -377,10 +368,7 @@ class OverlayDriver:
         raise self._refusals.explain(record.asked.task_name, (guid, namespace))
 
     async def detach(self, task_id: str) -> None:
-        async with self._turns.of(task_id):
-            record = self._records.get(task_id)
-            if record is not None:
-                await self._forget(record)
+        await self._keeping.detach(task_id)
 
     async def _forget(self, record: Record) -> None:
         """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
@@ -393,8 +381,7 @@ class OverlayDriver:
         await self._passes.follow(set(), (task_id,))
 
     async def keep_only(self, task_ids: set[str]) -> None:
-        gone = [t for t in self._records.ids() if t not in task_ids]
-        await asyncio.gather(*(self.detach(t) for t in gone))
+        await self._keeping.keep_only(task_ids)
 
 
 def _client(record: Record) -> Client:

@@ -26,7 +26,7 @@ from overlace.model.netview import NetView, NodeEntry
 from overlace.model.paths import PathState
 from overlace.model.system import ON_WINDOWS
 from overlace.network import hostports
-from overlace.network.admission import Admission, check_networks, host_network_refused
+from overlace.network.admission import Admission, host_network_refused
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.counted import Carried, Held
 from overlace.network.endpoints import LOCAL_NETWORK
@@ -42,12 +42,12 @@ from overlace.network.hns.plan import Create, Operation
 from overlace.network.hns.state import State
 from overlace.network.hns.versions import lacks
 from overlace.network.hostports import HostPort
+from overlace.network.keeping import Keeping
 from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
 from overlace.network.passes import Passes
 from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
 from overlace.network.switch import Switch
-from overlace.network.turns import Turns
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.windows import ports
 from overlace.network.windows.errors import is_away
@@ -99,7 +99,7 @@ class WindowsDriver:
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
         self._passes = Passes(self._pass)
-        self._turns = Turns()
+        self._keeping = Keeping(self._records, self._admission, self._seen, self._forget)
         self._refusals = Refusals()
         self._watch = HnsWatch(hcn, self._do, self.reconcile)
         self._pool = ThreadPoolExecutor(1, "overlace-hns")
@@ -377,24 +377,15 @@ class WindowsDriver:
     async def _attach(self, task: TaskNetwork, sandbox: str) -> Attached:
         if task.mode:
             return self._outside(task)
-        async with self._turns.of(task.task_id):
-            self._open_planner()
-            record = self._admission.admitted(task)
-            if record is None and (other := self._records.get(task.task_id)) is not None:
-                await self._forget(other)
-            if record is not None:
-                check_networks(task, self._seen())
-                return await self._connect(record, sandbox)
-            networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
-            record = self._admit(task, await self._ways.mtus(self._seen(), networks, self._node_id))
-            try:
-                return await self._connect(record, sandbox)
-            except BaseException:
-                await asyncio.shield(self._forget(record))
-                raise
+        self._open_planner()
+        return await self._keeping.attach(
+            task, lambda: self._admit(task), lambda record: self._connect(record, sandbox)
+        )
 
-    def _admit(self, task: TaskNetwork, mtus: dict[str, int]) -> Record:
+    async def _admit(self, task: TaskNetwork) -> Record:
         view = self._seen()
+        networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
+        mtus = await self._ways.mtus(view, networks, self._node_id)
         taken = State()
         for d in list(self._host.documents.values()) if task.host_ports else ():
             taken.put(d)
@@ -459,10 +450,7 @@ class WindowsDriver:
             self._inside[guid] = container
 
     async def detach(self, task_id: str) -> None:
-        async with self._turns.of(task_id):
-            record = self._records.get(task_id)
-            if record is not None:
-                await self._forget(record)
+        await self._keeping.detach(task_id)
 
     async def _forget(self, record: Record) -> None:
         """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
@@ -480,8 +468,7 @@ class WindowsDriver:
         await self._passes.follow(set(), (task_id,))
 
     async def keep_only(self, task_ids: set[str]) -> None:
-        gone = [t for t in self._records.ids() if t not in task_ids]
-        await asyncio.gather(*(self.detach(t) for t in gone))
+        await self._keeping.keep_only(task_ids)
 
 
 def _endpoints(record: Record) -> list[Guid]:
