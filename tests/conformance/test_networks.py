@@ -218,7 +218,7 @@ def test_refusals(docker: Docker, swarm: Swarm) -> None:
         (("--subnet", "fd81::/64", "second"), "the network has no IPv6; create it with --ipv6"),
         (("--ipv6", "--subnet", "fd81::7/64", "second"), "invalid subnet fd81::7/64: it should be fd81::/64"),
         (("--ipv6", "--subnet", "fd81::/64", "--gateway", "fd82::1", "second"), "gateway fd82::1"),
-        (("--ipv6", "--ingress", "second"), "published ports are reached by IPv4"),
+        (("--ipv6", "--ingress", "second"), "is already present"),
         (("--ingress", "second"), "is already present"),
         (("--ingress", "--attachable", "second"), "ingress network cannot be attachable"),
         (("bad name",), "name must be valid as a DNS name component"),

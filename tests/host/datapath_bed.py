@@ -120,6 +120,7 @@ class Container:
         outbound: bool = False,
         mtu: int = 1450,
         exceptions: tuple[str, ...] = (),
+        exceptions6: tuple[str, ...] = (),
         six: str = "",
     ) -> LocalEndpoint:
         """`six`: its IPv6 address, of the network's second subnet."""
@@ -129,7 +130,9 @@ class Container:
         ifname = f"eth{len(self.endpoints)}"
         entries, more = [endpoint], {}
         if six:
-            entries.append(LocalEndpoint(net.vni, six, 64, endpoint.mac, endpoint.endpoint_id))
+            entries.append(
+                LocalEndpoint(net.vni, six, 64, endpoint.mac, endpoint.endpoint_id, outbound, exceptions6)
+            )
             more = {"six": entries[1], "gateway6": net.other_gateways[0]}
         self.host.put(net, *entries)
         self.host.call("attach", endpoint, self.path, ifname, default, net.gateway, mtu, **more)

@@ -19,16 +19,21 @@ from test_datapath_agrees import HOST, PEERS, _mac, _same, _ways
 from overlace.network.linux import bpf_syscall, unified
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
+from overlace.network.linux.netlink import Address
+from overlace.network.linux.outside6 import own_rows
 from overlace.network.vfp.access import Connections
 from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
 from overlace.network.vfp.model import Direction, Packet
 from overlace.network.vfp.tables import (
     ANY_PORT,
+    HOST6,
     AccessList,
     AccessRule,
     Backend,
+    Behind,
     Entry,
     Frontend,
+    Hop,
     LocalEndpoint,
     Network,
     RemoteEndpoint,
@@ -38,6 +43,7 @@ from overlace.network.vfp.tables import (
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
 ROUTED, OUTSIDE = "fd00:9::/48", "2001:db8::200"
+OWN = "2001:db8:77::11"  # one of this host's
 _LO = 1
 _ports = itertools.cycle(range(1024, 65000))
 
@@ -74,6 +80,7 @@ def loader() -> Iterator[Loader]:
     made = Loader(f"six{secrets.token_hex(3)}")
     made.open()
     made.maps["config"].update(bytes(4), config_value(_LO, HOST, 24, 1500, _LO, _LO, 4789))
+    made.maps["own_addresses6"].put_many(own_rows([Address(_LO, OWN, 64)], _LO))
     yield made
     made.destroy()
 
@@ -105,6 +112,10 @@ def _filtered(
     return msgspec.structs.replace(endpoint, inbound=into.number, outbound=out.number), into, out
 
 
+_hop_prefix = st.sampled_from(["2001:db8:3::/48", "2001:db8:3::8/125", "::/0"])
+_hop = st.one_of(st.builds(address, _third, _last), st.just(""))
+
+
 @st.composite
 def _tables(draw: st.DrawFn) -> Tables:
     """Endpoints of both families here and there, VIPs whose backends exist."""
@@ -113,7 +124,21 @@ def _tables(draw: st.DrawFn) -> Tables:
     for third, last in draw(st.lists(st.tuples(_third, _last), unique=True, min_size=2, max_size=8)):
         vni, six, hardware = 4096 + third, address(third, last), mac(third, last)
         if draw(st.booleans()):
-            local = LocalEndpoint(vni, six, 64, hardware, f"E{six}", draw(st.booleans()))
+            local = LocalEndpoint(vni, six, 64, hardware, f"E{six}", draw(st.booleans()), ("fd00::/16",))
+            to = draw(st.sampled_from([(), (), (f"{OUTSIDE}/128",), ("2001:db8:2::/64", "fd00::/9")]))
+            more = draw(
+                st.sampled_from(
+                    [(), ((("2001:db8:2::/127", "fd00::/8"), ()),), (((), ("2001:db8:2::1/128",)),)]
+                )
+            )
+            hops = draw(st.lists(st.builds(Hop, _hop_prefix, _hop), max_size=2, unique_by=lambda h: h.prefix))
+            local = msgspec.structs.replace(
+                local,
+                nat_destinations=to,
+                more_nats=more,
+                hops=tuple(h for h in hops if h.next_hop != six),
+                host_route=draw(st.booleans()),
+            )
             entries.append(LocalEndpoint(vni, f"10.0.{third}.{last}", 24, hardware, f"E{six}"))
             entries += _filtered(local, draw(_rules), draw(_rules)) if draw(st.booleans()) else [local]
         else:
@@ -128,12 +153,18 @@ def _tables(draw: st.DrawFn) -> Tables:
         entries.append(Frontend(4096 + third, address(third, last), proto, port, members, *kept))
     for third in draw(st.lists(_third, unique=True)):
         entries.append(RemoteSubnet(4096 + third, ROUTED, PEERS[1], mac(9, 1), 4096 + third))
+    for third in draw(st.lists(_third, unique=True)):
+        hop = address(third, draw(_last))
+        entries.append(Behind(4096 + third, draw(_hop_prefix), hop, draw(st.sampled_from("ab"))))
+    for port in draw(st.lists(st.sampled_from([80, 8080]), unique=True)):
+        members = tuple(b for b in backends if b.vni == 4096 and draw(st.booleans()))
+        entries.append(Frontend(0, HOST6, draw(st.sampled_from([6, 17])), port, members))
     return Tables(entries)
 
 
 _target = st.one_of(
     st.builds(address, _third, st.integers(1, 11)),
-    st.sampled_from([OUTSIDE, "fd00:9::99", "fd00:9:1::1", "fd77::1"]),
+    st.sampled_from([OUTSIDE, "fd00:9::99", "fd00:9:1::1", "fd77::1", "2001:db8:2::1", "2001:db8:3::9", OWN]),
 )
 _proto, _dport = st.sampled_from([6, 17]), st.sampled_from([80, 443, 8080])
 
@@ -216,18 +247,26 @@ def _run(loader: Loader, program: str, frame: bytes) -> tuple[int, bytes, str]:
 
 def _check(tables: Tables, code: int, out: bytes, name: str, ways: list[Way]) -> None:
     possible = {w.action for w in ways}
-    assert code != -1, "IPv6 never goes on to the host's own stack"
-    if name == "delivered":
-        to, got = _read(out)
-        (vni,) = {w.vni for w in ways if w.action == "deliver" and _same(w.packet, got)}
-        assert isinstance(tables.get(("endpoint", vni, got.dst)), LocalEndpoint) and to == MACS[got.dst]
+    if code == -1 and name != "to_host":  # left alone
+        assert "host" in possible, ways
+    elif name == "to_host":
+        assert code == -1 and possible & {"world", "host"}
+    elif name == "delivered":
+        hardware, got = _read(out)
+        (to,) = {w.to for w in ways if w.action == "deliver" and _same(w.packet, got)}
+        assert to == f"E{next(a for a, m in MACS.items() if m == hardware)}"
     elif name == "encapsulated":
         vni = struct.unpack_from("!I", out, 46)[0] >> 8
         to, got = _read(out[50:])
-        assert any(w.action == "encap" and w.vni == vni and _same(w.packet, got) for w in ways), (got, ways)
-        entry = tables.get(("endpoint", vni, got.dst)) or tables.get(("route", vni, ROUTED))
-        assert isinstance(entry, (RemoteEndpoint, RemoteSubnet)) and to == entry.mac
-        assert ".".join(map(str, out[30:34])) == entry.provider_address
+        hosts = {w.to for w in ways if w.action == "encap" and w.vni == vni and _same(w.packet, got)}
+        assert hosts == {".".join(map(str, out[30:34]))}, (got, ways)
+        entry = tables.get(("endpoint", vni, got.dst))
+        if isinstance(entry, RemoteEndpoint):
+            assert to == entry.mac
+        else:
+            hops = {h.next_hop for e in tables if isinstance(e, LocalEndpoint) for h in e.hops}
+            routers = (tables.get(("endpoint", vni, hop)) for hop in hops)
+            assert to in {mac(9, 1), *(e.mac for e in routers if isinstance(e, RemoteEndpoint))}
     elif name == "refused":
         assert possible & {"answer", "drop"}, ways
     else:
@@ -245,10 +284,25 @@ def test_packets_of_containers(loader: Loader, tables: Tables, data: st.DataObje
         st.lists(st.tuples(_target, _proto, _dport), min_size=1, max_size=8)
     ):
         packet = Packet(source.address, target, proto, next(_ports), dport)
-        ways = _ways(lambda pick, p=packet: forward_from_container(tables, source.vni, source, HOST, p, pick))
+        seen = msgspec.structs.replace(packet, dst=HOST6) if target == OWN else packet
+        ways = _ways(lambda pick, p=seen: forward_from_container(tables, source.vni, source, HOST, p, pick))
+        if target == OWN and tables.get(("frontend", 0, HOST6, proto, dport)) is not None:
+            continue  # a port this host publishes: the reference speaks of clients outside only
         if target != source.address:  # which never leaves the container
             frame = _eth(_ip(packet), source.mac)
             _check(tables, *_run(loader, "from_container", frame), ways)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(_tables(), st.lists(st.tuples(_proto, st.sampled_from([22, 80, 8080])), min_size=1, max_size=8))
+def test_packets_of_clients(loader: Loader, tables: Tables, packets: list[tuple[int, int]]) -> None:
+    _fill(loader, tables, None)
+    for proto, dport in packets:
+        packet = Packet(OUTSIDE, OWN, proto, next(_ports), dport)
+        seen = msgspec.structs.replace(packet, dst=HOST6)
+        ways = _ways(lambda pick, p=seen: forward_from_wire(tables, p, 0, pick))
+        frame = _eth(_ip(packet), "02:00:00:00:00:dd")
+        _check(tables, *_run(loader, "from_underlay", frame), ways)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
@@ -260,7 +314,8 @@ def test_packets_of_the_tunnel(loader: Loader, tables: Tables, data: st.DataObje
     targets = data.draw(st.lists(st.tuples(st.integers(1, 11), _proto, _dport), min_size=1, max_size=8))
     for last, proto, dport in targets:
         source = data.draw(st.sampled_from(remotes))
-        packet = Packet(source.address, address(source.vni - 4096, last), proto, next(_ports), dport)
+        to = address(source.vni - 4096, last) if last < 11 else "2001:db8:3::9"
+        packet = Packet(source.address, to, proto, next(_ports), dport)
         way = forward_from_wire(tables, packet, source.vni)
         _check(tables, *_run(loader, "from_underlay", _tunnelled(_ip(packet), source)), [way])
 

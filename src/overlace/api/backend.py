@@ -141,6 +141,7 @@ class ContainerAddress(msgspec.Struct, frozen=True, kw_only=True):
     address6: str = ""  # likewise, "" without IPv6
     gateway: str = ""
     gateway6: str = ""
+    ports6: bool = False  # ports in host mode lead here over IPv6, too
     mac: str = ""
     aliases: tuple[str, ...] = ()
 

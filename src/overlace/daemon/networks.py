@@ -140,6 +140,7 @@ def container_addresses(host: NodeHost, container: str, engine_id: str) -> Seque
             address6=attached.addresses6.get(name, ""),
             gateway=attached.gateways.get(name, ""),
             gateway6=attached.gateways6.get(name, ""),
+            ports6=attached.ports6 == name,
             mac=attached.macs.get(name, ""),
             aliases=tuple(aliases.get(ids.get(name, ""), ())),
         )
@@ -168,6 +169,7 @@ def standalone_addresses(
                 address6=attached.addresses6.get(joined.name, "") if there and attached else "",
                 gateway=attached.gateways.get(joined.name, "") if there and attached else "",
                 gateway6=attached.gateways6.get(joined.name, "") if there and attached else "",
+                ports6=attached is not None and attached.ports6 == joined.name,
                 mac=attached.macs.get(joined.name, "") if there and attached else "",
                 aliases=joined.aliases,
             )

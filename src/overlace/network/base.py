@@ -84,6 +84,7 @@ class Attached(msgspec.Struct, frozen=True):
     # of the networks that have IPv6
     addresses6: dict[str, str] = {}
     gateways6: dict[str, str] = {}
+    ports6: str = ""  # the network by which `host_ports` are reached over IPv6, too; "": by none
 
 
 class NetworkDriver(Protocol):

@@ -314,7 +314,8 @@ class OverlayDriver:
         _, hns, compiler = self._open_parts()
         task = record.local.task
         await self._passes.follow(set(), (task.task_id,))
-        entries = [self._entry(record, n, a, hns, compiler) for n, a in record.local.placements]
+        placements = record.local.placements
+        entries = [self._entry(record, n, a, hns, compiler) for n, a in placements]
         sandbox = await self._datapath.ensure_sandbox(task.task_id, netns)
         if record.sandbox != str(sandbox):
             record = msgspec.structs.replace(record, sandbox=str(sandbox))
@@ -344,6 +345,10 @@ class OverlayDriver:
             host_ports=task.host_ports,
             addresses6={e.network: e.address6 for e in entries if e.address6},
             gateways6={e.network: e.gateway6 for e in entries if e.address6},
+            ports6=next(
+                (e.network for (n, _), e in zip(placements, entries, strict=True) if n == via and e.address6),
+                "",
+            ),
         )
 
     def _entry(

@@ -72,10 +72,9 @@ def endpoint_policies(
         out.append(provider(provider_address))
         out.append(p.EncapOverhead(p.EncapOverheadSettings(ENCAP_OVERHEAD)))
         if not network.internal:
-            four = tuple(
-                s for s in overlays if ":" not in s
-            )  # IPv6 is not translated, nor leaves the overlay
-            out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=four)))
+            addressed6 = six and local.address6(network_id)
+            known = tuple(s for s in overlays if addressed6 or ":" not in s)
+            out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=known)))
     mtu = local.mtu.get(network_id, 0)
     if mtu:
         out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from overlace.api.backend import LocalSwarm
+from overlace.api.backend import ContainerAddress, LocalSwarm
 from overlace.api.server import ApiServer
 from overlace.manager.logs import LogRecord
 from overlace.model.errors import Conflict, InvalidArgument
@@ -546,6 +546,10 @@ async def test_ports_of_containers(api: Api, backend: FakeBackend) -> None:
         "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "0.0.0.0", "HostPort": "8081"}],
         "9000/tcp": None,
     }
+    backend.addresses["c" * 64] = [ContainerAddress(network="six", network_id="n6", ports6=True)]
+    _, six, _ = await api("GET", "/containers/cccc/json")
+    both = [{"HostIp": ip, "HostPort": p} for p in ("8080", "8081") for ip in ("0.0.0.0", "::")]
+    assert six["NetworkSettings"]["Ports"]["80/tcp"] == both
     assert set(shown["Config"]["ExposedPorts"]) == {"53/udp", "80/tcp", "9000/tcp"}
     assert [b["HostPort"] for b in shown["HostConfig"]["PortBindings"]["80/tcp"]] == ["8081", "8080"]
     for filters, count in (

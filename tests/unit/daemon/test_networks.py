@@ -21,9 +21,11 @@ def test_a_container_outside_of_services_shows_both_families() -> None:
         gateways={"six": "10.0.1.1"},
         addresses6={"six": "fd00::5/64"},
         gateways6={"six": "fd00::1"},
+        ports6="six",
     )
     [shown] = standalone_addresses(record, attached, "engine")
     assert (shown.address, shown.gateway) == ("10.0.1.7/24", "10.0.1.1")
     assert (shown.address6, shown.gateway6) == ("fd00::5/64", "fd00::1")
+    assert shown.ports6
     [shown] = standalone_addresses(record, None, "engine")
     assert (shown.address, shown.address6, shown.gateway6) == ("", "", ""), "it does not run"

@@ -107,7 +107,6 @@ def ipam(**config: Any) -> dict[str, Any]:
             400,
             "subnets fd00::/64 and fd00::/80 of the network overlap",
         ),
-        ({"EnableIPv6": True, "Ingress": True}, 501, "EnableIPv6 of the ingress network"),
         ({"IPAM": ipam(Subnet="10.9.0.0/24", Gateway="10.8.0.1")}, 400, "does not contain gateway 10.8.0.1"),
         ({"IPAM": ipam(Subnet="10.9.0.0/24", Gateway="x")}, 400, "invalid gateway x"),
         ({"IPAM": ipam(Subnet="10.9.0.0/24", Gateway="10.9.0.255")}, 400, "first or last address"),

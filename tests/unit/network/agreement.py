@@ -32,6 +32,7 @@ from overlace.network.vfp.model import (
 )
 from overlace.network.vfp.simulate import Verdict, simulate
 from overlace.network.vfp.tables import (
+    HOST6,
     Backend,
     Frontend,
     LocalEndpoint,
@@ -70,9 +71,8 @@ def disagreements(
                 v = simulate(state, host, e.endpoint_id, "OUT", mine, pick=pick)
                 way = forward_from_container(tables, e.vni, e, host, mine, pick)
                 out += _differ(f"out of {e.address}", mine, way, v, tables)
-            for vni, dst in ((0, host), (0, packet.dst), *((n, packet.dst) for n in networks)):
-                if not vni and ":" in packet.src:
-                    continue  # hosts have IPv4 addresses
+            own = HOST6 if ":" in packet.src else host
+            for vni, dst in ((0, own), (0, packet.dst), *((n, packet.dst) for n in networks)):
                 arrived = Packet(packet.src, dst, packet.protocol, packet.sport, packet.dport)
                 v = simulate(state, host, HOST_PORT, "IN", arrived, vni, pick)
                 way = forward_from_wire(tables, arrived, vni, pick)

@@ -300,6 +300,7 @@ async def test_an_interface_has_both_families_where_its_network_has(host: Host) 
     guid = guid_of("endpoint", "back", "t1")
     assert a.addresses == {"back": "10.0.1.9/24"} and a.gateways == {"back": "10.0.1.1"}
     assert a.addresses6 == {"back": "fd00:1::9/64"} and a.gateways6 == {"back": "fd00:1::1"}
+    assert a.ports6 == "back"
     assert host.kernel.six == {guid: ("fd00:1::9", 64, "fd00:1::1")}
     assert host.kernel.routes[guid] == ("10.9.0.0/24", "fd00:9::/64"), "the further subnets of both"
     restarted = await host.start(v=v)
@@ -307,7 +308,8 @@ async def test_an_interface_has_both_families_where_its_network_has(host: Host) 
     assert (again.addresses6, again.gateways6) == (a.addresses6, a.gateways6)
     assert isinstance(host.kernel.tables.get(("endpoint", 4097, "fd00:1::9")), LocalEndpoint)
     four = await restarted.attach(task("t2", ("back", "10.0.1.12/24")))
-    assert four.addresses6 == {} and host.kernel.routes[guid_of("endpoint", "back", "t2")] == ("10.9.0.0/24",)
+    assert (four.addresses6, four.ports6) == ({}, "")
+    assert host.kernel.routes[guid_of("endpoint", "back", "t2")] == ("10.9.0.0/24",)
     await restarted.detach("t1")
     assert host.kernel.tables.get(("endpoint", 4097, "fd00:1::9")) is None
 

@@ -23,14 +23,16 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.errors import HcnError
 from overlace.network.hns.service import HnsService
+from overlace.network.linux.netlink import Address
+from overlace.network.linux.outside6 import own_rows
 from overlace.network.names import EMPTY, UNKNOWN, Answer, Names, lookup
 from overlace.network.overlay import guid_of
 from overlace.network.policy import Party, plan_acls, shorten
 from overlace.network.vfp.compile import compile_all
-from overlace.network.vfp.tables import AccessList, Frontend, LocalEndpoint, Network, RemoteEndpoint
+from overlace.network.vfp.tables import HOST6, AccessList, Frontend, LocalEndpoint, Network, RemoteEndpoint
 
 from .test_dns import addresses, query
-from .world import BACK6, ME, NETS, both, endpoint, network, running6, service
+from .world import BACK6, ME, NETS, both, endpoint, network, port, running6, service, task6
 
 
 class OldEndpoint(msgspec.Struct, frozen=True, tag="endpoint"):
@@ -170,7 +172,7 @@ def test_documents_carry_both_families() -> None:
         ("10.0.1.1", "0.0.0.0/0"),
         ("fd00:1::1", "::/0"),
     ]
-    assert p.policy_of(mine.policies, p.OutBoundNat).settings.exceptions == ("10.0.1.0/24",)
+    assert p.policy_of(mine.policies, p.OutBoundNat).settings.exceptions == ("10.0.1.0/24", "fd00:1::/64")
     far = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t2"))
     assert [c.ip_address for c in far.ip_configurations] == ["10.0.1.10", "fd00:1::10"]
     vip = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web"))
@@ -293,3 +295,63 @@ def test_addresses_are_shortened_within_their_family() -> None:
 
 def test_a_services_entry_without_vip_has_none_of_either_family() -> None:
     assert ServiceEntry("s", "back", "s").vips == () and BACK6.subnets[0] == NETS[1].subnets[0]
+
+
+# -- where the overlay ends
+
+
+def test_published_ports_are_at_the_hosts_addresses_of_the_families_the_ingress_network_has() -> None:
+    w = running6()
+    ingress = msgspec.structs.replace(
+        NETS[0], subnets=("10.0.0.0/24", "fd00::/64"), gateways=("10.0.0.1", "fd00::1")
+    )
+    web = service("web", "ingress", "10.0.0.5", port(80, 8080))
+    for entry, fronts in ((NETS[0], {"172.28.1.11"}), (ingress, {"172.28.1.11", HOST6})):
+        w.change(put=(entry, web))
+        found = {e.address for e in w.compiler.tables if isinstance(e, Frontend) and e.vni == 0}
+        assert found == fronts
+    front = w.compiler.tables.get(("frontend", 0, HOST6, 6, 8080))
+    assert isinstance(front, Frontend) and front.backends == (), "nobody has IPv6: who comes by it is refused"
+    here = msgspec.structs.replace(endpoint("t2", "ingress", "node-other", "10.0.0.9"), address6="fd00::9")
+    w.change(put=(here,))
+    front = w.compiler.tables.get(("frontend", 0, HOST6, 6, 8080))
+    assert isinstance(front, Frontend) and [b.address for b in front.backends] == ["fd00::9"]
+    w.change(remove=(web.key,))
+    assert w.compiler.tables.get(("frontend", 0, HOST6, 6, 8080)) is None
+
+
+def test_ports_in_host_mode_are_at_both_where_the_task_has_both() -> None:
+    w = running6()
+    t = msgspec.structs.replace(task6("t9", "back", "10.0.1.19"), host_ports=(port(80, 9090, "host"),))
+    w.run(t)
+    fronts = {e.address: e for e in w.compiler.tables if isinstance(e, Frontend) and e.port == 9090}
+    assert {a: f.backends[0].address for a, f in fronts.items()} == {
+        "172.28.1.11": "10.0.1.19",
+        HOST6: "fd00:1::19",
+    }
+    w.stop("t9")
+    assert not [e for e in w.compiler.tables if isinstance(e, Frontend) and e.port == 9090]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["fe80::1", "::1", "2001:db8::1", "2001:db8::2", "fd00::3", "fd00::4"]),
+            st.integers(1, 3),
+            st.sampled_from([0, 0x01, 0x08, 0x20, 0x40]),
+        )
+    )
+)
+def test_the_steadiest_address_of_the_underlay_stands_for_the_host(found: list[tuple[str, int, int]]) -> None:
+    rows = own_rows([Address(ifindex, text, 64, flags) for text, ifindex, flags in found], 2)
+    usable = [(t, i, f) for t, i, f in found if t not in ("fe80::1", "::1") and not f & 0x08]
+    if not usable:
+        assert rows == {}, "IPv6 ends at a host that nobody can answer"
+        return
+    packed = {ipaddress.IPv6Address(t).packed for t, _, _ in usable}
+    assert rows.keys() == {*packed, bytes(16), ipaddress.IPv6Address("::1").packed}
+    best = rows[bytes(16)]
+    assert best == rows[ipaddress.IPv6Address("::1").packed] and all(rows[p] == p for p in packed)
+    assert best in {ipaddress.IPv6Address(t).packed for t, i, f in usable if not f & 0x21} or all(
+        f & 0x21 for _, _, f in usable
+    )

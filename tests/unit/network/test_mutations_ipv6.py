@@ -17,7 +17,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.model import Packet
-from overlace.network.vfp.tables import Network, RemoteSubnet
+from overlace.network.vfp.tables import HOST6, Network, RemoteSubnet
 
 from .test_mutations import MUTATIONS, Mutation, acl, check_agreement, check_found, on
 from .world import ME, OTHER, World, both, endpoint, running6, service, task6
@@ -26,10 +26,8 @@ pytestmark = pytest.mark.slow
 
 replace = msgspec.structs.replace
 OF_IPV4 = {
-    "NAT for everyone", "NAT for nobody", "NAT to any destination",  # there is none of IPv6
     "no gateway", "another router MAC", "no subnets", "replies do not find back", "local networks leave the host",
-    "a shorter route", "NAT of the first policy only", "NAT by every policy", "no way to the host",
-    "no SDN routes", "SDN routes to the host", "SDN routes to another endpoint", "shorter SDN routes",
+    "a shorter route", "no SDN routes", "SDN routes to the host", "SDN routes to another endpoint", "shorter SDN routes",
     "nobody routes for others", "another routes for others", "external VIPs stay inside",
     "no multicast", "multicast to all but one here", "multicast to no other host", "no broadcast",
     "multicast at another rate",
@@ -60,7 +58,7 @@ def rich6() -> World:
             ("fd00:245::/64", 5000, "172.28.1.23", "00-15-5D-00-00-23"),
         )
     )
-    w.hns._store(replace(network, policies=(*network.policies, named, *routes)))
+    w.hns._store(replace(network, policies=(*network.policies, named, *routes, p.HostRoute())))
     rules = tuple(
         p.TierAclRule(
             tier_acl_rule_action=action,  # type: ignore[arg-type]
@@ -84,8 +82,23 @@ def rich6() -> World:
         acl("Allow", "In", 50, "6", "fd00:1::10", "80", "fd00:1::99"),
         replace(to_web, settings=replace(to_web.settings, local_ports="", remote_ports="80")),
         acl("Allow", "Out", 100, "17", "", "", "10.0.1.13,fd00:1::13"),
+        p.OutBoundNat(
+            p.OutBoundNatSettings(
+                exceptions=("2001:db8::1:0/112",), destinations=("2001:db8::/64", "fd00:1::/64")
+            )
+        ),
+        p.OutBoundNat(p.OutBoundNatSettings(destinations=("2001:db8:2::/64", "192.0.2.0/28"))),
     )
-    w.hns._store(replace(e, policies=(*(x for x in e.policies if not isinstance(x, p.Acl)), *more)))
+    own = (x for x in e.policies if not isinstance(x, (p.Acl, p.OutBoundNat)))
+    mapped = p.PortMapping(p.PortMappingSettings(6, 81, 8081))
+    w.hns._store(replace(e, policies=(*own, *more, mapped)))
+    published = LoadBalancerPortMapping(protocol=6, internal_port=8080, external_port=95)
+    members = tuple(guid_of("endpoint", "back", task) for task in ("t1", "t2", "t3"))
+    w.hns.create(
+        HostComputeLoadBalancer(
+            host_compute_network=network.id, host_compute_endpoints=members, port_mappings=(published,)
+        )
+    )
     lb = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "db"))
     (m,) = lb.port_mappings
     kind = int(Distribution.SOURCE_IP_PROTOCOL)
@@ -99,14 +112,23 @@ def rich6() -> World:
 PACKETS = [
     Packet(src, dst, protocol, sport, dport)
     for src, dst, protocol, sport, dport in product(
-        ("fd00:1::9", "fd00:1::10", "fd00:1::12", "fd00:7::1"),
+        ("fd00:1::9", "fd00:1::10", "fd00:1::12", "2001:db8::7"),
         (
             *(f"fd00:1::{n}" for n in ("1", "5", "7", "9", "10", "12", "13", "77")),
-            *("fd00:244:0:1::1", "fd00:244:0:2::2", "fd00:245::3", "2001:db8::1"),
+            *(
+                "fd00:244:0:1::1",
+                "fd00:244:0:2::2",
+                "fd00:245::3",
+                "2001:db8::1",
+                "2001:db8::1:1",
+                "2001:db8:2::1",
+                "2001:db8:3::1",
+                HOST6,
+            ),
         ),
         (6, 17),
         (999, 80),
-        (80, 95, 8080),
+        (80, 95, 8080, 8081),
     )
 ]
 

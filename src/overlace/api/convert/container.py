@@ -13,7 +13,7 @@ from overlace.model.specs import HOST_NETWORKS, PortConfig
 from overlace.runtime.base import Container, ContainerConfig, Mount
 
 _SECOND = 1_000_000_000
-ANYWHERE = "0.0.0.0"  # a published port answers on every address of the host
+ANYWHERE, ANYWHERE6 = "0.0.0.0", "::"  # a published port answers on every address of the host
 
 
 def human_duration(ns: int) -> str:
@@ -66,23 +66,30 @@ def exposed_ports(image_config: Json, ports: Sequence[PortConfig]) -> list[str]:
     return sorted(names, key=lambda name: (len(name.partition("/")[0]), name))
 
 
-def _port_list(found: Container, ports: Sequence[PortConfig], image_config: Json) -> list[Json]:
-    """The PORTS column: nothing for what does not run, as in Docker."""
+def _port_list(
+    found: Container, ports: Sequence[PortConfig], image_config: Json, addresses: Sequence[ContainerAddress]
+) -> list[Json]:
+    """The PORTS column: nothing for what does not run, as in Docker, IPv6 where it leads to the container."""
     if found.status != "running":
         return []
+    at = (ANYWHERE, ANYWHERE6) if any(a.ports6 for a in addresses) else (ANYWHERE,)
     shown: list[Json] = []
     for name in exposed_ports(image_config, ports):
         number, _, protocol = name.partition("/")
         private: Json = {"PrivatePort": int(number), "Type": protocol}
         public = [p.published_port for p in ports if name == f"{p.target_port}/{p.protocol}"]
-        shown += [{"IP": ANYWHERE, **private, "PublicPort": port} for port in sorted(public)] or [private]
+        shown += [{"IP": ip, **private, "PublicPort": port} for port in sorted(public) for ip in at] or [
+            private
+        ]
     return shown
 
 
-def _port_map(found: Container, ports: Sequence[PortConfig], image_config: Json) -> Json:
+def _port_map(
+    found: Container, ports: Sequence[PortConfig], image_config: Json, addresses: Sequence[ContainerAddress]
+) -> Json:
     """The same for `docker inspect`: bindings by port, None for one that is only exposed."""
     shown: Json = {}
-    for port in _port_list(found, ports, image_config):
+    for port in _port_list(found, ports, image_config, addresses):
         bindings = shown.setdefault(f"{port['PrivatePort']}/{port['Type']}", None)
         if "PublicPort" in port:
             binding = {"HostIp": port["IP"], "HostPort": str(port["PublicPort"])}
@@ -106,7 +113,7 @@ def summary(
         "ImageID": found.image_id,
         "Command": " ".join(_quote(word) for word in found.argv),
         "Created": found.created_at // _SECOND,
-        "Ports": _port_list(found, ports, image_config or {}),
+        "Ports": _port_list(found, ports, image_config or {}, addresses),
         "Labels": dict(config.labels),
         "State": found.status,
         "Status": status_text(found, now),
@@ -234,7 +241,7 @@ def inspect(
             "Bridge": "",
             "SandboxID": "",
             "SandboxKey": config.netns if config.netns.startswith("/") else "",
-            "Ports": _port_map(found, ports, image_config),
+            "Ports": _port_map(found, ports, image_config, addresses),
             "HairpinMode": False,
             "LinkLocalIPv6Address": "",
             "LinkLocalIPv6PrefixLen": 0,

@@ -142,8 +142,6 @@ def check_network(spec: NetworkSpec) -> None:
         )
     if spec.scope not in ("", "swarm"):
         raise unsupported(f"network scope {spec.scope}", "an overlay's scope is swarm")
-    if spec.ingress and spec.enable_ipv6:
-        raise unsupported("EnableIPv6 of the ingress network", "published ports are reached by IPv4")
     if spec.ingress and spec.attachable:
         raise swarm(InvalidArgument("ingress network cannot be attachable"))
     if spec.ingress and spec.internal:

@@ -271,8 +271,6 @@ class Walk:
                 f"docker service update --network-add {other.name} SERVICE"
             )
         if not within(packet.dst, tuple(s.ip_address_prefix for s in network.subnets)):
-            if ":" in packet.dst:
-                return "IPv6 does not leave the overlay networks: reach it over IPv4"
             return (
                 f"the way out of network {network.name} is closed (docker network create --internal), or the "
                 f"address is on an overlay network {host.name} has no part in: use a network both ends share"

@@ -287,10 +287,11 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
         elif remote:
             raise HcnError(Code.INVALID_REMOTE_ENDPOINT_OPERATION, f"Policies: {type(policy).__name__}")
         elif isinstance(policy, p.OutBoundNat):
+            six = any(n.version == 6 for n in nets)
             for prefix in policy.settings.exceptions:
-                _prefix(prefix, "OutBoundNAT.Exceptions")
+                _prefix(prefix, "OutBoundNAT.Exceptions", six=six)
             for prefix in policy.settings.destinations:
-                _prefix(prefix, "OutBoundNAT.Destinations")
+                _prefix(prefix, "OutBoundNAT.Destinations", six=six)
         elif isinstance(policy, p.Vlan) and network.type not in VLANS:
             raise HcnError(
                 Code.INVALID_POLICY_TYPE, f"Policies: VLAN belongs to {', '.join(VLANS)}, not {network.type}"

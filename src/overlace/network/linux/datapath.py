@@ -25,7 +25,7 @@ from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
-from . import audit, dns, figures, inject, nft, unified, veth
+from . import audit, dns, figures, inject, nft, outside6, unified, veth
 from .bpf_syscall import Map
 from .contents import Contents, merge
 from .loader import Loader
@@ -150,6 +150,13 @@ class DataPath:
             slow=self._slow,
         )
         self._map("config").update(struct.pack("I", 0), value)
+        self._follow_addresses()
+
+    def _follow_addresses(self) -> None:
+        """The host's own IPv6 addresses may have changed since the last look."""
+        table = self._map("own_addresses6")
+        if outside6.follow(self._open_netlink(), self.underlay().ifindex, table):
+            unified.renew(self._map("generation"))
 
     async def close(self) -> None:
         """Let go; traffic continues."""
@@ -211,16 +218,18 @@ class DataPath:
         self._route(e for e in delta.put if isinstance(e, LocalEndpoint))
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
-        """Routes of the host to endpoints with outbound NAT or a host route, which are for IPv4 alone: the way of the
-        answers, and of the host's own questions. And their share of its ports."""
+        """Routes of the host to endpoints with outbound NAT or a host route: the way of the answers, and of the host's
+        own questions. And their share of its ports."""
+        netlink = self._open_netlink()
         for endpoint in endpoints:
             if ":" not in endpoint.address:
                 self._pools.ensure(veth.host_name(endpoint.endpoint_id), endpoint.nat_ports)
             at = self._contents.attached.get(endpoint.endpoint_id)
-            wanted = endpoint.outbound_nat or endpoint.host_route
-            if at and wanted and ":" not in endpoint.address:
+            if at and (endpoint.outbound_nat or endpoint.host_route):
                 with veth.unless_gone():
-                    veth.route_from_host(self._open_netlink(), endpoint, at.ifindex)
+                    if ":" in endpoint.address:
+                        outside6.ensure_forwarding(netlink)
+                    veth.route_from_host(netlink, endpoint, at.ifindex)
 
     async def reconcile(self, desired: Tables) -> Delta:
         """Make the kernel's state equal to `desired` and return what differed. Interfaces and links of
@@ -304,7 +313,7 @@ class DataPath:
         after = self._contents.change(entries, ())
         self._contents.write(merge(before, after))
         veth.configure_inside(endpoint, sandbox, wanted)
-        self._route((endpoint,))
+        self._route(entries)
 
     async def detach(self, endpoint_id: str) -> None:
         """Remove an endpoint's interface. Its entry stays until it is removed by apply()."""
@@ -385,6 +394,8 @@ class DataPath:
         if now != before and now.ifindex == before.ifindex:
             self._underlay = now
             self._configure()
+        else:
+            self._follow_addresses()
         return self.underlay()
 
     async def resize(self, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:

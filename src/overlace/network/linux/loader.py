@@ -60,6 +60,8 @@ MAPS = (
     "ports6",
     "subnets6",
     "routes6",
+    "exceptions6",
+    "own_addresses6",
     "frontends6",
     "backends6",
     "access_lists6",
@@ -73,7 +75,7 @@ MAPS = (
     "traces6",
 )
 # The programs for IPv6, by their number in `six_programs`; pinned with a 6 behind their names.
-SIX_PROGRAMS = ("from_container", "from_underlay", "from_vxlan")
+SIX_PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_outside")
 # What a new layout takes over from an old one, as it is when keys and values have the same sizes. Who gives their bytes
 # another meaning gives the map another name.
 CARRIED = ("affinities", "flows", "allowed", "affinities6", "flows6", "allowed6")

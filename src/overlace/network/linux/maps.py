@@ -31,7 +31,7 @@ from overlace.network.vfp.tables import (
 
 from .family import V4, V6, Family, IpNetwork, family_of, of_table
 
-LAYOUT = 13  # as in bpf/types.h
+LAYOUT = 14  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h
 FLOOD_RATE = 0xFFFFFFFF
@@ -69,8 +69,8 @@ _ORDER = (
     "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "floods", "routes", "ports",
     "endpoints", "backends", "members", "frontends",
 )  # fmt: skip
-# There is one row of `limits` for both families, and neither NAT nor multicast of IPv6.
-TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name not in ("limits", "exceptions", "floods")))
+# There is one row of `limits` for both families, and no multicast of IPv6.
+TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name not in ("limits", "floods")))
 # Full, the least recently used row gives way.
 EVICTING = ("flows", "allowed", "ways", "affinities", "flows6", "allowed6", "ways6", "affinities6")
 ACCESS_RULES = 512  # as in bpf/types.h
@@ -164,8 +164,7 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
                 return rows
             number, found = _nat_list(entry)
             rows += found
-            outbound = entry.outbound_nat and family is V4  # there is no NAT of IPv6
-            flags = (1 if outbound else 0) | filtered << 1 | (4 if entry.rate else 0)
+            flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
             flags |= 8 if entry.host_route else 0
             routes, found = _hop_list(entry.hops, family)
             rows += found
@@ -252,30 +251,31 @@ def _hop_list(hops: tuple[Hop, ...], family: Family) -> tuple[int, list[Row]]:
 def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
     """Number and rows of where the endpoint may not go by outbound NAT and where it may; the longest prefix counts. Of
     each pair an exception wins over a destination, and one pair is enough."""
-    if ":" in entry.address or not any(kept or only for kept, only in entry.nats):
+    if not any(kept or only for kept, only in entry.nats):
         return 0, []
+    family = family_of(entry.address)
     texts = (text for kept, only in entry.nats for text in (*kept, "to", *only, "or"))
     number = _number(texts) & 0xFFFFFFFF
     lists = [
-        tuple([IPv4Network(c, strict=False) for c in cidrs if ":" not in c] for cidrs in (kept, only))
+        (family.own(kept), family.own(only))
         for kept, only in entry.nats
-        if not only or any(":" not in c for c in only)
+        if not only or any(family_of(c) is family for c in only)
     ]
-    prefixes = {IPv4Network("0.0.0.0/0"), *(c for pair in lists for cidrs in pair for c in cidrs)}
+    prefixes = {family.anywhere, *(c for pair in lists for cidrs in pair for c in cidrs)}
 
-    def leaves(part: IPv4Network) -> bool:
-        return any(
-            not any(part.subnet_of(c) for c in kept) and (not only or any(part.subnet_of(c) for c in only))
-            for kept, only in lists
-        )
+    def holds(cidrs: tuple[IpNetwork, ...], part: IpNetwork) -> bool:
+        return any(part.network_address in c and part.prefixlen >= c.prefixlen for c in cidrs)
+
+    def leaves(part: IpNetwork) -> bool:
+        return any(not holds(kept, part) and (not only or holds(only, part)) for kept, only in lists)
 
     return number, [
         Row(
-            "exceptions",
-            struct.pack("II4s", 32 + n.prefixlen, number, n.network_address.packed),
+            f"exceptions{family.suffix}",
+            struct.pack("II", 32 + n.prefixlen, number) + n.network_address.packed,
             struct.pack("I", NAT_ALLOWED if leaves(n) else NAT_NEVER),
         )
-        for n in sorted(prefixes)
+        for n in sorted(prefixes, key=str)
     ]
 
 

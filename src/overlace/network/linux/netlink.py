@@ -43,6 +43,7 @@ class Address(msgspec.Struct, frozen=True):
     ifindex: int
     address: str
     prefix: int
+    flags: int = 0  # IFA_F_* of linux/if_addr.h, the lower eight bits
 
 
 def _packed(address: str) -> tuple[int, bytes]:
@@ -182,12 +183,12 @@ class Netlink:
         """Every address of the namespace in a family, IPv4 unless it says otherwise."""
         found = []
         for body in self._dump(_GETADDR, struct.pack("BBBBi", family, 0, 0, 0, 0)):
-            _, prefix, _, _, ifindex = struct.unpack_from("BBBBi", body)
+            _, prefix, flags, _, ifindex = struct.unpack_from("BBBBi", body)
             values = dict(_attrs(body[8:]))
             raw = values.get(2) or values.get(1)  # IFA_LOCAL, IFA_ADDRESS
             if raw:
                 text = str(IPv4Address(raw) if family == socket.AF_INET else IPv6Address(raw))
-                found.append(Address(ifindex, text, prefix))
+                found.append(Address(ifindex, text, prefix, flags))
         return found
 
     def add_veth(self, name: str, peer: str, peer_mac: str, mtu: int, peer_namespace: int) -> None:

@@ -87,6 +87,14 @@ def write_sysctl(name: str, value: str) -> None:
         pass
 
 
+def read_sysctl(name: str) -> str:
+    """A net.* setting of the calling thread's namespace; "" when absent."""
+    try:
+        return Path("/proc/sys/net", name).read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def _is_namespace(path: Path) -> bool:
     """A file that nothing is mounted on is what a crash left between touch and mount."""
     try:

@@ -15,6 +15,7 @@ PORT_PREFIX = "ov"  # host-side veths: this and eight hexadecimal digits
 # Translated source ports stay clear of published ones (30000-32767 are the swarm's own choice): an answer to a
 # published UDP port would be taken for a new client.
 OUTBOUND_PORTS = "32768-60999"
+FAMILIES = ("ip", "ip6")
 
 
 class NftError(RuntimeError):
@@ -45,28 +46,31 @@ def table_name(instance: str) -> str:
 
 
 def host_table(instance: str) -> str:
-    """The script that makes the host's table as it should be."""
-    name = table_name(instance)
+    """The script that makes the host's table of each family as it should be."""
+    return "".join(_family_table(family, table_name(instance)) for family in FAMILIES)
+
+
+def _family_table(family: str, name: str) -> str:
     return f"""
-add table ip {name}
-add chain ip {name} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
-add chain ip {name} forward {{ type filter hook forward priority filter; policy accept; }}
-add map ip {name} pools {{ type ifname : verdict; }}
-flush chain ip {name} postrouting
-flush chain ip {name} forward
-flush map ip {name} pools
-add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" \
+add table {family} {name}
+add chain {family} {name} postrouting {{ type nat hook postrouting priority srcnat; policy accept; }}
+add chain {family} {name} forward {{ type filter hook forward priority filter; policy accept; }}
+add map {family} {name} pools {{ type ifname : verdict; }}
+flush chain {family} {name} postrouting
+flush chain {family} {name} forward
+flush map {family} {name} pools
+add rule {family} {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" \
   meta l4proto {{ tcp, udp }} masquerade to :{OUTBOUND_PORTS}
-add rule ip {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" masquerade
-add rule ip {name} forward ct state new meta l4proto {{ tcp, udp }} iifname vmap @pools
-add rule ip {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
-add rule ip {name} forward oifname "{PORT_PREFIX}*" drop
+add rule {family} {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" masquerade
+add rule {family} {name} forward ct state new meta l4proto {{ tcp, udp }} iifname vmap @pools
+add rule {family} {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
+add rule {family} {name} forward oifname "{PORT_PREFIX}*" drop
 """
 
 
 class PortPools:
-    """How many of the host's ports for outbound NAT a container's interface has: so many connections at once, TCP and UDP
-    together; one more is dropped. Those from before the daemon's start are not counted."""
+    """How many of the host's ports for outbound NAT a container's interface has: so many connections at once of each
+    family, TCP and UDP together; one more is dropped. Those from before the daemon's start are not counted."""
 
     def __init__(self, instance: str) -> None:
         self._table = table_name(instance)
@@ -81,23 +85,26 @@ class PortPools:
         before = self._most.get(ifname, 0)
         if before == most:
             return
-        script = [f"delete element ip {self._table} pools {{ {ifname} }}"] if before else []
-        if most:
-            name = f"pool_{most}"
-            script += [
-                f"add set ip {self._table} {name} {{ type ifname; size 65535; flags dynamic; }}",
-                f"add chain ip {self._table} {name}",
-                f"flush chain ip {self._table} {name}",
-                f"add rule ip {self._table} {name} add @{name} {{ iifname ct count over {most} }} drop",
-                f"add element ip {self._table} pools {{ {ifname} : jump {name} }}",
-            ]
+        script: list[str] = []
+        for table in (f"{family} {self._table}" for family in FAMILIES):
+            if before:
+                script.append(f"delete element {table} pools {{ {ifname} }}")
+            if most:
+                name = f"pool_{most}"
+                script += [
+                    f"add set {table} {name} {{ type ifname; size 65535; flags dynamic; }}",
+                    f"add chain {table} {name}",
+                    f"flush chain {table} {name}",
+                    f"add rule {table} {name} add @{name} {{ iifname ct count over {most} }} drop",
+                    f"add element {table} pools {{ {ifname} : jump {name} }}",
+                ]
         run_nft("\n".join(script) + "\n")
         self._most[ifname] = most
 
 
 def remove_table(name: str) -> str:
-    """A script that removes a table whether or not it is there."""
-    return f"add table ip {name}\ndelete table ip {name}\n"
+    """A script that removes a table of both families whether or not it is there."""
+    return "".join(f"add table {family} {name}\ndelete table {family} {name}\n" for family in FAMILIES)
 
 
 def foreign_forward_drops() -> list[HostDropsForwarding]:

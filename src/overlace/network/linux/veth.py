@@ -22,6 +22,7 @@ from .maps import Attachment
 from .netlink import Link, Netlink
 from .netns import namespace_number, run_inside, write_sysctl
 from .nft import PORT_PREFIX
+from .outside6 import open_interface
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -221,5 +222,8 @@ def unless_gone() -> Iterator[None]:
 def route_from_host(host: Netlink, endpoint: LocalEndpoint, ifindex: int) -> None:
     """The way of answers, translated back, into the container. The neighbour is written down: containers are
     not asked by ARP, the data path would drop their replies."""
+    six = ":" in endpoint.address
+    if six:
+        open_interface(host_name(endpoint.endpoint_id))
     host.add_neighbour(ifindex, endpoint.address, endpoint.mac)
-    host.add_route(ifindex, endpoint.address, 32)
+    host.add_route(ifindex, endpoint.address, 128 if six else 32)

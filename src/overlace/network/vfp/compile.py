@@ -28,6 +28,7 @@ from overlace.network.hns.documents import (
 from overlace.network.hns.state import State
 from overlace.network.vfp.tables import (
     ANY_PORT,
+    HOST6,
     AccessList,
     AccessRule,
     Backend,
@@ -167,7 +168,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 nat_destinations=nats[0][1] if nats else (),
                 more_nats=nats[1:],
                 nat_ports=max((n.settings.max_port_pool_usage for n in nat_policies), default=0),
-                host_route=p.policy_of(network.policies, p.HostRoute) is not None and ":" not in c.ip_address,
+                host_route=p.policy_of(network.policies, p.HostRoute) is not None,
                 hops=tuple(
                     Hop(r.destination_prefix, "" if r.next_hop == host else r.next_hop)
                     for r in routes
@@ -182,11 +183,18 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     for policy in d.policies:
         if isinstance(policy, p.PortMapping):
             s = policy.settings
-            front = s.vip or host
-            own = _of_family((c.ip_address for c in d.ip_configurations), front)
-            backends = tuple(Backend(vni, a, s.internal_port) for a in own[:1])
-            out.append(Frontend(0, front, s.protocol, s.external_port, backends))
+            for front in mapped_at(d, s, host):
+                own = _of_family((c.ip_address for c in d.ip_configurations), front)
+                backends = tuple(Backend(vni, a, s.internal_port) for a in own[:1])
+                out.append(Frontend(0, front, s.protocol, s.external_port, backends))
     return out
+
+
+def mapped_at(d: HostComputeEndpoint, s: p.PortMappingSettings, host: str) -> list[str]:
+    """Where a mapped port is found: at the address it names, else at the host's own of each family the endpoint has."""
+    if s.vip:
+        return [s.vip]
+    return [host, *([HOST6] if any(is_six(c.ip_address) for c in d.ip_configurations) else [])]
 
 
 def routes_of(d: HostComputeEndpoint, state: State) -> list[p.SdnRouteSettings]:
@@ -236,10 +244,11 @@ def compile_access(
 
 
 def outer_addresses(d: HostComputeLoadBalancer, network: HostComputeNetwork, host: str) -> list[str]:
-    """Where clients outside the overlay find the load balancer: at the host's own address when it has no VIP, else at
-    those of its VIPs that are outside the network and routed to this host (kube-proxy's external and ingress IPs)."""
+    """Where clients outside the overlay find the load balancer: at the host's own addresses, IPv6 where the network has
+    it, when it has no VIP, else at those of its VIPs that are outside the network and routed to this host (kube-proxy's
+    external and ingress IPs)."""
     if not d.frontend_vips:
-        return [host]
+        return [host, *([HOST6] if any(is_six(s.ip_address_prefix) for s in network.subnets) else [])]
     subnets = [ip_network(s.ip_address_prefix) for s in network.subnets]
     return [vip for vip in d.frontend_vips if not any(ip_address(vip) in s for s in subnets)]
 

@@ -13,6 +13,7 @@ from overlace.network.vfp.access import judge
 from overlace.network.vfp.model import Direction, Packet, network_of, within
 from overlace.network.vfp.simulate import Choose, choose, is_ping, takes
 from overlace.network.vfp.tables import (
+    HOST6,
     AccessList,
     Behind,
     Flood,
@@ -154,10 +155,11 @@ def forward_from_container(
         return _deliver(tables, vni, packet, may_leave=True, hop=hop) if hop else Way("host", packet, vni=vni)
     if within(packet.dst, network.subnets) or _route(tables, vni, packet.dst) is not None:
         return _deliver(tables, vni, packet, may_leave=True)
-    if source.host_route and packet.dst == host:
+    if source.host_route and packet.dst in (host, HOST6):
         return Way("host", packet, vni=vni)
-    if ":" not in packet.dst and source.leaves(packet.dst):  # there is no NAT of IPv6
-        return Way("world", msgspec.structs.replace(packet, src=host), vni=vni)
+    if source.leaves(packet.dst):
+        own = HOST6 if ":" in packet.dst else host
+        return Way("world", msgspec.structs.replace(packet, src=own), vni=vni)
     return Way("drop", packet, vni=vni)
 
 

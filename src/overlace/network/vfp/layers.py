@@ -27,6 +27,7 @@ from overlace.network.vfp.compile import (
     compile_flood,
     compile_network,
     compile_routes,
+    mapped_at,
     outer_addresses,
     routes_of,
     vni_of,
@@ -54,7 +55,7 @@ from overlace.network.vfp.model import (
     network_of,
     within,
 )
-from overlace.network.vfp.tables import Backend, Network
+from overlace.network.vfp.tables import HOST6, Backend
 
 FIREWALL = "FW_ADMIN_LAYER_ID"
 METER = "QOS_LAYER"
@@ -234,11 +235,6 @@ def behind_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
     )
 
 
-def _outside(segment: Network) -> tuple[str, ...]:
-    """What outbound NAT is for when nothing says so: any destination, but there is none of IPv6."""
-    return ("0.0.0.0/0",) if any(":" in subnet for subnet in segment.subnets) else ()
-
-
 def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     """The port of a local endpoint. Raises KeyError when there is no such local endpoint."""
     e = state.get(guid, HostComputeEndpoint)
@@ -260,15 +256,18 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     )
     nat_rules = tuple(
         Rule(
-            f"OUTBOUND_NAT_{i}" if i else "OUTBOUND_NAT",
+            f"OUTBOUND_NAT{f'_{i}' if i else ''}{'' if source == host else '_IPV6'}",
             100,
-            Condition(dst=nat.destinations or _outside(segment), dst_not=(*inside, *nat.exceptions)),
-            SourceNat(host, nat.max_port_pool_usage),
+            Condition(dst=wanted or (anywhere,), dst_not=(*inside, *nat.exceptions)),
+            SourceNat(source, nat.max_port_pool_usage),
         )
         for i, nat in enumerate(nats)
+        for source, anywhere in ((host, "0.0.0.0/0"), (HOST6, "::/0"))
+        if (wanted := tuple(c for c in nat.destinations if (":" in c) == (source == HOST6)))
+        or not nat.destinations
     )
     if p.policy_of(network.policies, p.HostRoute) is not None:
-        to_host = Condition(dst=(f"{host}/32",), dst_not=inside)
+        to_host = Condition(dst=(host_prefix(host), host_prefix(HOST6)), dst_not=inside)
         nat_rules = (Rule("HOST_ROUTE", 50, to_host, ToHost()), *nat_rules)
     router: tuple[Rule, ...] = ()
     if segment.gateways:
@@ -291,18 +290,33 @@ def host_port(state: State, host: str) -> Port:
     rules: list[Rule] = []
     for (protocol, number), guid in sorted(state.by_host_port.items()):
         d = state.documents[guid]
-        condition = Condition(dst=(host_prefix(host),), protocol=protocol, dport=number)
+        if not isinstance(d, (HostComputeLoadBalancer, HostComputeEndpoint)):
+            continue
+        network = state.get(d.host_compute_network, HostComputeNetwork)
+        if network is None:
+            continue
         if isinstance(d, HostComputeLoadBalancer):
             target = next(m for m in d.port_mappings if (m.protocol, m.external_port) == (protocol, number))
-            rules.append(Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state, host)))
-        elif isinstance(d, HostComputeEndpoint) and d.host_compute_namespace:
-            network = state.get(d.host_compute_network, HostComputeNetwork)
+            for front in outer_addresses(d, network, host):
+                condition = Condition(dst=(host_prefix(front),), protocol=protocol, dport=number)
+                rules.append(
+                    Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state, front))
+                )
+        elif d.host_compute_namespace:
             for policy in d.policies:
-                if isinstance(policy, p.PortMapping) and network is not None:
-                    s = policy.settings
-                    if (s.protocol, s.external_port) == (protocol, number):
-                        backend = Backend(vni_of(network), d.address, s.internal_port)
-                        rules.append(Rule(f"NAT_{d.name}_{number}", 100, condition, LoadBalance((backend,))))
+                if not isinstance(policy, p.PortMapping):
+                    continue
+                s = policy.settings
+                if (s.protocol, s.external_port) != (protocol, number):
+                    continue
+                for front in mapped_at(d, s, host):
+                    own = [
+                        c.ip_address for c in d.ip_configurations if (":" in c.ip_address) == (":" in front)
+                    ]
+                    backends = tuple(Backend(vni_of(network), a, s.internal_port) for a in own[:1])
+                    condition = Condition(dst=(host_prefix(front),), protocol=protocol, dport=number)
+                    action = LoadBalance(backends) if backends else Block(f"{d.name} has no such address")
+                    rules.append(Rule(f"NAT_{d.name}_{number}", 100, condition, action))
     for guid in sorted(lb for found in state.network_balancers.values() for lb in found):
         lb = state.get(guid, HostComputeLoadBalancer)
         network = state.get(lb.host_compute_network, HostComputeNetwork) if lb is not None else None

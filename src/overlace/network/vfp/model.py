@@ -14,7 +14,7 @@ from typing import Literal, Union
 
 import msgspec
 
-from overlace.network.vfp.tables import Backend
+from overlace.network.vfp.tables import HOST6, Backend
 
 Direction = Literal["OUT", "IN"]
 ICMP, ICMP6 = 1, 58
@@ -102,8 +102,8 @@ class LoadBalance(msgspec.Struct, frozen=True, tag="lb"):
 
 
 class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
-    """Source becomes the host's address; the packet leaves on the underlay. `ports`: so many connections at once, 0: any
-    number; the simulator sees one."""
+    """Source becomes the host's address, or one of its IPv6 addresses (HOST6); the packet leaves on the underlay. `ports`:
+    so many connections at once, 0: any number; the simulator sees one."""
 
     address: str
     ports: int = 0
@@ -201,8 +201,9 @@ def explain_action(a: Action) -> str:
     if isinstance(a, Meter):
         return f"at most {a.rate} bytes per second"
     if isinstance(a, SourceNat):
+        source = "an IPv6 address of the host" if a.address == HOST6 else a.address
         few = f", {a.ports} connections at once" if a.ports else ""
-        return f"source becomes {a.address}, leave on the underlay{few}"
+        return f"source becomes {source}, leave on the underlay{few}"
     if isinstance(a, Replicate):
         hosts = ", ".join(a.provider_addresses) or "no other host"
         return f"copies to {len(a.ports)} ports here and to {hosts}, {a.rate} packets per second at most"

@@ -15,6 +15,10 @@ from typing import Literal, Union
 
 import msgspec
 
+# The host's own IPv6 addresses, whichever it has: where published ports are, what NAT gives a packet as source. (Of IPv4
+# a host has one, its underlay address. IPv6 addresses come and go with advertisements: the data path keeps them itself.)
+HOST6 = "::"
+
 
 class Network(msgspec.Struct, frozen=True, tag="network"):
     """A VXLAN segment this host takes part in."""
@@ -152,7 +156,7 @@ class Backend(msgspec.Struct, frozen=True):
 
 class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
     """A load-balanced address. In a network (`vni` > 0): a service VIP, protocol 0 and port 0 meaning all of
-    them. On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own.
+    them. On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own, or HOST6.
     Backends are picked per connection; an established connection keeps its backend for as long as it lives,
     even when the list changes. A frontend without backends refuses (TCP reset or drop), it never leaks to
     the host."""

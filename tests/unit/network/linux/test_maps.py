@@ -74,7 +74,9 @@ EXAMPLES: tuple[Entry, ...] = (
     ),
     Flood(4097, 1000, ("10.0.1.5",), ("172.28.1.12",), ("10.0.1.255",)),
 )
-LOCAL6 = LocalEndpoint(4097, "fd00:1::5", 64, "02:42:0a:00:01:05", "AAAA", inbound=3, outbound=5, rate=5000)
+LOCAL6 = LocalEndpoint(
+    4097, "fd00:1::5", 64, "02:42:0a:00:01:05", "AAAA", True, ("fd00::/8",), inbound=3, outbound=5, rate=5000
+)
 EXAMPLES6: tuple[Entry, ...] = (
     Network(
         4097,

@@ -36,6 +36,7 @@ typedef struct {
 #define ports ports6
 #define subnets subnets6
 #define routes routes6
+#define exceptions exceptions6
 #define frontends frontends6
 #define backends backends6
 #define access_lists access_lists6
@@ -64,6 +65,26 @@ INLINE __u32 word_of(const addr_t *a, const int i)
 INLINE int same(addr_t a, addr_t b)
 {
 	return a.w[0] == b.w[0] && a.w[1] == b.w[1] && a.w[2] == b.w[2] && a.w[3] == b.w[3];
+}
+
+INLINE int is_none(addr_t a)
+{
+	return !(a.w[0] | a.w[1] | a.w[2] | a.w[3]);
+}
+
+INLINE int is_loopback(addr_t a)
+{
+	return same(a, numbered(bpf_htonl(1)));
+}
+
+INLINE int is_multicast(addr_t a)
+{
+	return (a.w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+INLINE int is_link_local(addr_t a)
+{
+	return (a.w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
 /* A route's hop that is no endpoint but the host's own stack. */

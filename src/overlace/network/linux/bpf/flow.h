@@ -19,6 +19,9 @@ ROOM_FOR(question, q);
 ROOM_FOR(flow, f);
 ROOM_FOR(flow, answers);
 ROOM_FOR(flow_key, key);
+QUICK_ROOM_FOR(flow_key, here);
+QUICK_ROOM_FOR(flow_key, other);
+QUICK_ROOM_FOR(flow, via);
 
 /* The remembered connection of a packet; an ICMP error belongs to the connection it is about. */
 LOOKUP struct flow *flow_of(__u32 scope, const struct pkt *p)
@@ -293,52 +296,53 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	return B_GO;
 }
 
-#ifndef OVERLACE_IPV6
 /* A client outside the overlay reached local endpoint `e` through host `provider`: replies go back that way. The same
  * client port may come through two hosts, or through this one, to the same container, which could not tell the
  * connections apart: the later one gets another source port. 1: `out` is how this packet must be translated; -1: no port
  * is left for it. */
 NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const struct endpoint *e, struct flow *out)
 {
-	struct flow_key key = {}, other = {};
-	struct flow *f, via = {};
+	struct flow *f;
 	int renamed, syn;
+	QUICK_ROOM(flow_key, here);
+	QUICK_ROOM(flow_key, other);
+	QUICK_ROOM(flow, via);
 
 	if (!p || !e || !out)
 		return 0;
 	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	other.scope = provider;
-	other.saddr = p->error ? p->error_saddr : p->saddr;
-	other.daddr = p->error ? p->error_daddr : p->daddr;
-	other.sport = p->sport;
-	other.dport = p->dport;
-	other.proto = p->error ? p->error_proto : p->proto;
-	other.by_host = 1;
-	f = bpf_map_lookup_elem(&flows, &other);
+	other->scope = provider;
+	other->saddr = p->error ? p->error_saddr : p->saddr;
+	other->daddr = p->error ? p->error_daddr : p->daddr;
+	other->sport = p->sport;
+	other->dport = p->dport;
+	other->proto = p->error ? p->error_proto : p->proto;
+	other->by_host = 1;
+	f = bpf_map_lookup_elem(&flows, other);
 	renamed = f != 0;
 	if (f)
 		*out = *f;
 	if (p->error)
 		return renamed;
-	key.scope = SCOPE_SANDBOX;
-	key.saddr = e->sandbox;
-	key.daddr = p->saddr;
-	key.sport = p->dport;
-	key.dport = renamed ? out->sport : p->sport;
-	key.proto = p->proto;
-	via.saddr = p->daddr;
-	via.daddr = p->saddr;
-	via.sport = p->dport;
-	via.dport = p->sport;
-	via.vni = vni;
-	via.provider = provider;
-	via.sandbox = e->sandbox;
-	via.seen = now();
-	via.kind = F_VIA;
-	f = bpf_map_lookup_elem(&flows, &key);
-	if (f && is_row(f, &via) && f->vni == vni) {
-		if (f->seen != via.seen)
-			f->seen = via.seen;
+	here->scope = SCOPE_SANDBOX;
+	here->saddr = numbered(e->sandbox);
+	here->daddr = p->saddr;
+	here->sport = p->dport;
+	here->dport = renamed ? out->sport : p->sport;
+	here->proto = p->proto;
+	via->saddr = p->daddr;
+	via->daddr = p->saddr;
+	via->sport = p->dport;
+	via->dport = p->sport;
+	via->vni = vni;
+	via->provider = provider;
+	via->sandbox = e->sandbox;
+	via->seen = now();
+	via->kind = F_VIA;
+	f = bpf_map_lookup_elem(&flows, here);
+	if (f && is_row(f, via) && f->vni == vni) {
+		if (f->seen != via->seen)
+			f->seen = via->seen;
 		if (syn)
 			f->state &= ~STATE_CLOSED;
 		else if (p->proto == PROTO_TCP && (p->tcp_flags & (TCP_FIN | TCP_RST)))
@@ -348,26 +352,25 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const str
 	if (f && p->proto == PROTO_TCP && !syn)
 		return renamed; /* another connection of the same name is alive */
 	if (!f || (p->proto != PROTO_TCP && p->proto != PROTO_UDP)) { /* new, or forgotten */
-		forget(e->ifindex, p->daddr, p->saddr, p->dport, key.dport, p->proto);
-		bpf_map_update_elem(&flows, &key, &via, BPF_ANY);
+		forget(e->ifindex, p->daddr, p->saddr, p->dport, here->dport, p->proto);
+		bpf_map_update_elem(&flows, here, via, BPF_ANY);
 		return renamed;
 	}
-	key.dport = p->sport;
-	if (name(&key, &via))
+	here->dport = p->sport;
+	if (name(here, via))
 		return -1;
-	forget(e->ifindex, p->daddr, p->saddr, p->dport, key.dport, p->proto);
+	forget(e->ifindex, p->daddr, p->saddr, p->dport, here->dport, p->proto);
 	__builtin_memset(out, 0, sizeof(*out));
 	out->saddr = p->saddr;
 	out->daddr = p->daddr;
-	out->sport = key.dport;
+	out->sport = here->dport;
 	out->dport = p->dport;
 	out->kind = F_FORWARD;
-	if (bpf_map_update_elem(&flows, &key, &via, BPF_ANY))
+	if (bpf_map_update_elem(&flows, here, via, BPF_ANY))
 		return -1;
-	if (key.dport == p->sport) {
-		bpf_map_delete_elem(&flows, &other);
+	if (here->dport == p->sport) {
+		bpf_map_delete_elem(&flows, other);
 		return 0;
 	}
-	return bpf_map_update_elem(&flows, &other, out, BPF_ANY) ? -1 : 1;
+	return bpf_map_update_elem(&flows, other, out, BPF_ANY) ? -1 : 1;
 }
-#endif

@@ -42,9 +42,7 @@ MAP(BPF_MAP_TYPE_HASH, networks, __u32, struct network, 4096, BPF_F_NO_PREALLOC)
 MAP(BPF_MAP_TYPE_HASH, endpoints, struct address_key, struct endpoint, 262144, IN_BULK);
 MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
-#ifndef OVERLACE_IPV6
 MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
-#endif
 MAP(BPF_MAP_TYPE_LPM_TRIE, routes, struct route_key, struct route, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
@@ -109,6 +107,25 @@ INLINE struct config *settings(void)
 
 	return bpf_map_lookup_elem(&config, &zero);
 }
+
+#ifdef OVERLACE_IPV6
+/* The host's own addresses, each with the global one that stands for it towards containers: of ::1 another one. In the
+ * row of :: is what stands for any. Without a global address there are no rows: IPv6 ends at this host then. */
+MAP(BPF_MAP_TYPE_HASH, own_addresses6, addr_t, addr_t, 1024, BPF_F_NO_PREALLOC);
+
+LOOKUP addr_t *own_address(const addr_t *addr)
+{
+	return bpf_map_lookup_elem(&own_addresses6, addr);
+}
+
+/* Whether hosts outside can answer this one. */
+LOOKUP int goes_outside(void)
+{
+	addr_t any = {};
+
+	return own_address(&any) != 0;
+}
+#endif
 
 LOOKUP struct endpoint *endpoint_of(__u32 vni, const addr_t *addr)
 {

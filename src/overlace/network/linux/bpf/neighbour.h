@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* IPv6 on the link: neighbour discovery answered by the switch (RFC 4861, 4862), what else is for the link alone and goes
- * nowhere, and what leads out of the overlay, which IPv6 does not. */
+/* IPv6 on the link: neighbour discovery answered by the switch (RFC 4861, 4862), and what else is for the link alone and
+ * goes nowhere. */
 #pragma once
 #include "answer.h"
 #include "way.h"
@@ -23,21 +23,6 @@ struct neighbour { /* both messages, without options */
 	__u8 flags, reserved[3];
 	addr_t target;
 };
-
-INLINE int is_none(addr_t a)
-{
-	return !(a.w[0] | a.w[1] | a.w[2] | a.w[3]);
-}
-
-INLINE int is_multicast(addr_t a)
-{
-	return (a.w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
-}
-
-INLINE int is_link_local(addr_t a)
-{
-	return (a.w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
-}
 
 /* The link-local address made from a MAC: RFC 4291, appendix A. */
 INLINE addr_t link_local(const __u8 *mac)
@@ -140,18 +125,4 @@ NOINLINE int on_the_link(struct __sk_buff *ctx, struct pkt *p, struct port *port
 			return end_quietly(ctx); /* nobody learns from it */
 	}
 	return drop(ctx, R_DROP_SPOOFED);
-}
-
-/* A container's packet to an address outside its network, or with a source that is not its own. */
-NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
-{
-	if (!p || !port)
-		return drop(ctx, R_DROP_ERROR);
-	if (foreign)
-		return drop(ctx, R_DROP_SPOOFED);
-	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
-		return drop(ctx, R_DROP_POLICY);
-	if (is_overlay(&p->daddr))
-		return drop(ctx, R_DROP_ISOLATION);
-	return answer_no_route(ctx, p);
 }

@@ -67,16 +67,14 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 		if (whole)
 			whole->state |= STATE_CLOSED;
 	}
-#ifndef OVERLACE_IPV6
 	if (f->out == OUT_UNDERLAY) {
 		remember(p, W_UNDERLAY, 0, 0);
-		return to_underlay(ctx, cfg, f->daddr, R_TO_UNDERLAY);
+		return to_client(ctx, cfg, f->daddr);
 	}
 	if (f->out == OUT_HOST) {
 		remember(p, W_LOOPBACK, 0, 0);
 		return to_loopback(ctx, cfg);
 	}
-#endif
 	e = endpoint_of(f->vni, &f->daddr);
 	if (!e || e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
@@ -105,7 +103,6 @@ NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
 	return encapsulate(ctx, p, &hop, big);
 }
 
-#ifndef OVERLACE_IPV6
 /* A container's answer to a client that came in through another host goes out there, too. */
 NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 {
@@ -140,15 +137,20 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	return encapsulate(ctx, p, &hop, big);
 }
 
-#endif
-
 /* To the backend that `f` names. A frontend that preserves its address leaves it to the packet. */
 INLINE int to_backend(struct __sk_buff *ctx, struct pkt *p, const struct question *q, struct flow *f)
 {
 	addr_t backend = f->daddr;
 
-	if (f->state & STATE_PRESERVED)
+	if (f->state & STATE_PRESERVED) {
 		f->daddr = q->front;
+#ifdef OVERLACE_IPV6
+		addr_t *own = is_none(q->front) ? own_address(&p->daddr) : 0;
+
+		if (own) /* a port of all of the host's addresses */
+			f->daddr = *own;
+#endif
+	}
 	return forward(ctx, p, f->vni, &backend, f);
 }
 
@@ -238,8 +240,10 @@ NOINLINE int by_own_route(struct __sk_buff *ctx, struct pkt *p, const struct por
 		return drop(ctx, R_DROP_POLICY);
 	if (!is_host_hop(&r->hop))
 		return forward(ctx, p, port->vni, &r->hop, 0);
-	if (IS_IPV6)
-		return drop(ctx, R_DROP_NO_OUTBOUND); /* hosts have IPv4 addresses */
+#ifdef OVERLACE_IPV6
+	if (!goes_outside())
+		return answer_no_route(ctx, p);
+#endif
 	remember(p, W_TO_HOST, 0, 0);
 	return to_host(ctx);
 }

@@ -4,6 +4,7 @@
  *   from_underlay   ingress of the interface that carries the underlay address
  *   from_vxlan      ingress of the kernel's vxlan device (slow path)
  *   from_host       ingress of lo: the host's own connections to published ports
+ *   from_outside    IPv6 alone: what from_underlay and from_host get outside the tunnel
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
 #include "onward.h"
 #ifndef OVERLACE_IPV6
@@ -11,7 +12,7 @@
 #endif
 #include "way.h"
 #ifdef OVERLACE_IPV6
-#include "neighbour.h"
+#include "edge6.h"
 #else
 #include "probe.h"
 #endif
@@ -19,14 +20,14 @@
 char LICENSE[] SEC("license") = "GPL";
 
 #ifndef OVERLACE_IPV6
-enum { SIX_CONTAINER, SIX_UNDERLAY, SIX_VXLAN };
+enum { SIX_CONTAINER, SIX_UNDERLAY, SIX_VXLAN, SIX_OUTSIDE };
 
 /* The programs of overlace6.c, by that number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__type(key, __u32);
 	__type(value, __u32);
-	__uint(max_entries, 3);
+	__uint(max_entries, 4);
 } six_programs SEC(".maps");
 
 /* An IPv6 packet: the other programs' from here on. */
@@ -34,6 +35,13 @@ INLINE int six(struct __sk_buff *ctx, __u32 program)
 {
 	bpf_tail_call(ctx, &six_programs, program);
 	return drop(ctx, R_DROP_UNSUPPORTED);
+}
+
+/* The same for one outside the tunnel, which may be none of ours. */
+INLINE int six_outside(struct __sk_buff *ctx)
+{
+	bpf_tail_call(ctx, &six_programs, SIX_OUTSIDE);
+	return TC_ACT_UNSPEC;
 }
 #endif
 
@@ -116,18 +124,22 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	if (!e) {
 		int taken = leave_overlay(ctx, p, port, !own);
 #ifdef OVERLACE_IPV6
-		return taken;
+		addr_t *own = own_address(&p->daddr);
+
+		if (taken != MISS || !own)
+			return taken;
+		q->source = *own;
 #else
 		struct config *cfg = settings();
 
 		if (taken != MISS || !cfg)
 			return taken;
-		p->complain = p->daddr;
-		q->client_vni = vni;
 		q->front = p->daddr;
 		q->source = cfg->underlay_addr;
-		return balanced(ctx, p, q);
 #endif
+		p->complain = p->daddr;
+		q->client_vni = vni;
+		return balanced(ctx, p, q);
 	}
 	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
 		return drop(ctx, R_DROP_POLICY);
@@ -205,7 +217,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	} else if ((e = router_of(vni, &p->saddr))) {
 		if (e->kind != K_REMOTE || e->provider != provider)
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
-	} else if (IS_IPV6 || !(net->flags & NET_INGRESS) || is_overlay(&p->saddr)) {
+	} else if (!(net->flags & NET_INGRESS) || is_overlay(&p->saddr)) {
 		return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else {
 		outside = 1;
@@ -230,19 +242,17 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	if (e && e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e && outside) {
-#ifndef OVERLACE_IPV6
 		renamed = note_via(p, vni, provider, e, f);
 		if (renamed < 0)
 			return drop(ctx, R_DROP_ERROR);
 		p->noted = 1;
-#endif
 	} else {
 		known = flow_of(e ? vni : 0, p);
 		if (known && known->kind == F_REPLY && known->peer_vni == vni) {
 			*f = *known;
 			renamed = 1;
 		}
-		if (!e && (IS_IPV6 || outside || !renamed))
+		if (!e && (outside || !renamed))
 			return drop(ctx, R_DROP_NO_ENDPOINT);
 		/* A merged frame keeps its tunnel marks unless the kernel takes the header off, and a device that
 		 * must cut it again would stumble over them. */
@@ -301,6 +311,8 @@ NOINLINE int walk_from_underlay(struct __sk_buff *ctx, __u32 generation)
 
 	if (!cfg || ctx->protocol != bpf_htons(ETH_IPV4) || parse(ctx, ETH_LEN, 0, &p))
 		return TC_ACT_UNSPEC;
+	if ((p.daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
+		return TC_ACT_UNSPEC; /* a port of 127.0.0.1 is published to this host alone */
 	if (p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later)
 		return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
 	if (!p.error && !frontend_of(0, &p.daddr, p.dport, p.proto))
@@ -327,6 +339,8 @@ int from_underlay(struct __sk_buff *ctx)
 #ifdef OVERLACE_IPV6
 	return taken == MISS ? TC_ACT_UNSPEC : taken;
 #else
+	if (taken == MISS && ctx->protocol == bpf_htons(ETH_IPV6))
+		return six_outside(ctx);
 	if (taken == MISS)
 		taken = again(ctx, generation);
 	if (taken == MISS)
@@ -383,9 +397,23 @@ NOINLINE int walk_from_host(struct __sk_buff *ctx, __u32 generation)
 SEC("tc")
 int from_host(struct __sk_buff *ctx)
 {
+	if (ctx->protocol == bpf_htons(ETH_IPV6))
+		return six_outside(ctx);
+
 	__u32 generation = current_generation();
 	int taken = again(ctx, generation);
 
 	return taken == MISS ? walk_from_host(ctx, generation) : taken;
+}
+#endif
+
+#ifdef OVERLACE_IPV6
+SEC("tc")
+int from_outside(struct __sk_buff *ctx)
+{
+	__u32 generation = current_generation();
+	int taken = again(ctx, generation);
+
+	return taken == MISS ? walk_from_outside(ctx, generation) : taken;
 }
 #endif

@@ -228,6 +228,14 @@ INLINE int may_be_split(struct __sk_buff *ctx, const struct pkt *p)
 #endif
 }
 
+#ifdef OVERLACE_IPV6
+/* The plain packet to a client outside, out of the underlay; the kernel's routes for IPv6 say to whom. */
+INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, addr_t to)
+{
+	return end(ctx, R_TO_UNDERLAY, bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0));
+}
+#endif
+
 /* Send the IPv4 frame out of the underlay; the kernel finds the next hop's MAC, asking for it when it must. */
 INLINE int to_underlay(struct __sk_buff *ctx, const struct config *cfg, __be32 to, __u32 reason)
 {
@@ -237,6 +245,13 @@ INLINE int to_underlay(struct __sk_buff *ctx, const struct config *cfg, __be32 t
 		return end(ctx, reason, bpf_redirect_neigh(cfg->underlay_ifindex, &hop, sizeof(hop), 0));
 	return end(ctx, reason, bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0));
 }
+
+#ifndef OVERLACE_IPV6
+INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, addr_t to)
+{
+	return to_underlay(ctx, cfg, to, R_TO_UNDERLAY);
+}
+#endif
 
 struct hop {
 	__u32 vni;

@@ -223,7 +223,7 @@ INLINE int pop_tunnel(struct __sk_buff *ctx, __u8 tos)
 
 INLINE int to_loopback(struct __sk_buff *ctx, const struct config *cfg)
 {
-	struct eth eth = { .proto = bpf_htons(ETH_IPV4) }; /* lo's own address is all zeros */
+	struct eth eth = { .proto = bpf_htons(ETH_INNER) }; /* lo's own address is all zeros */
 
 	if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 		return drop(ctx, R_DROP_ERROR);
@@ -296,12 +296,10 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 		bpf_skb_change_type(ctx, HOST_PACKET);
 		return end(ctx, R_DELIVERED, bpf_redirect_peer(ifindex, 0));
 	}
-#ifndef OVERLACE_IPV6
 	if (verdict == W_UNDERLAY)
-		return to_underlay(ctx, cfg, as->daddr, R_TO_UNDERLAY);
+		return to_client(ctx, cfg, as->daddr);
 	if (verdict == W_LOOPBACK)
 		return to_loopback(ctx, cfg);
-#endif
 	return to_host(ctx);
 }
 
