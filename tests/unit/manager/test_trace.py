@@ -381,8 +381,8 @@ async def test_a_task_without_ipv6_cannot_reach_it(swarm: Swarm) -> None:
         reason == "order.1 has no IPv6 address on back, so it cannot reach fd00:1::5" and "--ipv6" in remedy
     )
     assert where == "order.1"
-    _, _, remedy = broken(await swarm.trace("db.1", "2001:db8::1"))
-    assert remedy == "IPv6 does not leave the overlay networks: reach it over IPv4"
+    left = await swarm.trace("db.1", "2001:db8::1")
+    assert left.broken is None and "an IPv6 address of the host" in str(left.hops)
 
 
 def a_container(swarm: Swarm, name: str, where: str, *networks: str, **labels: str) -> None:
