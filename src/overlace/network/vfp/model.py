@@ -102,8 +102,8 @@ class LoadBalance(msgspec.Struct, frozen=True, tag="lb"):
 
 
 class SourceNat(msgspec.Struct, frozen=True, tag="snat"):
-    """Source becomes the host's address, or one of its IPv6 addresses (HOST6); the packet leaves on the underlay. `ports`:
-    so many connections at once, 0: any number; the simulator sees one."""
+    """Source becomes the host's address, or one of its IPv6 addresses (HOST6); the packet leaves on the underlay.
+    `ports`: so many connections at once, 0: any number; the simulator sees one."""
 
     address: str
     ports: int = 0
