@@ -84,7 +84,9 @@ def rich6() -> World:
         acl("Allow", "Out", 100, "17", "", "", "10.0.1.13,fd00:1::13"),
         p.OutBoundNat(
             p.OutBoundNatSettings(
-                exceptions=("2001:db8::1:0/112",), destinations=("2001:db8::/64", "fd00:1::/64")
+                exceptions=("2001:db8::1:0/112",),
+                destinations=("2001:db8::/64", "fd00:1::/64"),
+                max_port_pool_usage=40,
             )
         ),
         p.OutBoundNat(p.OutBoundNatSettings(destinations=("2001:db8:2::/64", "192.0.2.0/28"))),
