@@ -14,6 +14,7 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNetwork,
     LoadBalancerPortMapping,
+    PortMappingFlags,
 )
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.model import Packet
@@ -94,7 +95,8 @@ def rich6() -> World:
     own = (x for x in e.policies if not isinstance(x, (p.Acl, p.OutBoundNat)))
     mapped = p.PortMapping(p.PortMappingSettings(6, 81, 8081))
     w.hns._store(replace(e, policies=(*own, *more, mapped)))
-    published = LoadBalancerPortMapping(protocol=6, internal_port=8080, external_port=95)
+    kept = int(PortMappingFlags.PRESERVE_DIP)
+    published = LoadBalancerPortMapping(protocol=6, internal_port=8080, external_port=95, flags=kept)
     members = tuple(guid_of("endpoint", "back", task) for task in ("t1", "t2", "t3"))
     w.hns.create(
         HostComputeLoadBalancer(
