@@ -233,6 +233,32 @@ def test_a_restart_of_one_part_ends_no_container_and_drops_nothing(
     assert order(lab).id == task
 
 
+def test_an_hns_that_hangs_holds_up_what_is_new_and_nothing_else(lab: Lab) -> None:
+    """It answers no call and does not end. What runs keeps its packets; what began meanwhile goes on when it is back."""
+    until("the shop answering before", lambda: all_well(lab))
+    before = order(lab).id
+    known = {t.id for t in Cluster(lab).tasks(running=False)}
+    pid = processes.read_pid(windows.pidfile_of(lab.host(HOST), "hns"), lab.host(HOST).netns)
+    assert pid
+    with Traffic(lab) as traffic:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert all_well(lab)
+            lab.docker("linux-1", "service", "update", "--detach", "--force", "shop_order")
+            until(
+                "a new task",
+                lambda: (
+                    {t.id for t in Cluster(lab).tasks(running=False) if t.service == "shop_order"} - known
+                ),
+            )
+            assert not _replaced(lab, before), "it cannot have an endpoint"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        until("the new task running", lambda: _replaced(lab, before))
+        until("the shop answering again", lambda: all_well(lab))
+    assert not traffic.failures, traffic.failures[:5]
+
+
 def test_a_drained_host_gives_its_tasks_back(lab: Lab) -> None:
     # start-first would wait for a replacement, which has no other host to run on
     lab.docker("linux-1", "service", "update", "--detach", "--update-order", "stop-first", "shop_order")
