@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from overlace.network.balancing import Wish
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import (
     Delta,
@@ -64,10 +65,10 @@ class Host:
         self.process: subprocess.Popen[bytes] | None = None
         bed.plug(self.ns, name, f"{self.address}/24")
 
-    def start(self, wrapper: str = "") -> Host:
+    def start(self, wrapper: str = "", balancing: Wish = "auto") -> Host:
         """Start the host's process and open its data path. `wrapper`: Python text that runs the worker."""
         runner = [sys.executable, *(["-c", wrapper] if wrapper else []), str(WORKER)]
-        where = [self.instance, str(self.exec_dir / "state"), self.address, str(self.exec_dir)]
+        where = [self.instance, str(self.exec_dir / "state"), self.address, str(self.exec_dir), balancing]
         self.process = subprocess.Popen(
             ["nsenter", f"--net={self.path}", *runner, *where], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )

@@ -2,7 +2,8 @@
 stdin.
 
 Frames: 4-byte length, pickle of (method, args, kwargs) in; of (ok, value) out. `method` "dns" serves one
-question on the sockets bind_dns gives, as the resolver would.
+question on the sockets bind_dns gives, as the resolver would. A fifth argument says at which level services are
+balanced.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import struct
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from overlace.network.balancing import Wish
 from overlace.network.linux.datapath import DataPath
 
 
@@ -49,7 +51,8 @@ async def main() -> None:
     instance, state, address, exec_dir = sys.argv[1:5]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the data path logs must not get between the answers
-    path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir))
+    balancing = cast(Wish, sys.argv[5] if len(sys.argv) > 5 else "auto")
+    path = DataPath(instance, Path(state), address, exec_dir=Path(exec_dir), balancing=balancing)
     while head := sys.stdin.buffer.read(4):
         method, args, kwargs = pickle.loads(sys.stdin.buffer.read(struct.unpack("I", head)[0]))
         try:

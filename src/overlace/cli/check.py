@@ -17,6 +17,8 @@ from pathlib import Path
 import click
 import msgspec
 
+from overlace.network.balancing import find_cgroup2
+
 # Debian's package for each program a host runs.
 TOOLS = {
     "conmon": "conmon",
@@ -122,6 +124,14 @@ def check_cgroups() -> Finding:
     return Finding(False, "no cgroup controllers are mounted at /sys/fs/cgroup; containers cannot be limited")
 
 
+def check_balancing() -> Finding:
+    """Where connections to services can be given their backends."""
+    cgroup = find_cgroup2(_read("/proc/self/mountinfo"))
+    if cgroup is not None:
+        return Finding(True, f"cgroup v2 at {cgroup}: services can be balanced at the socket level")
+    return Finding(False, "no cgroup v2 is mounted: services are balanced at the packet level", fatal=False)
+
+
 def check_objects() -> Finding:
     """The eBPF programs are built by `make setup` and only loaded here."""
     import overlace
@@ -158,6 +168,7 @@ def check_machine() -> list[Finding]:
         check_bpffs(),
         check_overlayfs(),
         check_cgroups(),
+        check_balancing(),
         *check_tools(),
         check_etcd(),
         check_objects(),

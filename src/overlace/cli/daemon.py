@@ -52,6 +52,7 @@ class DaemonOptions(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     metrics_addr: str = ""  # IP:PORT of GET /metrics; empty: none
     flow_log: str = ""  # file of opened and ended connections; empty: none
+    service_balancing: Literal["auto", "packet", "socket"] = "auto"
 
 
 def check_hosts(hosts: tuple[str, ...], windows: bool = ON_WINDOWS) -> tuple[str, ...]:
@@ -148,6 +149,7 @@ def check_options(
     log_level: str,
     metrics_addr: str | None = None,
     flow_log: str | None = None,
+    service_balancing: Literal["auto", "packet", "socket"] = "auto",
 ) -> DaemonOptions:
     """Turn what was typed into DaemonOptions; raise InvalidArgument naming option, value and remedy."""
     for option, path in (("--data-root", data_root), ("--exec-root", exec_root), ("--flow-log", flow_log)):
@@ -163,7 +165,7 @@ def check_options(
             "leave --runtime out"
         )
     if ON_WINDOWS:
-        check_windows(runtime, emulate_windows)
+        check_windows(runtime, emulate_windows, service_balancing)
     hosts = check_hosts(hosts or (WINDOWS_PIPE if ON_WINDOWS else f"unix://{exec_root}/docker.sock",))
     if runtime != "oci" and check_docker_host(docker_host) in hosts:
         raise InvalidArgument(f"invalid --docker-host {docker_host}: this daemon itself listens there (-H)")
@@ -184,10 +186,11 @@ def check_options(
         log_level=log_level,
         metrics_addr=_check_metrics(metrics_addr) if metrics_addr else "",
         flow_log=flow_log or "",
+        service_balancing=service_balancing,
     )
 
 
-def check_windows(runtime: str, emulate_windows: str | None) -> None:
+def check_windows(runtime: str, emulate_windows: str | None, service_balancing: str = "auto") -> None:
     """Raise InvalidArgument for what a real Windows host cannot be."""
     if runtime == "oci":
         raise InvalidArgument(
@@ -196,6 +199,10 @@ def check_windows(runtime: str, emulate_windows: str | None) -> None:
         )
     if emulate_windows is not None:
         raise InvalidArgument("invalid --emulate-windows: this is a Windows host; leave it out")
+    if service_balancing != "auto":
+        raise InvalidArgument(
+            f"invalid --service-balancing {service_balancing}: this host's own HNS balances services; leave it out"
+        )
 
 
 @click.command()
@@ -243,6 +250,14 @@ def check_windows(runtime: str, emulate_windows: str | None) -> None:
 @click.option("--metrics-addr", metavar="IP:PORT", help="Serve Prometheus metrics there, at /metrics.")
 @click.option(
     "--flow-log", metavar="FILE", help="Write opened and ended connections there, one JSON object a line."
+)
+@click.option(
+    "--service-balancing",
+    type=click.Choice(["auto", "packet", "socket"]),
+    default="auto",
+    show_default=True,
+    help="Give containers' TCP connections to services their backends when the socket connects (where cgroup v2 "
+    "allows it), or when the first packet comes. A Windows host's own HNS does it.",
 )
 @click.option(
     "--log-level",

@@ -67,6 +67,9 @@ def ports(host: str, as_json: bool) -> None:
             for p in found
         ),
     )
+    said = next((p["Balancing"] for p in found if p["Balancing"]), "")
+    if said and not as_json:
+        click.echo(f"\nServices are balanced {said}.")
 
 
 def _layers(host: str, port: str) -> list[dict[str, Any]]:
@@ -266,6 +269,7 @@ def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: 
         "VERDICT",
         "WENT",
         "TO",
+        "SERVICE",
         "PACKETS/S" if rate else "PACKETS",
         "BYTES/S" if rate else "BYTES",
         "IDLE",
@@ -278,6 +282,7 @@ def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: 
                 f["Verdict"] + (f" vni {f['Vni']}" if f["Vni"] else ""),
                 f["Went"] or "-",
                 f["To"] or "-",
+                f["Service"] or "-",
                 str(f["Packets"]),
                 str(f["Bytes"]),
                 f"{f['IdleSeconds']}s",
@@ -311,7 +316,13 @@ def follow_lines(happened: Iterable[Happened], as_json: bool) -> Iterator[str]:
         f = h.facts
         verdict = f"{f['Verdict']}" + (f" vni {f['Vni']}" if f["Vni"] else "")
         where = " ".join(
-            str(part) for part in (f["Went"] and f"as {f['Went']}", f["To"] and f"to {f['To']}") if part
+            str(word)
+            for word in (
+                f["Went"] and f"as {f['Went']}",
+                f["To"] and f"to {f['To']}",
+                f["Service"] and f"of {f['Service']}",
+            )
+            if word
         )
         end = f"  {h.seconds} s, {h.why}" if h.event == "ended" else ""
         yield f"{h.event:<7} {f['Came']}  {verdict}  {where}  packets {h.packets}  bytes {h.bytes}{end}"

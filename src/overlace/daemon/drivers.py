@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from overlace.daemon import windows
 from overlace.model.system import ON_WINDOWS
+from overlace.network.balancing import Wish
 from overlace.network.base import NetworkDriver
 from overlace.network.counted import Held
 from overlace.network.switch import Switch
@@ -45,6 +46,7 @@ def make_driver(
     *,
     os: str,
     dns: Sequence[str],
+    balancing: Wish = "auto",
 ) -> HostDriver:
     """A driver for one membership. `instance` names what is ours in the kernel, `os` is what the host is in the swarm.
 
@@ -70,7 +72,7 @@ def make_driver(
     from overlace.network.linux.datapath import DataPath
     from overlace.network.linux.resolver.names import ResolverProcess
 
-    path = DataPath(instance, state / "datapath", underlay_address, exec_dir=run)
+    path = DataPath(instance, state / "datapath", underlay_address, exec_dir=run, balancing=balancing)
     return OverlayDriver(path, state, os=os, upstreams=dns, make_names=partial(ResolverProcess, folder=run))
 
 

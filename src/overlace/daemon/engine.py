@@ -165,6 +165,7 @@ class Engine:
             underlay_address=membership.underlay_address,
             system=self._system,
             dns=self._daemon.dns,
+            balancing=self._daemon.service_balancing,
             runtime=self._runtime,
             connect=self._connect,
             others=self._containers.ids,

@@ -26,6 +26,7 @@ from overlace.model.errors import OverlaceError
 from overlace.model.generic import GenericResources
 from overlace.model.labels import TASK_ID
 from overlace.model.objects import NodeDescription
+from overlace.network.balancing import Wish
 from overlace.runtime.base import Platform, Runtime
 from overlace.wire.messages import Refused, Welcome
 
@@ -65,6 +66,7 @@ class NodeHost:
         underlay_address: str,
         system: System,
         dns: tuple[str, ...],
+        balancing: Wish,
         runtime: Runtime,
         connect: Callable[[Agent], AgentSession],
         others: Callable[[], set[str]],
@@ -79,6 +81,7 @@ class NodeHost:
             underlay_address,
             os=system.os,
             dns=dns,
+            balancing=balancing,
         )
         self._said = (hostname, labels, generic, underlay_address, system)
         platform = platform_of(system)

@@ -50,4 +50,5 @@ class Standalone:
             default_address(self._options.underlay_address),
             os=self._system.os,
             dns=self._options.dns,
+            balancing=self._options.service_balancing,
         )

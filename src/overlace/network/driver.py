@@ -204,7 +204,15 @@ class OverlayDriver:
         """To look at what is programmed. Raises Unavailable before `open`."""
         _, hns, _ = self._open_parts()
         path = self._datapath
-        return Switch(hns.state, path.underlay().address, path.counters, path.flows, path.drops, path.hits)
+        return Switch(
+            hns.state,
+            path.underlay().address,
+            path.counters,
+            path.flows,
+            path.drops,
+            path.hits,
+            path.balancing,
+        )
 
     def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:
         if self._planner is None or self._hns is None or self._compiler is None:

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from overlace.model.errors import NotFound
+from overlace.network.balancing import Balancing
 from overlace.network.counted import Hit
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
 from overlace.network.hns.state import State
 from overlace.network.vfp.compile import compile_access, vni_of
 from overlace.network.vfp.flows import UnifiedFlow, close_both
+from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.reasons import Counter, explain_counters
 from overlace.network.vfp.show import HitsShown, PortShown, find_ports, local_ports, show_port
 
 
 class Switch:
-    """`host`: the host's underlay address; `counters`, `flows`, `drops` and `hits`: read the data path's."""
+    """`host`: the host's underlay address; `counters`, `flows`, `drops`, `hits` and
+    `balancing`: read the data path's."""
 
     def __init__(
         self,
@@ -28,6 +33,7 @@ class Switch:
         flows: Callable[[], Awaitable[list[UnifiedFlow]]],
         drops: Callable[[], Awaitable[dict[tuple[int, str], int]]] | None = None,
         hits: Callable[[], Awaitable[list[Hit]]] | None = None,
+        balancing: Callable[[], Balancing] | None = None,
     ) -> None:
         self._state = state
         self._host = host
@@ -35,10 +41,13 @@ class Switch:
         self._flows = flows
         self._drops = drops
         self._hits = hits
+        self._balancing = balancing
 
     def ports(self) -> list[PortShown]:
-        """Every port, without its layers."""
-        return [show_port(g, self._state, self._host, layers=False) for g in local_ports(self._state)]
+        """Every port, without its layers; the host's own says how services are balanced."""
+        found = [show_port(g, self._state, self._host, layers=False) for g in local_ports(self._state)]
+        said = self._balancing().words if self._balancing is not None else ""
+        return [msgspec.structs.replace(p, balancing=said) if p.name == HOST_PORT else p for p in found]
 
     async def layers(self, port: str = "") -> list[PortShown]:
         """The ports a person means by `port` (all when empty) with layers and rules. Raises NotFound."""

@@ -15,6 +15,7 @@ from network.world import HOST, running
 from overlace.api.routes.vfp import show_flow
 from overlace.cli.main import cli, main
 from overlace.model.errors import NotFound
+from overlace.network.balancing import Balancing
 from overlace.network.counted import Hit
 from overlace.network.hns.documents import HostComputeEndpoint
 from overlace.network.overlay import guid_of
@@ -78,6 +79,12 @@ async def test_ports_and_their_layers(host: FakeBackend) -> None:
     listed = await overlace("ports")
     (line,) = (x for x in listed.stdout.splitlines() if x.startswith(BACK))
     assert {"web.1.t1", "back", "4097", "10.0.1.9/24", "Enabled"} <= set(line.split())
+    assert "Services are balanced" not in listed.stdout  # by a switch that does not say
+    level = Balancing("packet", "no cgroup v2 is mounted")
+    host.switch = Switch(running().hns.state, HOST, counts, flows, balancing=lambda: level)
+    said = (await overlace("ports")).stdout
+    assert "Services are balanced at the packet level (no cgroup v2 is mounted)." in said
+    assert json.loads((await overlace("ports", "--json")).stdout)[0]["Balancing"] == level.words
     (port,) = json.loads((await overlace("layers", "10.0.1.9", "--json")).stdout)
     assert port["Layers"][0]["Name"] == "FW_ADMIN_LAYER_ID"
     shown = (await overlace("layers", "web.1")).stdout

@@ -136,12 +136,19 @@ async def test_what_cannot_be_written_is_said(tmp_path: Path, start: Start) -> N
 
 def test_followed_on_a_terminal() -> None:
     shown = {"Port": "G", "Came": "10.0.1.5:1 > 10.0.1.2:80 tcp", "Went": "10.0.1.5:1 > 10.0.1.6:80 tcp", "Vni": 4097,
-             "Verdict": "encapsulate", "From": "", "To": "192.0.2.2"}  # fmt: skip
+             "Verdict": "encapsulate", "From": "", "To": "192.0.2.2", "Service": ""}  # fmt: skip
     (line,) = follow_lines([Happened("opened", 2, 120, shown)], False)
     assert line == (
         "opened  10.0.1.5:1 > 10.0.1.2:80 tcp  encapsulate vni 4097  as 10.0.1.5:1 > 10.0.1.6:80 tcp to 192.0.2.2  "
         "packets 2  bytes 120"
     )
+    given = shown | {
+        "Came": shown["Went"],
+        "Went": "",
+        "Service": "10.0.1.2:80",
+    }  # its socket was given the backend
+    (line,) = follow_lines([Happened("opened", 2, 120, given)], False)
+    assert line.startswith("opened  10.0.1.5:1 > 10.0.1.6:80 tcp") and "to 192.0.2.2 of 10.0.1.2:80 " in line
     (line,) = follow_lines([Happened("ended", 2, 120, shown)], True)
     assert json.loads(line)["Event"] == "ended" and json.loads(line)["To"] == "192.0.2.2"
     refused = click.testing.CliRunner().invoke(flows, ["--follow", "--rate"])

@@ -15,6 +15,7 @@ from overlace.model.netview import NetView
 from overlace.model.specs import MTU_OPTION, PortConfig
 from overlace.network import driver as driver_module
 from overlace.network import fill_watch
+from overlace.network.balancing import Balancing
 from overlace.network.base import TaskNetwork
 from overlace.network.counted import Hit
 from overlace.network.driver import OverlayDriver
@@ -192,6 +193,9 @@ class MemoryDataPath:
     async def fill(self) -> list[TableFill]:
         self.kernel.counted.set()
         return []
+
+    def balancing(self) -> Balancing:
+        return Balancing("socket", "/cgroup")
 
     def underlay(self) -> Under:
         return Under()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,5 +138,7 @@ def test_what_is_written_of_a_flow() -> None:
         "vni": 4097,
         "to": "192.0.2.2",
     }
+    given = see(msgspec.structs.replace(flow, came=went, service="10.0.1.2:80")).facts
+    assert "went" not in given and (given["dst"], given["service"]) == ("10.0.1.6", "10.0.1.2:80")
     other = see(UnifiedFlow(**{f: getattr(flow, f) for f in flow.__struct_fields__} | {"ifindex": 8}))
     assert other.key != see(flow).key

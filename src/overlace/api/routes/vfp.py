@@ -68,6 +68,7 @@ def show_flow(f: UnifiedFlow) -> dict[str, object]:
         "Vni": f.vni,
         "From": f.from_provider,
         "To": f.provider_address or f.to_endpoint,
+        "Service": f.service,
         "Packets": f.packets,
         "Bytes": f.bytes,
         "IdleSeconds": f.idle,

@@ -231,6 +231,18 @@ def create_tcx_link(program: int, ifindex: int) -> int:
     )
 
 
+def create_cgroup_link(program: int, cgroup: int, kind: int) -> int:
+    """Attach at a cgroup of v2, an open descriptor of its folder, beside what others attach there. `kind`: enum
+    bpf_attach_type."""
+    return _bpf(_LINK_CREATE, struct.pack("IIIIQQ", program, cgroup, kind, 0, 0, 0), "link at the cgroup")
+
+
+def cgroup_target(link: int) -> tuple[int, int]:
+    """(program id, cgroup id) of a link at a cgroup; the cgroup's is 0 when it is gone."""
+    info = object_info(link, 48)
+    return int(struct.unpack_from("I", info, 8)[0]), int(struct.unpack_from("Q", info, 16)[0])
+
+
 def update_link(link: int, program: int) -> None:
     _bpf(_LINK_UPDATE, struct.pack("IIII", link, program, 0, 0), "link update")
 

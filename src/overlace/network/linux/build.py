@@ -14,6 +14,9 @@ from pathlib import Path
 SOURCES = Path(__file__).parent / "bpf"
 OBJECT = SOURCES / "overlace.o"
 OBJECT6 = SOURCES / "overlace6.o"  # the same programs for IPv6 inside the overlay
+SOCKET = SOURCES / "socket.o"  # services at the socket level
+SOCKET6 = SOURCES / "socket6.o"
+OBJECTS = (OBJECT, OBJECT6, SOCKET, SOCKET6)
 
 
 class BuildError(RuntimeError):
@@ -22,21 +25,21 @@ class BuildError(RuntimeError):
 
 def is_current() -> bool:
     """True when the objects are newer than every source file."""
-    if not (OBJECT.exists() and OBJECT6.exists()):
+    if not all(target.exists() for target in OBJECTS):
         return False
-    built = min(OBJECT.stat().st_mtime, OBJECT6.stat().st_mtime)
+    built = min(target.stat().st_mtime for target in OBJECTS)
     return all(source.stat().st_mtime <= built for source in list(SOURCES.glob("*.[ch]")))
 
 
-def ensure_built(force: bool = False) -> tuple[Path, Path]:
-    """Build when a source is newer than an object; return the objects' paths, IPv4's and IPv6's.
+def ensure_built(force: bool = False) -> tuple[Path, ...]:
+    """Build when a source is newer than an object; return the objects' paths, as OBJECTS has them.
 
     Raises BuildError when it must build and cannot.
     """
     if force or not is_current():
-        _build(OBJECT)
-        _build(OBJECT6)
-    return OBJECT, OBJECT6
+        for target in OBJECTS:
+            _build(target)
+    return OBJECTS
 
 
 def _build(target: Path) -> None:

@@ -19,13 +19,13 @@ import msgspec
 import structlog
 
 from overlace.model.findings import Finding, Inject, Sighting
+from overlace.network.balancing import Balancing, Wish
 from overlace.network.base import Inside
 from overlace.network.counted import Held, Hit
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
-from overlace.network.vfp.model import HOST_PORT
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
-from . import audit, dns, figures, inject, nft, outside6, unified, veth
+from . import audit, dns, figures, inject, nft, outside6, sockets, unified, veth
 from .bpf_syscall import Map
 from .contents import Contents, merge
 from .loader import Loader
@@ -63,6 +63,7 @@ class DataPath:
         underlay_address: str,
         vxlan_port: int = 4789,
         exec_dir: Path | None = None,
+        balancing: Wish = "auto",
     ) -> None:
         self.instance = instance
         self.state_dir = state_dir
@@ -79,6 +80,8 @@ class DataPath:
         self._vxlan_ifindex = 0
         self._paths: dict[str, int] = {}
         self._slow = False
+        self._wish: Wish = balancing
+        self._level = Balancing("packet", "the data path is not open")
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -112,6 +115,7 @@ class DataPath:
                 remedy=f'let it accept iifname "{nft.PORT_PREFIX}*"',
             )
         self._loader.open()
+        self._level = sockets.load(self._loader, self._wish)
         self._vxlan_ifindex = vxlan.ifindex
         self._configure()
         unified.renew(self._map("generation"))
@@ -125,6 +129,7 @@ class DataPath:
         self._loader.ensure_attached(netlink, vxlan, "from_vxlan", "vxlan")
         self._loader.ensure_attached(netlink, underlay, "from_underlay", "underlay")
         self._loader.ensure_attached(netlink, _LO, "from_host", "lo")
+        self._level = sockets.attach(self._loader, self._wish, self._level)
 
     def _switch(self, netlink: Netlink) -> None:
         """Go over to the programs and maps of a new layout, filled by now. A crash in here: all of it again."""
@@ -248,6 +253,7 @@ class DataPath:
         keep = {"underlay", "vxlan", "lo"} | {
             veth.host_name(endpoint_id) for endpoint_id in contents.attached
         }
+        keep |= sockets.links(self._level)
         for name in self._loader.link_names() - keep:
             self._loader.detach(name)
         if not self._loader.is_switching:
@@ -255,6 +261,7 @@ class DataPath:
                 name = veth.host_name(endpoint_id)
                 with veth.unless_gone():
                     self._loader.ensure_attached(netlink, at.ifindex, "from_container", name)
+            self._level = sockets.attach(self._loader, self._wish, self._level)
         changes, actual = contents.replace(desired)
         if self._loader.is_switching:
             self._switch(netlink)
@@ -385,6 +392,11 @@ class DataPath:
         self._slow = on
         await self._do(self._configure)
 
+    async def use_packet_level(self, on: bool) -> None:
+        """Balance services at the packet level alone, or again as told: to measure and to test. Not kept by a restart."""
+        level = Balancing("packet", "to measure") if on else sockets.load(self._loader, self._wish)
+        self._level = await self._do(lambda: sockets.attach(self._loader, self._wish, level))
+
     async def look_at_underlay(self) -> Underlay:
         """As it is now: its MTU may have been changed since open()."""
         return await self._do(self._look_at_underlay)
@@ -467,6 +479,10 @@ class DataPath:
             raise RuntimeError("data path is not open: call open() first")
         return self._underlay
 
+    def balancing(self) -> Balancing:
+        """Where connections from containers to services are given their backends."""
+        return self._level
+
     async def counters(self) -> dict[str, int]:
         """Packets by what became of them, since the maps were made."""
         return await self._do(lambda: figures.counters(self._map("counters")))
@@ -489,16 +505,11 @@ class DataPath:
         return await self._do(self._flows)
 
     def _flows(self) -> list[UnifiedFlow]:
+        def vni_of(endpoint_id: str) -> int:
+            return next((e.vni for e in self._contents.local(endpoint_id)), 0)
+
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
-        return [
-            msgspec.structs.replace(
-                flow,
-                point=flow.point or names.get(flow.ifindex, HOST_PORT),
-                to_endpoint=names.get(flow.to_ifindex, ""),
-            )
-            for table in ("ways", "ways6")
-            for flow in unified.read(self._map(table), self._map("generation"))
-        ]
+        return unified.named(self._loader.maps, names, vni_of)
 
     async def fill(self) -> list[TableFill]:
         """How full each table is. Counting reads a table whole: not for every second."""

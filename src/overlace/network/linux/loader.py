@@ -31,6 +31,8 @@ MAPS = (
     "subnets",
     "exceptions",
     "routes",
+    "reaches",
+    "choices",
     "frontends",
     "backends",
     "access_lists",
@@ -62,6 +64,8 @@ MAPS = (
     "routes6",
     "exceptions6",
     "own_addresses6",
+    "reaches6",
+    "choices6",
     "frontends6",
     "backends6",
     "access_lists6",
@@ -76,9 +80,17 @@ MAPS = (
 )
 # The programs for IPv6, by their number in `six_programs`; pinned with a 6 behind their names.
 SIX_PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_outside")
+# The programs of the socket level, and where they are attached (enum bpf_attach_type): those of socket.c, of socket6.c.
+SOCKET_PROGRAMS = (
+    {"connect4": 10, "connect_mapped": 11, "peer4": 29, "peer_mapped": 30},
+    {"connect6": 11, "peer6": 30},
+)
+SOCKET_LINK = "socket-"  # before the program's name
 # What a new layout takes over from an old one, as it is when keys and values have the same sizes. Who gives their bytes
 # another meaning gives the map another name.
 CARRIED = ("affinities", "flows", "allowed", "affinities6", "flows6", "allowed6")
+# What is bound to living sockets stays itself: struct choice must keep its size and meaning, or the maps get other names.
+KEPT = ("choices", "choices6")
 _BPF_FS_MAGIC = 0xCAFE4A11
 
 
@@ -117,6 +129,7 @@ class Loader:
         self.maps: dict[str, bpf.Map] = {}
         self.programs: dict[str, int] = {}
         self.tcx = kernel_has_tcx() if tcx is None else tcx
+        self._renewed = False
 
     @property
     def links(self) -> Path:
@@ -140,11 +153,69 @@ class Loader:
             self._step_aside(layout)
         for part in ("maps", "progs", "links"):
             (self.root / part).mkdir(parents=True, exist_ok=True)
-        if fresh or loaded != digest or not self._adopt():
-            self._load(*paths)
+        self._renewed = fresh or loaded != digest or not self._adopt()
+        if self._renewed:
+            self._load(*paths[:2])
             self.maps["layout"].update(struct.pack("I", 0), struct.pack("Q", LAYOUT))
             self.maps["layout"].update(struct.pack("I", 1), struct.pack("Q", digest))
         return fresh
+
+    # the socket level
+
+    def open_sockets(self) -> None:
+        """After open(): the programs of the socket level, adopted or loaded. Raises LoadError when the kernel refuses
+        them; the packet level does without."""
+        names = [name for programs in SOCKET_PROGRAMS for name in programs]
+        pins = self.root / "progs"
+        if all(name in self.programs for name in names):
+            return
+        if not self._renewed and all((pins / name).exists() for name in names):
+            self.programs |= {name: bpf.get_pinned(pins / name) for name in names}
+            return
+        for path, programs in zip(ensure_built()[2:], SOCKET_PROGRAMS, strict=True):
+            self._load_object(path, tuple(programs), "")
+
+    def attach_sockets(self, cgroup: Path) -> None:
+        """Have the programs at a cgroup of v2, for what is in it and below. Raises OSError, then none is attached."""
+        try:
+            for programs in SOCKET_PROGRAMS:
+                for name, kind in programs.items():
+                    self._ensure_at(cgroup, name, kind)
+        except OSError:
+            self.detach_sockets()
+            raise
+
+    def detach_sockets(self) -> None:
+        """Take the socket level away; connections it gave a backend go on."""
+        for name in self.link_names():
+            if name.startswith(SOCKET_LINK):
+                self.detach(name)
+
+    def _ensure_at(self, cgroup: Path, program: str, kind: int) -> None:
+        path, fd = self.links / f"{SOCKET_LINK}{program}", self.programs[program]
+        try:
+            link = bpf.get_pinned(path)
+        except FileNotFoundError:
+            pass
+        else:
+            try:
+                attached, target = bpf.cgroup_target(link)
+                if target == cgroup.stat().st_ino:  # a cgroup's id, kernfs(5)
+                    if attached != bpf.program_id(fd):
+                        bpf.update_link(link, fd)
+                    return
+            finally:
+                os.close(link)
+            self.detach(path.name)
+        folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            link = bpf.create_cgroup_link(fd, folder, kind)
+        finally:
+            os.close(folder)
+        try:
+            bpf.pin(link, path)
+        finally:
+            os.close(link)
 
     # another layout: the old programs go on with the old maps until the new maps are filled
 
@@ -162,6 +233,16 @@ class Loader:
             os.rename(self.root / "maps", self.root / "old")
         for part in ("maps", "progs"):
             _remove_pins(self.root / part)
+        (self.root / "maps").mkdir(exist_ok=True)
+        for name in KEPT:
+            try:
+                kept = bpf.get_pinned(self.root / "old" / name)
+            except FileNotFoundError:
+                continue
+            try:
+                bpf.pin(kept, self.root / "maps" / name)
+            finally:
+                os.close(kept)
 
     def carry_connections(self) -> None:
         """Bring to the new maps what the old ones know of connections and the new ones do not. Called once before the

@@ -31,7 +31,7 @@ from overlace.network.vfp.tables import (
 
 from .family import V4, V6, Family, IpNetwork, family_of, of_table
 
-LAYOUT = 14  # as in bpf/types.h
+LAYOUT = 15  # as in bpf/types.h
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h
 FLOOD_RATE = 0xFFFFFFFF
@@ -67,7 +67,7 @@ REASONS = (
 # Written in this order and removed in the opposite one, so that what a row points at is there before the row.
 _ORDER = (
     "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "floods", "routes", "ports",
-    "endpoints", "backends", "members", "frontends",
+    "endpoints", "backends", "members", "frontends", "reaches",
 )  # fmt: skip
 # There is one row of `limits` for both families, and no multicast of IPv6.
 TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name not in ("limits", "floods")))
@@ -174,6 +174,7 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             port = port.ljust(-len(port) % 8 + len(port), b"\0")
             port += struct.pack("QQI4x", entry.inbound, entry.outbound, routes)
             rows.append(Row(f"ports{family.suffix}", struct.pack("I", ifindex), port))
+            rows.append(_reach(entry, sandbox))
             return rows
         case RemoteEndpoint():
             table = endpoint_table(entry)
@@ -193,6 +194,14 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             return _encode_frontend(entry)
         case AccessList():
             return _encode_access(entry)
+
+
+def _reach(entry: LocalEndpoint, sandbox: int) -> Row:
+    """struct reach: what the container's sockets reach by the endpoint's interface, which has its prefix."""
+    family = family_of(entry.address)
+    to = ip_network(f"{entry.address}/{entry.prefix}", strict=False)
+    key = struct.pack("II", 32 + to.prefixlen, sandbox) + to.network_address.packed
+    return Row(f"reaches{family.suffix}", key, address_key(entry.vni, entry.address))
 
 
 def endpoint_table(entry: RemoteEndpoint) -> str:
@@ -408,12 +417,22 @@ class Changes(msgspec.Struct, frozen=True):
         return any(self.put.values()) or any(self.remove.values())
 
 
+def _agreed(name: str, values: Sequence[bytes]) -> bytes:
+    """Of a row that several want. Two interfaces of a container that lead to the same subnet: which of them a connection
+    takes is the container's routes' business, and VNI 0 leaves it to the packet level."""
+    if of_table(name)[1] == "reaches" and any(value != values[0] for value in values):
+        return bytes(len(values[0]))
+    return values[-1]
+
+
 class Rows:
     """The rows that should be in the maps, with a count of the entries that want each: two networks may share
     a subnet, two frontends a VIP or a list of backends."""
 
     def __init__(self) -> None:
-        self._more: dict[tuple[str, bytes], int] = {}  # how many want it beside the first
+        self._all: dict[
+            tuple[str, bytes], list[bytes]
+        ] = {}  # of rows that more than one wants: each one's value
         self._value: dict[str, dict[bytes, bytes]] = {name: {} for name in TABLE_MAPS}
 
     def replace(self, old: Iterable[Row], new: Iterable[Row]) -> Changes:
@@ -428,16 +447,19 @@ class Rows:
         for row in old:
             note(row)
             where = (row.map, row.key)
-            if where in self._more:
-                self._less(where)
+            if where in self._all:
+                self._less(row)
             else:
                 self._value[row.map].pop(row.key, None)
         for row in new:
             note(row)
-            where = (row.map, row.key)
-            if row.key in self._value[row.map]:
-                self._more[where] = self._more.get(where, 0) + 1
-            self._value[row.map][row.key] = row.value
+            have = self._value[row.map].get(row.key)
+            if have is None:
+                self._value[row.map][row.key] = row.value
+                continue
+            values = self._all.setdefault((row.map, row.key), [have])
+            values.append(row.value)
+            self._value[row.map][row.key] = _agreed(row.map, values)
         changes = Changes({}, {})
         for (name, key), before in touched.items():
             after = self._value[name].get(key)
@@ -448,10 +470,13 @@ class Rows:
                 changes.put.setdefault(name, {})[key] = after
         return changes
 
-    def _less(self, where: tuple[str, bytes]) -> None:
-        self._more[where] -= 1
-        if not self._more[where]:
-            del self._more[where]
+    def _less(self, row: Row) -> None:
+        where = (row.map, row.key)
+        values = self._all[where]
+        values.remove(row.value)
+        self._value[row.map][row.key] = _agreed(row.map, values)
+        if len(values) == 1:
+            del self._all[where]
 
     def has_any(self, name: str, keys: Mapping[bytes, bytes]) -> bool:
         return not self._value[name].keys().isdisjoint(keys)
@@ -465,7 +490,7 @@ class Rows:
         """As replace(..., ()) for rows of one map that nobody else wants; None, and nothing done, otherwise."""
         mine = self._value[name]
         if (
-            any(where[0] == name and where[1] in rows for where in self._more)
+            any(where[0] == name and where[1] in rows for where in self._all)
             or not rows.keys() <= mine.keys()
         ):
             return None

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+
+import msgspec
 
 from overlace.network.counted import Hit
 from overlace.network.vfp.flows import TUNNEL, UnifiedFlow, Verdict
-from overlace.network.vfp.model import Packet
+from overlace.network.vfp.model import HOST_PORT, Packet
 
 from .bpf_syscall import Map
 from .family import V6
@@ -21,6 +23,10 @@ _AT_TUNNEL = 1 << 31
 # struct way_key and struct way, by the bytes of an address
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
 _WAY = {n: struct.Struct(f"=III{n}s{n}s2s2s4s4sII6s6s6sBBIQQ64x") for n in (4, 16)}
+# struct flow_key, and of struct flow: source, destination, their ports, kind
+_FLOW_KEY = {n: struct.Struct(f"=I{n}s{n}s2s2s4x") for n in (4, 16)}
+_FLOW = {n: struct.Struct(f"={n}s{n}s2s2s28xB") for n in (4, 16)}
+_CHOSEN = 4
 _JUDGED = struct.Struct("=QHH4xQQ")  # struct judged, one for IN and one for OUT at the end of struct way
 _MANY_RULES = 4095
 _FIN, _RST = 1, 4
@@ -75,6 +81,58 @@ def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
             generation=made_by,
             current=made_by == current,
         )
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A TCP connection whose backend the socket level chose, as packets from the client name it; `vni`: its network's."""
+
+    vni: int
+    src: str
+    sport: int
+    dst: str
+    dport: int
+
+
+def services(flows: Map) -> dict[Asked, str]:
+    """Rows of kind F_CHOSEN in `flows`: which service the client asked for."""
+    octets = 4 if flows.key_size == _FLOW_KEY[4].size else 16
+    key_of, flow_of = _FLOW_KEY[octets], _FLOW[octets]
+    found = {}
+    for key, value in flows.items():
+        _, front, _, front_port, kind = flow_of.unpack_from(value)
+        if kind != _CHOSEN:
+            continue
+        vni, src, dst, sport, dport = key_of.unpack(key)
+        asked = Asked(vni, _text(src), int.from_bytes(sport, "big"), _text(dst), int.from_bytes(dport, "big"))
+        name = f"[{_text(front)}]" if octets == 16 else _text(front)
+        found[asked] = f"{name}:{int.from_bytes(front_port, 'big')}"
+    return found
+
+
+def service_of(flow: UnifiedFlow, known: Mapping[Asked, str], vni_of: Callable[[str], int]) -> str:
+    """The service a flow of a client on this host belongs to, either direction; empty: none, or packets name it.
+    `vni_of`: the network of a local endpoint, by GUID."""
+    p = flow.came
+    out = Asked(vni_of(flow.point), p.src, p.sport, p.dst, p.dport)
+    back = Asked(vni_of(flow.to_endpoint), p.dst, p.dport, p.src, p.sport)
+    return (known.get(out) or known.get(back) or "") if p.protocol == 6 else ""
+
+
+def named(
+    maps: Mapping[str, Map], names: Mapping[int, str], vni_of: Callable[[str], int]
+) -> list[UnifiedFlow]:
+    """Every flow, with the GUIDs of local endpoints, by ifindex in `names`, and the services of connections."""
+    found = [
+        msgspec.structs.replace(
+            flow,
+            point=flow.point or names.get(flow.ifindex, HOST_PORT),
+            to_endpoint=names.get(flow.to_ifindex, ""),
+        )
+        for table in ("ways", "ways6")
+        for flow in read(maps[table], maps["generation"])
+    ]
+    asked = {**services(maps["flows"]), **services(maps["flows6"])}
+    return [msgspec.structs.replace(flow, service=service_of(flow, asked, vni_of)) for flow in found]
 
 
 def uncounted(ways: Map) -> Iterator[Hit]:

@@ -71,6 +71,7 @@ def see(flow: UnifiedFlow) -> Seen:
     if went != came:
         facts["went"] = {"src": went.src, "sport": went.sport, "dst": went.dst, "dport": went.dport}
     named = {"vni": flow.vni, "from": flow.from_provider, "to": flow.provider_address or flow.to_endpoint}
+    named["service"] = flow.service
     facts |= {name: value for name, value in named.items() if value}
     key = f"{flow.point} {flow.ifindex} {flow.vni if not flow.ifindex else 0} {came}"
     return Seen(key, flow.packets, flow.bytes, flow.idle, facts, flow.seconds, flow.closed)

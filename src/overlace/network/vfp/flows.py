@@ -42,6 +42,7 @@ class UnifiedFlow(msgspec.Struct, frozen=True, kw_only=True):
     seconds: int = 0  # from its first packet to its newest, about
     closed: Closed = ""  # TCP: what ended it; its last packets may be yet to come
     to_endpoint: str = ""  # deliver: GUID of the local endpoint
+    service: str = ""  # address and port a client here asked for, when its socket was given the backend
 
 
 class TableFill(msgspec.Struct, frozen=True, kw_only=True):

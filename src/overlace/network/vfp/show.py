@@ -74,6 +74,7 @@ class PortShown(Shown, frozen=True):
     state: str = "Enabled"  # Enabled | Detached (no container has the endpoint)
     policies: tuple[str, ...] = ()  # types of the endpoint's HNS policies
     layers: tuple[LayerShown, ...] | None = None
+    balancing: str = ""  # of the host's own: at which level services are balanced on this host
 
 
 def show_conditions(c: Condition) -> dict[str, str]:

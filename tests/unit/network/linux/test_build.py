@@ -14,23 +14,29 @@ from overlace.network.linux import build
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "overlace.c").write_text("int x;")
     (tmp_path / "types.h").write_text("")
-    (tmp_path / "overlace.o").write_bytes(b"old")
-    (tmp_path / "overlace6.o").write_bytes(b"old6")
-    for name, at in (("overlace.c", 100), ("types.h", 100), ("overlace.o", 200), ("overlace6.o", 200)):
-        os.utime(tmp_path / name, (at, at))
+    objects = tuple(tmp_path / f"{name}.o" for name in ("overlace", "overlace6", "socket", "socket6"))
+    for path in objects:
+        path.write_bytes(b"old " + path.stem.encode())
+        os.utime(path, (200, 200))
+    for name in ("overlace.c", "types.h"):
+        os.utime(tmp_path / name, (100, 100))
     monkeypatch.setattr(build, "SOURCES", tmp_path)
-    monkeypatch.setattr(build, "OBJECT", tmp_path / "overlace.o")
-    monkeypatch.setattr(build, "OBJECT6", tmp_path / "overlace6.o")
+    monkeypatch.setattr(build, "OBJECTS", objects)
     return tmp_path
 
 
 def test_a_current_object_needs_no_compiler(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLANG", "/nonexistent")
-    assert [path.read_bytes() for path in build.ensure_built()] == [b"old", b"old6"]
+    assert [path.read_bytes() for path in build.ensure_built()] == [
+        b"old overlace", b"old overlace6", b"old socket", b"old socket6",
+    ]  # fmt: skip
 
 
-def test_without_one_of_the_objects_it_needs_one(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (sources / "overlace6.o").unlink()
+@pytest.mark.parametrize("missing", ["overlace6.o", "socket6.o"])
+def test_without_one_of_the_objects_it_needs_one(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    (sources / missing).unlink()
     monkeypatch.setenv("CLANG", "/nonexistent")
     with pytest.raises(build.BuildError, match="install clang"):
         build.ensure_built()
@@ -50,4 +56,4 @@ def test_a_refusal_keeps_the_old_object(sources: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("CLANG", "/bin/false")
     with pytest.raises(build.BuildError):
         build.ensure_built()
-    assert (sources / "overlace.o").read_bytes() == b"old"
+    assert (sources / "overlace.o").read_bytes() == b"old overlace"

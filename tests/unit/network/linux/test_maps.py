@@ -110,6 +110,7 @@ STRUCTS = {
     "subnets": ("subnet_key", 4),
     "exceptions": ("exception_key", 4),
     "frontends": ("frontend_key", "frontend"),
+    "reaches": ("reach_key", "reach"),
     "backends": ("backend_key", "backend"),
 }
 

@@ -171,6 +171,21 @@ NOINLINE int count_later(const struct pkt *p, __u32 ifindex, __u32 direction)
 	return 0;
 }
 
+/* Where the socket level chose the backend (choice.h), rules are asked about the service, as they are on its way there. */
+LOOKUP void name_asked_for(struct access_key *key)
+{
+	struct flow_key chosen = {
+		.scope = key->vni, .saddr = key->local, .daddr = key->remote, .sport = key->local_port,
+		.dport = key->remote_port, .proto = key->proto,
+	};
+	struct flow *f = bpf_map_lookup_elem(&flows, &chosen);
+
+	if (f && f->kind == F_CHOSEN) {
+		key->remote = f->daddr;
+		key->remote_port = f->dport;
+	}
+}
+
 /* Whether the packet may pass the filtered endpoint at `port`, the interface `ifindex`. What an allowed connection carries
  * passes both ways, ICMP errors about it included; a TCP SYN always begins a new one. */
 NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifindex, __u32 direction)
@@ -201,6 +216,8 @@ NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifinde
 		key->remote_port = p->sport;
 	}
 	key->proto = p->error ? p->error_proto : p->proto;
+	if (key->proto == PROTO_TCP)
+		name_asked_for(key);
 	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 	count_later(p, ifindex, direction);
 	known = bpf_map_lookup_elem(&allowed, key);

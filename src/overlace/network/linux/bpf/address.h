@@ -24,7 +24,7 @@ typedef struct {
 #define IP_HEAD 40
 #define IPV6_LEAST 1280
 /* Makes a key on the stack and looks it up. A function of its own: the stack of its callers stays small. */
-#define LOOKUP static __attribute__((noinline))
+#define LOOKUP static __attribute__((noinline, unused))
 #define ETH_INNER ETH_IPV6
 #define PROTO_ICMP 58
 #define ECHO_REQUEST 128
@@ -37,6 +37,8 @@ typedef struct {
 #define subnets subnets6
 #define routes routes6
 #define exceptions exceptions6
+#define reaches reaches6
+#define choices choices6
 #define frontends frontends6
 #define backends backends6
 #define access_lists access_lists6

@@ -3,7 +3,7 @@
  * is new to this host goes follows from its address and the backends' alone (rendezvous hashing), so that every host the
  * client may come in by chooses the same: vfp/affinity.py is the same in Python. */
 #pragma once
-#include "packet.h"
+#include "maps.h"
 
 /* All bits of a word in each other (the finalizer of MurmurHash3, which is in the public domain). */
 INLINE __u32 mixed(__u32 h)
@@ -56,17 +56,18 @@ static long weigh(__u32 i, struct preferring *c)
 	return 0;
 }
 
-/* The backend of a client that has none here. 0, or -1: no endpoint of the list exists. */
-NOINLINE int preferred_backend(const struct frontend *fe, const struct pkt *p, struct backend *out)
+/* The backend of a client that has none here; `fixed` as in struct preferring. 0, or -1: no endpoint of the list exists. */
+NOINLINE int preferred_backend(const struct frontend *fe, const struct affinity_key *client, __u32 fixed,
+			       struct backend *out)
 {
 	struct preferring ctx = {};
 
-	if (!fe || !p || !out)
+	if (!fe || !client || !out)
 		return -1;
 	ctx.list = fe->list;
 	ctx.count = fe->count;
-	ctx.client = hash_of(&p->saddr);
-	ctx.fixed = p->proto == PROTO_SCTP ? p->dport : 0;
+	ctx.client = hash_of(&client->client);
+	ctx.fixed = fixed;
 	bpf_loop(BACKENDS, weigh, &ctx, 0);
 	if (!ctx.found)
 		return -1;
@@ -74,28 +75,16 @@ NOINLINE int preferred_backend(const struct frontend *fe, const struct pkt *p, s
 	return 0;
 }
 
-INLINE struct affinity_key affinity_of(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p)
-{
-	struct affinity_key key = { .scope = scope, .front = *front, .client = p->saddr };
-
-	if (fe->affinity & AFFINITY_PROTOCOL)
-		key.proto = p->proto;
-	return key;
-}
-
 /* The backend this client has, if it still is one of the frontend's. 0, or -1: choose one. */
-NOINLINE int same_backend(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p,
-			  struct backend *out)
+NOINLINE int same_backend(const struct frontend *fe, const struct affinity_key *client, struct backend *out)
 {
-	struct affinity_key key;
 	struct member member = {};
 	struct affinity *a;
 	__u32 at = now();
 
-	if (!fe || !front || !p || !out || !fe->affinity)
+	if (!fe || !client || !out || !fe->affinity)
 		return -1;
-	key = affinity_of(fe, scope, front, p);
-	a = bpf_map_lookup_elem(&affinities, &key);
+	a = bpf_map_lookup_elem(&affinities, client);
 	if (!a || at - a->seen > (fe->affinity & ~AFFINITY_PROTOCOL))
 		return -1;
 	member.list = fe->list;
@@ -111,18 +100,15 @@ NOINLINE int same_backend(const struct frontend *fe, __u32 scope, const addr_t *
 	return 0;
 }
 
-NOINLINE int keep_backend(const struct frontend *fe, __u32 scope, const addr_t *front, const struct pkt *p,
-			  const struct backend *b)
+NOINLINE int keep_backend(const struct frontend *fe, const struct affinity_key *client, const struct backend *b)
 {
-	struct affinity_key key;
 	struct affinity new = {};
 
-	if (!fe || !front || !p || !b || !fe->affinity)
+	if (!fe || !client || !b || !fe->affinity)
 		return 0;
-	key = affinity_of(fe, scope, front, p);
 	new.vni = b->vni;
 	new.addr = b->addr;
 	new.port = b->port;
 	new.seen = now();
-	return bpf_map_update_elem(&affinities, &key, &new, BPF_ANY);
+	return bpf_map_update_elem(&affinities, client, &new, BPF_ANY);
 }

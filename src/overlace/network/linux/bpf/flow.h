@@ -2,7 +2,7 @@
 /* Connections: which backend a frontend's connection got, how its replies are translated, and the way back of
  * connections that entered through another host. */
 #pragma once
-#include "affinity.h"
+#include "pick.h"
 #include "way.h"
 
 enum { B_GO, B_PASS, B_REFUSE, B_DROP };
@@ -13,6 +13,7 @@ struct question {
 	addr_t front; /* the frontend's address; the packet may carry another name of it (127.0.0.1) */
 	addr_t source; /* address the backend shall see */
 	__u32 out; /* where replies go */
+	__be16 port; /* the frontend's; 0: the packet's */
 };
 
 ROOM_FOR(question, q);
@@ -32,76 +33,6 @@ LOOKUP struct flow *flow_of(__u32 scope, const struct pkt *p)
 	key.daddr = p->error ? p->error_daddr : p->daddr;
 	key.proto = p->error ? p->error_proto : p->proto;
 	return bpf_map_lookup_elem(&flows, &key);
-}
-
-LOOKUP struct frontend *frontend_of(__u32 vni, const addr_t *addr, __be16 port, __u8 proto)
-{
-	struct frontend_key key = { .vni = vni, .addr = *addr, .port = port, .proto = proto };
-	struct frontend *fe = bpf_map_lookup_elem(&frontends, &key);
-
-	if (fe || !vni)
-		return fe;
-	key.port = 0;
-	fe = bpf_map_lookup_elem(&frontends, &key);
-	if (fe)
-		return fe;
-	key.proto = 0;
-	key.port = port;
-	fe = bpf_map_lookup_elem(&frontends, &key);
-	if (fe)
-		return fe;
-	key.port = 0;
-	return bpf_map_lookup_elem(&frontends, &key);
-}
-
-/* Have `f` go to backend `b`; -1 when its endpoint does not exist (yet). */
-INLINE int take(const struct frontend *fe, const struct pkt *p, const struct backend *b, struct flow *f)
-{
-	struct endpoint *e = endpoint_of(b->vni, &b->addr);
-
-	if (!e || e->kind > K_REMOTE)
-		return -1;
-	if (p->proto == PROTO_SCTP && b->port && b->port != p->dport)
-		return -1;
-	f->list = fe->list;
-	f->peer_vni = f->vni = b->vni;
-	f->daddr = b->addr;
-	f->dport = b->port ? b->port : p->dport;
-	if (fe->flags & FRONTEND_PRESERVES) {
-		f->state |= STATE_PRESERVED;
-		f->dport = p->dport;
-	}
-	f->sandbox = e->kind == K_LOCAL ? e->sandbox : 0;
-	return 0;
-}
-
-/* Choose a backend: the client's own with session affinity, else in turn among those whose endpoint exists. 0, or -1 when
- * there is none. */
-INLINE int pick(const struct frontend *fe, const struct question *q, const struct pkt *p, struct flow *f)
-{
-	__u32 slot = fe->list & (TURNS - 1), start, count = fe->count;
-	__u32 *turn = bpf_map_lookup_elem(&turns, &slot);
-	struct backend own = {};
-
-	if (!turn || !count)
-		return -1;
-	if (fe->affinity) {
-		if (!same_backend(fe, q->scope, &q->front, p, &own) && !take(fe, p, &own, f))
-			return 0;
-		if (preferred_backend(fe, p, &own) || take(fe, p, &own, f))
-			return -1;
-		keep_backend(fe, q->scope, &q->front, p, &own);
-		return 0;
-	}
-	start = __sync_fetch_and_add(turn, 1);
-	for (int i = 0; i < 16; i++) {
-		struct backend_key key = { .list = fe->list, .index = (start + i) % count };
-		struct backend *b = bpf_map_lookup_elem(&backends, &key);
-
-		if (b && !take(fe, p, b, f))
-			return 0;
-	}
-	return -1;
 }
 
 /* What went from backend to client under these names so far went untranslated. */
@@ -241,12 +172,14 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	struct frontend *fe;
 	struct flow *f;
 	int tcp, syn;
+	__be16 port;
 
 	if (!p || !q || !out)
 		return B_DROP;
+	port = q->port ? q->port : p->dport;
 	tcp = p->proto == PROTO_TCP;
 	syn = tcp && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	fe = frontend_of(q->scope, &q->front, p->dport, p->proto);
+	fe = frontend_of(q->scope, &q->front, port, p->proto);
 	f = flow_of(q->scope, p);
 	if (f && f->kind == F_FORWARD) {
 		struct endpoint *e = endpoint_of(f->vni, &f->daddr);
@@ -282,7 +215,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	out->saddr = q->source;
 	out->sport = p->sport;
 	out->seen = now();
-	if (pick(fe, q, p, out))
+	if (pick(fe, q->scope, &q->front, &p->saddr, p->proto, port, out))
 		return B_REFUSE;
 	if (same(out->daddr, q->source) && out->vni == q->client_vni) { /* hairpin: the client must not see itself */
 		struct network *net = bpf_map_lookup_elem(&networks, &out->vni);

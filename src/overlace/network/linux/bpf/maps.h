@@ -44,6 +44,8 @@ MAP(BPF_MAP_TYPE_HASH, ports, __u32, struct port, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, subnets, struct subnet_key, __u32, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, exceptions, struct exception_key, __u32, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, routes, struct route_key, struct route, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_LPM_TRIE, reaches, struct reach_key, struct reach, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_SK_STORAGE, choices, int, struct choice, 0, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);

@@ -6,7 +6,7 @@
  *   from_host       ingress of lo: the host's own connections to published ports
  *   from_outside    IPv6 alone: what from_underlay and from_host get outside the tunnel
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
-#include "onward.h"
+#include "choice.h"
 #ifndef OVERLACE_IPV6
 #include "flood.h"
 #endif
@@ -108,6 +108,18 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 		own = e && e->kind == K_LOCAL && e->ifindex == ifindex;
 	}
 	e = own ? endpoint_of(vni, &p->daddr) : 0;
+	if (own && p->proto == PROTO_TCP && !p->error && (!e || e->kind == K_LOCAL || e->kind == K_REMOTE)) {
+		int chosen = by_choice(ctx, p, port, e != 0, q);
+
+		p->complain = chosen == C_NONE ? p->complain : p->daddr;
+		if (chosen == C_REFUSE)
+			return refuse(ctx, p);
+		if (chosen == C_BALANCE) {
+			if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
+				return drop(ctx, R_DROP_POLICY);
+			return balanced(ctx, p, q);
+		}
+	}
 	if (!e && own) {
 		struct route *r;
 		int taken = by_own_route(ctx, p, port);

@@ -5,7 +5,7 @@
 #include <linux/pkt_cls.h>
 #include "address.h"
 
-#define LAYOUT 14
+#define LAYOUT 15
 
 #define ETH_LEN 14
 #define IP_LEN 20
@@ -74,7 +74,7 @@ enum { ENDPOINT_FILTERED = 1 };
 enum verdict { RULE_BLOCK = 0, RULE_ALLOW = 1, RULE_PASS = 2 };
 enum { SET_LOCAL = 1, SET_REMOTE = 2 };
 enum direction { GOES_IN = 0, GOES_OUT = 1 };
-enum { F_FORWARD = 1, F_REPLY = 2, F_VIA = 3 };
+enum { F_FORWARD = 1, F_REPLY = 2, F_VIA = 3, F_CHOSEN = 4 };
 enum { OUT_ENDPOINT = 0, OUT_UNDERLAY = 1, OUT_HOST = 2 };
 enum { STATE_CLOSED = 1, STATE_PRESERVED = 2 };
 enum origin { FROM_CONTAINER, FROM_UNDERLAY, FROM_HOST };
@@ -278,7 +278,7 @@ struct flow_key {
 	__u8 pad[2];
 };
 
-struct flow { /* addresses and ports are those the packet shall have */
+struct flow { /* addresses and ports are those the packet shall have; F_CHOSEN: those the client asked for */
 	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u32 vni; /* where daddr lives (OUT_ENDPOINT) */
@@ -288,6 +288,24 @@ struct flow { /* addresses and ports are those the packet shall have */
 	__u32 seen; /* bpf_ktime_get_ns() >> 30 */
 	__u64 list;
 	__u8 kind, state, out, pad[5];
+};
+
+struct reach_key { /* where a container's sockets reach services at the socket level, see socket.c */
+	__u32 prefix; /* 32 for the sandbox, and the destination's */
+	__u32 sandbox;
+	addr_t to;
+};
+
+struct reach { /* the interface that leads there */
+	__u32 vni;
+	addr_t addr; /* its own */
+};
+
+struct choice { /* of a socket: the service it asked for, and the backend it was given */
+	__u32 vni;
+	addr_t front, back;
+	__be16 front_port, back_port;
+	__u64 list; /* as in struct flow */
 };
 
 /* The unified flow: what the layers together made of a connection's first packet, so that later ones need one lookup. */
