@@ -29,7 +29,7 @@ from overlace.network.vfp.tables import (
 UNDERLAY_MTU = 1500
 OVERLAY_MTU = UNDERLAY_MTU - 50
 VNI = 4097
-SUBNET, GATEWAY, PREFIX = "10.1.0.0/24", "10.1.0.1", 24
+SUBNET, GATEWAY, PREFIX = "10.1.0.0/16", "10.1.0.1", 16
 A1, A2, B1 = "10.1.0.11", "10.1.0.12", "10.1.0.21"  # containers of host a and of host b
 VIP = "10.1.0.100"
 SLOW_PORT, SIX_PORT = 7200, 7300

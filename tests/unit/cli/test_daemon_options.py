@@ -78,3 +78,11 @@ def test_a_windows_host_listens_on_a_named_pipe_and_a_linux_host_on_a_socket() -
 def test_what_a_real_windows_host_cannot_be(runtime: str, emulate: str | None, words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
         check_windows(runtime, emulate)
+
+
+def test_at_which_level_services_are_balanced() -> None:
+    assert options().service_balancing == "auto"
+    assert options(service_balancing="packet").service_balancing == "packet"
+    check_windows("docker", None, "auto")
+    with pytest.raises(InvalidArgument, match=r"invalid --service-balancing socket: .*own HNS"):
+        check_windows("docker", None, "socket")
