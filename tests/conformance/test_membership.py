@@ -220,18 +220,19 @@ def test_what_the_swarm_cannot_do_says_so(hosts: Docker) -> None:
 
 
 def test_a_swarm_reached_over_ipv6(hosts: Docker) -> None:
-    """Managers are found, joined and followed at IPv6 addresses; tunnels between hosts run over IPv4."""
+    """Managers are found, joined and followed at IPv6 addresses, and tunnels between hosts run over IPv6 then."""
     six = {ONE: "fd00:77::1", TWO: "fd00:77::2"}
     for host, address in six.items():
         command = ["ip", "-6", "addr", "replace", f"{address}/64", "dev", "eth0", "nodad"]
         subprocess.run(hosts.lab.command(host, command), check=True, timeout=20)
-    words = hosts.refused("swarm", "init", "--advertise-addr", six[ONE], "--data-path-addr", six[ONE])
-    assert "tunnels between hosts run over IPv4; give an IPv4 address of this host" in words
     words = hosts.refused("swarm", "init", "--advertise-addr", "fd00:77::9")
     assert "address fd00:77::9 is not on any interface of this host" in words
 
     said = hosts("swarm", "init", "--advertise-addr", six[ONE])
     assert f"[{six[ONE]}]:2377" in said, "the command to copy has brackets"
+    refused = hosts.run("swarm", "join", "--token", token(hosts), f"[{six[ONE]}]:2377", host=TWO)
+    assert f"is IPv4, and {six[ONE]} of {ONE} is IPv6: there is no tunnel between them" in refused.stderr
+    assert "join with --data-path-addr and an IPv6 address of this host" in refused.stderr
     joined = hosts.run(
         *("swarm", "join", "--token", token(hosts), "--advertise-addr", six[TWO], f"[{six[ONE]}]:2377"),
         host=TWO,

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from overlace.model.paths import tunnel_overhead
 from overlace.network.balancing import Wish
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import (
@@ -36,7 +37,7 @@ from overlace.network.vfp.tables import (
 )
 
 WORKER = Path(__file__).with_name("datapath_worker.py")
-PREFIX = "172.28.77."
+PREFIX, PREFIX6 = "172.28.77.", "fd00:28:77::"
 
 
 def run(*command: str) -> str:
@@ -53,17 +54,22 @@ def network(vni: int, subnet: str, **flags: bool) -> Network:
 
 
 class Host:
-    """A namespace with an underlay address; `call` runs a DataPath method in the host's process."""
+    """A namespace with an underlay address; `call` runs a DataPath method in the host's process. `client_address`: where
+    clients of published ports find it, empty where it has no IPv4 address."""
 
     def __init__(self, bed: Bed, name: str, last: int) -> None:
         self.bed, self.name = bed, name
-        self.address = PREFIX + str(last)
+        four, six = PREFIX + str(last), PREFIX6 + str(last)
+        self.address = four if bed.families == "4" else six
+        self.client_address = four if "4" in bed.families else ""
         self.ns = f"{bed.name}-{name}"
         self.path = Path("/var/run/netns") / self.ns
         self.instance = f"t{bed.name[4:]}{last}"
         self.exec_dir = bed.folder / name
         self.process: subprocess.Popen[bytes] | None = None
-        bed.plug(self.ns, name, f"{self.address}/24")
+        bed.plug(
+            self.ns, name, *(f"{four}/24",) * ("4" in bed.families), *(f"{six}/64",) * ("6" in bed.families)
+        )
 
     def start(self, wrapper: str = "", balancing: Wish = "auto") -> Host:
         """Start the host's process and open its data path. `wrapper`: Python text that runs the worker."""
@@ -119,12 +125,13 @@ class Container:
         *,
         default: bool = True,
         outbound: bool = False,
-        mtu: int = 1450,
+        mtu: int = 0,
         exceptions: tuple[str, ...] = (),
         exceptions6: tuple[str, ...] = (),
         six: str = "",
     ) -> LocalEndpoint:
-        """`six`: its IPv6 address, of the network's second subnet."""
+        """`six`: its IPv6 address, of the network's second subnet. `mtu`: 0, what fits."""
+        mtu = mtu or 1500 - tunnel_overhead(self.host.address)
         endpoint = LocalEndpoint(
             net.vni, address, 24, mac_of(address), str(uuid.uuid4()).upper(), outbound, exceptions
         )
@@ -151,9 +158,11 @@ class Container:
 
 
 class Bed:
-    """A switch, hosts and one client outside the swarm."""
+    """A switch, hosts and one client outside the swarm. `families`: "4", hosts have IPv4 addresses, "6", IPv6 ones,
+    "46" both, and the tunnels run over IPv6."""
 
-    def __init__(self) -> None:
+    def __init__(self, families: str = "4") -> None:
+        self.families = families
         self.name = f"ovt-{secrets.token_hex(3)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         self.switch = f"{self.name}-sw"
@@ -166,7 +175,7 @@ class Bed:
         self.client_address = PREFIX + "200"
         self.plug(self.client.name, "client", self.client_address + "/24")
 
-    def plug(self, ns: str, port: str, address: str) -> None:
+    def plug(self, ns: str, port: str, *addresses: str) -> None:
         run("ip", "netns", "add", ns)
         run(
             "ip",
@@ -187,7 +196,8 @@ class Bed:
         run("ip", "-n", self.switch, "link", "set", f"p-{port}", "master", "br0", "up")
         run("ip", "-n", ns, "link", "set", "lo", "up")
         run("ip", "-n", ns, "link", "set", "eth0", "up")
-        run("ip", "-n", ns, "addr", "add", address, "dev", "eth0")
+        for address in addresses:
+            run("ip", "-n", ns, "addr", "add", address, "dev", "eth0", *(["nodad"] * (":" in address)))
 
     def unplug(self, ns: str) -> None:
         run("ip", "netns", "del", ns)
@@ -368,8 +378,8 @@ def ping(where: Path, address: str, timeout: float = 1.0, size: int = 56) -> boo
 
 
 @contextmanager
-def made_bed() -> Iterator[Bed]:
-    bed = Bed()
+def made_bed(families: str = "4") -> Iterator[Bed]:
+    bed = Bed(families)
     try:
         yield bed
     finally:

@@ -29,7 +29,7 @@ from overlace.model.specs import (
 )
 
 D = TypeVar("D", bound=Doc)
-Interfaces = Mapping[str, str]  # interface name -> its IPv4 address
+Interfaces = Mapping[str, str]  # interface name -> its IPv4 address, or its IPv6 one where it has no other
 
 NOT_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node'
@@ -54,7 +54,6 @@ _BAD_ADVERTISE = (
 _BAD_DATA_PATH = (
     "data path address must be a non-zero IP address or network interface (without a port number)"
 )
-NO_SIX_UNDERLAY = "the data path's tunnels between hosts run over IPv4"
 _NO_LOCK = "AutoLockManagers is not supported yet: managers cannot be locked"
 _TOKEN = re.compile(r"SWMTKN-1-[0-9a-z]{50}-[0-9a-z]{25}")
 
@@ -96,7 +95,7 @@ def check_init(request: InitRequest, swarm: LocalSwarm, interfaces: Interfaces) 
     advertise = _advertise(request.advertise_addr, port, interfaces)
     return msgspec.structs.replace(
         request,
-        listen_addr=_heard_at(listen, advertise),
+        listen_addr=heard_at(listen, advertise),
         advertise_addr=advertise,
         data_path_addr=_data_path(request.data_path_addr, interfaces),
         data_path_port=data_port,
@@ -125,7 +124,7 @@ def check_join(request: JoinRequest, swarm: LocalSwarm, interfaces: Interfaces) 
     advertise = _advertise(request.advertise_addr, listen.rpartition(":")[2], interfaces)
     return msgspec.structs.replace(
         request,
-        listen_addr=_heard_at(listen, advertise),
+        listen_addr=heard_at(listen, advertise),
         advertise_addr=advertise,
         data_path_addr=_data_path(request.data_path_addr, interfaces),
         remote_addrs=remotes,
@@ -236,7 +235,7 @@ def _advertise(text: str, listen_port: str, interfaces: Interfaces) -> str:
     return f"[{ip}]:{port}" if ip.version == 6 else f"{host}:{port}"
 
 
-def _heard_at(listen: str, advertise: str) -> str:
+def heard_at(listen: str, advertise: str) -> str:
     """The listen address, for one that clients leave at every IPv4 address: where the advertised one is heard."""
     host, _, port = listen.rpartition(":")
     return f"[::]:{port}" if advertise.startswith("[") and host == "0.0.0.0" else listen
@@ -248,8 +247,8 @@ def _data_path(text: str, interfaces: Interfaces) -> str:
     ip = _ip(interfaces.get(text, text))
     if ip is None or ip.is_unspecified:
         raise InvalidArgument(_BAD_DATA_PATH)
-    if ip.version == 6:
-        raise Unimplemented(f"DataPathAddr {ip}: {NO_SIX_UNDERLAY}; give an IPv4 address of this host")
+    if ip.version == 6 and ip.is_link_local:
+        raise InvalidArgument(f"{_BAD_DATA_PATH}: {ip} holds on one link only")
     return str(ip)
 
 

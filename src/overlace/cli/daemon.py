@@ -104,13 +104,18 @@ def _check_generic(given: tuple[str, ...]) -> GenericResources:
         raise InvalidArgument(f"invalid --node-generic-resource: {error.message}") from None
 
 
-def _check_underlay(address: str) -> str:
-    if ":" in _check_address("--underlay-address", address):
+def _check_underlay(address: str, windows: bool) -> str:
+    if not address:
+        return ""
+    six = ":" in _check_address("--underlay-address", address)
+    if six and windows:
         raise InvalidArgument(
-            f"invalid --underlay-address {address}: the data path's tunnels between hosts run over IPv4; give an IPv4 "
+            f"invalid --underlay-address {address}: the HNS of a Windows host tunnels over IPv4 alone; give an IPv4 "
             "address of this host"
         )
-    return address
+    if six and ipaddress.IPv6Address(address).is_link_local:
+        raise InvalidArgument(f"invalid --underlay-address {address}: it holds on one link only")
+    return str(ipaddress.ip_address(address))
 
 
 def _check_address(option: str, address: str, whole: str | None = None) -> str:
@@ -175,7 +180,7 @@ def check_options(
         hosts=hosts,
         pidfile=pidfile or "",
         hostname=hostname or socket.gethostname(),
-        underlay_address=_check_underlay(underlay_address) if underlay_address else "",
+        underlay_address=_check_underlay(underlay_address or "", ON_WINDOWS or bool(emulate_windows)),
         insecure_registries=insecure_registries,
         labels=check_labels(labels),
         generic=_check_generic(generic),

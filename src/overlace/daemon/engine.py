@@ -27,7 +27,7 @@ from overlace.api.backend import (
     LocalSwarm,
     Peer,
 )
-from overlace.api.swarm_requests import check_leave
+from overlace.api.swarm_requests import check_leave, heard_at
 from overlace.cli.daemon import DaemonOptions
 from overlace.daemon import facts, networks
 from overlace.daemon.drivers import HostDriver
@@ -352,7 +352,7 @@ class Engine:
                     cluster_id=cluster_id,
                     role="manager",
                     advertise_addr=advertise,
-                    listen_addr=request.listen_addr,
+                    listen_addr=heard_at(request.listen_addr, advertise),
                     underlay_address=underlay,
                     managers=(Manager(node_id, advertise),),
                 )
@@ -383,7 +383,7 @@ class Engine:
                         cluster_id=identity.cluster_id,
                         role=identity.role,
                         advertise_addr=advertise,
-                        listen_addr=request.listen_addr,
+                        listen_addr=heard_at(request.listen_addr, advertise),
                         underlay_address=underlay,
                         managers=(manager,),
                     )
@@ -417,7 +417,11 @@ class Engine:
     def _addresses(self, request: InitRequest | JoinRequest) -> tuple[str, str]:
         """(advertised host:port, VTEP address)"""
         return facts.member_addresses(
-            request.advertise_addr, request.data_path_addr, request.listen_addr, self._daemon.underlay_address
+            request.advertise_addr,
+            request.data_path_addr,
+            request.listen_addr,
+            self._daemon.underlay_address,
+            windows=self._system.os == "windows",
         )
 
     async def _become(self, membership: Membership, identity: Identity) -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from overlace.model.generic import GenericResources
 from overlace.model.labels import EMULATED, LACKS, OS_VERSION
 from overlace.model.objects import NodeDescription, NodeResources
 from overlace.model.system import ON_WINDOWS
-from overlace.network.addresses import interface_addresses, six_addresses
+from overlace.network.addresses import interface_addresses, six_hosts
 
 DEFAULT_MTU = 1500  # bytes, Ethernet's
 
@@ -91,61 +92,74 @@ def interfaces() -> dict[str, str]:
 
 
 def default_address(wanted: str = "") -> str:
-    """The underlay address: the one asked for if this host has it, else the default route's, else the only one.
+    """The underlay address: the one asked for if this host has it, else the default route's, else the only one. A host
+    without IPv4 addresses is looked at for IPv6 ones.
 
     Raises InvalidArgument when the address is not this host's or there is more than one to choose from.
     """
-    here = interfaces()
+    here, six = interfaces(), {} if ON_WINDOWS else six_hosts()
     if wanted:
-        if wanted not in here.values():
+        wanted = str(ip_address(wanted))
+        if wanted not in here.values() and wanted not in six:
             raise InvalidArgument(
                 f"address {wanted} is not on any interface of this host; "
-                f"use one of {', '.join(sorted(here.values())) or 'none'}"
+                f"use one of {', '.join(sorted([*here.values(), *six])) or 'none'}"
             )
         return wanted
-    chosen = _source_address() if ON_WINDOWS else here.get(_default_route_link(), "")
+    if not here:
+        here = {f"{name} {a}": a for a, name in six.items()}
+        chosen = _source_address(socket.AF_INET6)
+    else:
+        chosen = _source_address() if ON_WINDOWS else here.get(_default_route_link(), "")
     if chosen in here.values():
         return chosen
     if len(here) == 1:
         return next(iter(here.values()))
-    choice = ", ".join(f"{n} ({a})" for n, a in sorted(here.items())) or "none has an address"
+    choice = ", ".join(f"{n.split()[0]} ({a})" for n, a in sorted(here.items())) or "none has an address"
     raise InvalidArgument(
         "could not choose an IP address to advertise since this system has no default route and not exactly "
         f"one address: {choice}; say which with --advertise-addr"
     )
 
 
-def tunnel_address(advertised: str, data_path: str) -> str:
-    """The underlay address of a node that is advertised at `advertised`: `data_path` when it is said. Tunnels run over
-    IPv4, so beside an advertised IPv6 address it is the one of the default route.
+def tunnel_address(advertised: str, data_path: str, *, windows: bool = False) -> str:
+    """The underlay address of a node that is advertised at `advertised`: `data_path` when it is said, else the same, as
+    Docker has it. A Windows host's HNS tunnels over IPv4 alone: beside an advertised IPv6 address it is the one of the
+    default route.
 
-    Raises InvalidArgument for addresses this host has not, and when there is no IPv4 address to choose.
+    Raises InvalidArgument for addresses this host has not, and when a Windows host has no IPv4 address to choose.
     """
-    if ":" not in advertised:
-        return default_address(data_path or advertised)
-    if not ON_WINDOWS and advertised not in (there := six_addresses()):
+    if windows and ":" in data_path:
         raise InvalidArgument(
-            f"address {advertised} is not on any interface of this host; use one of {', '.join(sorted(there)) or 'none'}"
+            f"data path address {data_path}: the HNS of a Windows host tunnels over IPv4 alone; give an IPv4 address of "
+            "this host"
         )
+    if not windows or ":" not in advertised:
+        return default_address(data_path or advertised)
     try:
         return default_address(data_path)
     except InvalidArgument as e:
         if data_path:
             raise
         raise InvalidArgument(
-            f"advertise address {advertised} is IPv6, and the data path's tunnels between hosts run over IPv4: say which"
-            f" of this host's IPv4 addresses they use with --data-path-addr ({e.message})"
+            f"advertise address {advertised} is IPv6, and the HNS of a Windows host tunnels over IPv4 alone: say which "
+            f"of this host's IPv4 addresses with --data-path-addr ({e.message})"
         ) from None
 
 
-def member_addresses(advertise: str, data_path: str, listen: str, underlay: str) -> tuple[str, str]:
+def member_addresses(
+    advertise: str, data_path: str, listen: str, underlay: str, *, windows: bool = False
+) -> tuple[str, str]:
     """(advertised host:port, VTEP address) of a member, completed from this host's own addresses; `underlay`: the one the
-    daemon was told to use. Raises InvalidArgument."""
+    daemon was told to use; `windows`: its HNS is. Raises InvalidArgument."""
     host, _, port = advertise.rpartition(":")
     if not host:
         host = default_address(underlay)
         port = listen.rpartition(":")[2]
-    return f"{host}:{port}", tunnel_address(host.strip("[]"), data_path)
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}", tunnel_address(
+        bare, data_path, windows=windows
+    )
 
 
 def _default_route_link() -> str:
@@ -158,11 +172,12 @@ def _default_route_link() -> str:
     return min(routes)[1] if routes else ""
 
 
-def _source_address() -> str:
+def _source_address(family: int = socket.AF_INET) -> str:
     """The address a packet to the world would leave with, empty without a default route; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    nobody = "192.0.2.1" if family == socket.AF_INET else "2001:db8::1"  # RFC 5737, 3849
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+            probe.connect((nobody, 9))
         except OSError:
             return ""
         return str(probe.getsockname()[0])

@@ -79,6 +79,11 @@ def _print_table(lab: Lab) -> None:
     show_default=True,
     help="What runs containers on the Linux hosts; docker: each has a Docker Engine of its own.",
 )
+@click.option(
+    "--ipv6-underlay",
+    is_flag=True,
+    help="Hosts reach each other over IPv6: managers, and the tunnels of their networks. Without Windows hosts.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the lab as JSON.")
 def up(
     name: str,
@@ -89,6 +94,7 @@ def up(
     no_swarm: bool,
     mtu: int,
     runtime: RuntimeKind,
+    ipv6_underlay: bool,
     as_json: bool,
 ) -> None:
     """Build the lab NAME and make its hosts one swarm. What fails is taken down again."""
@@ -102,6 +108,7 @@ def up(
         form_swarm=not no_swarm,
         mtu=mtu,
         runtime=runtime,
+        ipv6_underlay=ipv6_underlay,
         say=say_on_stderr,
     )
     if as_json:

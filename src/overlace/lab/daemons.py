@@ -32,7 +32,7 @@ http:
 def daemon_argv(plan: LabPlan, host: Host) -> list[str]:
     """The daemon's command line, without the program: what a person would type on such a host."""
     argv = ["daemon", "--data-root", host.data_root, "--exec-root", host.exec_root]
-    argv += ["-H", f"unix://{host.socket}", "--hostname", host.name, "--underlay-address", host.address]
+    argv += ["-H", f"unix://{host.socket}", "--hostname", host.name, "--underlay-address", host.underlay]
     # Names that are no service are asked beyond the underlay, where nobody listens unless a test starts a
     # server there: a lab never asks this machine's own name servers, and a refusal comes at once.
     argv += ["--insecure-registry", plan.registry, "--dns", OUTSIDE_ADDRESS]

@@ -81,6 +81,7 @@ class Lab:
         form_swarm: bool = True,
         mtu: int = UNDERLAY_MTU,
         runtime: RuntimeKind = "oci",
+        ipv6_underlay: bool = False,
         say: Callable[[str], None] = _quiet,
         paths: Paths | None = None,
         program: Sequence[str] | None = None,
@@ -114,6 +115,7 @@ class Lab:
                 paths=paths,
                 mtu=mtu,
                 runtime=runtime,
+                ipv6_underlay=ipv6_underlay,
             )
             clean.remove_lab(plan)  # what a reboot or a crash between files and plan left under this name
             _save(plan)

@@ -60,9 +60,15 @@ class Host(msgspec.Struct, frozen=True):
     log: str = ""
     pidfile: str = ""
     runtime: RuntimeKind = "oci"
+    six: str = ""  # its IPv6 address, where hosts reach each other over IPv6
     windows_python: bool = (
         False  # its agent is a Windows Python under Wine; Linux plays HNS and Docker Engine for it
     )
+
+    @property
+    def underlay(self) -> str:
+        """Where other hosts reach it, and where its tunnels end."""
+        return self.six or self.address
 
     @property
     def prefix(self) -> str:
@@ -108,6 +114,7 @@ class LabPlan(msgspec.Struct, frozen=True):
     run: str
     data: str
     mtu: int = UNDERLAY_MTU
+    ipv6_underlay: bool = False
 
     def address(self, last: int) -> str:
         return f"172.28.{self.number}.{last}"
@@ -209,9 +216,11 @@ def plan_lab(
     paths: Paths,
     mtu: int = UNDERLAY_MTU,
     runtime: RuntimeKind = "oci",
+    ipv6_underlay: bool = False,
 ) -> LabPlan:
     """Lay out a lab of `linux` hosts, `windows` emulated ones, `windows_python` with an agent under a Windows Python, and
-    one client; the first `managers` Linux hosts are managers. `runtime` is that of its Linux hosts.
+    one client; the first `managers` Linux hosts are managers. `runtime` is that of its Linux hosts. `ipv6_underlay`:
+    hosts have an IPv6 address beside their IPv4 one and reach each other by it; clients and the registry stay on IPv4.
 
     Raises InvalidArgument for counts that cannot work.
     """
@@ -223,6 +232,11 @@ def plan_lab(
     if not 1 <= total <= MAX_HOSTS:
         raise InvalidArgument(f"{total} hosts asked for; a lab has between 1 and {MAX_HOSTS}")
     check_managers(managers, linux)
+    if ipv6_underlay and windows + windows_python:
+        raise InvalidArgument(
+            f"--ipv6-underlay with {windows + windows_python} Windows hosts: their HNS tunnels over IPv4 alone; "
+            "use --windows 0"
+        )
     run, data = paths.lab_run(name), paths.lab_data(name)
     names = [f"linux-{i}" for i in range(1, linux + 1)]
     names += [f"windows-{i}" for i in range(1, windows + windows_python + 1)]
@@ -235,6 +249,7 @@ def plan_lab(
                 os="linux" if index < linux else "windows",
                 role="manager" if index < managers else "worker",
                 address=f"172.28.{number}.{11 + index}",
+                six=f"fd00:28:{number:x}::{11 + index:x}" if ipv6_underlay else "",
                 netns=f"{name}-{host}",
                 uts=str(run / "uts" / host),
                 emulated=emulated,
@@ -256,7 +271,15 @@ def plan_lab(
             uts=str(run / "uts" / "client"),
         )
     )
-    return LabPlan(name=name, number=number, hosts=tuple(hosts), run=str(run), data=str(data), mtu=mtu)
+    return LabPlan(
+        name=name,
+        number=number,
+        hosts=tuple(hosts),
+        run=str(run),
+        data=str(data),
+        mtu=mtu,
+        ipv6_underlay=ipv6_underlay,
+    )
 
 
 def check_managers(managers: int, linux: int) -> None:

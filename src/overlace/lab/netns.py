@@ -91,8 +91,8 @@ def card_address(address: str) -> str:
     return "02:1b:" + ":".join(f"{int(part):02x}" for part in address.split("."))
 
 
-def ensure_station(plan: LabPlan, netns: str, address: str, port: str) -> None:
-    """One namespace with eth0 on the underlay; `port` is the veth's name on the switch."""
+def ensure_station(plan: LabPlan, netns: str, address: str, port: str, six: str = "") -> None:
+    """One namespace with eth0 on the underlay; `port` is the veth's name on the switch, `six` its IPv6 address."""
     if exists(netns):
         return
     run(["ip", "netns", "add", netns])
@@ -124,13 +124,14 @@ def ensure_station(plan: LabPlan, netns: str, address: str, port: str) -> None:
             f"link set eth0 mtu {plan.mtu} up",
             f"addr add {address}/24 dev eth0",
             f"route add default via {plan.gateway}",
+            *([f"addr add {six}/64 dev eth0 nodad"] if six else []),
         ],
     )
 
 
 def ensure_host(plan: LabPlan, host: Host) -> None:
     """The host's namespace, link and host name."""
-    ensure_station(plan, host.netns, host.address, host.name)
+    ensure_station(plan, host.netns, host.address, host.name, host.six)
     if not os.path.ismount(host.uts):
         Path(host.uts).parent.mkdir(parents=True, exist_ok=True)
         Path(host.uts).touch()

@@ -19,7 +19,7 @@ from overlace.model.objects import SWARM_PORT
 
 def init(manager: Host) -> str:
     """Make the first manager; return its node id."""
-    body = {"ListenAddr": f"0.0.0.0:{SWARM_PORT}", "AdvertiseAddr": manager.address, "Spec": {}}
+    body = {"ListenAddr": f"0.0.0.0:{SWARM_PORT}", "AdvertiseAddr": manager.underlay, "Spec": {}}
     node: str = engine.call(manager.socket, "POST", "/swarm/init", body, timeout=60)
     return node
 
@@ -29,8 +29,10 @@ def join(host: Host, manager: Host) -> None:
     tokens = engine.call(manager.socket, "GET", "/swarm")["JoinTokens"]
     body = {
         "ListenAddr": f"0.0.0.0:{SWARM_PORT}",
-        "AdvertiseAddr": host.address,
-        "RemoteAddrs": [f"{manager.address}:{SWARM_PORT}"],
+        "AdvertiseAddr": host.underlay,
+        "RemoteAddrs": [
+            f"[{manager.six}]:{SWARM_PORT}" if manager.six else f"{manager.address}:{SWARM_PORT}"
+        ],
         "JoinToken": tokens["Manager" if host.role == "manager" else "Worker"],
     }
     engine.call(host.socket, "POST", "/swarm/join", body, timeout=60)

@@ -1,7 +1,7 @@
 """Reading captured VXLAN packets: who sent what to whom, outside and inside.
 
 Pure: bytes in, structs out. Formats: pcap file (draft-ietf-opsawg-pcap), VXLAN (RFC 7348 section 5), and
-the headers of Ethernet, IPv4, UDP and TCP.
+the headers of Ethernet, IPv4, IPv6, UDP and TCP.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from overlace.model.objects import VXLAN_PORT
 
 _ETHERNET = 14
-_IPV4 = 0x0800
+_IPV4, _IPV6 = 0x0800, 0x86DD
 _ARP = 0x0806
 _TCP, _UDP, _ICMP = 6, 17, 1
 _FLAGS = ((0x02, "SYN"), (0x10, "ACK"), (0x08, "PSH"), (0x01, "FIN"), (0x04, "RST"))
@@ -80,11 +80,19 @@ def _ipv4(packet: bytes) -> tuple[int, str, str, bytes] | None:
     return packet[9], source, target, packet[(packet[0] & 15) * 4 : length]
 
 
+def _ipv6(packet: bytes) -> tuple[int, str, str, bytes] | None:
+    """The same of an IPv6 packet without extension headers."""
+    if len(packet) < 40 or packet[0] >> 4 != 6:
+        return None
+    length = struct.unpack_from("!H", packet, 4)[0]
+    source, target = (str(ipaddress.IPv6Address(packet[at : at + 16])) for at in (8, 24))
+    return packet[6], source, target, packet[40 : 40 + length]
+
+
 def parse(time: float, frame: bytes, port: int = VXLAN_PORT) -> Packet | None:
     """The VXLAN packet in an Ethernet frame, None when it is something else or cut short."""
-    if len(frame) < _ETHERNET or struct.unpack_from("!H", frame, 12)[0] != _IPV4:
-        return None
-    outer = _ipv4(frame[_ETHERNET:])
+    read = _READ.get(struct.unpack_from("!H", frame, 12)[0]) if len(frame) >= _ETHERNET else None
+    outer = read(frame[_ETHERNET:]) if read is not None else None
     if outer is None or outer[0] != _UDP or len(outer[3]) < 16 + _ETHERNET:
         return None
     if struct.unpack_from("!H", outer[3], 2)[0] != port or not outer[3][8] & 0x08:
@@ -92,7 +100,7 @@ def parse(time: float, frame: bytes, port: int = VXLAN_PORT) -> Packet | None:
     vni = int.from_bytes(outer[3][12:15], "big")
     inner_frame = outer[3][16:]
     kind = struct.unpack_from("!H", inner_frame, 12)[0]
-    inner = _ipv4(inner_frame[_ETHERNET:]) if kind == _IPV4 else None
+    inner = _READ[kind](inner_frame[_ETHERNET:]) if kind in _READ else None
     if inner is None:
         macs = [inner_frame[at : at + 6].hex(":") for at in (6, 0)]
         name = "ARP" if kind == _ARP else f"ethertype {kind:#06x}"
@@ -108,6 +116,9 @@ def parse(time: float, frame: bytes, port: int = VXLAN_PORT) -> Packet | None:
         from_port, to_port = struct.unpack_from("!HH", rest)
         return Packet(time, outer[1], outer[2], vni, source, target, name, from_port, to_port, "", rest[8:])
     return Packet(time, outer[1], outer[2], vni, source, target, name)
+
+
+_READ = {_IPV4: _ipv4, _IPV6: _ipv6}
 
 
 def read_packets(data: bytes) -> list[Packet]:

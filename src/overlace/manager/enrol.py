@@ -14,9 +14,9 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from overlace.model.errors import OutOfSequence, PermissionDenied, Unavailable, Unimplemented
+from overlace.model.errors import InvalidArgument, OutOfSequence, PermissionDenied, Unavailable, Unimplemented
 from overlace.model.ids import new_id
-from overlace.model.objects import Cluster, Node, NodeStatus
+from overlace.model.objects import Cluster, Node, NodeDescription, NodeStatus
 from overlace.model.specs import NodeSpec
 from overlace.model.states import NodeState
 from overlace.security.ca import CertificateAuthority
@@ -44,6 +44,30 @@ def the_cluster(view: View) -> Cluster:
     for cluster in view.all(Cluster):
         return cluster
     raise Unavailable("this manager has no swarm yet")
+
+
+def explain_apart(view: View, joining: NodeDescription | None) -> str:
+    """Why tunnels between the host that joins and those of the swarm cannot be: one has an IPv4 data path address and the
+    other an IPv6 one. Empty: they can, or it is not known."""
+    if joining is None or not joining.underlay_address:
+        return ""
+    own, six = joining.underlay_address, ":" in joining.underlay_address
+    for node in view.all(Node):
+        d = node.description
+        if node.removed or d is None or not d.underlay_address or (":" in d.underlay_address) == six:
+            continue
+        mine, theirs = ("IPv6", "IPv4") if six else ("IPv4", "IPv6")
+        if joining.os == "windows" and not six:
+            return (
+                f"the hosts of this swarm reach each other over IPv6 ({d.hostname}: {d.underlay_address}), and the HNS "
+                f"of a Windows host ({own}) tunnels over IPv4 alone: it can join a swarm whose hosts have IPv4 data path "
+                "addresses (docker swarm init --data-path-addr)"
+            )
+        return (
+            f"data path address {own} of this host is {mine}, and {d.underlay_address} of {d.hostname} is {theirs}: "
+            f"there is no tunnel between them; join with --data-path-addr and an {theirs} address of this host"
+        )
+    return ""
 
 
 class Enrolment:
@@ -98,6 +122,9 @@ class Enrolment:
             raise Unimplemented(
                 "a Windows host is a worker: join it with the token that docker swarm join-token worker prints"
             )
+        apart = explain_apart(self._store.view(), request.description)
+        if apart:
+            raise InvalidArgument(apart)
         role = "manager" if manager else "worker"
         availability = request.availability if request.availability in _AVAILABILITY else "active"
         now = self._clock()

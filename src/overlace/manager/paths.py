@@ -13,13 +13,12 @@ import structlog
 
 from overlace.manager.netviews import takes_part
 from overlace.model.objects import Network, Node, Task
-from overlace.model.paths import Notice, PathState
+from overlace.model.paths import Notice, PathState, tunnel_overhead
 from overlace.model.states import NodeState
 from overlace.store.base import View
 from overlace.wire.messages import Paths
 
 log = structlog.get_logger(__name__)
-ENCAP_OVERHEAD = 50
 VXLAN_PORT = 4789
 WHY_NOT = "the switch of a Windows host answers no probes; its agent measures the ways from it"
 
@@ -138,8 +137,8 @@ def explain_path(a: Node, b: Node, there: PathState | None, back: PathState | No
             to=second,
             reason=f"packets of {there.mtu + 1} bytes and more from {first} to {second} get lost on the way, though both "
             f"interfaces take {declared}",
-            remedy=f"containers were given {there.mtu - ENCAP_OVERHEAD}, so nothing is lost; for larger ones raise the "
-            f"MTU of what lies between {_address(a)} and {_address(b)} to {declared}",
+            remedy=f"containers were given {there.mtu - tunnel_overhead(there.address)}, so nothing is lost; for larger "
+            f"ones raise the MTU of what lies between {_address(a)} and {_address(b)} to {declared}",
         )
     if there.fragments == "lost":
         return HealthProblem(
@@ -204,10 +203,11 @@ def explain_health(view: View, network: Network, paths: Mapping[tuple[str, str],
             if problem is not None:
                 problems.append(problem)
     known = [p.mtu for p in found if p.mtu]
+    overhead = max((tunnel_overhead(_address(n)) for n in nodes), default=0)
     return NetworkHealth(
         id=network.id,
         name=network.spec.name,
-        container_mtu=min(known) - ENCAP_OVERHEAD if known else 0,
+        container_mtu=min(known) - overhead if known else 0,
         hosts=tuple(
             HealthHost(id=n.id, name=name_of(n), address=_address(n), state=n.status.state.word)
             for n in nodes

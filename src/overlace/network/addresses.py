@@ -33,10 +33,19 @@ def interface_addresses() -> dict[str, str]:
     return found
 
 
-def six_addresses(table: Path = Path("/proc/self/net/if_inet6")) -> set[str]:
-    """All IPv6 addresses of this host (proc(5), net/if_inet6); none where the kernel has no IPv6."""
+def six_addresses(table: Path = Path("/proc/self/net/if_inet6")) -> dict[str, str]:
+    """All IPv6 addresses of this host and their interfaces (proc(5), net/if_inet6); none where the kernel has no IPv6."""
     try:
-        lines = table.read_text().splitlines()
+        lines = [line.split() for line in table.read_text().splitlines()]
     except FileNotFoundError:
-        return set()
-    return {str(IPv6Address(bytes.fromhex(line.split()[0]))) for line in lines}
+        return {}
+    return {str(IPv6Address(bytes.fromhex(line[0]))): line[-1] for line in lines}
+
+
+def six_hosts(table: Path = Path("/proc/self/net/if_inet6")) -> dict[str, str]:
+    """Those by which other hosts find this one: neither loopback nor good on one link only."""
+    return {
+        a: name
+        for a, name in six_addresses(table).items()
+        if not (IPv6Address(a).is_loopback or IPv6Address(a).is_link_local)
+    }

@@ -22,6 +22,8 @@ from overlace.network.ways import Measurable, Underlay
 class UnderlayFacts(Underlay, Protocol):
     @property
     def address(self) -> str: ...
+    @property
+    def client_address(self) -> str: ...
 
 
 class DataPath(Measurable, Looked, Protocol):

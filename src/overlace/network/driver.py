@@ -20,12 +20,12 @@ import structlog
 from overlace.model.errors import Unavailable
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
-from overlace.model.paths import PathState
+from overlace.model.paths import PathState, tunnel_overhead
 from overlace.network.admission import Admission, host_network_refused
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
-from overlace.network.endpoints import ENCAP_OVERHEAD, LOCAL_NETWORK, LOCAL_SUBNET
+from overlace.network.endpoints import LOCAL_NETWORK, LOCAL_SUBNET
 from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.plan import plan_hns
@@ -103,14 +103,14 @@ class OverlayDriver:
 
     async def open(self, node_id: str) -> None:
         await self._datapath.open()
-        host = self._datapath.underlay().address
+        under = self._datapath.underlay()
         self._node_id = node_id
         self._records.load()
         self._hns = HnsService(self._state_dir / "hns", strict_windows=self._windows)
-        self._compiler = Compiler(self._hns.state, host)
+        self._compiler = Compiler(self._hns.state, under.client_address)
         self._compiler.update(self._hns.drain())
         self._planner = OverlayPlanner(
-            node_id, host, windows=self._windows, local_subnet=str(self.local_subnet)
+            node_id, under.address, windows=self._windows, local_subnet=str(self.local_subnet)
         )
         differed = await self._datapath.reconcile(self._compiler.tables)
         if differed:
@@ -206,7 +206,7 @@ class OverlayDriver:
         path = self._datapath
         return Switch(
             hns.state,
-            path.underlay().address,
+            path.underlay().client_address,
             path.counters,
             path.flows,
             path.drops,
@@ -227,7 +227,9 @@ class OverlayDriver:
         self._view = view
         self._names.update(view, None if first else changed)
         if changed is None or first or any(key.startswith("node/") for key in changed):
+            six = ":" in self._datapath.underlay().address
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.measurable)
+            others = (n for n in others if (":" in n.provider_address) == six)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
         await self._passes.follow(None if first else changed, ())
         await self._names.told()
@@ -294,16 +296,18 @@ class OverlayDriver:
     def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
         """Interface MTUs by network."""
         networks = [a.network_id for a in task.attachments] + [LOCAL_NETWORK] * task.on_local
-        own = self._datapath.underlay().mtu
-        return plan_mtus(view, networks, self._node_id, own, self._ways.measured())
+        under = self._datapath.underlay()
+        overhead = tunnel_overhead(under.address)
+        return plan_mtus(view, networks, self._node_id, under.mtu, self._ways.measured(), overhead)
 
     def _interfaces(self) -> Iterator[Interface]:
         """What MTU each attached task's interfaces should have now; a change is kept for a restart."""
         view = self._view
         if view is None:
             return
-        own, measured = self._datapath.underlay().mtu, self._ways.measured()
-        there = plan_mtus(view, [n.id for n in view.of(NetworkEntry)], self._node_id, own, measured)
+        under, measured = self._datapath.underlay(), self._ways.measured()
+        networks, overhead = [n.id for n in view.of(NetworkEntry)], tunnel_overhead(under.address)
+        there = plan_mtus(view, networks, self._node_id, under.mtu, measured, overhead)
         for record in self._records:
             task = record.local.task
             if not record.sandbox:
@@ -337,7 +341,9 @@ class OverlayDriver:
                 name,
                 network_id == via,
                 placed.gateway,
-                record.mtu.get(network_id) or record.local.mtu.get(network_id) or under.mtu - ENCAP_OVERHEAD,
+                record.mtu.get(network_id)
+                or record.local.mtu.get(network_id)
+                or under.mtu - tunnel_overhead(under.address),
                 placed.others,
                 six=placed.six,
                 gateway6=placed.gateway6,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
+from overlace.model.paths import tunnel_overhead
 from overlace.network.base import TaskNetwork
 from overlace.network.hns import policies as p
 from overlace.network.policy import HOSTS, Party, Peers, names_of, plan_acls
@@ -18,7 +19,6 @@ from overlace.network.policy import HOSTS, Party, Peers, names_of, plan_acls
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 LOCAL_SUBNET = "172.17.0.0/16"  # of the node's own NAT network, Docker's default
 LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
-ENCAP_OVERHEAD = 50  # outer Ethernet 14 + IPv4 20 + UDP 8 + VXLAN 8 octets
 
 
 class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +70,7 @@ def endpoint_policies(
         out.append(p.Qos(p.QosSettings(egress)))
     if network is not None:
         out.append(provider(provider_address))
-        out.append(p.EncapOverhead(p.EncapOverheadSettings(ENCAP_OVERHEAD)))
+        out.append(p.EncapOverhead(p.EncapOverheadSettings(tunnel_overhead(provider_address))))
         if not network.internal:
             addressed6 = six and local.address6(network_id)
             known = tuple(s for s in overlays if addressed6 or ":" not in s)

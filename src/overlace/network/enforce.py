@@ -16,6 +16,7 @@ from typing import Protocol
 
 import structlog
 
+from overlace.model.paths import tunnel_overhead
 from overlace.network.datapath import DataPath
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
@@ -30,7 +31,6 @@ from overlace.network.vfp.compile import Compiler, vni_of
 from overlace.network.vfp.tables import LocalEndpoint
 
 NAMESPACES = Path("/var/run/netns")
-OVERHEAD = 50  # VXLAN over IPv4
 ANYWHERE = "0.0.0.0/0"
 _log = structlog.get_logger(__name__)
 
@@ -189,7 +189,7 @@ class NetworkEnforcer:
     def _mtu(self, d: HostComputeEndpoint, network: HostComputeNetwork) -> int:
         asked = p.policy_of(d.policies, p.InterfaceParameters)
         overhead = p.policy_of(d.policies, p.EncapOverhead)
-        lost = OVERHEAD if network.type == "Overlay" else 0
+        lost = tunnel_overhead(self._datapath.underlay().address) if network.type == "Overlay" else 0
         if overhead is not None:
             lost = max(lost, overhead.settings.overhead)
         fits = self._datapath.underlay().mtu - lost

@@ -265,6 +265,11 @@ class OverlayPlanner:
 
     # -- documents -------------------------------------------------------------------------------------------
 
+    def _reach(self, node: NodeEntry) -> str:
+        """Its address, if there is a tunnel to it: over IPv6 there is none from a host that has IPv4."""
+        alike = (":" in node.provider_address) == (":" in self.provider_address)
+        return node.provider_address if alike or not self.provider_address else ""
+
     def _network(self, source: Source, view: NetView) -> list[Document]:
         if source[0] == "node":
             return self._node(source[1], view)
@@ -317,7 +322,7 @@ class OverlayPlanner:
     def _node(self, node_id: str, view: NetView) -> list[Document]:
         """A node's own address on each network: our source VIP here, a remote endpoint elsewhere."""
         node = view.node(node_id)
-        if node is None:
+        if node is None or (node_id != self.node_id and node.provider_address and not self._reach(node)):
             return []
         out: list[Document] = []
         for network_id, text in sorted(node.addresses.items()):
@@ -345,7 +350,7 @@ class OverlayPlanner:
         if not isinstance(e, EndpointEntry) or e.node_id == self.node_id:
             return []
         node, network = view.node(e.node_id), view.network(e.network_id)
-        if node is None or network is None or not node.provider_address:
+        if node is None or network is None or not self._reach(node):
             return []
         return [
             HostComputeEndpoint(

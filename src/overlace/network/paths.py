@@ -14,8 +14,9 @@ import msgspec
 
 from overlace.model.paths import ChecksumWord, FragmentWord, PathState, PathWord
 
-SMALL = 128  # bytes of the outer IP packet of a plain probe
-FLOOR = 576  # the smallest size the search tries: what any IPv4 host takes (RFC 1122 section 3.3.2)
+SMALL, SMALL6 = 128, 160  # bytes of the outer IP packet of a plain probe
+# The smallest size the search tries: what any host takes (RFC 1122 section 3.3.2, RFC 8200 section 5).
+FLOOR, FLOOR6 = 576, 1280
 WINDOW = 20  # probes that loss and round-trip time are taken from
 DOWN_AFTER = 3  # probes in a row without an answer
 UP_AFTER = 2
@@ -46,6 +47,9 @@ class Path:
         self, node: str, address: str, widest: int, now: float, period: float = 1.0, *, checks: bool = True
     ) -> None:
         self.node, self.address, self.widest, self.period = node, address, widest, period
+        six = ":" in address
+        self._small, self._floor = (SMALL6, FLOOR6) if six else (SMALL, FLOOR)
+        self._kinds = CHECKS[:2] if six else CHECKS  # the kernel does not fragment what it tunnels over IPv6
         self.state: PathWord = "new"
         self.since = 0
         self.checksum: ChecksumWord = ""
@@ -84,7 +88,7 @@ class Path:
         """What to send now; each is to be announced by `sent`."""
         found: list[Probe] = []
         if now >= self._next_echo:
-            found.append(Probe("echo", SMALL))
+            found.append(Probe("echo", self._small))
             self._next_echo = now + self.period
         if self.state not in ("ok", "lossy"):
             return found
@@ -94,7 +98,7 @@ class Path:
             self._next_size = now + (AGAIN if self._searching else 2 * self.period)
         if now >= self._next_check and not any(map(self._waits_for, CHECKS)):
             self._checks = {}
-            found += [Probe("check", 256), Probe("check-plain", 256), Probe("check-slow", self.widest + 200)]
+            found += [Probe(c, self.widest + 200 if c == "check-slow" else 256) for c in self._kinds]
             self._next_check = now + CHECK
         return found
 
@@ -110,7 +114,7 @@ class Path:
             return self.mtu
         if not self._bad:
             return self.widest if self._good < self.widest else self._good
-        return (max(self._good, FLOOR - 1) + self._bad) // 2
+        return (max(self._good, self._floor - 1) + self._bad) // 2
 
     def sent(self, nonce: int, probe: Probe, now: float) -> None:
         self._out[nonce] = (probe, now + self.timeout())
@@ -196,8 +200,8 @@ class Path:
         if not self._searching:
             self._searching, self._good = True, 0
         self._bad = size
-        if self._bad <= FLOOR or self._bad - self._good <= 1:
-            self._settle(max(self._good, FLOOR))
+        if self._bad <= self._floor or self._bad - self._good <= 1:
+            self._settle(max(self._good, self._floor))
 
     def _settle(self, mtu: int) -> None:
         self.mtu, self._searching, self._good, self._bad = mtu, False, 0, 0
@@ -215,7 +219,7 @@ class Path:
         """The probes of a round differ from the plain one in one thing each: who computed the checksum, and which way
         they went. All lost is a daemon that is away; one alone, three times in a row, is that thing."""
         self._checks[kind] = arrived
-        if len(self._checks) < len(CHECKS):
+        if len(self._checks) < len(self._kinds):
             return
         if self._checks["check"]:
             self._corrupt = 0
@@ -224,7 +228,9 @@ class Path:
             self._corrupt += 1
             if self._corrupt >= TRIES:
                 self.checksum = "bad"
-        if self._checks["check-slow"]:
+        if "check-slow" not in self._checks:
+            pass
+        elif self._checks["check-slow"]:
             self._unmade = 0
             self.fragments = "ok"
         elif self._checks["check-plain"]:

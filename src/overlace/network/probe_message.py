@@ -6,7 +6,7 @@ Owns the layout and how an answer is told from anything else. Must not know sock
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 import msgspec
 
@@ -14,12 +14,10 @@ MAGIC = 0x6F76
 ECHO, ECHOED, CHECK, CHECKED = 1, 2, 3, 4  # enum probe_kind
 PROGRAM, SLOW, BY_PORT = 0, 1, 2  # enum probe_how
 PROBE_VNI = 0xFFFFFF
-_HEAD = struct.Struct(">HBB4s4sI")  # and the nonce, in the host's order: nobody reads it in between
-LENGTH = _HEAD.size + 8
+# by the bytes of a host's address; and the nonce, in the host's order: nobody reads it in between
+_HEAD = {n: struct.Struct(f">HBB{n}s{n}sI") for n in (4, 16)}
 _TUNNEL = 8 + 14 + 20 + 8  # VXLAN, inner Ethernet, IP, UDP
-_OUTER = 20 + 8  # IP, UDP
-OVERHEAD = _OUTER + _TUNNEL
-LEAST = OVERHEAD + LENGTH  # bytes of the outer IP packet of the shortest probe
+_OUTER = {4: 20 + 8, 16: 40 + 8}  # IP, UDP
 _VXLAN = struct.pack(">II", 0x08000000, PROBE_VNI << 8)
 
 
@@ -32,21 +30,38 @@ class Arrived(msgspec.Struct, frozen=True):
     at: int
 
 
+def overhead(octets: int) -> int:
+    """Bytes of a probe's headers, the outer IP header included, by the bytes of a host's address."""
+    return _OUTER[octets] + _TUNNEL
+
+
+def least(octets: int) -> int:
+    """Bytes of the outer IP packet of the shortest probe."""
+    return overhead(octets) + _HEAD[octets].size + 8
+
+
+LEAST = least(4)
+
+
 def message(kind: int, how: int, source: bytes, target: str, nonce: int, size: int) -> bytes:
-    """`size`: bytes of the outer IP packet."""
-    head = _HEAD.pack(MAGIC, kind, how, source, IPv4Address(target).packed, size)
-    return (head + struct.pack("Q", nonce)).ljust(size - OVERHEAD, b"\xa5")
+    """`size`: bytes of the outer IP packet. Raises ValueError for a target of another family than the source's."""
+    there = ip_address(target).packed
+    if len(there) != len(source):
+        raise ValueError(f"{target} and {ip_address(source)} are not of one address family")
+    head = _HEAD[len(source)].pack(MAGIC, kind, how, source, there, size)
+    return (head + struct.pack("Q", nonce)).ljust(size - overhead(len(source)), b"\xa5")
 
 
-def parse_message(data: bytes, at: int) -> Arrived | None:
-    """None: it is none."""
-    if len(data) < LENGTH:
+def parse_message(data: bytes, at: int, octets: int = 4) -> Arrived | None:
+    """`octets`: of a host's address. None: it is none."""
+    head = _HEAD[octets]
+    if len(data) < head.size + 8:
         return None
-    magic, kind, _, source, _, _ = _HEAD.unpack_from(data)
+    magic, kind, _, source, _, _ = head.unpack_from(data)
     if magic != MAGIC:
         return None
-    (nonce,) = struct.unpack_from("Q", data, _HEAD.size)
-    return Arrived(kind, str(IPv4Address(source)), nonce, at)
+    (nonce,) = struct.unpack_from("Q", data, head.size)
+    return Arrived(kind, str(ip_address(source)), nonce, at)
 
 
 def question(source: str, target: str, port: int, nonce: int, size: int) -> bytes:

@@ -54,15 +54,16 @@ def test_advertised_addresses(given: str, address: str) -> None:
     assert init(advertise_addr=given).advertise_addr == address
 
 
-def test_who_advertises_ipv6_listens_for_it_and_tunnels_over_ipv4() -> None:
+def test_who_advertises_ipv6_listens_for_it() -> None:
     for ask in (init, join):
         six = ask(advertise_addr="FD00:0::1", data_path_addr="172.28.1.11")
         assert (six.advertise_addr, six.listen_addr) == ("[fd00::1]:2377", "[::]:2377")
         assert six.data_path_addr == "172.28.1.11"
         own = ask(advertise_addr="fd00::1", listen_addr="[fd00::1]:4000")
         assert (own.advertise_addr, own.listen_addr) == ("[fd00::1]:4000", "[fd00::1]:4000")
-        with pytest.raises(Unimplemented, match="the data path's tunnels between hosts run over IPv4"):
-            ask(data_path_addr="fd00::1")
+        assert ask(data_path_addr="FD00:0::1").data_path_addr == "fd00::1"
+        with pytest.raises(InvalidArgument, match="fe80::1 holds on one link only"):
+            ask(data_path_addr="fe80::1")
         with pytest.raises(InvalidArgument, match="fe80::1 holds on one link only"):
             ask(advertise_addr="fe80::1")
     six = join(remote_addrs=["[fd00::5]:99", "fd00::6"])

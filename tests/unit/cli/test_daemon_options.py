@@ -44,6 +44,11 @@ def test_labels_are_pairs() -> None:
         ({"data_root": "here"}, "invalid --data-root 'here': use an absolute path"),
         ({"labels": ("rack",)}, "invalid --label 'rack': use KEY=VALUE"),
         ({"dns": ("dns.example",)}, "invalid --dns 'dns.example'"),
+        ({"underlay_address": "fe80::1"}, "it holds on one link only"),
+        (
+            {"underlay_address": "fd00::1", "emulate_windows": "10.0.20348.2527"},
+            "the HNS of a Windows host tunnels over IPv4 alone",
+        ),
         ({"underlay_address": "eth0"}, "invalid --underlay-address 'eth0'"),
         ({"emulate_windows": "2022"}, "invalid --emulate-windows '2022': use a full build"),
     ],

@@ -54,6 +54,22 @@ def test_outer_hosts_vni_and_inner_addresses_are_read() -> None:
     assert packet.what == "GET / HTTP/1.1"
 
 
+def ipv6(protocol: int, source: bytes, target: bytes, payload: bytes) -> bytes:
+    return struct.pack("!IHBB16s16s", 6 << 28, len(payload), protocol, 64, source, target) + payload
+
+
+def test_both_families_are_read_outside_and_inside() -> None:
+    def fd(last: int) -> bytes:
+        return b"\xfd\x00" + bytes(13) + bytes([last])
+
+    inner = ethernet(ipv6(6, fd(3), fd(4), tcp(40000, 80, 0x02)), 0x86DD)
+    udp = struct.pack("!HHHH", 50000, 4789, 16 + len(inner), 0) + struct.pack("!B3xI", 8, 4097 << 8) + inner
+    packet = parse(1.0, ethernet(ipv6(17, fd(11), fd(12), udp), 0x86DD))
+    assert packet is not None and packet.what == "SYN"
+    assert (packet.outer_source, packet.outer_target) == ("fd00::b", "fd00::c")
+    assert (packet.inner_source, packet.inner_target, packet.target_port) == ("fd00::3", "fd00::4", 80)
+
+
 def test_a_handshake_shows_its_flags() -> None:
     syn = ethernet(ipv4(6, bytes([10, 0, 1, 3]), bytes([10, 0, 1, 4]), tcp(1, 2, 0x12)))
     packet = parse(1.0, vxlan(syn))

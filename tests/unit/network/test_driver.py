@@ -38,6 +38,7 @@ class Crash(Exception):
 
 class Under(msgspec.Struct):
     address: str = HOST
+    client_address: str = HOST
     mtu: int = 1500
     ifname: str = "eth0"
 

@@ -158,4 +158,4 @@ def view(**options: str) -> NetView:
 def test_containers_get_what_fits_every_path_of_their_network(
     measured: dict[str, int], options: dict[str, str], mtu: int
 ) -> None:
-    assert plan_mtu(view(**options), "back", ME, 1500, measured) == mtu
+    assert plan_mtu(view(**options), "back", ME, 1500, measured, 50) == mtu

@@ -11,7 +11,7 @@ from overlace.api.swarm_requests import check_init, check_join, check_leave, com
 from overlace.model.errors import Conflict, Unavailable, Unimplemented
 from overlace.model.objects import Cluster, Node
 from overlace.model.specs import Doc, SwarmSpec
-from overlace.network.addresses import interface_addresses
+from overlace.network.addresses import interface_addresses, six_hosts
 from overlace.store.base import View
 
 
@@ -33,13 +33,17 @@ async def inspect(call: Call) -> web.StreamResponse:
     return answer(show_swarm(cluster(call.manager().store.view())))
 
 
+def _interfaces() -> dict[str, str]:
+    return {**{name: a for a, name in six_hosts().items()}, **interface_addresses()}
+
+
 async def init(call: Call) -> web.StreamResponse:
-    request = check_init(await call.body(InitRequest), call.backend.swarm(), interface_addresses())
+    request = check_init(await call.body(InitRequest), call.backend.swarm(), _interfaces())
     return answer(await call.backend.swarm_init(request))
 
 
 async def join(call: Call) -> web.StreamResponse:
-    request = check_join(await call.body(JoinRequest), call.backend.swarm(), interface_addresses())
+    request = check_join(await call.body(JoinRequest), call.backend.swarm(), _interfaces())
     await call.backend.swarm_join(request)
     return empty()
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from overlace.manager.paths import ENCAP_OVERHEAD, VXLAN_PORT, explain_path, name_of
+from overlace.manager.paths import VXLAN_PORT, explain_path, name_of
 from overlace.manager.trace.answer import Broken, Hop, Live, Seen, Trace
 from overlace.manager.trace.walk import UNDERLAY
 from overlace.model.findings import Finding, Said
 from overlace.model.objects import Node
-from overlace.model.paths import PathState
+from overlace.model.paths import PathState, tunnel_overhead
 from overlace.network.vfp.reasons import MEANINGS
 from overlace.store.base import View
 
@@ -62,7 +62,7 @@ def with_paths(trace: Trace, view: View, paths: Mapping[tuple[str, str], PathSta
         assert first.description is not None and second.description is not None
         declared = min(first.description.mtu, second.description.mtu)
         mtu = min(declared, there.mtu) if there is not None and there.mtu else declared
-        room = mtu - ENCAP_OVERHEAD
+        room = mtu - tunnel_overhead(first.description.underlay_address)
         if there is not None and there.state == "down" and problem is not None:
             return _break(trace, i, f"{a} > {b}", "underlay", problem.reason, problem.remedy)
         if size > room:

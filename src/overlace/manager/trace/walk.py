@@ -13,9 +13,9 @@ import msgspec
 from overlace.manager.trace.answer import ICMPV6, PINGS, PROTOCOLS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.model.objects import Task
+from overlace.model.paths import tunnel_overhead
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO
 from overlace.model.states import NodeState, TaskState
-from overlace.network.endpoints import ENCAP_OVERHEAD
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     HostComputeEndpoint,
@@ -199,7 +199,7 @@ class Walk:
                 packet,
             )
         mtu = min(_mtu(host), _mtu(peer))
-        room = f"IP packets of up to {mtu - ENCAP_OVERHEAD} bytes fit (underlay MTU {mtu})"
+        room = f"IP packets of up to {mtu - tunnel_overhead(pa)} bytes fit (underlay MTU {mtu})"
         self.note("underlay", UNDERLAY, f"{host.name} > {peer.name}", room, packet)
         return self.arrive(peer, packet, verdict.vni, host)
 

@@ -221,7 +221,7 @@ class HnsService:
                 d = fill_endpoint(d, network, self._state)
                 if facts is not None and new:
                     d = fill_routes(d, network)
-            checked = check_endpoint(d, self._state)
+            checked = check_endpoint(d, self._state, overlay_six=self._ours)
         elif isinstance(d, HostComputeLoadBalancer):
             checked = check_load_balancer(d, self._state, ours=self._ours)
         elif isinstance(d, HostComputeRoute):

@@ -119,7 +119,7 @@ def _on_this_type(policies: Iterable[object], d: HostComputeNetwork) -> None:
 def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = False) -> HostComputeNetwork:
     """The document with normalised spelling. Raises HcnError.
 
-    `overlay_six`: our own HNS takes IPv6 subnets of Overlay networks; Windows' does not.
+    `overlay_six`: our own HNS takes IPv6 subnets of Overlay networks, and tunnels over IPv6; Windows' does not.
     """
     if not d.name:
         raise HcnError(Code.INVALID_NETWORK, "Name is empty: give the network a name")
@@ -185,7 +185,7 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
     policies: list[p.NetworkPolicy] = []
     for policy in d.policies:
         if isinstance(policy, p.ProviderAddress):
-            check_address(policy.settings.provider_address, "ProviderAddress")
+            check_address(policy.settings.provider_address, "ProviderAddress", six=overlay_six)
         elif isinstance(policy, p.VxlanPort):
             check_port(policy.settings.port, "VxlanPort.Port")
         elif isinstance(policy, p.DrMacAddress):
@@ -195,7 +195,7 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
             s = policy.settings
             six = any(":" in subnet.ip_address_prefix for subnet in d.subnets)
             _prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix", six=six)
-            check_address(s.provider_address, "RemoteSubnetRoute.ProviderAddress")
+            check_address(s.provider_address, "RemoteSubnetRoute.ProviderAddress", six=overlay_six)
             mac = normal_mac(s.distributed_router_mac_address, "DistributedRouterMacAddress")
             policy = p.RemoteSubnetRoute(msgspec.structs.replace(s, distributed_router_mac_address=mac))
         policies.append(policy)
@@ -233,8 +233,8 @@ def _check_vsid(vsid: int, d: HostComputeNetwork, state: State) -> None:
         )
 
 
-def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
-    """The document with normalised spelling. Raises HcnError."""
+def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = False) -> HostComputeEndpoint:
+    """The document with normalised spelling; `overlay_six`: hosts may have IPv6 addresses. Raises HcnError."""
     network_id = normal_guid(d.host_compute_network, "HostComputeNetwork")
     network = state.get(network_id, HostComputeNetwork)
     if network is None:
@@ -283,7 +283,9 @@ def check_endpoint(d: HostComputeEndpoint, state: State) -> HostComputeEndpoint:
         )
     for policy in d.policies:
         if isinstance(policy, p.ProviderAddress):
-            check_address(policy.settings.provider_address, "ProviderAddress.ProviderAddress")
+            check_address(
+                policy.settings.provider_address, "ProviderAddress.ProviderAddress", six=overlay_six
+            )
         elif remote:
             raise HcnError(Code.INVALID_REMOTE_ENDPOINT_OPERATION, f"Policies: {type(policy).__name__}")
         elif isinstance(policy, p.OutBoundNat):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 
 from overlace.model.findings import Finding
@@ -27,10 +27,6 @@ REPAIR = (
 )
 FULL = 0.95
 _MAX_EACH = 20
-
-
-def _address(raw: bytes) -> str:
-    return str(IPv4Address(raw))
 
 
 def explain_rows(changes: Changes, actual: Mapping[str, Mapping[bytes, bytes]]) -> Iterator[Finding]:
@@ -87,15 +83,16 @@ def _endpoint(vni: int, address: str, want: bytes, have: bytes | None) -> str:
     """A row of struct endpoint."""
     if have is None:
         return f"missing route: the table does not hold {address} on VNI {vni}"
-    if want[18] == KIND_REMOTE and have[18] == KIND_REMOTE and want[:4] != have[:4]:
+    host = len(want) - 16  # bytes of the host's address, which comes first
+    if want[-2] == KIND_REMOTE and have[-2] == KIND_REMOTE and want[:host] != have[:host]:
         return (
-            f"a stale endpoint: the table has {address} on VNI {vni} behind host {_address(have[:4])}, "
-            f"it is behind {_address(want[:4])}"
+            f"a stale endpoint: the table has {address} on VNI {vni} behind host {ip_address(have[:host])}, "
+            f"it is behind {ip_address(want[:host])}"
         )
-    if want[18] == KIND_LOCAL and have[18] == KIND_LOCAL:
+    if want[-2] == KIND_LOCAL and have[-2] == KIND_LOCAL:
         return (
-            f"a stale endpoint: {address} on VNI {vni} leads to interface {struct.unpack_from('I', have, 4)[0]}, "
-            f"it is interface {struct.unpack_from('I', want, 4)[0]}"
+            f"a stale endpoint: {address} on VNI {vni} leads to interface {struct.unpack_from('I', have, host)[0]}, "
+            f"it is interface {struct.unpack_from('I', want, host)[0]}"
         )
     return f"a stale endpoint: what the table holds of {address} on VNI {vni} is not what it should"
 

@@ -17,6 +17,7 @@ OBJECT6 = SOURCES / "overlace6.o"  # the same programs for IPv6 inside the overl
 SOCKET = SOURCES / "socket.o"  # services at the socket level
 SOCKET6 = SOURCES / "socket6.o"
 OBJECTS = (OBJECT, OBJECT6, SOCKET, SOCKET6)
+OVER_IPV6 = tuple(path.with_stem(f"{path.stem}_over6") for path in OBJECTS)  # the same for tunnels over IPv6
 
 
 class BuildError(RuntimeError):
@@ -25,21 +26,21 @@ class BuildError(RuntimeError):
 
 def is_current() -> bool:
     """True when the objects are newer than every source file."""
-    if not all(target.exists() for target in OBJECTS):
+    if not all(target.exists() for target in (*OBJECTS, *OVER_IPV6)):
         return False
-    built = min(target.stat().st_mtime for target in OBJECTS)
+    built = min(target.stat().st_mtime for target in (*OBJECTS, *OVER_IPV6))
     return all(source.stat().st_mtime <= built for source in list(SOURCES.glob("*.[ch]")))
 
 
-def ensure_built(force: bool = False) -> tuple[Path, ...]:
-    """Build when a source is newer than an object; return the objects' paths, as OBJECTS has them.
+def ensure_built(force: bool = False, *, over_ipv6: bool = False) -> tuple[Path, ...]:
+    """Build when a source is newer than an object; return the objects' paths, as OBJECTS or OVER_IPV6 has them.
 
     Raises BuildError when it must build and cannot.
     """
     if force or not is_current():
-        for target in OBJECTS:
+        for target in (*OBJECTS, *OVER_IPV6):
             _build(target)
-    return OBJECTS
+    return OVER_IPV6 if over_ipv6 else OBJECTS
 
 
 def _build(target: Path) -> None:
@@ -64,7 +65,7 @@ def _build(target: Path) -> None:
 def main() -> int:
     """Build if needed and say where the object is."""
     try:
-        print(*ensure_built(force="--force" in sys.argv[1:]))
+        print(*ensure_built(force="--force" in sys.argv[1:]), *ensure_built(over_ipv6=True))
     except BuildError as e:
         print(e, file=sys.stderr)
         return 1

@@ -12,17 +12,19 @@ from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Remote
 
 from . import unified
 from .bpf_syscall import Map
-from .maps import TABLE_MAPS, Attachment, Changes, Rows, encode, encode_remotes, endpoint_table
+from .family import V4, Family
+from .maps import TABLE_MAPS, Attachment, Changes, Row, Rows, encode, encode_remotes, endpoint_table
 
 _MANY = 64
 
 
 class Contents:
-    """`map_of`: the open map of that name. `attached`: of local endpoints, by id; an endpoint's rows name it, so take
-    them out before it changes and put them in after."""
+    """`map_of`: the open map of that name; `hosts`: what hosts' addresses are. `attached`: of local endpoints, by id; an
+    endpoint's rows name it, so take them out before it changes and put them in after."""
 
-    def __init__(self, map_of: Callable[[str], Map]) -> None:
+    def __init__(self, map_of: Callable[[str], Map], hosts: Family = V4) -> None:
         self._map = map_of
+        self._hosts = hosts
         self.attached: dict[str, Attachment] = {}
         self.tables = Tables()
         self.rows = Rows()
@@ -33,6 +35,10 @@ class Contents:
         """The endpoint's entries, one per address."""
         entries = (self.tables.get(key) for key in self._local.get(endpoint_id, ()))
         return [e for e in entries if isinstance(e, LocalEndpoint)]
+
+    def encode(self, entry: Entry) -> list[Row]:
+        """The rows of one entry."""
+        return encode(entry, self.attached, self._hosts)
 
     def replace(self, desired: Tables) -> tuple[Changes, dict[str, dict[bytes, bytes]]]:
         """Exactly these entries, whatever the maps hold: (what was written, what the maps held)."""
@@ -52,10 +58,8 @@ class Contents:
         if many is not None:
             return many
         old = [e for key in (*remove, *(e.key for e in put)) if (e := self.tables.get(key)) is not None]
-        new_rows = [
-            row for entry in put for row in encode(entry, self.attached)
-        ]  # before any change: may raise
-        old_rows = [row for entry in old for row in encode(entry, self.attached)]
+        new_rows = [row for entry in put for row in self.encode(entry)]  # before any change: may raise
+        old_rows = [row for entry in old for row in self.encode(entry)]
         self.tables.apply(Delta(put, remove))
         for entry in old:
             if isinstance(entry, LocalEndpoint):
@@ -77,7 +81,7 @@ class Contents:
             table = endpoint_table(remotes[0]) if remotes else ""
             alike = [e for e in remotes if endpoint_table(e) == table]
             if len(alike) == len(put):
-                rows = encode_remotes(alike)  # before any change: may raise
+                rows = encode_remotes(alike, self._hosts)  # before any change: may raise
                 if not self.rows.has_any(table, rows) and self.tables.add(alike):
                     return self.rows.add(table, rows)
                 return None
@@ -88,7 +92,7 @@ class Contents:
         old = [e for key in remove if type(e := self.tables.get(key)) is RemoteEndpoint]
         if len(old) != len(remove) or len({endpoint_table(e) for e in old}) > 1:
             return None
-        changes = self.rows.take(endpoint_table(old[0]), encode_remotes(old))
+        changes = self.rows.take(endpoint_table(old[0]), encode_remotes(old, self._hosts))
         if changes is not None:
             self.tables.apply(Delta((), remove))
         return changes

@@ -28,15 +28,15 @@ from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 from . import audit, dns, figures, inject, nft, outside6, sockets, unified, veth
 from .bpf_syscall import Map
 from .contents import Contents, merge
+from .family import V6, family_of
 from .loader import Loader
 from .maps import (
     TABLE_MAPS,
     config_value,
     decode_key,
-    encode,
     path_rows,
 )
-from .netlink import Netlink
+from .netlink import Link, Netlink
 from .netns import adopt_namespace, ensure_namespace, remove_namespace, write_sysctl
 from .offload import disable_tx_checksum
 from .probe import ProbeSocket
@@ -45,6 +45,7 @@ from .underlay import Underlay, find_underlay
 _T = TypeVar("_T")
 VXLAN_DEVICE = "vxlan-overlace"
 _LO = 1
+_TAKES_IPV6 = "overlace over IPv6"  # alias of the vxlan device
 _log = structlog.get_logger(__name__)
 
 
@@ -70,11 +71,12 @@ class DataPath:
         self.exec_dir = exec_dir or Path("/run/overlace") / instance
         self._address = underlay_address
         self._vxlan_port = vxlan_port
-        self._loader = Loader(instance)
+        self._hosts = family_of(underlay_address)
+        self._loader = Loader(instance, hosts=self._hosts)
         self._netlink: Netlink | None = None
         self._underlay: Underlay | None = None
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
-        self._contents = Contents(self._map)
+        self._contents = Contents(self._map, self._hosts)
         self._pools = nft.PortPools(instance)
         self._told_full: set[str] = set()
         self._vxlan_ifindex = 0
@@ -101,9 +103,7 @@ class DataPath:
         write_sysctl("ipv4/conf/lo/accept_local", "1")
         write_sysctl("ipv4/conf/lo/route_localnet", "1")
         netlink.set_link(_LO, up=True)
-        netlink.add_vxlan(VXLAN_DEVICE, self._vxlan_port)
-        vxlan = netlink.link(VXLAN_DEVICE)
-        assert vxlan is not None
+        vxlan = self._ensure_vxlan(netlink)
         write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
         netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
         nft.run_nft(nft.host_table(self.instance))
@@ -122,6 +122,20 @@ class DataPath:
         self._contents.attached = veth.attachments(netlink.links(), self.instance)
         if not self._loader.is_switching:  # else reconcile() does, when the new maps are filled
             self._attach_programs(netlink, under.ifindex, vxlan.ifindex)
+
+    def _ensure_vxlan(self, netlink: Netlink) -> Link:
+        """The kernel's vxlan device. One of a version that knew IPv4 underlays alone drops what comes over IPv6."""
+        old = netlink.link(VXLAN_DEVICE)
+        if old is not None and old.alias != _TAKES_IPV6 and self._hosts is V6:
+            netlink.delete_link(old.ifindex)
+            old = None
+        if old is None:
+            netlink.add_vxlan(VXLAN_DEVICE, self._vxlan_port)
+        vxlan = netlink.link(VXLAN_DEVICE)
+        assert vxlan is not None
+        if old is None:
+            netlink.set_link(vxlan.ifindex, alias=_TAKES_IPV6)
+        return vxlan
 
     def _attach_programs(self, netlink: Netlink, underlay: int, vxlan: int) -> None:
         for endpoint_id, at in self._contents.attached.items():
@@ -145,14 +159,15 @@ class DataPath:
         under = self.underlay()
         value = config_value(
             under.ifindex,
-            under.address,
-            under.prefix,
+            under.client_address,
+            under.client_prefix,
             under.mtu,
             self._vxlan_ifindex,
             _LO,
             self._vxlan_port,
             narrow=any(mtu < under.mtu for mtu in self._paths.values()),
             slow=self._slow,
+            tunnels=(under.address, under.prefix) if self._hosts is V6 else None,
         )
         self._map("config").update(struct.pack("I", 0), value)
         self._follow_addresses()
@@ -269,9 +284,7 @@ class DataPath:
         put: tuple[Entry, ...] = ()
         if any(changes.put.values()):
             written = changes.put
-            put = tuple(
-                e for e in desired if any(r.key in written[r.map] for r in encode(e, contents.attached))
-            )
+            put = tuple(e for e in desired if any(r.key in written[r.map] for r in contents.encode(e)))
         stray = (
             decode_key(name, key, actual[name][key]) for name in TABLE_MAPS for key in changes.remove[name]
         )
@@ -379,7 +392,7 @@ class DataPath:
         await self._do(lambda: self._set_paths(mtus))
 
     def _set_paths(self, mtus: Mapping[str, int]) -> None:
-        want, table = path_rows(mtus), self._map("paths")
+        want, table = path_rows(mtus, self._hosts), self._map("paths")
         have = dict(table.items())
         table.put_many({k: v for k, v in want.items() if have.get(k) != v})
         table.delete_many(k for k in have if k not in want)

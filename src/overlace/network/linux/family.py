@@ -1,6 +1,7 @@
-"""The two address families inside the overlay, as the programs' tables have them (bpf/address.h). Pure.
+"""The two address families, as the programs' tables have them (bpf/address.h). Pure.
 
-Owns in which tables a family's rows are and how its addresses are packed. Hosts' own addresses are IPv4 and none of its.
+Owns in which tables a family's rows are and how its addresses are packed. The family of hosts' own addresses, `hosts`
+where it is said, is the same in all tables and has nothing to do with what is inside.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ class Family(msgspec.Struct, frozen=True):
     def address(self, text: str) -> bytes:
         """The octets. Raises ValueError for an address of the other family or none."""
         return (IPv4Address(text) if self.version == 4 else IPv6Address(text)).packed
+
+    @property
+    def octets(self) -> int:
+        return self.bits // 8
 
     def text(self, octets: bytes) -> str:
         return str(IPv4Address(octets) if self.version == 4 else IPv6Address(octets))

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from . import bpf_syscall as bpf
 from .build import ensure_built
-from .maps import LAYOUT
+from .family import V4, V6, Family
+from .maps import layout_of
 from .netlink import Netlink
 
 BPFFS = Path("/sys/fs/bpf")
@@ -119,12 +120,17 @@ def kernel_has_tcx() -> bool:
 
 class Loader:
     """Programs and maps of one instance. `tcx`: attach by tcx links (kernel 6.6) or, False, by clsact
-    filters. `sizes`: rows of maps that shall hold another number than bpf/maps.h says."""
+    filters. `sizes`: rows of maps that shall hold another number than bpf/maps.h says. `hosts`: what tunnels run over."""
 
     def __init__(
-        self, instance: str, tcx: bool | None = None, sizes: Mapping[str, int] | None = None
+        self,
+        instance: str,
+        tcx: bool | None = None,
+        sizes: Mapping[str, int] | None = None,
+        hosts: Family = V4,
     ) -> None:
         self._sizes = dict(sizes or {})
+        self._hosts = hosts
         self.root = BPFFS / "overlace" / instance
         self.maps: dict[str, bpf.Map] = {}
         self.programs: dict[str, int] = {}
@@ -144,11 +150,12 @@ class Loader:
         BuildError when the object must be built and clang is missing.
         """
         ensure_bpffs()
-        paths = ensure_built()
+        paths = ensure_built(over_ipv6=self._hosts is V6)
         code = b"".join(path.read_bytes() for path in paths)
         digest = int.from_bytes(hashlib.blake2b(code, digest_size=8).digest(), "little")
         layout, loaded = self._pinned_layout()
-        fresh = layout != LAYOUT or self.is_switching
+        wanted = layout_of(self._hosts)
+        fresh = layout != wanted or self.is_switching
         if fresh:
             self._step_aside(layout)
         for part in ("maps", "progs", "links"):
@@ -156,7 +163,7 @@ class Loader:
         self._renewed = fresh or loaded != digest or not self._adopt()
         if self._renewed:
             self._load(*paths[:2])
-            self.maps["layout"].update(struct.pack("I", 0), struct.pack("Q", LAYOUT))
+            self.maps["layout"].update(struct.pack("I", 0), struct.pack("Q", wanted))
             self.maps["layout"].update(struct.pack("I", 1), struct.pack("Q", digest))
         return fresh
 
@@ -172,7 +179,8 @@ class Loader:
         if not self._renewed and all((pins / name).exists() for name in names):
             self.programs |= {name: bpf.get_pinned(pins / name) for name in names}
             return
-        for path, programs in zip(ensure_built()[2:], SOCKET_PROGRAMS, strict=True):
+        objects = ensure_built(over_ipv6=self._hosts is V6)
+        for path, programs in zip(objects[2:], SOCKET_PROGRAMS, strict=True):
             self._load_object(path, tuple(programs), "")
 
     def attach_sockets(self, cgroup: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from socket import AF_INET, AF_INET6, inet_pton
 
 import msgspec
@@ -32,6 +32,7 @@ from overlace.network.vfp.tables import (
 from .family import V4, V6, Family, IpNetwork, family_of, of_table
 
 LAYOUT = 15  # as in bpf/types.h
+OVER_IPV6 = 1 << 16  # added to it where hosts' addresses are IPv6: other programs, other sizes
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h
 FLOOD_RATE = 0xFFFFFFFF
@@ -98,10 +99,6 @@ class Row(msgspec.Struct, frozen=True):
     value: bytes
 
 
-def _ip(address: str) -> bytes:
-    return IPv4Address(address).packed
-
-
 def _mac(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", "").replace("-", ""))
 
@@ -111,8 +108,16 @@ def address_key(vni: int, address: str) -> bytes:
     return struct.pack("I", vni) + family_of(address).address(address)
 
 
-def _endpoint(provider: bytes, ifindex: int, sandbox: int, mac: bytes, kind: int, flags: int = 0) -> bytes:
-    return struct.pack("4sII6sBB", provider, ifindex, sandbox, mac, kind, flags)
+def layout_of(hosts: Family) -> int:
+    """What an upgrade compares."""
+    return LAYOUT if hosts is V4 else LAYOUT + OVER_IPV6
+
+
+def _endpoint(
+    hosts: Family, mac: bytes, kind: int, ifindex: int = 0, sandbox: int = 0, flags: int = 0
+) -> bytes:
+    """struct endpoint of one that is behind no host."""
+    return bytes(hosts.octets) + struct.pack("II6sBB", ifindex, sandbox, mac, kind, flags)
 
 
 def list_number(backends: tuple[Backend, ...]) -> int:
@@ -135,29 +140,34 @@ def config_value(
     *,
     narrow: bool = False,
     slow: bool = False,
+    tunnels: tuple[str, int] | None = None,
 ) -> bytes:
-    """struct config. `narrow`: some path takes less than `mtu`; `slow`: all goes through the kernel's vxlan device."""
+    """struct config. `narrow`: some path takes less than `mtu`; `slow`: all goes through the kernel's vxlan device;
+    `tunnels`: IPv6 address and prefix length for tunnels, `address` and `prefix` are for clients alone then."""
     mask = IPv4Network(f"0.0.0.0/{prefix}").netmask.packed
-    head = struct.pack("I4s4sIII", ifindex, _ip(address), mask, mtu, vxlan_ifindex, lo_ifindex)
-    return head + struct.pack(">H", vxlan_port) + struct.pack("BB", narrow, slow)
+    head = struct.pack("I4s4sIII", ifindex, V4.address(address), mask, mtu, vxlan_ifindex, lo_ifindex)
+    value = head + struct.pack(">H", vxlan_port) + struct.pack("BB", narrow, slow)
+    if tunnels is None:
+        return value
+    return value + V6.address(tunnels[0]) + IPv6Network(f"::/{tunnels[1]}").netmask.packed
 
 
-def path_rows(mtus: Mapping[str, int]) -> dict[bytes, bytes]:
+def path_rows(mtus: Mapping[str, int], hosts: Family = V4) -> dict[bytes, bytes]:
     """Map `paths`: struct path by underlay address."""
-    return {_ip(address): struct.pack("I", mtu) for address, mtu in mtus.items()}
+    return {hosts.address(address): struct.pack("I", mtu) for address, mtu in mtus.items()}
 
 
-def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
-    """The rows of one entry. Raises ValueError for an address or MAC that is none."""
+def encode(entry: Entry, attachments: Mapping[str, Attachment], hosts: Family = V4) -> list[Row]:
+    """The rows of one entry; `hosts`: what hosts' addresses are. Raises ValueError for an address or MAC that is none."""
     match entry:
         case Network():
-            return _encode_network(entry)
+            return _encode_network(entry, hosts)
         case LocalEndpoint():
             at = attachments.get(entry.endpoint_id)
             mac = _mac(entry.mac)
             ifindex, sandbox = (at.ifindex, at.sandbox) if at else (0, 0)
             filtered = 1 if entry.inbound else 0
-            value = _endpoint(bytes(4), ifindex, sandbox, mac, KIND_LOCAL, filtered)
+            value = _endpoint(hosts, mac, KIND_LOCAL, ifindex, sandbox, filtered)
             family = family_of(entry.address)
             rows = [Row(f"endpoints{family.suffix}", address_key(entry.vni, entry.address), value)]
             if not at:
@@ -166,7 +176,7 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             rows += found
             flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
             flags |= 8 if entry.host_route else 0
-            routes, found = _hop_list(entry.hops, family)
+            routes, found = _hop_list(entry.hops, family, hosts)
             rows += found
             if entry.rate:
                 rows.append(Row("limits", struct.pack("I", ifindex), struct.pack("Q", entry.rate)))
@@ -178,20 +188,20 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment]) -> list[Row]:
             return rows
         case RemoteEndpoint():
             table = endpoint_table(entry)
-            return [Row(table, key, value) for key, value in encode_remotes((entry,)).items()]
+            return [Row(table, key, value) for key, value in encode_remotes((entry,), hosts).items()]
         case RemoteSubnet():
             family = family_of(entry.prefix)
-            hop = struct.pack("4sI6s2x", _ip(entry.provider_address), entry.through, _mac(entry.mac))
-            hop += bytes(family.bits // 8)
+            hop = hosts.address(entry.provider_address) + struct.pack("I6s2x", entry.through, _mac(entry.mac))
+            hop += bytes(family.octets)
             return [Row(f"routes{family.suffix}", _route_key(entry.vni, entry.prefix), hop)]
         case Behind():
             family = family_of(entry.prefix)
             key = _route_key(BEHIND | entry.vni, entry.prefix)
-            return [Row(f"routes{family.suffix}", key, _hop(entry.next_hop, family))]
+            return [Row(f"routes{family.suffix}", key, _hop(entry.next_hop, family, hosts))]
         case Flood():
-            return _encode_flood(entry)
+            return _encode_flood(entry, hosts)
         case Frontend():
-            return _encode_frontend(entry)
+            return _encode_frontend(entry, hosts)
         case AccessList():
             return _encode_access(entry)
 
@@ -209,26 +219,27 @@ def endpoint_table(entry: RemoteEndpoint) -> str:
     return "endpoints6" if ":" in entry.address else "endpoints"
 
 
-def encode_remotes(entries: Sequence[RemoteEndpoint]) -> dict[bytes, bytes]:
+def encode_remotes(entries: Sequence[RemoteEndpoint], hosts: Family = V4) -> dict[bytes, bytes]:
     """The rows of `endpoints` of many remote endpoints of one family: as encode(), without an object for each.
 
     A cluster has a hundred thousand of them, and a host that joins it wants all at once.
     """
     try:
         macs = bytes.fromhex("".join([e.mac for e in entries]).replace(":", "").replace("-", ""))
-        hosts = {a: inet_pton(AF_INET, a) + bytes(8) for a in {e.provider_address for e in entries}}
+        outer = AF_INET6 if hosts is V6 else AF_INET
+        behind = {a: inet_pton(outer, a) + bytes(8) for a in {e.provider_address for e in entries}}
         networks = {vni: struct.pack("I", vni) for vni in {e.vni for e in entries}}
         family = AF_INET6 if entries and ":" in entries[0].address else AF_INET
         keys = [networks[e.vni] + inet_pton(family, e.address) for e in entries]
     except OSError:
         for e in entries:
-            family_of(entries[0].address).address(e.address), _ip(e.provider_address)  # says which
+            family_of(entries[0].address).address(e.address), hosts.address(e.provider_address)  # says which
         raise
     if len(macs) != 6 * len(entries):
         wrong = next(e for e in entries if len(_mac(e.mac)) != 6)
         raise ValueError(f"{wrong.mac!r} of {wrong.address} is no MAC address")
     values = [
-        hosts[e.provider_address] + macs[at : at + 6] + _REMOTE
+        behind[e.provider_address] + macs[at : at + 6] + _REMOTE
         for at, e in zip(range(0, len(macs), 6), entries, strict=True)
     ]
     return dict(zip(keys, values, strict=True))
@@ -239,12 +250,12 @@ def _route_key(scope: int, prefix: str) -> bytes:
     return struct.pack("II", 32 + to.prefixlen, scope) + to.network_address.packed
 
 
-def _hop(address: str, family: Family) -> bytes:
+def _hop(address: str, family: Family, hosts: Family) -> bytes:
     """struct route of a next hop; none: the host."""
-    return bytes(16) + (family.address(address) if address else b"\xff" * (family.bits // 8))
+    return bytes(hosts.octets + 12) + (family.address(address) if address else b"\xff" * family.octets)
 
 
-def _hop_list(hops: tuple[Hop, ...], family: Family) -> tuple[int, list[Row]]:
+def _hop_list(hops: tuple[Hop, ...], family: Family, hosts: Family) -> tuple[int, list[Row]]:
     """Number, 0 for none, and rows of an endpoint's SDN routes of this family."""
     hops = tuple(
         h for h in hops if family_of(h.prefix) is family and family_of(h.next_hop or h.prefix) is family
@@ -253,7 +264,8 @@ def _hop_list(hops: tuple[Hop, ...], family: Family) -> tuple[int, list[Row]]:
         return 0, []
     number = ROUTES_OF | _number(f"{h.prefix}>{h.next_hop}" for h in hops) & (ROUTES_OF - 1)
     return number, [
-        Row(f"routes{family.suffix}", _route_key(number, h.prefix), _hop(h.next_hop, family)) for h in hops
+        Row(f"routes{family.suffix}", _route_key(number, h.prefix), _hop(h.next_hop, family, hosts))
+        for h in hops
     ]
 
 
@@ -325,7 +337,7 @@ def _addresses(
     return net.network_address.packed + net.netmask.packed
 
 
-def _encode_network(net: Network) -> list[Row]:
+def _encode_network(net: Network, hosts: Family) -> list[Row]:
     flags = (1 if net.ingress else 0) | (2 if net.local else 0) | (4 if net.flood else 0)
     mac = _mac(net.gateway_mac)
     rows = []
@@ -338,7 +350,7 @@ def _encode_network(net: Network) -> list[Row]:
         value = gateway + struct.pack("6sBx", mac, flags)
         rows.append(Row(f"networks{family.suffix}", struct.pack("I", net.vni), value))
         for address in gateways:
-            value = _endpoint(bytes(4), 0, 0, mac, KIND_GATEWAY)
+            value = _endpoint(hosts, mac, KIND_GATEWAY)
             rows.append(Row(f"endpoints{family.suffix}", address_key(net.vni, address), value))
         for subnet in subnets:
             key = struct.pack("I", subnet.prefixlen) + subnet.network_address.packed
@@ -346,17 +358,19 @@ def _encode_network(net: Network) -> list[Row]:
     return rows
 
 
-def _encode_flood(entry: Flood) -> list[Row]:
-    targets = [_ip(a) + bytes(4) for a in entry.locals] + [bytes(4) + _ip(a) for a in entry.providers]
+def _encode_flood(entry: Flood, hosts: Family) -> list[Row]:
+    targets = [V4.address(a) + bytes(hosts.octets) for a in entry.locals]
+    targets += [bytes(4) + hosts.address(a) for a in entry.providers]
     if len(targets) > FLOOD_TARGETS:
         raise ValueError(f"VNI {entry.vni}: multicast to {len(targets)} places; {FLOOD_TARGETS} are possible")
     rows = [Row("floods", struct.pack("II", entry.vni, i), value) for i, value in enumerate(targets)]
-    rows.append(Row("floods", struct.pack("II", entry.vni, FLOOD_RATE), struct.pack("4xI", entry.rate)))
-    value = _endpoint(bytes(4), 0, 0, b"\xff" * 6, KIND_BROADCAST)
+    rate = struct.pack("4xI", entry.rate).ljust(4 + hosts.octets, b"\0")
+    rows.append(Row("floods", struct.pack("II", entry.vni, FLOOD_RATE), rate))
+    value = _endpoint(hosts, b"\xff" * 6, KIND_BROADCAST)
     return [*rows, *(Row("endpoints", address_key(entry.vni, a), value) for a in entry.broadcasts)]
 
 
-def _encode_frontend(frontend: Frontend) -> list[Row]:
+def _encode_frontend(frontend: Frontend, hosts: Family) -> list[Row]:
     family = family_of(frontend.address)
     number = list_number(frontend.backends)
 
@@ -382,7 +396,7 @@ def _encode_frontend(frontend: Frontend) -> list[Row]:
             member = member.ljust(-len(member) % 8 + len(member), b"\0")
             rows.append(Row(f"members{family.suffix}", member, bytes(4)))
     if frontend.vni:
-        vip = _endpoint(bytes(4), 0, 0, bytes(6), KIND_VIP)
+        vip = _endpoint(hosts, bytes(6), KIND_VIP)
         rows.append(Row(f"endpoints{family.suffix}", address_key(frontend.vni, frontend.address), vip))
     return rows
 
@@ -393,7 +407,7 @@ def decode_key(map_name: str, key: bytes, value: bytes) -> Key | None:
     address = 4 + family.bits // 8  # where a key's part behind VNI and address begins
     if map_name == "networks" and family is V4:
         return ("network", struct.unpack("I", key)[0])
-    if map_name == "endpoints" and value[18] in (KIND_LOCAL, KIND_REMOTE):
+    if map_name == "endpoints" and value[-2] in (KIND_LOCAL, KIND_REMOTE):
         return ("endpoint", struct.unpack_from("I", key)[0], family.text(key[4:address]))
     if map_name == "routes":
         length, vni = struct.unpack_from("II", key)

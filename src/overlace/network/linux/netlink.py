@@ -207,9 +207,8 @@ class Netlink:
 
     def add_vxlan(self, name: str, port: int) -> None:
         """A vxlan device in external (collect_md) mode; there already is fine."""
-        data = (
-            _attr(25, b"\1") + _attr(15, struct.pack(">H", port)) + _attr(7, b"\0")
-        )  # collect_md, port, learning
+        # collect_md, port, learning; UDP over IPv6 without checksum is received (RFC 6935)
+        data = _attr(25, b"\1") + _attr(15, struct.pack(">H", port)) + _attr(7, b"\0") + _attr(20, b"\1")
         info = _text(1, "vxlan") + _attr(2, data)
         body = _link_header() + _text(_IFLA_IFNAME, name) + _attr(_IFLA_LINKINFO, info)
         self._request(_NEWLINK, _CREATE | _EXCL, body, f"vxlan device {name}", accept=(17,))

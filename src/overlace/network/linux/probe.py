@@ -12,9 +12,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
-from overlace.network.probe_message import LEAST, PROGRAM, SLOW, Arrived, message, parse_message
+from overlace.network.probe_message import PROGRAM, SLOW, Arrived, least, message, parse_message
 
 _SO_NO_CHECK = 11
 _SO_TIMESTAMPNS = 35
@@ -24,7 +24,7 @@ class ProbeSocket:
     """Two sockets on 127.0.0.1: one whose checksums are left to the device, one that sends none."""
 
     def __init__(self, underlay: str, vxlan_port: int) -> None:
-        self._underlay = IPv4Address(underlay).packed
+        self._underlay = ip_address(underlay).packed
         self._to = ("127.0.0.1", vxlan_port)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -56,13 +56,14 @@ class ProbeSocket:
         kind: int,
         target: str,
         nonce: int,
-        size: int = LEAST,
+        size: int = 0,
         *,
         checksum: bool = True,
         slow: bool = False,
     ) -> int:
-        """Returns when, in ns since the epoch. `size`: bytes of the outer IP packet; `slow`: through the kernel's vxlan
-        device, which may fragment it. A full queue is a lost packet."""
+        """Returns when, in ns since the epoch. `size`: bytes of the outer IP packet, at least what a probe takes; `slow`:
+        through the kernel's vxlan device, which may fragment it. A full queue is a lost packet."""
+        size = max(size, least(len(self._underlay)))
         body = message(kind, SLOW if slow else PROGRAM, self._underlay, target, nonce, size)
         at = time.time_ns()
         try:
@@ -84,6 +85,6 @@ class ProbeSocket:
                 if (level, what) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
                     seconds, nanoseconds = struct.unpack("qq", value)
                     at = seconds * 1_000_000_000 + nanoseconds
-            found = parse_message(data, at)
+            found = parse_message(data, at, len(self._underlay))
             if found is not None:
                 return found

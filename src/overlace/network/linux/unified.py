@@ -20,12 +20,12 @@ from .family import V6
 
 _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
-# struct way_key and struct way, by the bytes of an address
+# struct way_key and struct way, by the bytes of an address and, of struct way, those of a host's
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
-_WAY = {n: struct.Struct(f"=III{n}s{n}s2s2s4s4sII6s6s6sBBIQQ64x") for n in (4, 16)}
+_WAY = {(n, h): struct.Struct(f"=III{n}s{n}s2s2s{h}s{h}sII6s6s6sBBIQQ64x") for n in (4, 16) for h in (4, 16)}
 # struct flow_key, and of struct flow: source, destination, their ports, kind
-_FLOW_KEY = {n: struct.Struct(f"=I{n}s{n}s2s2s4x") for n in (4, 16)}
-_FLOW = {n: struct.Struct(f"={n}s{n}s2s2s28xB") for n in (4, 16)}
+_FLOW_KEY = {(n, h): struct.Struct(f"=I{n}s{n}s2s2s{4 if h == 4 else 20}x") for n in (4, 16) for h in (4, 16)}
+_FLOW = {(n, h): struct.Struct(f"={n}s{n}s2s2s{28 if h == 4 else 44}xB") for n in (4, 16) for h in (4, 16)}
 _CHOSEN = 4
 _JUDGED = struct.Struct("=QHH4xQQ")  # struct judged, one for IN and one for OUT at the end of struct way
 _MANY_RULES = 4095
@@ -49,10 +49,14 @@ def _text(octets: bytes) -> str:
     return ".".join(map(str, octets)) if len(octets) == 4 else V6.text(octets)
 
 
+def _layouts(ways: Map) -> tuple[struct.Struct, struct.Struct]:
+    octets = 4 if ways.key_size == _KEY[4].size else 16
+    return _KEY[octets], next(_WAY[octets, h] for h in (4, 16) if _WAY[octets, h].size == ways.value_size)
+
+
 def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
     """Every flow that `ways` holds, either family's, in no order. `idle` has the kernel's resolution, about a second."""
-    octets = 4 if ways.key_size == _KEY[4].size else 16
-    key_of, way_of = _KEY[octets], _WAY[octets]
+    key_of, way_of = _layouts(ways)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
     (current,) = struct.unpack("I", generation.lookup(_ZERO) or _ZERO)
     for key, value in ways.items():
@@ -69,8 +73,8 @@ def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
             went=_packet(protocol, to_src, to_dst, to_sport, to_dport),
             verdict=_VERDICTS[verdict],
             vni=point & ~_AT_TUNNEL if tunnelled else vni,
-            from_provider=".".join(map(str, came_from)) if tunnelled else "",
-            provider_address=".".join(map(str, provider)) if verdict == 2 else "",
+            from_provider=_text(came_from) if tunnelled else "",
+            provider_address=_text(provider) if verdict == 2 else "",
             to_ifindex=ifindex,
             mac=mac.hex(":"),
             packets=packets,
@@ -95,8 +99,8 @@ class Asked(msgspec.Struct, frozen=True):
 
 def services(flows: Map) -> dict[Asked, str]:
     """Rows of kind F_CHOSEN in `flows`: which service the client asked for."""
-    octets = 4 if flows.key_size == _FLOW_KEY[4].size else 16
-    key_of, flow_of = _FLOW_KEY[octets], _FLOW[octets]
+    octets, host = next(each for each, layout in _FLOW_KEY.items() if layout.size == flows.key_size)
+    key_of, flow_of = _FLOW_KEY[octets, host], _FLOW[octets, host]
     found = {}
     for key, value in flows.items():
         _, front, _, front_port, kind = flow_of.unpack_from(value)
@@ -137,7 +141,7 @@ def named(
 
 def uncounted(ways: Map) -> Iterator[Hit]:
     """What flows carried since they were last decided, which the rules they were decided by have not counted yet."""
-    way_of = _WAY[4 if ways.key_size == _KEY[4].size else 16]
+    _, way_of = _layouts(ways)
     for key, value in ways.items():
         fields = way_of.unpack(value)
         into, packets, size = fields[10], fields[-2], fields[-1]

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from overlace.model.netview import NetView, NodeEntry
-from overlace.model.paths import PathState
+from overlace.model.paths import PathState, tunnel_overhead
 from overlace.network.mtu import peers, plan_mtus
 from overlace.network.ways import Ways
 from overlace.network.windows.probe import PlainProbeSocket
@@ -92,4 +92,5 @@ class HostWays:
     async def mtus(self, view: NetView, network_ids: Collection[str], me: str) -> dict[str, int]:
         """As endpoints made now should have them: once the paths to the networks' other hosts are measured."""
         await self._ways.settled({n.id for net in network_ids for n in peers(view, net, me)}, self._patience)
-        return plan_mtus(view, network_ids, me, self._paths.mtu, self._ways.measured())
+        overhead = tunnel_overhead("")  # over IPv4: HNS has no other
+        return plan_mtus(view, network_ids, me, self._paths.mtu, self._ways.measured(), overhead)

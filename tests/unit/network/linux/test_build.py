@@ -21,13 +21,15 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("overlace.c", "types.h"):
         os.utime(tmp_path / name, (100, 100))
     monkeypatch.setattr(build, "SOURCES", tmp_path)
-    monkeypatch.setattr(build, "OBJECTS", objects)
+    monkeypatch.setattr(build, "OBJECTS", objects[:2])
+    monkeypatch.setattr(build, "OVER_IPV6", objects[2:])
     return tmp_path
 
 
 def test_a_current_object_needs_no_compiler(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLANG", "/nonexistent")
-    assert [path.read_bytes() for path in build.ensure_built()] == [
+    built = (*build.ensure_built(), *build.ensure_built(over_ipv6=True))
+    assert [path.read_bytes() for path in built] == [
         b"old overlace", b"old overlace6", b"old socket", b"old socket6",
     ]  # fmt: skip
 

@@ -6,13 +6,14 @@ import re
 import struct
 from ipaddress import IPv6Network
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from overlace.network.hns.acl import MAX_RULES
 from overlace.network.linux.build import SOURCES
-from overlace.network.linux.family import of_table
+from overlace.network.linux.family import V4, V6, Family, of_table
 from overlace.network.linux.maps import (
     ACCESS_RULES,
     LAYOUT,
@@ -23,6 +24,8 @@ from overlace.network.linux.maps import (
     config_value,
     decode_key,
     encode,
+    encode_remotes,
+    layout_of,
     list_number,
 )
 from overlace.network.vfp.tables import (
@@ -43,18 +46,21 @@ from overlace.network.vfp.tables import (
 HEADER = (SOURCES / "types.h").read_text()
 
 
-def _sizes(struct_name: str, address: int) -> int:
-    """Bytes of a C struct of fixed-width members without padding of the compiler's own; `address`: of an addr_t."""
+def _sizes(struct_name: str, address: int, host: int = 4) -> int:
+    """Bytes of a C struct of fixed-width members without padding of the compiler's own; `address`: of an addr_t, `host`:
+    of a host_t."""
     body = re.search(rf"struct {struct_name} {{(.*?)\n}}", HEADER, re.S)
     assert body
     text = re.sub(r"/\*.*?\*/", "", body[1], flags=re.S)
     only6 = r"#ifdef OVERLACE_IPV6\n(.*?)#endif"
     text = re.sub(only6, r"\1" if address == 16 else "", text, flags=re.S)
-    total = 0
-    for kind, names in re.findall(r"(__(?:u|be)(?:8|16|32|64)|addr_t) ([^;]+);", text):
+    over6 = r"#ifdef OVERLACE_OVER_IPV6\n(.*?)#endif"
+    text = re.sub(over6, r"\1" if host == 16 else "", text, flags=re.S)
+    total, sizes = 0, {"addr_t": address, "host_t": host, "six_t": 16}
+    for kind, names in re.findall(r"(__(?:u|be)(?:8|16|32|64)|addr_t|host_t|six_t) ([^;]+);", text):
         for name in names.split(","):
             count = re.search(r"\[(\d+)\]", name)
-            each = address if kind == "addr_t" else int(re.sub(r"\D", "", kind)) // 8
+            each = sizes.get(kind) or int(re.sub(r"\D", "", kind)) // 8
             total += each * (int(count[1]) if count else 1)
     return total
 
@@ -115,15 +121,16 @@ STRUCTS = {
 }
 
 
-def test_rows_have_the_sizes_of_the_c_structs() -> None:
+@pytest.mark.parametrize("hosts", [V4, V6])
+def test_rows_have_the_sizes_of_the_c_structs(hosts: Family) -> None:
     def size(what: int | str, address: int) -> int:
         if what == "access_list":
             return 4 + ACCESS_RULES * _sizes("access_rule", address)
-        return what if isinstance(what, int) else _sizes(what, address)
+        return what if isinstance(what, int) else _sizes(what, address, hosts.octets)
 
     seen = set()
     for entry in (*EXAMPLES, *EXAMPLES6):
-        for row in encode(entry, ATTACHED):
+        for row in encode(entry if hosts is V4 else over_ipv6(entry), ATTACHED, hosts):
             family, name = of_table(row.map)
             key, value = STRUCTS[name]
             assert len(row.key) == size(key, family.bits // 8), row.map
@@ -131,7 +138,33 @@ def test_rows_have_the_sizes_of_the_c_structs() -> None:
             seen.add(row.map)
     assert seen == set(TABLE_MAPS)
     assert {of_table(name)[1] for name in TABLE_MAPS} == set(STRUCTS)
-    assert len(config_value(2, "172.28.1.11", 24, 1500, 3, 1, 4789)) == _sizes("config", 4)
+    tunnels = ("fd00:28::11", 64) if hosts is V6 else None
+    value = config_value(2, "172.28.1.11", 24, 1500, 3, 1, 4789, tunnels=tunnels)
+    assert len(value) == _sizes("config", 4, hosts.octets)
+
+
+def over_ipv6(entry: Entry) -> Entry:
+    """The same where hosts have IPv6 addresses."""
+    if isinstance(entry, (RemoteEndpoint, RemoteSubnet)):
+        return msgspec.structs.replace(entry, provider_address="fd00:28::12")
+    if isinstance(entry, Flood):
+        return msgspec.structs.replace(entry, providers=("fd00:28::12",))
+    return entry
+
+
+def test_a_row_says_which_host_an_endpoint_is_behind() -> None:
+    far = RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "fd00:28::12")
+    (row,) = encode(far, {}, V6)
+    assert row.value[:16] == V6.address("fd00:28::12") and row.value[16:24] == bytes(8)
+    assert encode_remotes([far], V6) == {row.key: row.value}
+    assert decode_key(row.map, row.key, row.value) == far.key
+    for entry, hosts in ((far, V4), (msgspec.structs.replace(far, provider_address="172.28.1.12"), V6)):
+        with pytest.raises(ValueError, match=entry.provider_address.split(".")[0]):
+            encode(entry, {}, hosts)
+
+
+def test_tunnels_of_another_family_are_another_layout() -> None:
+    assert layout_of(V4) == LAYOUT != layout_of(V6)
 
 
 def test_layout_and_reasons_are_those_of_the_c_side() -> None:

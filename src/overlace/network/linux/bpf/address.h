@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* An address inside the overlay. The programs are compiled twice: overlace.c for IPv4, overlace6.c for IPv6, each with
- * tables of its own. Between hosts addresses are IPv4 in both, __be32. */
+/* Addresses: inside the overlay (addr_t), and of hosts on the underlay (host_t). The programs are compiled for either
+ * family inside, overlace.c for IPv4 and overlace6.c for IPv6, each with tables of its own; and both once more for hosts that
+ * reach each other over IPv6, overlace_over6.c and overlace6_over6.c. A host loads one pair. */
 #pragma once
 #include <linux/types.h>
 #include <linux/bpf.h>
@@ -13,12 +14,52 @@
 #define ETH_IPV4 0x0800
 #define ETH_IPV6 0x86dd
 
+typedef struct {
+	__u32 w[4];
+} six_t;
+
+INLINE int same_six(six_t a, six_t b)
+{
+	return a.w[0] == b.w[0] && a.w[1] == b.w[1] && a.w[2] == b.w[2] && a.w[3] == b.w[3];
+}
+
+#ifdef OVERLACE_OVER_IPV6
+#define IS_OVER_IPV6 1
+
+typedef six_t host_t;
+
+INLINE int same_host(host_t a, host_t b)
+{
+	return same_six(a, b);
+}
+
+/* The number in place of a host. */
+INLINE __u32 number_of(host_t host)
+{
+	return host.w[0];
+}
+
+#else
+#define IS_OVER_IPV6 0
+
+typedef __be32 host_t;
+
+INLINE int same_host(host_t a, host_t b)
+{
+	return a == b;
+}
+
+INLINE __u32 number_of(host_t host)
+{
+	return host;
+}
+
+#endif
+
 #ifdef OVERLACE_IPV6
 #define IS_IPV6 1
 
-typedef struct {
-	__u32 w[4];
-} addr_t;
+typedef six_t addr_t;
 
 #define ADDR_BITS 128
 #define IP_HEAD 40
@@ -66,7 +107,7 @@ INLINE __u32 word_of(const addr_t *a, const int i)
 
 INLINE int same(addr_t a, addr_t b)
 {
-	return a.w[0] == b.w[0] && a.w[1] == b.w[1] && a.w[2] == b.w[2] && a.w[3] == b.w[3];
+	return same_six(a, b);
 }
 
 INLINE int is_none(addr_t a)

@@ -28,20 +28,19 @@ NOINLINE int over_flood_rate(__u32 vni)
 	struct flood *limit = bpf_map_lookup_elem(&floods, &key);
 	__u64 cost, burst;
 
-	if (!limit || !limit->provider)
+	if (!limit || !number_of(limit->provider))
 		return 1;
-	cost = 1000000000ull / limit->provider;
+	cost = 1000000000ull / number_of(limit->provider);
 	burst = 16 * cost > FLOOD_BURST_NS ? 16 * cost : FLOOD_BURST_NS;
 	return over_rate(&flood_meters, &vni, bpf_ktime_get_ns(), cost, burst);
 }
 
 /* The kernel's vxlan device finds the host's next hop and keeps the inner Ethernet header, group address and all. */
-NOINLINE int copy_to_host(struct __sk_buff *ctx, __u32 vni, __be32 provider)
+NOINLINE int copy_to_host(struct __sk_buff *ctx, __u32 vni, const host_t *provider)
 {
 	struct config *cfg = settings();
-	struct bpf_tunnel_key key = { .tunnel_id = vni, .tunnel_ttl = 64, .remote_ipv4 = bpf_ntohl(provider) };
 
-	if (!cfg || bpf_skb_set_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), BPF_F_ZERO_CSUM_TX))
+	if (!cfg || !provider || set_tunnel(ctx, vni, *provider))
 		return -1;
 	return bpf_clone_redirect(ctx, cfg->vxlan_ifindex, 0);
 }
@@ -80,7 +79,7 @@ static long flood_one(__u32 i, struct flooding *f)
 	}
 	if (!s->flood_remote)
 		return 1;
-	copy_to_host(f->ctx, key.vni, to->provider);
+	copy_to_host(f->ctx, key.vni, &to->provider);
 	return 0;
 }
 

@@ -64,7 +64,7 @@ LOOKUP struct flow *answered_by(const struct flow *reply, __u8 proto)
 INLINE int is_row(const struct flow *a, const struct flow *b)
 {
 	return a->kind == b->kind && same(a->saddr, b->saddr) && same(a->daddr, b->daddr) && a->sport == b->sport &&
-	       a->dport == b->dport && a->provider == b->provider;
+	       a->dport == b->dport && same_host(a->provider, b->provider);
 }
 
 enum { GOES_ON, ENDED, LONG_OVER };
@@ -85,14 +85,25 @@ LOOKUP int ended(const struct flow *f, __u8 proto)
 	return idle > TIME_WAIT ? LONG_OVER : ENDED;
 }
 
+/* Have the key stand for what came through the host. */
+INLINE void name_host(struct flow_key *key, host_t host)
+{
+#ifdef OVERLACE_OVER_IPV6
+	key->host = host;
+#else
+	key->scope = host;
+#endif
+	key->by_host = 1;
+}
+
 /* Take the name `key` from the connection that ended under it. What else renamed that one must not lead here. */
 LOOKUP void take_over(const struct flow_key *key, const struct flow *old)
 {
 	struct flow_key other = {
-		.scope = old->provider, .saddr = old->daddr, .daddr = old->saddr, .sport = old->dport, .dport = old->sport,
-		.proto = key->proto, .by_host = 1,
+		.saddr = old->daddr, .daddr = old->saddr, .sport = old->dport, .dport = old->sport, .proto = key->proto,
 	};
 
+	name_host(&other, old->provider);
 	if (old->kind == F_VIA && old->dport != key->dport)
 		bpf_map_delete_elem(&flows, &other);
 }
@@ -233,7 +244,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
  * client port may come through two hosts, or through this one, to the same container, which could not tell the
  * connections apart: the later one gets another source port. 1: `out` is how this packet must be translated; -1: no port
  * is left for it. */
-NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const struct endpoint *e, struct flow *out)
+NOINLINE int note_via(const struct pkt *p, __u32 vni, const host_t *provider, const struct endpoint *e, struct flow *out)
 {
 	struct flow *f;
 	int renamed, syn;
@@ -241,16 +252,15 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const str
 	QUICK_ROOM(flow_key, other);
 	QUICK_ROOM(flow, via);
 
-	if (!p || !e || !out)
+	if (!p || !provider || !e || !out)
 		return 0;
 	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	other->scope = provider;
+	name_host(other, *provider);
 	other->saddr = p->error ? p->error_saddr : p->saddr;
 	other->daddr = p->error ? p->error_daddr : p->daddr;
 	other->sport = p->sport;
 	other->dport = p->dport;
 	other->proto = p->error ? p->error_proto : p->proto;
-	other->by_host = 1;
 	f = bpf_map_lookup_elem(&flows, other);
 	renamed = f != 0;
 	if (f)
@@ -268,7 +278,7 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, __be32 provider, const str
 	via->sport = p->dport;
 	via->dport = p->sport;
 	via->vni = vni;
-	via->provider = provider;
+	via->provider = *provider;
 	via->sandbox = e->sandbox;
 	via->seen = now();
 	via->kind = F_VIA;

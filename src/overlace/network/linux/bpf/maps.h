@@ -26,14 +26,25 @@
 #ifdef OVERLACE_IPV6
 #define REMEMBERED(rows) (rows / 4) /* these take their memory when they are made, used or not */
 #define IN_BULK BPF_F_NO_PREALLOC
-#define QUICK_ROOM_FOR ROOM_FOR
-#define QUICK_ROOM ROOM
 #else
 #define REMEMBERED(rows) rows
 #define IN_BULK 0 /* preallocated: filled in bulk */
+#endif
+#if IS_IPV6 || IS_OVER_IPV6
+#define QUICK_ROOM_FOR ROOM_FOR
+#define QUICK_ROOM ROOM
+#else
 /* What a later packet of a connection needs: IPv4's fits on the stack. */
 #define QUICK_ROOM_FOR(type, name)
 #define QUICK_ROOM(type, name) struct type the_##name = {}, *name = &the_##name
+#endif
+/* The outer headers: over IPv4 they fit. */
+#if IS_OVER_IPV6
+#define OUTER_ROOM_FOR ROOM_FOR(outer, o)
+#define OUTER_ROOM(name) ROOM(outer, name)
+#else
+#define OUTER_ROOM_FOR
+#define OUTER_ROOM(name) struct outer the_##name __attribute__((aligned(8))) = {}, *name = &the_##name
 #endif
 
 MAP(BPF_MAP_TYPE_ARRAY, layout, __u32, __u64, 2, 0);

@@ -191,8 +191,8 @@ int from_container(struct __sk_buff *ctx)
 	return taken;
 }
 
-/* A frame of network `vni` from host `provider`, with `base` bytes of tunnel still in front of it. */
-INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, const __u32 base, __u32 generation)
+/* A frame of network `vni` from the host `from`, with `base` bytes of tunnel still in front of it. */
+INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 tos, const __u32 base, __u32 generation)
 {
 	struct network *net = bpf_map_lookup_elem(&networks, &vni);
 	struct endpoint *e;
@@ -201,6 +201,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	struct route *r;
 	__u32 bad, outside = 0;
 	int renamed = 0;
+	host_t provider = *from;
 	ROOM(pkt, p);
 	ROOM(flow, f);
 
@@ -221,13 +222,13 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	p->from = provider;
 	e = endpoint_of(vni, &p->saddr);
 	if (e) {
-		if (e->kind != K_REMOTE || e->provider != provider)
+		if (e->kind != K_REMOTE || !same_host(e->provider, provider))
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else if ((r = route_of(vni, &p->saddr))) {
-		if (r->provider != provider)
+		if (!same_host(r->provider, provider))
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else if ((e = router_of(vni, &p->saddr))) {
-		if (e->kind != K_REMOTE || e->provider != provider)
+		if (e->kind != K_REMOTE || !same_host(e->provider, provider))
 			return drop(ctx, R_DROP_WRONG_PROVIDER);
 	} else if (!(net->flags & NET_INGRESS) || is_overlay(&p->saddr)) {
 		return drop(ctx, R_DROP_WRONG_PROVIDER);
@@ -237,7 +238,9 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 #ifndef OVERLACE_IPV6
 	if (!outside && is_flooded(net, vni, p->daddr)) {
 		if (base) {
-			if (pop_tunnel(ctx, tos) || bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
+			if (pop_tunnel(ctx, tos))
+				return MAY_NOT_POP ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
+			if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 				return drop(ctx, R_DROP_ERROR);
 			p->l3 -= base;
 			p->l4 -= base;
@@ -254,7 +257,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	if (e && e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e && outside) {
-		renamed = note_via(p, vni, provider, e, f);
+		renamed = note_via(p, vni, from, e, f);
 		if (renamed < 0)
 			return drop(ctx, R_DROP_ERROR);
 		p->noted = 1;
@@ -273,7 +276,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 	}
 	if (base) {
 		if (pop_tunnel(ctx, tos))
-			return IS_IPV6 ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
+			return MAY_NOT_POP ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
 		if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 			return drop(ctx, R_DROP_ERROR);
 		p->l3 -= base;
@@ -290,7 +293,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, __be32 provider, __u8 tos, 
 NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
-	struct ip ip;
+	outer_ip_t ip;
 	struct {
 		__be16 sport, dport, length, sum;
 	} udp;
@@ -298,20 +301,19 @@ NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 		__be32 flags, vni;
 	} vxlan;
 
-	if (!cfg || ctx->protocol != bpf_htons(ETH_IPV4) || bpf_skb_load_bytes(ctx, ETH_LEN, &ip, sizeof(ip)) ||
-	    ip.version_ihl != 0x45 || ip.proto != PROTO_UDP || ip.daddr != cfg->underlay_addr ||
-	    (ip.frag & bpf_htons(0x3fff)) || bpf_ntohs(ip.length) + ETH_LEN > ctx->len ||
-	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN, &udp, sizeof(udp)) || udp.dport != cfg->vxlan_port)
+	if (!cfg || ctx->protocol != bpf_htons(ETH_OUTER) || bpf_skb_load_bytes(ctx, ETH_LEN, &ip, sizeof(ip)) ||
+	    !is_plain_outer(&ip) || !same_host(ip.daddr, own_host(cfg)) || length_of_outer(&ip) + ETH_LEN > ctx->len ||
+	    bpf_skb_load_bytes(ctx, ETH_LEN + OUTER_HEAD, &udp, sizeof(udp)) || udp.dport != cfg->vxlan_port)
 		return MISS;
-	if (bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN + 8, &vxlan, sizeof(vxlan)))
+	if (bpf_skb_load_bytes(ctx, ETH_LEN + OUTER_HEAD + 8, &vxlan, sizeof(vxlan)))
 		return drop(ctx, R_DROP_GARBAGE);
 	if (!(vxlan.flags & bpf_htonl(0x08000000)))
 		return drop(ctx, R_DROP_GARBAGE);
 #ifndef OVERLACE_IPV6
 	if (bpf_ntohl(vxlan.vni) >> 8 == PROBE_VNI)
-		return probe_from_tunnel(ctx, ip.saddr);
+		return probe_from_tunnel(ctx, &ip.saddr);
 #endif
-	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, ip.saddr, ip.tos, VXLAN_PUSH, generation);
+	return inbound(ctx, bpf_ntohl(vxlan.vni) >> 8, &ip.saddr, tos_of_outer(&ip), VXLAN_PUSH, generation);
 }
 
 #ifndef OVERLACE_IPV6
@@ -325,7 +327,7 @@ NOINLINE int walk_from_underlay(struct __sk_buff *ctx, __u32 generation)
 		return TC_ACT_UNSPEC;
 	if ((p.daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000))
 		return TC_ACT_UNSPEC; /* a port of 127.0.0.1 is published to this host alone */
-	if (p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later)
+	if (!IS_OVER_IPV6 && p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later)
 		return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
 	if (!p.error && !frontend_of(0, &p.daddr, p.dport, p.proto))
 		return TC_ACT_UNSPEC;
@@ -364,18 +366,19 @@ int from_underlay(struct __sk_buff *ctx)
 SEC("tc")
 int from_vxlan(struct __sk_buff *ctx)
 {
-	struct bpf_tunnel_key key = {};
+	host_t provider;
+	__u32 vni;
 
-	if (bpf_skb_get_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), 0))
+	if (get_tunnel(ctx, &vni, &provider))
 		return drop(ctx, R_DROP_GARBAGE);
 #ifdef OVERLACE_IPV6
-	return inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
+	return inbound(ctx, vni, &provider, 0, 0, 0);
 }
 #else
-	if (key.tunnel_id == PROBE_VNI)
-		return probe_from_vxlan(ctx, bpf_htonl(key.remote_ipv4));
+	if (vni == PROBE_VNI)
+		return probe_from_vxlan(ctx, &provider);
 
-	int taken = inbound(ctx, key.tunnel_id, bpf_htonl(key.remote_ipv4), 0, 0, 0);
+	int taken = inbound(ctx, vni, &provider, 0, 0, 0);
 
 	return taken == OTHER_FAMILY ? six(ctx, SIX_VXLAN) : taken;
 }

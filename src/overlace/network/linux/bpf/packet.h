@@ -16,12 +16,12 @@ struct ip {
 	__be32 saddr, daddr;
 };
 
-struct outer { /* what is pushed between the outer MAC and the inner IP header, RFC 7348 section 5 */
-	struct ip ip;
-	__be16 sport, dport, udp_len, udp_sum;
-	__be32 flags, vni;
-	struct eth eth;
-} __attribute__((packed, aligned(2)));
+struct ip6 {
+	__be32 first; /* version 4 bits, traffic class 8, flow label 20 */
+	__be16 payload;
+	__u8 next, hops;
+	six_t saddr, daddr;
+};
 
 struct tcp {
 	__be16 sport, dport;
@@ -67,6 +67,24 @@ INLINE void seal_ip(struct ip *ip)
 		sum += half[i];
 	ip->sum = fold(sum);
 }
+
+/* The frame goes out of the underlay to the IPv4 address; the kernel finds the next hop's MAC, asking for it when it must. */
+INLINE int to_neighbour(const struct config *cfg, __be32 to)
+{
+	struct bpf_redir_neigh next = { .nh_family = FAMILY_INET, .ipv4_nh = to };
+
+	if (((to ^ cfg->underlay_addr) & cfg->underlay_mask) == 0)
+		return bpf_redirect_neigh(cfg->underlay_ifindex, &next, sizeof(next), 0);
+	return bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0);
+}
+
+#ifdef OVERLACE_OVER_IPV6
+#include "tunnel6.h"
+#else
+#include "tunnel4.h"
+#endif
+
+OUTER_ROOM_FOR;
 
 #ifdef OVERLACE_IPV6
 typedef __be32 frag_id_t;
@@ -221,7 +239,9 @@ INLINE int too_big(struct __sk_buff *ctx, __u32 mtu, const struct pkt *p)
 /* Whether the outer packet may be sent in fragments. IPv6 counts on 1280 bytes everywhere: RFC 8200 section 5. */
 INLINE int may_be_split(struct __sk_buff *ctx, const struct pkt *p)
 {
-#ifdef OVERLACE_IPV6
+#if IS_OVER_IPV6
+	return 0; /* its sender alone fragments what goes over IPv6, and the kernel does not for tunnels */
+#elif IS_IPV6
 	return wire_size(ctx, p) <= IPV6_LEAST;
 #else
 	return !p->df;
@@ -236,14 +256,10 @@ INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, addr_t to)
 }
 #endif
 
-/* Send the IPv4 frame out of the underlay; the kernel finds the next hop's MAC, asking for it when it must. */
+/* Send the IPv4 frame out of the underlay. */
 INLINE int to_underlay(struct __sk_buff *ctx, const struct config *cfg, __be32 to, __u32 reason)
 {
-	struct bpf_redir_neigh hop = { .nh_family = FAMILY_INET, .ipv4_nh = to };
-
-	if (((to ^ cfg->underlay_addr) & cfg->underlay_mask) == 0)
-		return end(ctx, reason, bpf_redirect_neigh(cfg->underlay_ifindex, &hop, sizeof(hop), 0));
-	return end(ctx, reason, bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0));
+	return end(ctx, reason, to_neighbour(cfg, to));
 }
 
 #ifndef OVERLACE_IPV6
@@ -255,27 +271,21 @@ INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, addr_t to)
 
 struct hop {
 	__u32 vni;
-	__be32 provider;
+	host_t provider;
 	__u8 src[6], dst[6]; /* of the inner Ethernet header */
 };
 
-/* The kernel's own vxlan device: it can fragment the outer packet. */
+/* The kernel's own vxlan device: over IPv4 it can fragment the outer packet. */
 NOINLINE int slow_path(struct __sk_buff *ctx, const struct hop *hop)
 {
 	struct config *cfg = settings();
-	struct bpf_tunnel_key key = { .tunnel_ttl = 64 };
 	struct eth eth = { .proto = bpf_htons(ETH_INNER) };
 
 	if (!cfg || !hop)
 		return drop(ctx, R_DROP_ERROR);
-	key.tunnel_id = hop->vni;
 	copy_mac(eth.src, hop->src);
 	copy_mac(eth.dst, hop->dst);
-	key.remote_ipv4 = bpf_ntohl(hop->provider);
-	if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
-		return drop(ctx, R_DROP_ERROR);
-	/* the short length is what kernels before 5.19 know */
-	if (bpf_skb_set_tunnel_key(ctx, &key, __builtin_offsetof(struct bpf_tunnel_key, local_ipv4), BPF_F_ZERO_CSUM_TX))
+	if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0) || set_tunnel(ctx, hop->vni, hop->provider))
 		return drop(ctx, R_DROP_ERROR);
 	return end(ctx, R_SLOW_PATH, bpf_redirect(cfg->vxlan_ifindex, 0));
 }
@@ -284,42 +294,28 @@ NOINLINE int slow_path(struct __sk_buff *ctx, const struct hop *hop)
 NOINLINE int push_tunnel(struct __sk_buff *ctx, const struct pkt *p, const struct hop *hop)
 {
 	struct config *cfg = settings();
-	struct outer o __attribute__((aligned(8))) = {};
 	__u32 hash, length = ctx->len - ETH_LEN + VXLAN_PUSH;
+	OUTER_ROOM(o);
 
 	if (!cfg || !p || !hop)
 		return drop(ctx, R_DROP_ERROR);
 	if (cfg->slow)
 		return MISS;
 	hash = bpf_get_hash_recalc(ctx);
-	o.ip.version_ihl = 0x45;
-	o.ip.tos = p->tos & 3; /* ECN, RFC 6040 */
-	o.ip.length = bpf_htons(length);
-	if (p->df)
-		o.ip.frag = bpf_htons(0x4000);
-	else
-		o.ip.id = bpf_get_prandom_u32();
-	o.ip.ttl = 64;
-	o.ip.proto = PROTO_UDP;
-	o.ip.saddr = cfg->underlay_addr;
-	o.ip.daddr = hop->provider;
-	seal_ip(&o.ip);
-	o.sport = bpf_htons(32768 | ((hash ^ (hash >> 16)) & 0x7fff));
-	o.dport = cfg->vxlan_port;
-	o.udp_len = bpf_htons(length - IP_LEN);
-	o.flags = bpf_htonl(0x08000000);
-	o.vni = bpf_htonl(hop->vni << 8);
-	copy_mac(o.eth.src, hop->src);
-	copy_mac(o.eth.dst, hop->dst);
-	o.eth.proto = bpf_htons(ETH_INNER);
-	if (bpf_skb_adjust_room(ctx, VXLAN_PUSH, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-					BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
-					BPF_F_ADJ_ROOM_FIXED_GSO))
+	o->sport = bpf_htons(32768 | ((hash ^ (hash >> 16)) & 0x7fff));
+	o->dport = cfg->vxlan_port;
+	o->udp_len = bpf_htons(length - OUTER_HEAD);
+	o->flags = bpf_htonl(0x08000000);
+	o->vni = bpf_htonl(hop->vni << 8);
+	copy_mac(o->eth.src, hop->src);
+	copy_mac(o->eth.dst, hop->dst);
+	o->eth.proto = bpf_htons(ETH_INNER);
+	write_outer((void *)o, cfg, hop->provider, length, p->tos & 3 /* ECN, RFC 6040 */, p->df, hash);
+	if (bpf_skb_adjust_room(ctx, VXLAN_PUSH, BPF_ADJ_ROOM_MAC, PUSH_FLAGS))
 		return MISS;
-	if (bpf_skb_store_bytes(ctx, ETH_LEN, &o, sizeof(o), 0))
+	if (bpf_skb_store_bytes(ctx, ETH_LEN, o, sizeof(*o), 0))
 		return drop(ctx, R_DROP_ERROR);
-	return to_underlay(ctx, cfg, hop->provider, R_ENCAPSULATED);
+	return end(ctx, R_ENCAPSULATED, to_host_at(cfg, hop->provider));
 }
 
 /* To another host. The caller has looked at the size: too big for one frame goes the slow path. */

@@ -3,13 +3,6 @@
  * header is known: what may change on the way (hop by hop, routing, destination options) is not forwarded. */
 #pragma once
 
-struct ip6 {
-	__be32 first; /* version 4 bits, traffic class 8, flow label 20 */
-	__be16 payload;
-	__u8 next, hops;
-	addr_t saddr, daddr;
-};
-
 typedef struct ip6 head_t;
 
 #define NEXT_HOPS 0

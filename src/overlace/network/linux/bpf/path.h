@@ -8,10 +8,10 @@ struct path {
 	__u32 mtu; /* bytes, of the outer IP packet */
 };
 
-MAP(BPF_MAP_TYPE_HASH, paths, __be32, struct path, 16384, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, paths, host_t, struct path, 16384, BPF_F_NO_PREALLOC);
 
 /* Bytes the largest outer packet to `provider` may have. */
-INLINE __u32 path_mtu(const struct config *cfg, __be32 provider)
+INLINE __u32 path_mtu(const struct config *cfg, host_t provider)
 {
 	if (cfg->narrow) {
 		struct path *path = bpf_map_lookup_elem(&paths, &provider);

@@ -19,7 +19,7 @@ struct probe {
 	__be16 magic;
 	__u8 kind;
 	__u8 how; /* enum probe_how */
-	__be32 source, target; /* underlay addresses of who sends and who is meant */
+	host_t source, target; /* underlay addresses of who sends and who is meant */
 	__be32 length; /* of the outer IP packet of the question */
 	__u64 nonce;
 };
@@ -31,40 +31,32 @@ struct prober {
 
 MAP(BPF_MAP_TYPE_ARRAY, prober_of, __u32, struct prober, 1, 0);
 
-/* The outer headers of a probe of `length` bytes, IP to inner Ethernet. */
+/* The outer headers of a probe of `length` bytes, but the first of them: UDP to inner Ethernet. */
 INLINE void probe_outer(struct outer *o, const struct config *cfg, const struct probe *probe, __u32 length)
 {
-	o->ip.version_ihl = 0x45;
-	o->ip.length = bpf_htons(length);
-	o->ip.frag = bpf_htons(0x4000);
-	o->ip.ttl = 64;
-	o->ip.proto = PROTO_UDP;
-	o->ip.saddr = cfg->underlay_addr;
-	o->ip.daddr = probe->target;
-	o->ip.sum = fold((__u32)bpf_csum_diff(0, 0, (__be32 *)o, sizeof(o->ip), 0));
 	o->sport = bpf_htons(32768 | ((__u32)probe->nonce & 0x7fff)); /* another each time: every way of a bundle is tried */
 	o->dport = cfg->vxlan_port;
-	o->udp_len = bpf_htons(length - IP_LEN);
+	o->udp_len = bpf_htons(length - OUTER_HEAD);
 	o->flags = bpf_htonl(0x08000000);
 	o->vni = bpf_htonl(PROBE_VNI << 8);
 	o->eth.proto = bpf_htons(ETH_IPV4);
 }
 
-INLINE int probe_send(const struct config *cfg, __be32 to)
+/* The inner packet is of IPv4 whatever the hosts have: what it calls the other host counts in its checksum alone. */
+INLINE __be32 probe_name(const struct config *cfg, host_t host)
 {
-	if (((to ^ cfg->underlay_addr) & cfg->underlay_mask) == 0) {
-		struct bpf_redir_neigh next = { .nh_family = FAMILY_INET, .ipv4_nh = to };
-
-		return bpf_redirect_neigh(cfg->underlay_ifindex, &next, sizeof(next), 0);
-	}
-	return bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0);
+#ifdef OVERLACE_OVER_IPV6
+	return cfg->underlay_addr;
+#else
+	return host;
+#endif
 }
 
 /* The daemon's question or answer, from lo: into the tunnel, to the host it names. */
 NOINLINE int probe_out(struct __sk_buff *ctx, struct pkt *p)
 {
 	struct config *cfg = settings();
-	struct outer o __attribute__((aligned(8))) = {};
+	OUTER_ROOM(o);
 	struct flow names = {};
 	struct probe probe;
 	__u32 length = ctx->len - ETH_LEN + VXLAN_PUSH;
@@ -73,7 +65,7 @@ NOINLINE int probe_out(struct __sk_buff *ctx, struct pkt *p)
 	    probe.magic != bpf_htons(PROBE_MAGIC))
 		return TC_ACT_SHOT;
 	names.saddr = cfg->underlay_addr;
-	names.daddr = probe.target;
+	names.daddr = probe_name(cfg, probe.target);
 	names.sport = p->sport;
 	names.dport = p->dport;
 	if (translate(ctx, p, &names))
@@ -83,14 +75,12 @@ NOINLINE int probe_out(struct __sk_buff *ctx, struct pkt *p)
 
 		return slow_path(ctx, &hop);
 	}
-	probe_outer(&o, cfg, &probe, length);
-	if (bpf_skb_adjust_room(ctx, VXLAN_PUSH, BPF_ADJ_ROOM_MAC,
-				BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-					BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) | BPF_F_ADJ_ROOM_ENCAP_L2_ETH |
-					BPF_F_ADJ_ROOM_FIXED_GSO) ||
-	    bpf_skb_store_bytes(ctx, ETH_LEN, &o, sizeof(o), 0))
+	write_outer((void *)o, cfg, probe.target, length, 0, 1, probe.nonce);
+	probe_outer(o, cfg, &probe, length);
+	if (bpf_skb_adjust_room(ctx, VXLAN_PUSH, BPF_ADJ_ROOM_MAC, PUSH_FLAGS) ||
+	    bpf_skb_store_bytes(ctx, ETH_LEN, o, sizeof(*o), 0))
 		return TC_ACT_SHOT;
-	return probe_send(cfg, probe.target);
+	return to_host_at(cfg, probe.target);
 }
 
 #define PROBE_INNER (ETH_LEN + VXLAN_PUSH) /* where the inner IP header is */
@@ -99,7 +89,7 @@ NOINLINE int probe_out(struct __sk_buff *ctx, struct pkt *p)
 NOINLINE int probe_echo(struct __sk_buff *ctx)
 {
 	const __u32 inner = IP_LEN + 8 + sizeof(struct probe), whole = inner + VXLAN_PUSH;
-	struct outer o __attribute__((aligned(8))) = {};
+	OUTER_ROOM(o);
 	struct config *cfg = settings();
 	struct probe probe;
 	struct {
@@ -107,10 +97,10 @@ NOINLINE int probe_echo(struct __sk_buff *ctx)
 	} udp = {};
 	struct ip ip = {};
 	__be16 port = 0;
-	__be32 asker;
+	host_t asker;
 
 	if (!cfg || bpf_skb_load_bytes(ctx, PROBE_INNER + IP_LEN + 8, &probe, sizeof(probe)) ||
-	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN, &port, sizeof(port)))
+	    bpf_skb_load_bytes(ctx, ETH_LEN + OUTER_HEAD, &port, sizeof(port)))
 		return TC_ACT_SHOT;
 	/* Shorten it at the front, where all is written anew: bpf_skb_change_tail refuses frames whose tunnel the sender's
 	 * kernel has marked. At most 4095 bytes go at a time. */
@@ -123,7 +113,7 @@ NOINLINE int probe_echo(struct __sk_buff *ctx)
 			return TC_ACT_SHOT;
 	}
 	asker = probe.source;
-	probe.source = cfg->underlay_addr;
+	probe.source = own_host(cfg);
 	probe.target = asker;
 	probe.kind = PROBE_ECHOED;
 	udp.sport = udp.dport = cfg->vxlan_port; /* the other program puts its daemon's in */
@@ -134,19 +124,20 @@ NOINLINE int probe_echo(struct __sk_buff *ctx)
 	ip.ttl = 64;
 	ip.proto = PROTO_UDP;
 	ip.saddr = cfg->underlay_addr;
-	ip.daddr = asker;
+	ip.daddr = probe_name(cfg, asker);
 	seal_ip(&ip);
-	probe_outer(&o, cfg, &probe, whole);
+	write_outer((void *)o, cfg, asker, whole, 0, 1, probe.nonce);
+	probe_outer(o, cfg, &probe, whole);
 	if (probe.how == PROBE_BY_PORT) {
-		o.sport = cfg->vxlan_port; /* as a firewall on its way expects an answer */
-		o.dport = port;
+		o->sport = cfg->vxlan_port; /* as a firewall on its way expects an answer */
+		o->dport = port;
 	}
-	if (bpf_skb_store_bytes(ctx, ETH_LEN, &o, sizeof(o), 0) ||
+	if (bpf_skb_store_bytes(ctx, ETH_LEN, o, sizeof(*o), 0) ||
 	    bpf_skb_store_bytes(ctx, PROBE_INNER, &ip, sizeof(ip), 0) ||
 	    bpf_skb_store_bytes(ctx, PROBE_INNER + IP_LEN, &udp, sizeof(udp), 0) ||
 	    bpf_skb_store_bytes(ctx, PROBE_INNER + IP_LEN + 8, &probe, sizeof(probe), 0))
 		return TC_ACT_SHOT;
-	return probe_send(cfg, asker);
+	return to_host_at(cfg, asker);
 }
 
 /* One field of the IP header (`at`) or the UDP header after it, checksums kept true or false as they were. */
@@ -171,7 +162,7 @@ NOINLINE int probe_deliver(struct __sk_buff *ctx, __s32 base)
 	if (!cfg || !prober || !prober->port)
 		return TC_ACT_SHOT;
 	mine = prober->port;
-	if ((base && bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) ||
+	if ((base && bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | INNER_PROTOCOL)) ||
 	    bpf_skb_load_bytes(ctx, ETH_LEN + 12, names, sizeof(names)) ||
 	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN + 2, &port, 2) ||
 	    probe_rename(ctx, 12, names[0], loopback) || probe_rename(ctx, 16, names[1], loopback) ||
@@ -184,30 +175,30 @@ NOINLINE int probe_deliver(struct __sk_buff *ctx, __s32 base)
 }
 
 /* A probe from the tunnel with `base` bytes of it still in front: echoes are answered, everything else is the daemon's. */
-INLINE int probe_in(struct __sk_buff *ctx, __be32 provider, const __u32 base)
+INLINE int probe_in(struct __sk_buff *ctx, const host_t *provider, const __u32 base)
 {
 	struct config *cfg = settings();
 	struct probe probe;
 	__u8 version, proto;
 
-	if (!cfg || bpf_skb_load_bytes(ctx, ETH_LEN + base, &version, 1) || version != 0x45 ||
+	if (!cfg || !provider || bpf_skb_load_bytes(ctx, ETH_LEN + base, &version, 1) || version != 0x45 ||
 	    bpf_skb_load_bytes(ctx, ETH_LEN + base + 9, &proto, 1) || proto != PROTO_UDP)
 		return TC_ACT_SHOT;
 	if (bpf_skb_load_bytes(ctx, ETH_LEN + base + IP_LEN + 8, &probe, sizeof(probe)) ||
-	    probe.magic != bpf_htons(PROBE_MAGIC) || probe.target != cfg->underlay_addr ||
-	    probe.source != provider) /* answers go to who asked, to nobody else */
+	    probe.magic != bpf_htons(PROBE_MAGIC) || !same_host(probe.target, own_host(cfg)) ||
+	    !same_host(probe.source, *provider)) /* answers go to who asked, to nobody else */
 		return TC_ACT_SHOT;
 	if (probe.kind == PROBE_ECHO)
 		return base ? probe_echo(ctx) : TC_ACT_SHOT;
 	return probe_deliver(ctx, base);
 }
 
-NOINLINE int probe_from_tunnel(struct __sk_buff *ctx, __be32 provider)
+NOINLINE int probe_from_tunnel(struct __sk_buff *ctx, const host_t *provider)
 {
 	return probe_in(ctx, provider, VXLAN_PUSH);
 }
 
-NOINLINE int probe_from_vxlan(struct __sk_buff *ctx, __be32 provider)
+NOINLINE int probe_from_vxlan(struct __sk_buff *ctx, const host_t *provider)
 {
 	return probe_in(ctx, provider, 0);
 }

@@ -9,7 +9,8 @@
 
 #define ETH_LEN 14
 #define IP_LEN 20
-#define VXLAN_PUSH 50 /* outer IP + UDP + VXLAN + inner Ethernet: what stands between the outer MAC and the inner IP */
+#define OUTER_HEAD (IS_OVER_IPV6 ? 40 : IP_LEN)
+#define VXLAN_PUSH (OUTER_HEAD + 30) /* outer IP + UDP + VXLAN + inner Ethernet: between the outer MAC and the inner IP */
 #define ETH_ARP 0x0806
 #define PROTO_TCP 6
 #define PROTO_UDP 17
@@ -20,6 +21,7 @@
 #define TCP_ACK 0x10
 #define HOST_PACKET 0 /* PACKET_HOST */
 #define FAMILY_INET 2
+#define FAMILY_INET6 10
 #define TURNS 4096
 #define SCOPE_SANDBOX 0xffffffff
 #define ACCESS_RULES 512 /* of one list; maps.py refuses more */
@@ -89,6 +91,10 @@ struct config {
 	__be16 vxlan_port;
 	__u8 narrow; /* some path takes less than underlay_mtu: see struct path */
 	__u8 slow; /* everything for other hosts goes through the kernel's vxlan device */
+#ifdef OVERLACE_OVER_IPV6
+	/* The addresses above are those of clients of published ports then, and these the tunnels'. */
+	six_t tunnel_addr, tunnel_mask;
+#endif
 };
 
 struct network {
@@ -104,7 +110,7 @@ struct address_key {
 };
 
 struct endpoint {
-	__be32 provider; /* K_REMOTE: its host */
+	host_t provider; /* K_REMOTE: its host */
 	__u32 ifindex; /* K_LOCAL: host side of its veth */
 	__u32 sandbox; /* K_LOCAL: number of its network namespace, see netns.py */
 	__u8 mac[6];
@@ -149,7 +155,7 @@ struct route_key { /* addresses behind another host, besides those of known endp
 #define BEHIND 0x80000000 /* who sends for these addresses and gets what is for them */
 
 struct route {
-	__be32 provider;
+	host_t provider;
 	__u32 vni; /* on the wire */
 	__u8 mac[6];
 	__u8 pad[2];
@@ -274,8 +280,11 @@ struct flow_key {
 	addr_t saddr, daddr;
 	__be16 sport, dport;
 	__u8 proto;
-	__u8 by_host; /* 1: scope is the host a client outside came through, and the flow its translation here */
+	__u8 by_host; /* 1: the key has the host a client outside came through, and the flow is its translation here */
 	__u8 pad[2];
+#ifdef OVERLACE_OVER_IPV6
+	host_t host; /* by_host; over IPv4 it is in `scope` */
+#endif
 };
 
 struct flow { /* addresses and ports are those the packet shall have; F_CHOSEN: those the client asked for */
@@ -284,8 +293,11 @@ struct flow { /* addresses and ports are those the packet shall have; F_CHOSEN: 
 	__u32 vni; /* where daddr lives (OUT_ENDPOINT) */
 	__u32 peer_vni; /* F_REPLY: where the backend lives */
 	__u32 sandbox; /* of the backend when it is local */
-	__be32 provider; /* F_VIA: back to this host */
+	host_t provider; /* F_VIA: back to this host */
 	__u32 seen; /* bpf_ktime_get_ns() >> 30 */
+#ifdef OVERLACE_OVER_IPV6
+	__u32 more_pad;
+#endif
 	__u64 list;
 	__u8 kind, state, out, pad[5];
 };
@@ -326,8 +338,8 @@ struct way {
 	__u32 decided, seen; /* as struct flow's */
 	addr_t saddr, daddr; /* the packet as it goes on */
 	__be16 sport, dport;
-	__be32 from; /* AT_TUNNEL: the host it must come from */
-	__be32 provider; /* W_ENCAPSULATE: the host it goes to */
+	host_t from; /* AT_TUNNEL: the host it must come from */
+	host_t provider; /* W_ENCAPSULATE: the host it goes to */
 	__u32 vni; /* W_ENCAPSULATE */
 	__u32 ifindex; /* W_DELIVER */
 	__u8 own[6]; /* of a container: its source MAC */
@@ -348,7 +360,7 @@ struct flood_key {
 
 struct flood {
 	__be32 local; /* an endpoint here; 0: the next is meant */
-	__be32 provider; /* another host; FLOOD_RATE: packets per second that may be sent from here */
+	host_t provider; /* another host; FLOOD_RATE: packets per second that may be sent from here */
 };
 
 struct fragment_key {
@@ -391,7 +403,7 @@ struct pkt {
 	addr_t complain; /* source address of ICMP errors about this packet */
 	struct way_key came;
 	__u32 generation; /* read before any table; 0: this packet makes no unified flow */
-	__be32 from;
+	host_t from;
 	__u8 own[6];
 	__u8 metered; /* its sender has a rate limit */
 	__u8 noted; /* W_NOTED */

@@ -182,33 +182,30 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 }
 
 /* Whether the frame is VXLAN to this host, all of it plain: outer IP without options and not a fragment. */
-INLINE int plain_tunnel(struct __sk_buff *ctx, const struct config *cfg, struct seen *s, __be32 *provider, __u8 *tos)
+INLINE int plain_tunnel(struct __sk_buff *ctx, const struct config *cfg, struct seen *s, host_t *provider, __u8 *tos)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct eth *eth = data;
-	struct ip *ip = data + ETH_LEN;
+	outer_ip_t *ip = data + ETH_LEN;
 	struct {
 		__be16 sport, dport, length, sum;
 		__be32 flags, vni;
-	} *udp = data + ETH_LEN + IP_LEN;
+	} *udp = data + ETH_LEN + OUTER_HEAD;
 
 	if ((void *)udp + sizeof(*udp) > end)
 		return 0;
-	if (eth->proto != bpf_htons(ETH_IPV4) || ip->version_ihl != 0x45 || ip->proto != PROTO_UDP ||
-	    udp->dport != cfg->vxlan_port || ip->daddr != cfg->underlay_addr || (ip->frag & bpf_htons(0x3fff)) ||
-	    !(udp->flags & bpf_htonl(0x08000000)))
+	if (eth->proto != bpf_htons(ETH_OUTER) || !is_plain_outer(ip) || udp->dport != cfg->vxlan_port ||
+	    !same_host(ip->daddr, own_host(cfg)) || !(udp->flags & bpf_htonl(0x08000000)))
 		return 0;
 	s->point = AT_TUNNEL | bpf_ntohl(udp->vni) >> 8;
 	*provider = ip->saddr;
-	*tos = ip->tos;
+	*tos = tos_of_outer(ip);
 	return 1;
 }
 
-#ifdef OVERLACE_IPV6
-#define INNER_PROTOCOL (1ULL << 8) /* BPF_F_ADJ_ROOM_DECAP_L3_IPV6, Linux 6.3 */
-#else
-#define INNER_PROTOCOL 0
-#endif
+/* BPF_F_ADJ_ROOM_DECAP_L3_IPV6 and _IPV4, Linux 6.3 */
+#define INNER_PROTOCOL (IS_IPV6 ? 1ULL << 8 : IS_OVER_IPV6 ? 1ULL << 7 : 0)
+#define MAY_NOT_POP (IS_IPV6 || IS_OVER_IPV6) /* on kernels before that */
 
 /* Take the tunnel's headers off. The Ethernet header is the outer one then. -1, the packet untouched: the kernel cannot,
  * its vxlan device must. */
@@ -347,7 +344,7 @@ NOINLINE int again_from_container(struct __sk_buff *ctx, __u32 generation)
 NOINLINE int again_from_underlay(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
-	__be32 provider;
+	host_t provider;
 	struct way *w;
 	__u8 tos;
 	QUICK_ROOM(seen, s);
@@ -359,7 +356,7 @@ NOINLINE int again_from_underlay(struct __sk_buff *ctx, __u32 generation)
 	if (s->other_family)
 		return OTHER_FAMILY;
 	/* a merged frame that leaves again goes through the kernel, see inbound() */
-	if (!w || w->from != provider || (w->verdict != W_DELIVER && ctx->gso_size) || !fits(ctx, s, w))
+	if (!w || !same_host(w->from, provider) || (w->verdict != W_DELIVER && ctx->gso_size) || !fits(ctx, s, w))
 		return MISS;
 	if (pop_tunnel(ctx, tos))
 		return MISS;

@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
+/* The same data path for hosts that reach each other over IPv6. */
+#define OVERLACE_OVER_IPV6
+#include "overlace.c"
