@@ -33,7 +33,7 @@ class DataPathHost:
         argv = [*netns.enter(host.netns), sys.executable, __file__]
         with open(host.log, "ab") as log:
             self._process = subprocess.Popen(
-                [*argv, host.instance, host.data_root, host.address, host.exec_root],
+                [*argv, host.instance, host.data_root, host.underlay, host.exec_root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

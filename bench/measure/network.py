@@ -19,7 +19,7 @@ from overlace.model.errors import OverlaceError
 
 Say = Callable[[str], None]
 DOCKER, BARE, VETH, DIRECT = "docker's design", "bare underlay", "veth pair", "own address"
-IPV4 = "the same by IPv4"
+IPV4, OVER_IPV4 = "the same by IPv4", "the same over IPv4"
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -71,6 +71,10 @@ INSIDE = (
     Kind("request-response", "/s", "rr", {IPV4: 0.9}),
     Kind("connect-request-close", "/s", "crr", {IPV4: 0.9}),
 )
+# Twenty bytes more of outer header, and addresses of 16 bytes to compare.
+UNDER = tuple(
+    Kind(kind.name, kind.unit, kind.how, {OVER_IPV4: kind.targets[IPV4]}, kind.streams) for kind in INSIDE
+)
 
 
 @contextlib.contextmanager
@@ -86,6 +90,7 @@ def serving(programs_dir: Path, say: Say) -> Iterator[Paths]:
             *ways.same_host.values(),
             *ways.services.values(),
             *ways.six.values(),
+            *ways.over6.values(),
         ):
             if (way.server, way.port) not in servers:
                 servers[way.server, way.port] = programs.Server(
@@ -113,6 +118,7 @@ def measure(programs_dir: Path, ways: Paths, rounds: int, seconds: float, say: S
             (True, True),
         ),
         ("network: IPv6 inside the overlay, between two hosts", ways.six, INSIDE, (True, True)),
+        ("network: IPv6 underlay, between two hosts", ways.over6, UNDER, (True, True)),
     )
     for group, between, kinds, segmentation in groups:
         set_segmentation(*segmentation)

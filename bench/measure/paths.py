@@ -53,10 +53,12 @@ class Paths(msgspec.Struct):
     same_host: dict[str, Way]
     services: dict[str, Way]
     six: dict[str, Way]
+    over6: dict[str, Way]
     hosts: tuple[DataPathHost, DataPathHost]
+    hosts6: tuple[DataPathHost, DataPathHost]
 
     def stop(self) -> None:
-        for host in self.hosts:
+        for host in (*self.hosts, *self.hosts6):
             host.stop()
 
 
@@ -77,9 +79,12 @@ def build() -> Paths:
         join(pair[0].netns, pair[1].netns, mtu=UNDERLAY_MTU)
         for host in pair:
             inside(host.netns, "ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
+            if host.six:
+                inside(host.netns, "ip", "addr", "add", f"{host.six}/64", "dev", "eth0", "nodad")
     _build_bridge()
     _build_veth()
-    hosts, sandboxes = _build_overlace()
+    hosts, sandboxes = _build_overlace("overlace", OVERLAY_MTU)
+    hosts6, sandboxes6 = _build_overlace("over6", UNDERLAY_MTU - 70)
     bare = PAIRS["bare"]
     return Paths(
         across={
@@ -101,7 +106,12 @@ def build() -> Paths:
             "overlace": Way("six", sandboxes[A1], sandboxes[B1], six(B1), SIX_PORT),
             "the same by IPv4": Way("direct", sandboxes[A1], sandboxes[B1], B1),
         },
+        over6={
+            "overlace": Way("over6", sandboxes6[A1], sandboxes6[B1], B1),
+            "the same over IPv4": Way("direct", sandboxes[A1], sandboxes[B1], B1),
+        },
         hosts=hosts,
+        hosts6=hosts6,
     )
 
 
@@ -167,16 +177,16 @@ def add_docker_entry(segment: str, address: str, provider: str) -> None:
     inside(segment, "bridge", *forwarding.split())
 
 
-def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]]:
+def _build_overlace(name: str, mtu: int) -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]]:
     """Both hosts with the tables the agent would give them, and their containers' namespaces by address."""
     ensure_bpffs()
-    pair = PAIRS["overlace"]
+    pair = PAIRS[name]
     hosts = (DataPathHost(pair[0]), DataPathHost(pair[1]))
     network = Network(VNI, (SUBNET, SUBNET6), GATEWAY, mac_of(GATEWAY), other_gateways=(GATEWAY6,))
     service = Frontend(VNI, VIP, 0, 0, (Backend(VNI, B1),))
     sandboxes = {}
     for index, host in enumerate(hosts):
-        other = pair[1 - index].address
+        other = pair[1 - index].underlay
         own = (A1, A2) if index == 0 else (B1,)
         remote = [
             RemoteEndpoint(VNI, text, mac_of(address), other)
@@ -194,7 +204,7 @@ def _build_overlace() -> tuple[tuple[DataPathHost, DataPathHost], dict[str, str]
             )
             with6 = msgspec.structs.replace(endpoint, address=six(address), prefix=64)
             more = {"six": with6, "gateway6": GATEWAY6}
-            host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, OVERLAY_MTU, **more)
+            host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, mtu, **more)
             sandboxes[address] = str(sandbox)
             port_range = "echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"
             run(["nsenter", f"--net={sandbox}", "--", "sh", "-c", port_range])

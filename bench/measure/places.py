@@ -25,12 +25,13 @@ DATA = Path("/var/lib/overlace/bench")
 _LOCK = Path("/run/overlace/bench.lock")
 
 
-def _host(name: str, address: str, role: Role = "worker") -> Host:
+def _host(name: str, address: str, role: Role = "worker", six: str = "") -> Host:
     return Host(
         name=name,
         os="linux",
         role=role,
         address=address,
+        six=six,
         netns=f"ovbench-{name}",
         uts=str(RUN / "uts" / name),
         data_root=str(DATA / name),
@@ -41,10 +42,13 @@ def _host(name: str, address: str, role: Role = "worker") -> Host:
 
 
 # Pairs of hosts joined by one veth each. The pairs never see each other, so they share addresses (RFC 5737
-# TEST-NET-1).
+# TEST-NET-1). The hosts of over6 reach each other over IPv6 (RFC 3849).
 PAIRS = {
-    pair: (_host(f"{pair}-a", "192.0.2.1"), _host(f"{pair}-b", "192.0.2.2"))
-    for pair in ("bare", "bridge", "overlace")
+    pair: (
+        _host(f"{pair}-a", "192.0.2.1", six="2001:db8::1" if pair == "over6" else ""),
+        _host(f"{pair}-b", "192.0.2.2", six="2001:db8::2" if pair == "over6" else ""),
+    )
+    for pair in ("bare", "bridge", "overlace", "over6")
 }
 # Docker's overlay keeps bridge and vxlan device in a namespace of their own on each host.
 SEGMENTS = {"a": "ovbench-bridge-a-seg", "b": "ovbench-bridge-b-seg"}

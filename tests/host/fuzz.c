@@ -2,8 +2,9 @@
 /* Runs a program on mutated frames by BPF_PROG_TEST_RUN and says what became of them. Built and driven by
  * test_datapath_fuzz.py, whose rules for what may be believed stand in believed().
  *
- * fuzz FD SEED COUNT LOCAL REMOTE PROVIDER HOST KIND LOCAL6 REMOTE6 < templates
- *   templates: frames, each after its length as two bytes, big endian. Addresses are dotted, the last two IPv6.
+ * fuzz FD SEED COUNT LOCAL REMOTE PROVIDER HOST KIND LOCAL6 REMOTE6 [PROVIDER6 HOST6] < templates
+ *   templates: frames, each after its length as two bytes, big endian. Addresses are dotted, those with a 6 IPv6; with the last
+ *   two tunnels run over IPv6.
  *   KIND: "tunnel" or "client" (frames come from the underlay) or "container" (from the container LOCAL).
  * Prints one number per reason, then the frames that must not have been believed as hex; exit status 1 if there are any. */
 #include <arpa/inet.h>
@@ -22,7 +23,8 @@ enum { DELIVERED = 0, ENCAPSULATED = 1, SLOW_PATH = 2, TO_UNDERLAY = 3, TO_HOST 
 
 static uint64_t state;
 static uint32_t local, remote, provider, host;
-static uint8_t local6[16], remote6[16];
+static uint8_t local6[16], remote6[16], provider6[16], host6[16];
+static int over6;
 
 static uint32_t dice(uint32_t sides) /* xorshift64* */
 {
@@ -105,7 +107,15 @@ static int believed(const uint8_t *f, int length, int reason, char kind)
 	if (length >= 38 && word(f + 30) == host && f[36] == 0x1f && f[37] == 0x90)
 		return 1; /* by chance, to the published port */
 	/* plain VXLAN of network 4097 from the host that holds the sender, for the container here */
-	if (!(length >= 84 && f[12] == 8 && !f[13] && f[14] == 0x45 && !(f[20] & 0x3f) && !f[21] && f[23] == 17 &&
+	if (over6) {
+		if (!(length >= 104 && f[12] == 0x86 && f[13] == 0xdd && (f[14] >> 4) == 6 && f[20] == 17 &&
+		      !memcmp(f + 22, provider6, 16) && !memcmp(f + 38, host6, 16)))
+			return 0;
+		f += 20; /* the rest of the header is as over IPv4 */
+		length -= 20;
+		if (!(f[36] == 0x12 && f[37] == 0xb5 && (f[42] & 8) && !f[46] && f[47] == 0x10 && f[48] == 1))
+			return 0;
+	} else if (!(length >= 84 && f[12] == 8 && !f[13] && f[14] == 0x45 && !(f[20] & 0x3f) && !f[21] && f[23] == 17 &&
 	      word(f + 26) == provider && word(f + 30) == host && f[36] == 0x12 && f[37] == 0xb5 && (f[42] & 8) &&
 	      !f[46] && f[47] == 0x10 && f[48] == 1))
 		return 0;
@@ -124,7 +134,10 @@ int main(int argc, char **argv)
 	uint8_t head[2];
 	long runs;
 
-	if (argc != 11 || inet_pton(AF_INET6, argv[9], local6) != 1 || inet_pton(AF_INET6, argv[10], remote6) != 1)
+	over6 = argc == 13;
+	if (over6 && (inet_pton(AF_INET6, argv[11], provider6) != 1 || inet_pton(AF_INET6, argv[12], host6) != 1))
+		return 2;
+	if ((argc != 11 && !over6) || inet_pton(AF_INET6, argv[9], local6) != 1 || inet_pton(AF_INET6, argv[10], remote6) != 1)
 		return 2;
 	fd = atoi(argv[1]);
 	state = strtoull(argv[2], 0, 10) * 2654435761u + 88172645463325252ull;

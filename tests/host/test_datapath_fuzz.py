@@ -13,9 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import test_datapath_ipv6_agrees as six
+import test_datapath_over_ipv6_agrees as over
 from test_datapath_agrees import HOST, OUTSIDE, PEERS, _eth, _fill, _ip, _mac, _mac_bytes, _tunnelled
 
 from overlace.network.linux import bpf_syscall
+from overlace.network.linux.family import V6
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import REASONS, Attachment, config_value, encode
 from overlace.network.vfp.model import Packet
@@ -102,6 +104,22 @@ def loader() -> Iterator[Loader]:
 
 
 @pytest.fixture(scope="module")
+def over6() -> Iterator[Loader]:
+    """The same where tunnels run over IPv6."""
+    made = Loader(f"fuzz{secrets.token_hex(3)}", hosts=V6)
+    made.open()
+    config = config_value(1, HOST, 24, 1500, 1, 1, 4789, tunnels=(over.host6(HOST), 64))
+    made.maps["config"].update(bytes(4), config)
+    local, all_of_them = entries()
+    local6, all6 = entries6()
+    over.fill(made, Tables([*all_of_them, *all6]), local)
+    port = next(r for r in encode(local6, {"E": Attachment(1, 7)}, V6) if r.map == "ports6")
+    made.maps["ports6"].update(port.key, port.value)
+    yield made
+    made.destroy()
+
+
+@pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, built = Path(__file__).with_name("fuzz.c"), tmp_path_factory.mktemp("fuzz") / "fuzz"
     compiler = os.environ.get("CLANG", "clang")
@@ -176,10 +194,22 @@ def counted(loader: Loader) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_mutated_frames(loader: Loader, tool: Path, kind: str) -> None:
-    fd = loader.programs[PROGRAMS[kind]]
-    stdin = b"".join(struct.pack("!H", len(f)) + f for f in TEMPLATES[kind])
-    count = str(int(FRAMES * SHARES[kind]))
+    check(loader, tool, kind, TEMPLATES[kind], int(FRAMES * SHARES[kind]))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TEMPLATES if kind.startswith("tunnel")])
+def test_mutated_frames_over_ipv6(over6: Loader, tool: Path, kind: str) -> None:
+    frames = [over.as_over_ipv6(frame) for frame in TEMPLATES[kind]]
+    check(over6, tool, kind, frames, FRAMES // 10, (over.host6(PEERS[0]), over.host6(HOST)))
+
+
+def check(
+    loader: Loader, tool: Path, kind: str, templates: list[bytes], frames: int, hosts: tuple[str, ...] = ()
+) -> None:
+    fd, count = loader.programs[PROGRAMS[kind]], str(frames)
+    stdin = b"".join(struct.pack("!H", len(f)) + f for f in templates)
     command = [str(tool), str(fd), str(SEED), count, LOCAL, REMOTE, PEERS[0], HOST, kind, LOCAL6, REMOTE6]
+    command += hosts
     before = counted(loader)
     run = subprocess.run(command, input=stdin, capture_output=True, pass_fds=[fd], timeout=280, check=False)
     said = run.stdout.decode()

@@ -269,3 +269,34 @@ def test_a_networks_new_policy_reaches_its_tasks() -> None:
     assert any(s.direction == "In" and s.action == "Block" for s in denied)
     w.change(put=(before,))
     assert not any(isinstance(x, p.Acl) for x in w.hns.get(HostComputeEndpoint, guid).policies)
+
+
+def test_over_ipv6_documents_bear_ipv6_addresses_and_the_longer_header() -> None:
+    w = World(
+        node(ME, "fd00:28::11", ingress="10.0.0.2", back="10.0.1.2"),
+        node(OTHER, "fd00:28::12", ingress="10.0.0.3", back="10.0.1.3"),
+        INGRESS,
+        BACK,
+        provider="fd00:28::11",
+    )
+    w.change(put=(endpoint("t1", "back", OTHER, "10.0.1.7"),))
+    w.run(task("t2", ("back", "10.0.1.8/24")))
+    for guid, address in (
+        (guid_of("endpoint", "back", "t1"), "fd00:28::12"),
+        (guid_of("node", "back", OTHER), "fd00:28::12"),
+        (guid_of("endpoint", "back", "t2"), "fd00:28::11"),
+    ):
+        d = w.hns.get(HostComputeEndpoint, guid)
+        assert p.policy_of(d.policies, p.ProviderAddress).settings.provider_address == address
+    assert p.policy_of(d.policies, p.EncapOverhead).settings.overhead == 70
+
+
+def test_a_host_of_the_other_family_is_one_no_tunnel_leads_to() -> None:
+    """It is refused at its join; one that is there all the same must not spoil the rest."""
+    w = shop()
+    w.change(put=(node(OTHER, "fd00:28::12", ingress="10.0.0.3", back="10.0.1.3"),))
+    w.change(put=(endpoint("t1", "back", OTHER, "10.0.1.7"),))
+    known = {d.id for d in w.hns.documents.values()}
+    assert guid_of("endpoint", "back", "t1") not in known and guid_of("node", "back", OTHER) not in known
+    w.change(put=(node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),))
+    assert guid_of("endpoint", "back", "t1") in {d.id for d in w.hns.documents.values()}

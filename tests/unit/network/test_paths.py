@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from overlace.model.netview import NetView
 from overlace.model.specs import MTU_OPTION
 from overlace.network.mtu import plan_mtu
-from overlace.network.paths import FLOOR, Path, Probe
+from overlace.network.paths import FLOOR, FLOOR6, Path, Probe
 
 from .world import HOST, ME, OTHER, network, node
 
@@ -159,3 +159,25 @@ def test_containers_get_what_fits_every_path_of_their_network(
     measured: dict[str, int], options: dict[str, str], mtu: int
 ) -> None:
     assert plan_mtu(view(**options), "back", ME, 1500, measured, 50) == mtu
+
+
+@given(st.integers(FLOOR6, 9000), st.integers(FLOOR6, 9000))
+def test_over_ipv6_the_search_ends_where_every_host_must_take_it(real: int, widest: int) -> None:
+    wire = Wire(Path("b", "fd00::12", widest, 0.0))
+    sizes: set[int] = set()
+    wire.passes = lambda probe: sizes.add(probe.size) or probe.size <= real  # type: ignore[func-returns-value]
+    wire.run(20)
+    assert wire.path.report().mtu == min(real, widest)
+    assert min(sizes) >= 146, "a probe with two IPv6 addresses is no shorter"
+
+
+def test_over_ipv6_no_fragments_are_tried(wire: Wire) -> None:
+    """The kernel makes none of what it tunnels over IPv6: nothing is wrong when none arrive."""
+    six, kinds = Wire(Path("b", "fd00::12", 1500, 0.0)), set[str]()
+    for one in (six, wire):
+        kinds.clear()
+        one.passes = lambda probe: kinds.add(probe.kind) or probe.size <= 1500  # type: ignore[func-returns-value]
+        one.run(60)
+        assert ("check-slow" in kinds) == (one is wire)
+    assert (six.path.report().checksum, six.path.report().fragments) == ("ok", "")
+    assert wire.path.report().fragments == "lost"

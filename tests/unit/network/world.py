@@ -88,10 +88,10 @@ def task(
 
 
 class World:
-    def __init__(self, *entries: Entry, windows: bool = False) -> None:
+    def __init__(self, *entries: Entry, windows: bool = False, provider: str = HOST) -> None:
         self.view = NetView()
         self.tasks: dict[str, LocalTask] = {}
-        self.planner = OverlayPlanner(ME, HOST, windows=windows)
+        self.planner = OverlayPlanner(ME, provider, windows=windows)
         self.hns = HnsService(strict_windows=windows)
         self.compiler = Compiler(self.hns.state, HOST)
         self.data_path = Tables()  # what a data path fed with the deltas holds
