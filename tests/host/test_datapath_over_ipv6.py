@@ -154,8 +154,12 @@ def test_multicast_is_copied_to_the_other_host(world: SimpleNamespace) -> None:
         host.put(Flood(4098, 1000, (here.address,), (there.address,), ("10.0.2.255",)))
     with inbox(two) as box:
         for to in ("239.1.2.3", "10.0.2.255"):
-            send(one, to, to.encode())
-            assert taken(box) == [to.encode()]
+            got: list[bytes] = []
+            for _ in range(3):  # the first may be lost while the kernel asks for the other host's MAC
+                send(one, to, to.encode())
+                if got := taken(box):
+                    break
+            assert got == [to.encode()]
 
 
 async def test_probes_measure_the_path_and_its_mtu(world: SimpleNamespace) -> None:
