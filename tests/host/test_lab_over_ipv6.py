@@ -48,7 +48,7 @@ def lab() -> Iterator[Lab]:
             "shop",
         )
         for service, count, place, more in (
-            ("store", 1, "==", ()),
+            ("store", 1, "==", ("-e", "CONFIG_FILE=/proc/version", "-e", "SECRET_FILE=/proc/version")),
             ("web", 2, "!=", ("-e", "NEXT=store", "-p", "8080:80")),
         ):
             docker(
