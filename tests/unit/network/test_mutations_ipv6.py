@@ -18,9 +18,9 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.model import Packet
-from overlace.network.vfp.tables import HOST6, Network, RemoteSubnet
+from overlace.network.vfp.tables import HOST6, Flood, Network, RemoteSubnet
 
-from .test_mutations import MUTATIONS, Mutation, acl, check_agreement, check_found, on
+from .test_mutations import HOST, MUTATIONS, Mutation, _hops, acl, check_agreement, check_found, on
 from .world import ME, OTHER, World, both, endpoint, running6, service, task6
 
 pytestmark = pytest.mark.slow
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 replace = msgspec.structs.replace
 OF_IPV4 = {
     "no gateway", "another router MAC", "no subnets", "replies do not find back", "local networks leave the host",
-    "a shorter route", "no SDN routes", "SDN routes to the host", "SDN routes to another endpoint", "shorter SDN routes",
-    "nobody routes for others", "another routes for others", "external VIPs stay inside",
+    "a shorter route", "SDN routes to another endpoint", "shorter SDN routes", "nobody routes for others",
+    "another routes for others", "external VIPs stay inside",
     "no multicast", "multicast to all but one here", "multicast to no other host", "no broadcast",
     "multicast at another rate",
 }  # fmt: skip
@@ -59,7 +59,9 @@ def rich6() -> World:
             ("fd00:245::/64", 5000, "172.28.1.23", "00-15-5D-00-00-23"),
         )
     )
-    w.hns._store(replace(network, policies=(*network.policies, named, *routes, p.HostRoute())))
+    w.hns._store(
+        replace(network, policies=(*network.policies, named, *routes, p.HostRoute()), multicast_rate=500)
+    )
     rules = tuple(
         p.TierAclRule(
             tier_acl_rule_action=action,  # type: ignore[arg-type]
@@ -91,6 +93,11 @@ def rich6() -> World:
             )
         ),
         p.OutBoundNat(p.OutBoundNatSettings(destinations=("2001:db8:2::/64", "192.0.2.0/28"))),
+    )
+    more += (
+        p.SdnRoute(p.SdnRouteSettings(destination_prefix="2001:db8:4::/47", next_hop="fd00:1::10")),
+        p.SdnRoute(p.SdnRouteSettings(destination_prefix="2001:db8:4:1::/64", next_hop="fd00:1::9")),
+        p.SdnRoute(p.SdnRouteSettings(destination_prefix="2001:db8:5::/64", next_hop=HOST)),
     )
     own = (x for x in e.policies if not isinstance(x, (p.Acl, p.OutBoundNat)))
     mapped = p.PortMapping(p.PortMappingSettings(6, 81, 8081))
@@ -127,6 +134,10 @@ PACKETS = [
                 "2001:db8::1:1",
                 "2001:db8:2::1",
                 "2001:db8:3::1",
+                "2001:db8:4::1",
+                "2001:db8:4:1::1",
+                "2001:db8:5::1",
+                "ff05::7",
                 HOST6,
             ),
         ),
@@ -150,6 +161,11 @@ MISTAKES = (
     {name: of_six(change) for name, change in MUTATIONS.items() if name not in OF_IPV4}
     | {
         "a shorter route": on(RemoteSubnet, lambda e: replace(e, prefix=e.prefix.replace("/64", "/127"))),  # type: ignore[attr-defined]
+        "SDN routes to another endpoint": of_six(_hops(lambda h: replace(h, next_hop="fd00:1::12"))),
+        "shorter SDN routes": of_six(_hops(lambda h: replace(h, prefix=h.prefix.replace("/64", "/128")))),
+        "no multicast": on(Network, lambda e: replace(e, flood=False)),
+        "multicast to all but one here": on(Flood, lambda e: replace(e, locals6=e.locals6[1:])),  # type: ignore[attr-defined]
+        "multicast to no other host": on(Flood, lambda e: replace(e, providers6=())),
         "no IPv6 subnet": on(Network, lambda e: replace(e, subnets=e.subnets[:1])),  # type: ignore[attr-defined]
         "no IPv6 gateway": on(Network, lambda e: replace(e, other_gateways=())),
     }

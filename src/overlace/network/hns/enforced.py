@@ -141,8 +141,9 @@ def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | 
     for r in routes:
         if r.automatic_endpoint_monitor:
             raise _no("AutomaticEndpointMonitor")
-        if ":" in r.destination_prefix or ":" in r.next_hop:
-            raise _no(f"SDN route to {r.destination_prefix} by {r.next_hop}: IPv6")
+        if r.next_hop not in ("", address) and (":" in r.destination_prefix) != (":" in r.next_hop):
+            remedy = "let both be of one family"
+            raise _no(f"SDN route to {r.destination_prefix} by {r.next_hop}", remedy)
         if not r.next_hop:
             raise _no(f"SDN route to {r.destination_prefix} without NextHop", "name an endpoint or this host")
         if r.next_hop != address and not any(ip_address(r.next_hop) in s for s in subnets):

@@ -64,6 +64,7 @@ MAPS = (
     "subnets6",
     "routes6",
     "exceptions6",
+    "floods6",
     "own_addresses6",
     "reaches6",
     "choices6",

@@ -70,8 +70,8 @@ _ORDER = (
     "address_sets", "access_lists", "networks", "subnets", "exceptions", "limits", "floods", "routes", "ports",
     "endpoints", "backends", "members", "frontends", "reaches",
 )  # fmt: skip
-# There is one row of `limits` for both families, and no multicast of IPv6.
-TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name not in ("limits", "floods")))
+# There is one row of `limits` for both families.
+TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name != "limits"))
 # Full, the least recently used row gives way.
 EVICTING = ("flows", "allowed", "ways", "affinities", "flows6", "allowed6", "ways6", "affinities6")
 ACCESS_RULES = 512  # as in bpf/types.h
@@ -359,15 +359,23 @@ def _encode_network(net: Network, hosts: Family) -> list[Row]:
 
 
 def _encode_flood(entry: Flood, hosts: Family) -> list[Row]:
-    targets = [V4.address(a) + bytes(hosts.octets) for a in entry.locals]
-    targets += [bytes(4) + hosts.address(a) for a in entry.providers]
-    if len(targets) > FLOOD_TARGETS:
-        raise ValueError(f"VNI {entry.vni}: multicast to {len(targets)} places; {FLOOD_TARGETS} are possible")
-    rows = [Row("floods", struct.pack("II", entry.vni, i), value) for i, value in enumerate(targets)]
-    rate = struct.pack("4xI", entry.rate).ljust(4 + hosts.octets, b"\0")
-    rows.append(Row("floods", struct.pack("II", entry.vni, FLOOD_RATE), rate))
+    rows = [] if not entry.locals6 else _flood_rows(entry, V6, entry.locals6, entry.providers6, hosts)
+    rows += _flood_rows(entry, V4, entry.locals, entry.providers, hosts)
     value = _endpoint(hosts, b"\xff" * 6, KIND_BROADCAST)
     return [*rows, *(Row("endpoints", address_key(entry.vni, a), value) for a in entry.broadcasts)]
+
+
+def _flood_rows(
+    entry: Flood, family: Family, here: Sequence[str], there: Sequence[str], hosts: Family
+) -> list[Row]:
+    name, nobody = f"floods{family.suffix}", bytes(family.octets)
+    targets = [family.address(a) + bytes(hosts.octets) for a in here]
+    targets += [nobody + hosts.address(a) for a in there]
+    if len(targets) > FLOOD_TARGETS:
+        raise ValueError(f"VNI {entry.vni}: multicast to {len(targets)} places; {FLOOD_TARGETS} are possible")
+    rows = [Row(name, struct.pack("II", entry.vni, i), value) for i, value in enumerate(targets)]
+    rate = nobody + struct.pack("I", entry.rate).ljust(hosts.octets, b"\0")
+    return [*rows, Row(name, struct.pack("II", entry.vni, FLOOD_RATE), rate)]
 
 
 def _encode_frontend(frontend: Frontend, hosts: Family) -> list[Row]:

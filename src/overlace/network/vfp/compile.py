@@ -96,11 +96,12 @@ def compile_network(d: HostComputeNetwork, state: State) -> Network:
 
 
 def compile_flood(d: HostComputeNetwork, state: State) -> list[Flood]:
-    """Where broadcast and multicast of an Overlay network go; IPv4 alone."""
+    """Where broadcast and multicast of an Overlay network go: IPv6 only where somebody has it."""
     if not d.multicast_rate or d.type != "Overlay":
         return []
     here: set[str] = set()
     there: set[str] = set()
+    there6: set[str] = set()
     for guid in state.endpoints_of.get(d.id, ()):
         e = state.get(guid, HostComputeEndpoint)
         if e is None:
@@ -108,11 +109,15 @@ def compile_flood(d: HostComputeNetwork, state: State) -> list[Flood]:
         pa = p.policy_of(e.policies, p.ProviderAddress)
         if e.remote and pa is not None:
             there.add(pa.settings.provider_address)
+            if any(is_six(c.ip_address) for c in e.ip_configurations):
+                there6.add(pa.settings.provider_address)
         elif not e.remote and e.host_compute_namespace:
-            here.update(c.ip_address for c in e.ip_configurations if not is_six(c.ip_address))
+            here.update(c.ip_address for c in e.ip_configurations)
     nets = [ip_network(s.ip_address_prefix) for s in d.subnets]
     broadcasts = tuple(str(n.broadcast_address) for n in nets if n.version == 4 and n.prefixlen < 31)
-    return [Flood(vni_of(d), d.multicast_rate, tuple(sorted(here)), tuple(sorted(there)), broadcasts)]
+    four, six = (tuple(sorted(a for a in here if is_six(a) == which)) for which in (False, True))
+    hosts = tuple(sorted(there)), tuple(sorted(there6))
+    return [Flood(vni_of(d), d.multicast_rate, four, hosts[0], broadcasts, six, hosts[1])]
 
 
 def compile_routes(d: HostComputeNetwork) -> list[RemoteSubnet]:
@@ -172,7 +177,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 hops=tuple(
                     Hop(r.destination_prefix, "" if r.next_hop == host else r.next_hop)
                     for r in routes
-                    if r.next_hop != c.ip_address and ":" not in c.ip_address
+                    if r.next_hop != c.ip_address
                 ),
                 inbound=inbound,
                 outbound=outbound,
@@ -208,7 +213,11 @@ def routes_of(d: HostComputeEndpoint, state: State) -> list[p.SdnRouteSettings]:
 
 
 def behind(routes: Iterable[p.SdnRouteSettings], vni: int, host: str, owner: Guid) -> list[Behind]:
-    return [Behind(vni, r.destination_prefix, r.next_hop, owner) for r in routes if r.next_hop != host]
+    return [
+        Behind(vni, r.destination_prefix, r.next_hop, owner)
+        for r in routes
+        if r.next_hop != host and is_six(r.next_hop) == is_six(r.destination_prefix)
+    ]
 
 
 def compile_access(

@@ -85,12 +85,15 @@ def _flooded(tables: Tables, vni: int, packet: Packet) -> Flood | None:
     network = tables.get(("network", vni))
     if not isinstance(flood, Flood) or not isinstance(network, Network) or not network.flood:
         return None
+    if ":" in packet.dst:
+        return flood if flood.locals6 and within(packet.dst, ("ff00::/8",)) else None
     group = within(packet.dst, ("224.0.0.0/4", "255.255.255.255/32"))
     return flood if group or packet.dst in flood.broadcasts else None
 
 
 def _replicate(tables: Tables, flood: Flood, packet: Packet, sender: str, hosts: tuple[str, ...]) -> Way:
-    here = (tables.get(("endpoint", flood.vni, address)) for address in flood.locals if address != sender)
+    found = flood.locals6 if ":" in packet.dst else flood.locals
+    here = (tables.get(("endpoint", flood.vni, address)) for address in found if address != sender)
     to = [e.endpoint_id for e in here if isinstance(e, LocalEndpoint) and _may(tables, e, "IN", packet)]
     return Way("replicate", packet, ",".join((*to, *hosts)), flood.vni)
 
@@ -137,7 +140,8 @@ def forward_from_container(
         return Way("drop", packet, vni=vni)
     flood = _flooded(tables, vni, packet)
     if flood is not None:
-        return _replicate(tables, flood, packet, source.address, flood.providers)
+        hosts = flood.providers6 if ":" in packet.dst else flood.providers
+        return _replicate(tables, flood, packet, source.address, hosts)
     frontend = _frontend(tables, vni, packet)
     if frontend is not None:
         balanced = _balanced(frontend, packet, pick)

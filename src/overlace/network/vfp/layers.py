@@ -117,10 +117,16 @@ def _tier_group(
 def multicast_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
     """Broadcast and multicast, where the network carries them."""
     for entry in compile_flood(network, state):
-        here = [state.by_address[(network.id, address)] for address in entry.locals]
+        here, here6 = (
+            tuple(state.by_address[(network.id, address)] for address in found)
+            for found in (entry.locals, entry.locals6)
+        )
         to = ("224.0.0.0/4", "255.255.255.255/32", *(f"{address}/32" for address in entry.broadcasts))
-        action = Replicate(tuple(here), entry.providers, entry.rate)
-        return (Rule("MULTICAST", 100, Condition(dst=to), action),)
+        rules = [Rule("MULTICAST", 100, Condition(dst=to), Replicate(here, entry.providers, entry.rate))]
+        if here6:
+            action = Replicate(here6, entry.providers6, entry.rate)
+            rules.append(Rule("MULTICAST_IPV6", 100, Condition(dst=("ff00::/8",)), action))
+        return tuple(rules)
     return ()
 
 
@@ -245,7 +251,8 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         raise KeyError(f"{guid} is not a local endpoint")
     segment = compile_network(network, state)
     routes = [(r.destination_prefix, "" if r.next_hop == host else r.next_hop) for r in routes_of(e, state)]
-    routes = [(prefix, hop) for prefix, hop in routes if hop != e.address]
+    own = {c.ip_address for c in e.ip_configurations}
+    routes = [(prefix, hop) for prefix, hop in routes if hop not in own]
     nats = [x.settings for x in e.policies if isinstance(x, p.OutBoundNat)]
     if not nats and network.type == "NAT":
         nats = [p.OutBoundNatSettings()]

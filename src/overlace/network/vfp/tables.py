@@ -139,6 +139,8 @@ class Flood(msgspec.Struct, frozen=True, tag="flood"):
     locals: tuple[str, ...]  # addresses
     providers: tuple[str, ...]
     broadcasts: tuple[str, ...]  # the subnets' own broadcast addresses
+    locals6: tuple[str, ...] = ()  # the same of IPv6, of which there is multicast alone
+    providers6: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -31,7 +31,7 @@ struct scratch {
 	struct hit hit;
 	struct way way;
 	__u32 flood_vni, flood_remote; /* flood.h: to other hosts as well */
-	__be32 flood_sender;
+	addr_t flood_sender;
 };
 
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, scratches, __u32, struct scratch, 1, 0);

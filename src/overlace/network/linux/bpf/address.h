@@ -80,6 +80,7 @@ typedef six_t addr_t;
 #define exceptions exceptions6
 #define reaches reaches6
 #define choices choices6
+#define floods floods6
 #define frontends frontends6
 #define backends backends6
 #define access_lists access_lists6
@@ -168,6 +169,11 @@ INLINE __u32 word_of(const addr_t *a, const int i)
 INLINE int same(addr_t a, addr_t b)
 {
 	return a == b;
+}
+
+INLINE int is_none(addr_t a)
+{
+	return !a;
 }
 
 INLINE int is_host_hop(const addr_t *a)

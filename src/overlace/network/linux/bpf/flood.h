@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Broadcast and multicast inside a network whose option says so: head-end replication (RFC 8365 section 5.1's ingress
- * replication) to every container here and every other host of the network, whoever wants it. IGMP is not looked at. */
+ * replication) to every container here and every other host of the network, whoever wants it. IGMP and MLD are not looked
+ * at. Both families of a network share its rate. */
 #pragma once
 #include "access.h"
 #include "path.h"
@@ -9,8 +10,17 @@
 #define PROTO_IGMP 2
 #define FLOOD_BURST_NS 100000000ull /* what may be sent at once: 100 ms of the rate, 16 packets at least */
 
-INLINE int is_flooded(const struct network *net, __u32 vni, __be32 to)
+#ifdef OVERLACE_IPV6
+/* What comes from a link-local address stays on its link: nobody elsewhere could answer it. */
+INLINE int is_flooded(const struct network *net, __u32 vni, const struct pkt *p)
 {
+	return (net->flags & NET_FLOOD) && is_multicast(p->daddr) && !is_for_routers(p) && !is_link_local(p->saddr) &&
+	       !is_multicast(p->saddr) && !is_none(p->saddr);
+}
+#else
+INLINE int is_flooded(const struct network *net, __u32 vni, const struct pkt *p)
+{
+	__be32 to = p->daddr;
 	struct endpoint *e;
 
 	if (!(net->flags & NET_FLOOD))
@@ -20,6 +30,7 @@ INLINE int is_flooded(const struct network *net, __u32 vni, __be32 to)
 	e = endpoint_of(vni, &to);
 	return e && e->kind == K_BROADCAST;
 }
+#endif
 
 /* Whether containers of this host have sent as much on the network as its option allows. */
 NOINLINE int over_flood_rate(__u32 vni)
@@ -61,8 +72,8 @@ static long flood_one(__u32 i, struct flooding *f)
 
 	if (!to || !s)
 		return 1;
-	if (to->local) {
-		if (to->local == s->flood_sender)
+	if (!is_none(to->local)) {
+		if (same(to->local, s->flood_sender))
 			return 0;
 		e = endpoint_of(key.vni, &to->local);
 		if (!e || e->kind != K_LOCAL || !e->ifindex)
@@ -84,19 +95,19 @@ static long flood_one(__u32 i, struct flooding *f)
 }
 
 /* Copies of the frame for all that should have it but `sender`; the frame itself is used up. */
-NOINLINE int flood(struct __sk_buff *ctx, struct pkt *p, __u32 vni, __be32 sender, __u32 remote)
+NOINLINE int flood(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr_t *sender, __u32 remote)
 {
 	struct flooding f = { .ctx = ctx, .p = p };
 	struct scratch *s = scratch();
 
-	if (!p || !s)
+	if (!p || !s || !sender)
 		return drop(ctx, R_DROP_ERROR);
 	if (p->proto == PROTO_IGMP)
 		return drop(ctx, R_DROP_UNSUPPORTED);
 	p->generation = 0;
 	s->flood_vni = vni;
 	s->flood_remote = remote;
-	s->flood_sender = sender;
+	s->flood_sender = *sender;
 	bpf_loop(FLOOD_TARGETS, flood_one, &f, 0);
 	return end(ctx, R_REPLICATED, TC_ACT_SHOT);
 }

@@ -63,10 +63,8 @@ MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_
 MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 1048576, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, REMEMBERED(65536), 0);
-#ifndef OVERLACE_IPV6
 MAP(BPF_MAP_TYPE_HASH, floods, struct flood_key, struct flood, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, flood_meters, __u32, __u64, 4096, 0);
-#endif
 MAP(BPF_MAP_TYPE_HASH, limits, __u32, __u64, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, meters, __u32, __u64, 16384, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, allowed, struct access_key, struct access, REMEMBERED(131072), 0);

@@ -5,13 +5,6 @@
 #include "answer.h"
 #include "way.h"
 
-#define MLD_FIRST 130
-#define ROUTER_SOLICITATION 133
-#define ROUTER_ADVERTISEMENT 134
-#define NEIGHBOUR_SOLICITATION 135
-#define NEIGHBOUR_ADVERTISEMENT 136
-#define REDIRECT 137
-#define MLD2_REPORT 143
 
 #define NA_ROUTER 0x80
 #define NA_SOLICITED 0x40
@@ -38,8 +31,7 @@ INLINE addr_t link_local(const __u8 *mac)
 /* Whether the packet is for the link it was sent on, and not forwarded by anyone. */
 INLINE int is_of_the_link(const struct pkt *p)
 {
-	if (p->proto == PROTO_ICMP && !p->later &&
-	    ((p->icmp_type >= MLD_FIRST && p->icmp_type <= REDIRECT) || p->icmp_type == MLD2_REPORT))
+	if (is_for_routers(p))
 		return 1;
 	return is_multicast(p->daddr) || is_link_local(p->daddr) || is_link_local(p->saddr) || is_multicast(p->saddr) ||
 	       is_none(p->saddr);

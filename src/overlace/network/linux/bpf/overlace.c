@@ -7,9 +7,7 @@
  *   from_outside    IPv6 alone: what from_underlay and from_host get outside the tunnel
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
 #include "choice.h"
-#ifndef OVERLACE_IPV6
 #include "flood.h"
-#endif
 #include "way.h"
 #ifdef OVERLACE_IPV6
 #include "edge6.h"
@@ -90,19 +88,17 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	copy_mac(p->own, eth.src);
 	p->metered = (port->flags & PORT_METERED) != 0;
 #ifdef OVERLACE_IPV6
-	if (is_of_the_link(p))
+	if (!is_flooded(net, vni, p) && is_of_the_link(p))
 		return on_the_link(ctx, p, port);
 #endif
 	own = same(p->saddr, port->addr);
-#ifndef OVERLACE_IPV6
-	if (own && is_flooded(net, vni, p->daddr)) {
+	if (own && is_flooded(net, vni, p)) {
 		if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
 			return drop(ctx, R_DROP_POLICY);
 		if (over_flood_rate(vni))
 			return drop(ctx, R_DROP_FLOOD);
-		return flood(ctx, p, vni, p->saddr, 1);
+		return flood(ctx, p, vni, &p->saddr, 1);
 	}
-#endif
 	if (!own) {
 		e = router_of(vni, &p->saddr);
 		own = e && e->kind == K_LOCAL && e->ifindex == ifindex;
@@ -215,7 +211,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 	if (bad)
 		return drop(ctx, bad);
 #ifdef OVERLACE_IPV6
-	if (is_of_the_link(p))
+	if (!is_flooded(net, vni, p) && is_of_the_link(p))
 		return drop(ctx, R_DROP_UNSUPPORTED);
 #endif
 	came(p, AT_TUNNEL | vni, generation);
@@ -235,8 +231,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 	} else {
 		outside = 1;
 	}
-#ifndef OVERLACE_IPV6
-	if (!outside && is_flooded(net, vni, p->daddr)) {
+	if (!outside && is_flooded(net, vni, p)) {
 		if (base) {
 			if (pop_tunnel(ctx, tos))
 				return MAY_NOT_POP ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
@@ -245,9 +240,8 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 			p->l3 -= base;
 			p->l4 -= base;
 		}
-		return flood(ctx, p, vni, p->saddr, 0);
+		return flood(ctx, p, vni, &p->saddr, 0);
 	}
-#endif
 	e = endpoint_of(vni, &p->daddr);
 	if (!e) {
 		e = router_of(vni, &p->daddr);

@@ -11,6 +11,21 @@ typedef struct ip6 head_t;
 #define NEXT_OPTIONS 60
 #define CSUM_IPV6 (1ULL << 7) /* BPF_F_IPV6, Linux 6.16 */
 
+#define MLD_FIRST 130
+#define ROUTER_SOLICITATION 133
+#define ROUTER_ADVERTISEMENT 134
+#define NEIGHBOUR_SOLICITATION 135
+#define NEIGHBOUR_ADVERTISEMENT 136
+#define REDIRECT 137
+#define MLD2_REPORT 143
+
+/* Neighbour discovery and multicast listeners: the switch's, as the link's router, and never forwarded. */
+INLINE int is_for_routers(const struct pkt *p)
+{
+	return p->proto == PROTO_ICMP && !p->later &&
+	       ((p->icmp_type >= MLD_FIRST && p->icmp_type <= REDIRECT) || p->icmp_type == MLD2_REPORT);
+}
+
 INLINE __u8 tos_of(const head_t *h)
 {
 	return bpf_ntohl(h->first) >> 20;

@@ -359,7 +359,7 @@ struct flood_key {
 };
 
 struct flood {
-	__be32 local; /* an endpoint here; 0: the next is meant */
+	addr_t local; /* an endpoint here; 0: the next is meant */
 	host_t provider; /* another host; FLOOD_RATE: packets per second that may be sent from here */
 };
 
