@@ -13,6 +13,7 @@ from overlace.manager.orchestrate.jobs import job_size
 from overlace.manager.plan import Dirty, plan_tick
 from overlace.manager.schedule.filters import first_failure, fits_by_nature, is_ready, needs_of
 from overlace.manager.schedule.occupancy import Occupancy, host_ports, reserved
+from overlace.model.capabilities import IPV6
 from overlace.model.ids import new_id
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.states import NodeState, TaskState
@@ -134,6 +135,7 @@ class Invariants:
         for node in view.all(Node):
             for network_id, address in node.network_addresses.items():
                 owners[network_id, address.split("/")[0]] += 1
+        self._families(tasks, by_network)
         twice = [owner for owner, count in owners.items() if count > 1]
         assert not twice, f"addresses given twice: {twice}"
         for network_id, address in owners:
@@ -167,6 +169,27 @@ class Invariants:
             assert all(count == 1 for count in slots.values()), f"two tries at once: {slots}"
             if service.spec.mode.replicated_job is not None:
                 assert len(mine) <= job_size(service.spec.mode.replicated_job)[0], f"too many at once: {mine}"
+
+    def _families(
+        self, tasks: list[Task], subnets: dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]]
+    ) -> None:
+        """An address, or a VIP, of each family a network has; on hosts without IPv6 of IPv4 alone."""
+        view = self.swarm.store.view()
+        for task in tasks:
+            node = view.get(Node, task.node_id)
+            for given in task.networks:
+                wanted = [net.version for net in subnets[given.network_id]]
+                if node is not None and node.description is not None and IPV6 in node.description.lacks:
+                    wanted = [version for version in wanted if version == 4]
+                if node is not None and given.addresses:
+                    found = sorted(ipaddress.ip_interface(a).version for a in given.addresses)
+                    assert found == sorted(wanted), f"{task.name} on {task.node_id}: {given.addresses}"
+        for service in view.all(Service):
+            vips: dict[str, list[int]] = {}
+            for vip in service.endpoint.virtual_ips if service.endpoint else ():
+                vips.setdefault(vip.network_id, []).append(ipaddress.ip_interface(vip.address).version)
+            for network_id, found in vips.items():
+                assert sorted(found) == sorted(net.version for net in subnets[network_id]), service.spec.name
 
     def _nodes(self, tasks: list[Task]) -> None:
         view = self.swarm.store.view()

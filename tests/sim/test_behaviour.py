@@ -621,3 +621,22 @@ async def test_the_history_limit_follows_the_cluster() -> None:
     await swarm.change(Cluster, "cluster", spec=spec)
     await swarm.run(10)
     assert len(swarm.tasks(id)) == 2
+
+
+async def test_ipv6_addresses_come_back_over_updates_removals_and_dying_leaders() -> None:
+    """Six addresses, two of them the gateway's and the VIP's: any that leaked would soon be missed."""
+    swarm = VirtualSwarm(3, deaths=0.2)
+    await swarm.start()
+    for name in ("n1", "n2"):
+        await swarm.add_node(name)
+    ipam = Ipam(config=[IpamConfig(subnet="fd09::/125")])
+    net = await swarm.add_network("tiny", enable_ipv6=True, ipam=ipam)
+    for number in range(12):
+        id = await swarm.add_service(service(2, networks=[net], name=f"s{number}"))
+        await swarm.run(240, until=lambda id=id: len(swarm.running(id)) == 2)
+        given = [a for t in swarm.running(id) for a in t.networks[0].addresses]
+        assert sorted(":" in a for a in given) == [False, False, True, True], number
+        assert len(set(given)) == 4
+        await swarm.remove_service(id)
+        await swarm.run(60, until=lambda id=id: not swarm.tasks(id))
+    assert swarm.died, "no leader died: little was tried"

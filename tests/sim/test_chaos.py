@@ -10,12 +10,15 @@ import pytest
 from invariants import Invariants, assert_converged
 from virtual_swarm import SECOND, VirtualSwarm, is_job
 
+from overlace.model.capabilities import IPV6
 from overlace.model.objects import Node, NodeResources, Task
 from overlace.model.specs import (
     ContainerSpec,
     EndpointSpec,
     GlobalJob,
     GlobalService,
+    Ipam,
+    IpamConfig,
     NetworkAttachmentConfig,
     Placement,
     PlacementPreference,
@@ -95,6 +98,7 @@ class Chaos:
     """Random deeds, weighted; then peace."""
 
     def __init__(self, seed: int, deaths: float = 0.0) -> None:
+        self.seed = seed
         self.swarm = VirtualSwarm(seed, jostle=0.2 if seed % 2 else 0.0, deaths=deaths)
         self.chance = self.swarm.chance
         self.invariants = Invariants(self.swarm)
@@ -108,9 +112,12 @@ class Chaos:
         for i in range(chance.randint(2, 5)):
             await self.join(f"lin{i}")
         for i in range(chance.randint(0, 2)):
-            await self.join(f"win{i}", os="windows", os_version="10.0.20348.2527")
+            lacks = {IPV6: "HNS carries IPv4 alone"}
+            await self.join(f"win{i}", os="windows", os_version="10.0.20348.2527", lacks=lacks)
         self.networks.append(await swarm.add_network("wide"))
-        self.networks.append(await swarm.add_network("auto"))
+        self.networks.append(await swarm.add_network("auto", enable_ipv6=self.seed % 2 == 0))
+        ipam = Ipam(config=[IpamConfig(subnet="fd77::/120")])
+        self.networks.append(await swarm.add_network("few", enable_ipv6=True, ipam=ipam))
         swarm.fate = self.fate
         swarm.refuses = self.refuses
         for _ in range(chance.randint(0, 4)):
