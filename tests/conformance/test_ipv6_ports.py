@@ -51,7 +51,7 @@ def test_any_node_answers_with_the_clients_address_kept(both: tuple[Docker, Swar
     swarm.running("web", 2)
     for name in (ONE, TWO):
         got = [swarm.answers(f"http://[{OWN[name]}]:8080/cgi-bin/who", timeout=30) for _ in range(4)]
-        assert {g["client"] for g in got} == {SEEN["client"]} and len({g["node"] for g in got}) == 2
+        assert {g["client"] for g in got} == {SEEN["client"]} and len({g["host"] for g in got}) == 2
         assert swarm.answers("http://[::1]:8080/cgi-bin/who", host=name)["client"] == SEEN[name]
     [shown] = docker.one("network", "inspect", "ingress")["IPAM"]["Config"][1:]
     assert ":" in shown["Subnet"]
