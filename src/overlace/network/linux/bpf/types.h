@@ -5,7 +5,7 @@
 #include <linux/pkt_cls.h>
 #include "address.h"
 
-#define LAYOUT 15
+#define LAYOUT 16
 
 #define ETH_LEN 14
 #define IP_LEN 20
