@@ -148,7 +148,8 @@ def over_ipv6(entry: Entry) -> Entry:
     if isinstance(entry, (RemoteEndpoint, RemoteSubnet)):
         return msgspec.structs.replace(entry, provider_address="fd00:28::12")
     if isinstance(entry, Flood):
-        return msgspec.structs.replace(entry, providers=("fd00:28::12",))
+        hosts = ("fd00:28::12",)
+        return msgspec.structs.replace(entry, providers=hosts, providers6=hosts)
     return entry
 
 
