@@ -5,6 +5,7 @@ program decides (BPF_PROG_TEST_RUN) is what network/vfp/forward.py says the tabl
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
 import socket
 import struct
@@ -389,6 +390,49 @@ def test_later_packets_are_counted_in_their_flow(loader: Loader) -> None:
     unified.renew(loader.maps["generation"])
     (found,) = (w for w in unified.read(loader.maps["ways"], loader.maps["generation"]) if w.came == packet)
     assert not found.current
+
+
+@pytest.fixture
+def on_one_processor() -> Iterator[None]:
+    """Newcomers are counted by each processor for itself."""
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(here)})
+    yield
+    os.sched_setaffinity(0, here)
+
+
+def test_a_short_connection_takes_no_row_unless_somebody_looks(
+    loader: Loader, on_one_processor: None
+) -> None:
+    """And what it carried before it got one counts all the same."""
+    source = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
+    peer = RemoteEndpoint(4097, "10.0.1.5", _mac("10.0.1.5"), PEERS[0])
+    watched = loader.maps["watched"]
+    _fill(loader, Tables([NETWORKS[1], source, peer]), source)
+    watched.update(bytes(4), bytes(4))
+
+    def sent(packet: Packet, flags: int = 16) -> tuple[int, int] | None:
+        assert (
+            _run(loader, "from_container", _eth(_ip(packet, flags), _mac_bytes(source.address)))[2]
+            == "encapsulated"
+        )
+        rows = unified.read(loader.maps["ways"], loader.maps["generation"])
+        return next(((w.packets, w.bytes) for w in rows if w.came == packet), None)
+
+    one = Packet(source.address, peer.address, 6, next(_ports), 80)
+    assert [sent(one, 2), *(sent(one) for _ in range(8))] == [None] * 7 + [(8, 8 * 40), (9, 9 * 40)]
+    two = Packet(source.address, peer.address, 6, next(_ports), 80)
+    assert [sent(two, 2), sent(two), sent(two)] == [None] * 3
+    unified.watch(watched)
+    assert [sent(two), sent(two)] == [(4, 4 * 40), (5, 5 * 40)]
+    three = Packet(source.address, peer.address, 6, next(_ports), 80)
+    assert sent(three, 2) == (1, 40)
+    watched.update(bytes(4), bytes(4))
+    four = Packet(source.address, peer.address, 6, next(_ports), 80)
+    assert sent(four, 2) is None
+    guarded, into, out = _filtered(source, [AccessRule("allow")], [AccessRule("allow")])
+    _fill(loader, Tables([NETWORKS[1], guarded, peer, into, out]), guarded)
+    assert [sent(four), sent(four)] == [(1, 40), (2, 80)], "the layers take it over, and remember it"
 
 
 def test_a_frame_with_anothers_mac_is_no_packet_of_the_flow(loader: Loader) -> None:

@@ -514,13 +514,15 @@ class DataPath:
         return [msgspec.structs.replace(h, endpoint_id=names[h.ifindex]) for h in found if h.ifindex in names]
 
     async def flows(self) -> list[UnifiedFlow]:
-        """Every unified flow, with the GUIDs of local endpoints; in no order."""
+        """Every unified flow, with the GUIDs of local endpoints; in no order. For two minutes after this, connections are
+        remembered from their first packet on."""
         return await self._do(self._flows)
 
     def _flows(self) -> list[UnifiedFlow]:
         def vni_of(endpoint_id: str) -> int:
             return next((e.vni for e in self._contents.local(endpoint_id)), 0)
 
+        unified.watch(self._map("watched"))
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
         return unified.named(self._loader.maps, names, vni_of)
 

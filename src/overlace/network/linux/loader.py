@@ -51,6 +51,8 @@ MAPS = (
     "fragments",
     "generation",
     "ways",
+    "newcomers",
+    "watched",
     "counters",
     "prober_of",
     "traces",

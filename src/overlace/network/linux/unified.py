@@ -1,6 +1,6 @@
 """Unified flows in the kernel: the generation they are decided by, and reading them.
 
-Owns the layout of `ways` and `generation` of bpf/types.h. Must not decide about packets.
+Owns the layout of `ways`, `generation` and `watched` of bpf/types.h. Must not decide about packets.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from overlace.network.vfp.model import HOST_PORT, Packet
 from .bpf_syscall import Map
 from .family import V6
 
+WATCH = 120  # seconds; who follows flows looks more often
 _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
 # struct way_key and struct way, by the bytes of an address and, of struct way, those of a host's
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
-_WAY = {(n, h): struct.Struct(f"=III{n}s{n}s2s2s{h}s{h}sII6s6s6sBBIQQ64x") for n in (4, 16) for h in (4, 16)}
+_WAY = {(n, h): struct.Struct(f"=III{n}s{n}s2s2s{h}s{h}sII6s6s6sBBI8xQQ64x") for n in (4, 16) for h in (4, 16)}
 # struct flow_key, and of struct flow: source, destination, their ports, kind
 _FLOW_KEY = {(n, h): struct.Struct(f"=I{n}s{n}s2s2s{4 if h == 4 else 20}x") for n in (4, 16) for h in (4, 16)}
 _FLOW = {(n, h): struct.Struct(f"={n}s{n}s2s2s{28 if h == 4 else 44}xB") for n in (4, 16) for h in (4, 16)}
@@ -37,6 +38,13 @@ def renew(generation: Map) -> None:
     """Have every flow decided anew at its next packet: after the tables changed. Never 0, which is no generation."""
     (now,) = struct.unpack("I", generation.lookup(_ZERO) or _ZERO)
     generation.update(_ZERO, struct.pack("I", (now + 1) & 0xFFFFFFFF or 1))
+
+
+def watch(watched: Map, seconds: int = WATCH) -> None:
+    """Have every connection remembered from its first packet on, for so many seconds. Else a TCP connection that only its
+    endpoints have a say in gets its row with its eighth packet one way."""
+    until = (time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30) + seconds
+    watched.update(_ZERO, struct.pack("I", until))
 
 
 def _packet(protocol: int, src: bytes, dst: bytes, sport: bytes, dport: bytes) -> Packet:

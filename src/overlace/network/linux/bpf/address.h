@@ -106,6 +106,12 @@ INLINE __u32 word_of(const addr_t *a, const int i)
 	return bpf_ntohl(a->w[i]);
 }
 
+/* Some of the address, for a hash. */
+INLINE __u32 digest(addr_t a)
+{
+	return a.w[0] ^ a.w[1] ^ a.w[2] ^ a.w[3];
+}
+
 INLINE int same(addr_t a, addr_t b)
 {
 	return same_six(a, b);
@@ -164,6 +170,11 @@ INLINE addr_t numbered(__u32 n)
 INLINE __u32 word_of(const addr_t *a, const int i)
 {
 	return bpf_ntohl(*a);
+}
+
+INLINE __u32 digest(addr_t a)
+{
+	return a;
 }
 
 INLINE int same(addr_t a, addr_t b)

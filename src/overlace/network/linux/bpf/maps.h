@@ -73,6 +73,8 @@ MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, REMEMBERED(131072), 0);
 MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u32, 1, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, ways, struct way_key, struct way, REMEMBERED(65536), 0);
+MAP(BPF_MAP_TYPE_PERCPU_ARRAY, newcomers, __u32, struct newcomer, NEWCOMERS, 0);
+MAP(BPF_MAP_TYPE_ARRAY, watched, __u32, __u32, 1, 0); /* until when somebody looks at flows, as struct flow's seen */
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, REMEMBERED(4096), 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, counters, __u32, __u64, R_COUNT, 0);
 

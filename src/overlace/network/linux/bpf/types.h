@@ -346,8 +346,19 @@ struct way {
 	__u8 src[6], dst[6]; /* MACs it goes on with */
 	__u8 verdict, flags; /* W_METERED, W_NOTED; TCP_FIN and TCP_RST once it has carried one */
 	__u32 began; /* as seen */
+	__u32 tick; /* of the kernel's jiffies in which it was last used */
+	__u32 pad;
 	__u64 packets, bytes;
 	struct judged judged[2]; /* by enum direction: the rules its packets count for */
+};
+
+#define NEWCOMERS 2048
+#define BRIEF 7 /* packets one way of a TCP connection that are not worth a row of their own */
+
+struct newcomer { /* a TCP connection without a unified flow yet; two of one place push each other out */
+	__u32 name; /* a hash of it, and in the last four bits its packets so far */
+	__u32 bytes;
+	__u32 began, pad;
 };
 
 #define FLOOD_TARGETS 4096 /* of one network; maps.py refuses more */

@@ -4,14 +4,16 @@
 #pragma once
 #include "access.h"
 #include "path.h"
+#include "plain.h"
 #include "qos.h"
 
 /* What a quick look at a packet found; its headers are linear. */
 struct seen {
-	__u32 point, generation;
-	struct pkt p;
-	__u8 own[6];
-	__u8 other_family;
+	struct pkt p; /* p.came.proto: 0 when it is none that may have a unified flow */
+	__u8 other_family, closed;
+	__u32 place, name; /* as a newcomer */
+	__u32 began;
+	__u64 packets, bytes; /* what its flow carried, when that is to be decided anew */
 };
 
 QUICK_ROOM_FOR(seen, s);
@@ -91,6 +93,79 @@ NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const st
 	return 0;
 }
 
+/* The first packets of a TCP connection that plain.h takes are counted here while nobody looks at flows: most connections
+ * are over soon, and to remember one costs as much as two of its packets. */
+INLINE int is_newcomer(struct seen *s)
+{
+	const struct way_key *came = &s->p.came;
+	__u64 hash = ((__u64)digest(came->saddr) << 32 | digest(came->daddr)) * 0x9e3779b97f4a7c15ull;
+	struct newcomer *n;
+
+	hash ^= hash >> 32 ^ (__u64)came->point << 32 ^ ((__u32)came->sport << 16 | came->dport);
+	hash *= 0x9e3779b97f4a7c15ull;
+	s->place = hash >> 53;
+	s->name = hash >> 20 & ~15u;
+	n = bpf_map_lookup_elem(&newcomers, &s->place);
+	return n && n->name > s->name && (n->name & ~15u) == s->name;
+}
+
+/* Whether the connection is to stay one for now. Else `s` has what it carried so far. */
+INLINE int stays_newcomer(struct seen *s)
+{
+	struct newcomer *n = bpf_map_lookup_elem(&newcomers, &s->place);
+	__u32 zero = 0, *until = bpf_map_lookup_elem(&watched, &zero);
+
+	if (!n)
+		return 0;
+	if ((n->name & ~15u) != s->name) {
+		n->name = s->name;
+		n->bytes = 0;
+		n->began = now();
+	}
+	if ((n->name & 15) < BRIEF && !(until && *until && now() < *until)) {
+		n->name += 1;
+		n->bytes += s->p.length;
+		return 1;
+	}
+	s->packets = n->name & 15;
+	s->bytes = n->bytes;
+	s->began = n->began;
+	n->name = 0;
+	return 0;
+}
+
+/* Its packets are the layers' from now on. */
+INLINE int leave_to_layers(struct seen *s)
+{
+	struct newcomer *n = bpf_map_lookup_elem(&newcomers, &s->place);
+
+	if (n && (n->name & ~15u) == s->name)
+		n->name = 0;
+	return MISS;
+}
+
+/* Remember scratch()->way, which plain.h found. */
+INLINE void keep(struct seen *s, struct scratch *room)
+{
+	struct way *w = &room->way;
+
+	if (s->p.tcp_flags & (TCP_FIN | TCP_RST))
+		return;
+	if (s->p.proto == PROTO_TCP && !s->packets && stays_newcomer(s))
+		return;
+	w->generation = s->p.generation;
+	w->decided = w->seen = now();
+	w->began = s->packets ? s->began : w->decided;
+	w->from = s->p.from;
+	copy_mac(w->own, s->p.own);
+	w->flags = s->closed;
+	w->tick = 0;
+	w->packets = s->packets + 1;
+	w->bytes = s->bytes + s->p.length;
+	__builtin_memset(w->judged, 0, sizeof(w->judged));
+	bpf_map_update_elem(&ways, &s->p.came, w, BPF_ANY);
+}
+
 INLINE void forget(__u32 point, addr_t saddr, addr_t daddr, __be16 sport, __be16 dport, __u8 proto)
 {
 	struct way_key key = {
@@ -111,6 +186,21 @@ INLINE int is_counted(const struct way *w)
 	return w->judged[GOES_IN].rule || w->judged[GOES_OUT].rule;
 }
 
+/* Whether what was decided may still be used. The clock is looked at once a tick: that costs as much as finding the flow. */
+INLINE int is_fresh(struct way *w)
+{
+	__u32 tick = bpf_jiffies64(), at;
+
+	if (w->tick == tick)
+		return 1;
+	at = now();
+	if (at - w->decided >= WAY_AGE)
+		return 0;
+	w->seen = at;
+	w->tick = tick;
+	return 1;
+}
+
 /* The unified flow of the packet behind `base` bytes, if it has one that still holds. What begins a TCP connection is
  * for the layers to see, and what ends one that a service has or that came through another host. */
 INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *s)
@@ -119,12 +209,12 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	struct eth *eth = data + base;
 	head_t *ip = data + base + ETH_LEN;
 	struct tcp *tcp = data + base + ETH_LEN + IP_HEAD;
-	struct way_key key = {};
+	struct pkt *p = &s->p;
+	__u32 length, ends = 0;
 	struct way *w;
-	__u32 length;
-	__u8 ends = 0, proto;
+	__u8 proto;
 
-	if (!s->generation || (void *)tcp + 8 > end)
+	if (!p->generation || (void *)tcp + 8 > end)
 		return 0;
 	if (eth->proto != bpf_htons(ETH_INNER)) {
 		s->other_family = eth->proto == bpf_htons(ETH_IPV6);
@@ -135,50 +225,47 @@ INLINE struct way *way_of(struct __sk_buff *ctx, const __u32 base, struct seen *
 	length = length_of(ip);
 	if (length < IP_HEAD + 8 || length > 0xffff || base + ETH_LEN + length > ctx->len)
 		return 0;
-	s->p.l4_len = 8;
+	p->l4_len = 8;
 	proto = proto_of(ip);
 	if (proto == PROTO_TCP) {
-		if ((void *)tcp + sizeof(*tcp) > end || (tcp->flags & TCP_SYN))
+		if ((void *)tcp + sizeof(*tcp) > end)
 			return 0;
+		p->tcp_flags = tcp->flags;
 		ends = tcp->flags & (TCP_FIN | TCP_RST);
-		s->p.l4_len = (tcp->offset >> 4) * 4;
+		p->l4_len = (tcp->offset >> 4) * 4;
 	} else if (proto != PROTO_UDP) {
 		return 0;
 	}
-	key.point = s->point;
-	key.saddr = ip->saddr;
-	key.daddr = ip->daddr;
-	key.sport = tcp->sport;
-	key.dport = tcp->dport;
-	key.proto = proto;
-	w = bpf_map_lookup_elem(&ways, &key);
-	if (w && ends)
+	p->saddr = p->came.saddr = ip->saddr;
+	p->daddr = p->came.daddr = ip->daddr;
+	p->sport = p->came.sport = tcp->sport;
+	p->dport = p->came.dport = tcp->dport;
+	p->proto = p->came.proto = proto;
+	p->l3 = base + ETH_LEN;
+	p->l4 = base + ETH_LEN + IP_HEAD;
+	p->length = length;
+	p->ihl = IP_HEAD;
+	p->tos = tos_of(ip);
+	p->df = is_whole(ip);
+	copy_mac(p->own, eth->src);
+	if (proto == PROTO_TCP && is_newcomer(s))
+		return 0;
+	w = bpf_map_lookup_elem(&ways, &p->came);
+	if (!w)
+		return 0;
+	if (ends)
 		w->flags |= ends;
-	if (!w || w->generation != s->generation ||
-	    (ends && ((w->flags & W_NOTED) || renames(w, &key) || is_counted(w))))
-		return 0;
-
-	__u32 at = now();
-
-	if (at - w->decided >= WAY_AGE)
-		return 0;
-	if (w->seen != at)
-		w->seen = at;
-	w->packets += 1; /* exact while one processor at a time sees the flow */
-	w->bytes += length;
-	s->p.saddr = key.saddr;
-	s->p.daddr = key.daddr;
-	s->p.sport = key.sport;
-	s->p.dport = key.dport;
-	s->p.proto = key.proto;
-	s->p.l3 = base + ETH_LEN;
-	s->p.l4 = base + ETH_LEN + IP_HEAD;
-	s->p.length = length;
-	s->p.ihl = IP_HEAD;
-	s->p.tos = tos_of(ip);
-	s->p.df = is_whole(ip);
-	copy_mac(s->own, eth->src);
-	return w;
+	if (w->generation == p->generation && !(p->tcp_flags & TCP_SYN) &&
+	    !(ends && ((w->flags & W_NOTED) || renames(w, &p->came) || is_counted(w))) && is_fresh(w)) {
+		w->packets += 1; /* exact while one processor at a time sees the flow */
+		w->bytes += length;
+		return w;
+	}
+	s->packets = w->packets;
+	s->bytes = w->bytes;
+	s->began = p->tcp_flags & TCP_SYN ? now() : w->began;
+	s->closed = p->tcp_flags & TCP_SYN ? 0 : w->flags & (TCP_FIN | TCP_RST);
+	return 0;
 }
 
 /* Whether the frame is VXLAN to this host, all of it plain: outer IP without options and not a fragment. */
@@ -197,7 +284,7 @@ INLINE int plain_tunnel(struct __sk_buff *ctx, const struct config *cfg, struct 
 	if (eth->proto != bpf_htons(ETH_OUTER) || !is_plain_outer(ip) || udp->dport != cfg->vxlan_port ||
 	    !same_host(ip->daddr, own_host(cfg)) || !(udp->flags & bpf_htonl(0x08000000)))
 		return 0;
-	s->point = AT_TUNNEL | bpf_ntohl(udp->vni) >> 8;
+	s->p.came.point = AT_TUNNEL | bpf_ntohl(udp->vni) >> 8;
 	*provider = ip->saddr;
 	*tos = tos_of_outer(ip);
 	return 1;
@@ -266,7 +353,6 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 	struct config *cfg = settings();
 	struct eth eth = { .proto = bpf_htons(ETH_INNER) };
 	struct hop hop = { .vni = w->vni, .provider = w->provider };
-	struct way_key came = { .saddr = s->p.saddr, .daddr = s->p.daddr, .sport = s->p.sport, .dport = s->p.dport };
 	__u32 ifindex = w->ifindex;
 	__u8 verdict = w->verdict;
 	QUICK_ROOM(flow, as);
@@ -279,7 +365,7 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 		return drop(ctx, R_DROP_ERROR);
 	copy_mac(hop.src, w->src);
 	copy_mac(hop.dst, w->dst);
-	if (renames(w, &came) && translate(ctx, &s->p, as))
+	if (renames(w, &s->p.came) && translate(ctx, &s->p, as))
 		return drop(ctx, R_DROP_ERROR);
 	if (verdict == W_ENCAPSULATE)
 		return encapsulate(ctx, &s->p, &hop, 0);
@@ -287,7 +373,7 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 		if (!tunnelled)
 			return into_container(ctx, ifindex, hop.dst);
 		copy_mac(eth.dst, hop.dst);
-		copy_mac(eth.src, s->own);
+		copy_mac(eth.src, s->p.own);
 		if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
 			return drop(ctx, R_DROP_ERROR);
 		bpf_skb_change_type(ctx, HOST_PACKET);
@@ -314,8 +400,8 @@ NOINLINE int again(struct __sk_buff *ctx, __u32 generation)
 	struct way *w;
 	QUICK_ROOM(seen, s);
 
-	s->point = ctx->ifindex;
-	s->generation = generation;
+	s->p.came.point = ctx->ifindex;
+	s->p.generation = generation;
 	w = way_of(ctx, 0, s);
 	if (!w || !fits(ctx, s, w))
 		return MISS;
@@ -325,41 +411,57 @@ NOINLINE int again(struct __sk_buff *ctx, __u32 generation)
 /* The same for a container's packet, which must bear the container's MAC. */
 NOINLINE int again_from_container(struct __sk_buff *ctx, __u32 generation)
 {
+	struct scratch *room = scratch();
 	struct way *w;
 	QUICK_ROOM(seen, s);
 
-	s->point = ctx->ifindex;
-	s->generation = generation;
+	s->p.came.point = ctx->ifindex;
+	s->p.generation = generation;
 	w = way_of(ctx, 0, s);
 	if (s->other_family)
 		return OTHER_FAMILY;
-	if (!w || !same_mac(s->own, w->own) || !fits(ctx, s, w))
-		return MISS;
-	if ((w->flags & W_METERED) && over_limit(ctx))
-		return drop(ctx, R_DROP_RATE);
-	return go(ctx, s, w, 0);
+	if (w) {
+		if (!same_mac(s->p.own, w->own) || !fits(ctx, s, w))
+			return MISS;
+		if ((w->flags & W_METERED) && over_limit(ctx))
+			return drop(ctx, R_DROP_RATE);
+		return go(ctx, s, w, 0);
+	}
+	if (!s->p.came.proto || !room || !plain_from_container(ctx, &s->p) || !fits(ctx, s, &room->way))
+		return leave_to_layers(s);
+	keep(s, room);
+	return go(ctx, s, &room->way, 0);
 }
 
 /* The same for a packet in the tunnel. */
 NOINLINE int again_from_underlay(struct __sk_buff *ctx, __u32 generation)
 {
 	struct config *cfg = settings();
-	host_t provider;
+	struct scratch *room = scratch();
 	struct way *w;
-	__u8 tos;
+	__u8 tos, is_known;
 	QUICK_ROOM(seen, s);
 
-	s->generation = generation;
-	if (!cfg || !plain_tunnel(ctx, cfg, s, &provider, &tos))
+	s->p.generation = generation;
+	if (!cfg || !plain_tunnel(ctx, cfg, s, &s->p.from, &tos))
 		return MISS;
 	w = way_of(ctx, VXLAN_PUSH, s);
 	if (s->other_family)
 		return OTHER_FAMILY;
-	/* a merged frame that leaves again goes through the kernel, see inbound() */
-	if (!w || !same_host(w->from, provider) || (w->verdict != W_DELIVER && ctx->gso_size) || !fits(ctx, s, w))
-		return MISS;
+	is_known = w != 0;
+	if (w) {
+		/* a merged frame that leaves again goes through the kernel, see inbound() */
+		if (!same_host(w->from, s->p.from) || (w->verdict != W_DELIVER && ctx->gso_size) || !fits(ctx, s, w))
+			return MISS;
+	} else {
+		if (!s->p.came.proto || !room || !plain_from_tunnel(&s->p))
+			return leave_to_layers(s);
+		w = &room->way;
+	}
 	if (pop_tunnel(ctx, tos))
 		return MISS;
+	if (!is_known)
+		keep(s, room);
 	s->p.l3 -= VXLAN_PUSH;
 	s->p.l4 -= VXLAN_PUSH;
 	return go(ctx, s, w, 1);
