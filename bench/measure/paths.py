@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from measure.datapath_host import DataPathHost
-from measure.places import CONTAINERS, PAIRS, SEGMENTS, add_namespace, inside, join
+from measure.places import CONTAINERS, GROWING_TIMESTAMPS, PAIRS, SEGMENTS, add_namespace, inside, join
 from overlace.lab.lab import ensure_bpffs
 from overlace.lab.shell import run
 from overlace.network.vfp.tables import (
@@ -206,8 +206,9 @@ def _build_overlace(name: str, mtu: int) -> tuple[tuple[DataPathHost, DataPathHo
             more = {"six": with6, "gateway6": GATEWAY6}
             host.call("attach", endpoint, sandbox, "eth0", True, GATEWAY, mtu, **more)
             sandboxes[address] = str(sandbox)
-            port_range = "echo 1024 65000 > /proc/sys/net/ipv4/ip_local_port_range"
-            run(["nsenter", f"--net={sandbox}", "--", "sh", "-c", port_range])
+            settings = (("/proc/sys/net/ipv4/ip_local_port_range", "1024 65000"), GROWING_TIMESTAMPS)
+            for file, text in settings:
+                run(["nsenter", f"--net={sandbox}", "--", "sh", "-c", 'echo "$1" > "$0"', file, text])
     return hosts, sandboxes
 
 

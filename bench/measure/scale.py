@@ -188,10 +188,6 @@ def _services(folder: Path, ways: Paths, rounds: int, seconds: float, say: Say) 
     does it."""
     ours, bare = ways.across["overlace"], ways.across["bare underlay"]
     other_port = ways.services["overlace"].port  # one server must not see a connection under two names
-    # A server takes a client's port again while it still waits (TIME_WAIT) if the timestamp grew. Clients give each
-    # address an offset of its own, which a balancer hides from the server: without offsets they grow always.
-    for where in (ours.client, ours.server, bare.client, bare.server):
-        run([*programs.enter(where), "sh", "-c", "echo 2 > /proc/sys/net/ipv4/tcp_timestamps"])
     for count in COUNTS:
         say(f"{GROUP}: a service of {count}, against iptables and nft")
         figure = Figure(

@@ -62,6 +62,7 @@ def test_the_end_of_a_tcp_connection_is_told(end: str) -> None:
         for address in ("10.0.1.6", "10.0.1.9"):
             log = FlowLog()
             log.look([])
+            a.call("flows")  # who looks at flows sees connections from their first packet on
             with connect(one.path, address, 80) as connection:
                 line(connection)
                 assert echo(connection, b"x" * 5000)
