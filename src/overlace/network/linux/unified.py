@@ -23,7 +23,9 @@ _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
 # struct way_key and struct way, by the bytes of an address and, of struct way, those of a host's
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
-_WAY = {(n, h): struct.Struct(f"=III{n}s{n}s2s2s{h}s{h}sII6s6s6sBBI8xQQ64x") for n in (4, 16) for h in (4, 16)}
+_WAY = {
+    (n, h): struct.Struct(f"=III{n}s{n}s2s2s{h}s{h}sII6s6s6sBBI8xQQ64x") for n in (4, 16) for h in (4, 16)
+}
 # struct flow_key, and of struct flow: source, destination, their ports, kind
 _FLOW_KEY = {(n, h): struct.Struct(f"=I{n}s{n}s2s2s{4 if h == 4 else 20}x") for n in (4, 16) for h in (4, 16)}
 _FLOW = {(n, h): struct.Struct(f"={n}s{n}s2s2s{28 if h == 4 else 44}xB") for n in (4, 16) for h in (4, 16)}
