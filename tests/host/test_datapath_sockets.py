@@ -173,7 +173,9 @@ def guard(world: SimpleNamespace, *out: AccessRule) -> None:
     plain = world.c8.endpoints[0]
     inbound = AccessList(4097, plain.address, "IN", (AccessRule("block"),))
     outbound = AccessList(4097, plain.address, "OUT", out)
-    guarded = msgspec.structs.replace(plain, inbound=inbound.number, outbound=outbound.number)
+    guarded = msgspec.structs.replace(
+        plain, inbound=inbound.number, outbound=outbound.number, lets_out=outbound.allows_all
+    )
     world.a.put(inbound, outbound, guarded)
 
 
@@ -226,13 +228,18 @@ def until(done: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("guarded", [False, True])
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_connection_not_begun_goes_to_another_backend(world: SimpleNamespace, gone: bool) -> None:
+def test_a_connection_not_begun_goes_to_another_backend(
+    world: SimpleNamespace, gone: bool, guarded: bool
+) -> None:
     """A backend whose host is dead does not answer; when it is taken out, the next attempt of the client's kernel reaches
-    another one, under the dead one's name."""
+    another one, under the dead one's name. `guarded`: nobody may connect to the client, who may connect to all."""
     dead = RemoteEndpoint(4097, "10.0.1.40", mac_of("10.0.1.40"), PREFIX + "99")
     world.a.put(dead)
     serve(world, (Backend(4097, "10.0.1.40", 80),))
+    if guarded:
+        guard(world, AccessRule("allow"))
     got: list[socket.socket] = []
     asking = threading.Thread(target=lambda: got.append(connect(world.c8.path, VIP, 80, timeout=15)))
     asking.start()
@@ -248,6 +255,7 @@ def test_a_connection_not_begun_goes_to_another_backend(world: SimpleNamespace, 
         assert line(connection)[0] in ("s6", "s7")
         assert connection.getpeername() == (VIP, 80)
         assert echo(connection, os.urandom(200_000))
+    world.a.put(world.c8.endpoints[0])
     if not gone:
         world.a.call("apply", Delta(remove=(dead.key,)))
 

@@ -13,7 +13,7 @@ from overlace.network.hns.errors import HcnError
 from overlace.network.overlay import guid_of
 from overlace.network.vfp.model import HOST_PORT, Packet
 from overlace.network.vfp.simulate import Verdict, simulate
-from overlace.network.vfp.tables import AccessList, LocalEndpoint
+from overlace.network.vfp.tables import AccessList, AccessRule, LocalEndpoint
 
 from .world import HOST, ME, OTHER, World, endpoint, port, service, shop, task
 
@@ -67,6 +67,17 @@ def test_only_whom_the_label_names() -> None:
         assert refused.steps[-1].layer == "FW_ADMIN_LAYER_ID"
     out = simulate(w.hns.state, HOST, BACK, "OUT", Packet("10.0.1.9", "10.0.1.11", 6, 1, 80))
     assert out.action == "encap"  # what it opens itself is free
+    local = w.data_path.get(("endpoint", 4097, "10.0.1.9"))
+    assert isinstance(local, LocalEndpoint) and local.outbound and not local.lets_out  # not to itself
+
+
+def test_what_lets_everything_out() -> None:
+    def allows_all(*rules: AccessRule) -> bool:
+        return AccessList(4097, "10.0.1.9", "OUT", rules).allows_all
+
+    assert allows_all(AccessRule("allow", tier=3), AccessRule("block"))
+    assert not allows_all() and not allows_all(AccessRule("allow", 6))
+    assert not allows_all(AccessRule("block", remote=("10.0.1.5/32",)), AccessRule("allow"))
 
 
 def test_tasks_come_and_go() -> None:

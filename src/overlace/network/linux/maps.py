@@ -175,7 +175,7 @@ def encode(entry: Entry, attachments: Mapping[str, Attachment], hosts: Family = 
             number, found = _nat_list(entry)
             rows += found
             flags = (1 if entry.outbound_nat else 0) | filtered << 1 | (4 if entry.rate else 0)
-            flags |= 8 if entry.host_route else 0
+            flags |= (8 if entry.host_route else 0) | (16 if entry.lets_out else 0)
             routes, found = _hop_list(entry.hops, family, hosts)
             rows += found
             if entry.rate:

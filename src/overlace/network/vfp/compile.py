@@ -181,6 +181,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 ),
                 inbound=inbound,
                 outbound=outbound,
+                lets_out=bool(access) and access[1].allows_all,
                 rate=qos.settings.maximum_outgoing_bandwidth_in_bytes if qos is not None else 0,
             )
         )

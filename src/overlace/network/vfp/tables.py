@@ -77,6 +77,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True, tag="local"):
     nat_exceptions: tuple[str, ...] = ()  # CIDRs never translated
     inbound: int = 0  # number of the AccessList for connections to it; 0: anyone may
     outbound: int = 0  # for connections from it; both are 0 or neither is
+    lets_out: bool = False  # `outbound` allows every connection, whatever it goes to
     nat_destinations: tuple[str, ...] = ()  # CIDRs it may reach so; none: any
     rate: int = 0  # bytes per second it may send, Ethernet headers counted; 0: no limit
     # further pairs of exceptions and destinations: what one of them lets out goes out
@@ -205,6 +206,11 @@ class AccessList(msgspec.Struct, frozen=True, tag="access"):
     @property
     def key(self) -> tuple[object, ...]:
         return ("access", self.vni, self.address, self.direction)
+
+    @property
+    def allows_all(self) -> bool:
+        """Whether its first rule allows every connection."""
+        return bool(self.rules) and msgspec.structs.replace(self.rules[0], tier=0) == AccessRule("allow")
 
     @property
     def number(self) -> int:

@@ -98,8 +98,16 @@ NOINLINE int by_choice(struct __sk_buff *ctx, const struct pkt *p, const struct 
 		note_choice(p, c);
 		return C_NONE;
 	}
-	if (!fe || (port->flags & PORT_FILTERED)) /* rules would be asked about another name */
+	if (!fe || (port->flags & (PORT_FILTERED | PORT_LETS_OUT)) == PORT_FILTERED) /* rules would be asked about another name */
 		return C_REFUSE;
+	if (f && f->kind == F_CHOSEN) { /* from now on rules are asked about the backend, and remember their answer */
+		struct flow_key key = {
+			.scope = port->vni, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport,
+			.proto = p->proto,
+		};
+
+		bpf_map_delete_elem(&flows, &key);
+	}
 balance:
 	q->scope = q->client_vni = port->vni;
 	q->source = p->saddr;

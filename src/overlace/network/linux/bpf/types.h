@@ -70,7 +70,7 @@ enum reason {
 
 enum kind { K_LOCAL = 1, K_REMOTE = 2, K_VIP = 3, K_GATEWAY = 4, K_BROADCAST = 5 };
 enum { NET_INGRESS = 1, NET_LOCAL = 2, NET_FLOOD = 4 };
-enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4, PORT_HOST = 8 };
+enum { PORT_OUTBOUND = 1, PORT_FILTERED = 2, PORT_METERED = 4, PORT_HOST = 8, PORT_LETS_OUT = 16 };
 enum { NAT_NEVER = 1, NAT_ALLOWED = 2 };
 enum { ENDPOINT_FILTERED = 1 };
 enum verdict { RULE_BLOCK = 0, RULE_ALLOW = 1, RULE_PASS = 2 };
