@@ -330,6 +330,7 @@ VNI_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 MTU_OPTION = "com.docker.network.driver.mtu"
 MULTICAST_OPTION = "overlace.multicast"  # true: broadcast and multicast are carried
 MULTICAST_RATE_OPTION = "overlace.multicast.rate"  # packets per second that one host may send
+HOST_ACCESS_OPTION = "overlace.host-access"  # true: hosts' own processes reach its services and containers
 DEFAULT_MULTICAST_RATE, MAX_MULTICAST_RATE = 1000, 1_000_000
 # RFC 791: what every host must take whole; an overlay adds 50 bytes of headers to an IP packet of at most 65535.
 MIN_MTU, MAX_MTU = 576, 65485

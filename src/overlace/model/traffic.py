@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from overlace.model.errors import InvalidArgument
 from overlace.model.specs import (
     DEFAULT_MULTICAST_RATE,
+    HOST_ACCESS_OPTION,
     MAX_MULTICAST_RATE,
     MULTICAST_OPTION,
     MULTICAST_RATE_OPTION,
@@ -100,3 +101,8 @@ def multicast_rate(options: Mapping[str, str]) -> int:
         return 0
     text = options.get(MULTICAST_RATE_OPTION, "")
     return min(int(text), MAX_MULTICAST_RATE) if text.isdecimal() and int(text) else DEFAULT_MULTICAST_RATE
+
+
+def host_access(options: Mapping[str, str]) -> bool:
+    """Whether hosts' own processes reach services and containers of a network with these options."""
+    return options.get(HOST_ACCESS_OPTION) == "true"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.versions import LATEST, lacks
+from overlace.network.host_access import HostAccesses, asked, plan_host_access
 from overlace.network.hostports import listening
 from overlace.network.keeping import Keeping
 from overlace.network.looking import look
@@ -89,6 +90,7 @@ class OverlayDriver:
         self._passes = Passes(self._pass)
         self._refusals = Refusals()
         self._fill_watch = FillWatch(datapath)
+        self._host_access = HostAccesses(datapath)
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
         self.on_paths: Callable[[Sequence[PathState]], None] = lambda paths: None
@@ -156,7 +158,7 @@ class OverlayDriver:
             "lacks": lacks(LATEST) if self._windows else {},
             "documents": len(self._hns.documents) if self._hns is not None else 0,
             "tasks": len(self._records.ids()),
-            "refused": self._refusals.texts(),
+            "refused": [*self._refusals.texts(), *self._host_access.refused()],
         }
 
     def paths(self) -> list[PathState]:
@@ -198,6 +200,7 @@ class OverlayDriver:
                 if record.sandbox:
                     guid = guid_of("endpoint", network_id, record.asked.task_id)
                     yield Inside(guid, Path(record.sandbox), name, network_id == via)
+        yield from self._host_access.inside()
 
     @property
     def switch(self) -> Switch:
@@ -253,6 +256,25 @@ class OverlayDriver:
             await self._datapath.reconcile(compiler.tables)
         elif delta:
             await self._datapath.apply(delta)
+        await self._open_to_host(view, changed, doubt, compiler)
+
+    async def _open_to_host(
+        self, view: NetView, changed: set[str] | None, doubt: bool, compiler: Compiler
+    ) -> None:
+        """Let this host's own processes into the networks that ask for it, when anything of that may have changed."""
+        own = f"node/{self._node_id}"
+        kept = changed is not None and not any(k == own or k.startswith("network/") for k in changed)
+        if self._view is None or self._windows or (kept and not doubt and self._host_access.settled):
+            return
+        me, networks = view.node(self._node_id), asked(view)
+        entries: dict[str, LocalEndpoint] = {}
+        for n in networks:
+            address = me.addresses.get(n.id, "").split("/")[0] if me is not None else ""
+            entry = compiler.tables.get(("endpoint", n.vni, address))
+            if isinstance(entry, LocalEndpoint):
+                entries[n.id] = entry
+        mtus = self._network_mtus(view, [n.id for n in networks])
+        await self._host_access.follow(plan_host_access(networks, entries, mtus))
 
     # -- tasks -----------------------------------------------------------------------------------------------
 
@@ -296,6 +318,9 @@ class OverlayDriver:
     def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
         """Interface MTUs by network."""
         networks = [a.network_id for a in task.attachments] + [LOCAL_NETWORK] * task.on_local
+        return self._network_mtus(view, networks)
+
+    def _network_mtus(self, view: NetView, networks: Iterable[str]) -> dict[str, int]:
         under = self._datapath.underlay()
         overhead = tunnel_overhead(under.address)
         return plan_mtus(view, networks, self._node_id, under.mtu, self._ways.measured(), overhead)
@@ -305,9 +330,8 @@ class OverlayDriver:
         view = self._view
         if view is None:
             return
-        under, measured = self._datapath.underlay(), self._ways.measured()
-        networks, overhead = [n.id for n in view.of(NetworkEntry)], tunnel_overhead(under.address)
-        there = plan_mtus(view, networks, self._node_id, under.mtu, measured, overhead)
+        there = self._network_mtus(view, [n.id for n in view.of(NetworkEntry)])
+        yield from self._host_access.interfaces({n.name: there[n.id] for n in view.of(NetworkEntry)})
         for record in self._records:
             task = record.local.task
             if not record.sandbox:

@@ -24,7 +24,7 @@ from overlace.model.netview import (
     ServiceEntry,
     container_mac,
 )
-from overlace.model.traffic import multicast_rate
+from overlace.model.traffic import host_access, multicast_rate
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import (
     LOCAL_NETWORK,
@@ -320,7 +320,8 @@ class OverlayPlanner:
         )
 
     def _node(self, node_id: str, view: NetView) -> list[Document]:
-        """A node's own address on each network: our source VIP here, a remote endpoint elsewhere."""
+        """A node's own address on each network: our source VIP here, a remote endpoint elsewhere; where the option says
+        so, the endpoint from which this host's own processes speak."""
         node = view.node(node_id)
         if node is None or (node_id != self.node_id and node.provider_address and not self._reach(node)):
             return []
@@ -343,6 +344,17 @@ class OverlayPlanner:
                     flags=int(EndpointFlags.REMOTE) if remote else 0,
                 )
             )
+            if not remote and not self.windows and host_access(network.driver_opts) and not network.ingress:
+                own = NamespaceResource("Endpoint", ResourceData(out[-1].id))
+                out.append(
+                    HostComputeNamespace(
+                        id=guid_of("namespace", "node", network_id, node_id),
+                        owner=OWNER,
+                        name=f"{network.name}-{node.hostname or node_id}",
+                        type="Guest",
+                        resources=(own,),
+                    )
+                )
         return out
 
     def _remote(self, source: Source, view: NetView) -> list[Document]:

@@ -74,6 +74,7 @@ def ipam(**config: Any) -> dict[str, Any]:
         ({"Options": {MTU_OPTION: "575"}}, 400, "'575' is not an MTU; give a number between 576 and 65485"),
         ({"Options": {MTU_OPTION: "jumbo"}}, 400, "'jumbo' is not an MTU"),
         ({"Options": {"overlace.multicast": "yes"}}, 400, "'yes': write true or false"),
+        ({"Options": {"overlace.host-access": "1"}}, 400, "'1': write true or false"),
         (
             {"Options": {"overlace.multicast": "true", "overlace.multicast.rate": "0"}},
             400,

@@ -12,13 +12,14 @@ import pytest
 
 from overlace.model.errors import Conflict, InvalidArgument, Unavailable
 from overlace.model.netview import NetView
-from overlace.model.specs import MTU_OPTION, PortConfig
+from overlace.model.specs import HOST_ACCESS_OPTION, MTU_OPTION, PortConfig
 from overlace.network import driver as driver_module
 from overlace.network import fill_watch
 from overlace.network.balancing import Balancing
 from overlace.network.base import TaskNetwork
 from overlace.network.counted import Hit
 from overlace.network.driver import OverlayDriver
+from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 from overlace.network.hostports import listening, plan_host_ports
 from overlace.network.overlay import guid_of
 from overlace.network.records import LocalAddresses
@@ -55,6 +56,8 @@ class Kernel:
         self.six: dict[str, tuple[str, int, str]] = {}  # by endpoint id: address, prefix length, gateway
         self.paths: dict[str, int] = {}
         self.counted = asyncio.Event()
+        self.accesses: dict[str, HostAccess] = {}
+        self.conflict = ""
 
 
 class Silence:
@@ -149,6 +152,22 @@ class MemoryDataPath:
     async def detach(self, endpoint_id: str) -> None:
         await self._step("detach")
         self.kernel.interfaces.pop(endpoint_id, None)
+
+    async def ensure_host_access(self, access: HostAccess) -> str:
+        await self._step("ensure_host_access")
+        if self.kernel.conflict:
+            return self.kernel.conflict
+        self.kernel.accesses[access.endpoint_id] = access
+        return ""
+
+    async def keep_host_access(self, endpoint_ids: frozenset[str]) -> None:
+        await self._step("keep_host_access")
+        for sandbox in [s for s in self.kernel.sandboxes if s.startswith(SANDBOX_PREFIX)]:
+            guid = sandbox.removeprefix(SANDBOX_PREFIX)
+            if guid not in endpoint_ids:
+                self.kernel.accesses.pop(guid, None)
+                self.kernel.interfaces.pop(guid, None)
+                self.kernel.sandboxes.discard(sandbox)
 
     async def bind_dns(self, sandbox: Path) -> tuple[socket.socket, socket.socket]:
         if sandbox.name not in self.kernel.sandboxes:
@@ -515,3 +534,50 @@ async def test_full_tables_are_looked_for_while_it_runs(host: Host, monkeypatch:
     host.kernel.counted.clear()
     await asyncio.sleep(0)
     assert not host.kernel.counted.is_set()
+
+
+def reached_from_hosts(v: NetView, **options: str) -> NetView:
+    v.put(
+        msgspec.structs.replace(network("back", 4097, 1), driver_opts=options or {HOST_ACCESS_OPTION: "true"})
+    )
+    return v
+
+
+async def test_the_host_itself_reaches_a_network_while_its_option_says_so(host: Host) -> None:
+    d = await host.start(v=reached_from_hosts(view()))
+    guid = guid_of("node", "back", ME)
+    [access] = host.kernel.accesses.values()
+    assert (access.endpoint_id, access.network, access.subnets) == (guid, "back", ("10.0.1.0/24",))
+    assert host.kernel.interfaces[guid] == (SANDBOX_PREFIX + guid, "eth0", False, "", 1450)
+    assert isinstance(host.kernel.tables.get(("endpoint", 4097, "10.0.1.2")), LocalEndpoint)
+    before = len(host.path.calls)
+    await d.apply_view(reached_from_hosts(view()), {"endpoint/back/far"})
+    assert "keep_host_access" not in host.path.calls[before:], "a task elsewhere changes nothing of it"
+    again = await host.start(v=reached_from_hosts(view()))
+    assert set(host.kernel.accesses) == {guid}, "a restarted daemon finds it again"
+    await again.apply_view(reached_from_hosts(view(), other="1"), {"network/back"})
+    assert not host.kernel.accesses and guid not in host.kernel.interfaces and not host.kernel.sandboxes
+    assert host.kernel.tables.get(("endpoint", 4097, "10.0.1.2")) is None
+    await again.apply_view(reached_from_hosts(view()), {"network/back"})
+    assert set(host.kernel.accesses) == {guid}
+    gone = view()
+    gone.put(node(ME, HOST, ingress="10.0.0.2"))
+    gone.remove("network/back")
+    await again.apply_view(gone, None)
+    assert not host.kernel.accesses and not host.kernel.sandboxes, "the host left the network"
+
+
+async def test_a_route_of_the_hosts_own_stands_and_the_refusal_is_told(host: Host) -> None:
+    host.kernel.conflict = "subnet 10.0.1.0/24 overlaps the host's own route to 10.0.0.0/8"
+    d = await host.start(v=reached_from_hosts(view()))
+    [text] = d.describe()["refused"]  # type: ignore[misc]
+    assert "cannot reach network back" in text and "10.0.0.0/8" in text and "--subnet" in text
+    assert (await d.attach(web())).addresses["back"] == "10.0.1.9/24", "tasks do not wait for it"
+    host.kernel.conflict = ""
+    await d.attach(web("t2", 10))
+    assert set(host.kernel.accesses) == {guid_of("node", "back", ME)} and d.describe()["refused"] == []
+
+
+async def test_an_emulated_windows_host_keeps_out(host: Host) -> None:
+    await host.start(v=reached_from_hosts(view()), os="windows")
+    assert not host.kernel.accesses

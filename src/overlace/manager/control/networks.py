@@ -7,7 +7,7 @@ or VNI that is another network's is refused here, where Docker accepts it and fa
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -19,9 +19,10 @@ from overlace.manager.control.lookup import find
 from overlace.manager.control.names import check_dns_name
 from overlace.manager.control.words import unsupported
 from overlace.model.errors import Conflict, FailedPrecondition, InvalidArgument, PermissionDenied
-from overlace.model.objects import Cluster, Network, Service
+from overlace.model.objects import Cluster, Network, Node, Service
 from overlace.model.policy import LABELS, check_network_labels
 from overlace.model.specs import (
+    HOST_ACCESS_OPTION,
     MAX_MTU,
     MAX_MULTICAST_RATE,
     MIN_MTU,
@@ -32,6 +33,7 @@ from overlace.model.specs import (
     IpamConfig,
     NetworkSpec,
 )
+from overlace.model.traffic import host_access
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
 
@@ -41,7 +43,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 class Networks(Core):
     async def create_network(self, spec: NetworkSpec) -> tuple[str, str]:
-        """The new network's id, and a warning when few subnets are left ("" otherwise).
+        """The new network's id, and a warning when few subnets are left or hosts lack what an option asks ("" otherwise).
 
         Raises InvalidArgument, Conflict, Unimplemented.
         """
@@ -59,7 +61,10 @@ class Networks(Core):
             await self._commit([Put(network, expect=0)])
         own = any(config.subnet for config in spec.ipam.config if version_of(config.subnet) == 4)
         cluster = next(iter(view.all(Cluster)), None)
-        return network.id, "" if own or cluster is None else explain_pool(cluster, view.all(Network))
+        warnings = ["" if own or cluster is None else explain_pool(cluster, view.all(Network))]
+        if host_access(spec.options):
+            warnings.append(_explain_host_access(view.all(Node)))
+        return network.id, "; ".join(w for w in warnings if w)
 
     async def set_network_policy(self, id: str, labels: Mapping[str, str]) -> None:
         """Give the network these overlace.policy labels in place of those it has; its other labels stay. Docker changes
@@ -254,7 +259,7 @@ def _check_options(options: dict[str, str]) -> None:
             _check_vni(value)
         elif key == MTU_OPTION:
             _check_mtu(value)
-        elif key == MULTICAST_OPTION:
+        elif key in (MULTICAST_OPTION, HOST_ACCESS_OPTION):
             if value not in ("true", "false"):
                 raise InvalidArgument(f"option {key}: '{value}': write true or false")
         elif key == MULTICAST_RATE_OPTION:
@@ -267,8 +272,18 @@ def _check_options(options: dict[str, str]) -> None:
         else:
             raise InvalidArgument(
                 f"unknown option {key} for an overlay network; known are {VNI_OPTION}, {MTU_OPTION}, "
-                f"{MULTICAST_OPTION}, {MULTICAST_RATE_OPTION} and encrypted=false"
+                f"{MULTICAST_OPTION}, {MULTICAST_RATE_OPTION}, {HOST_ACCESS_OPTION} and encrypted=false"
             )
+
+
+def _explain_host_access(nodes: Iterable[Node]) -> str:
+    """Which hosts the option does nothing on; "" when there are none."""
+    found = sorted(
+        n.description.hostname
+        for n in nodes
+        if n.description is not None and not n.removed and n.description.os == "windows"
+    )
+    return f"option {HOST_ACCESS_OPTION} does nothing on Windows hosts: {', '.join(found)}" if found else ""
 
 
 def _check_mtu(value: str) -> None:

@@ -22,10 +22,11 @@ from overlace.model.findings import Finding, Inject, Sighting
 from overlace.network.balancing import Balancing, Wish
 from overlace.network.base import Inside
 from overlace.network.counted import Held, Hit
+from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
-from . import audit, dns, figures, inject, nft, outside6, sockets, unified, veth
+from . import audit, dns, figures, host_access, inject, nft, outside6, sockets, unified, veth
 from .bpf_syscall import Map
 from .contents import Contents, merge
 from .family import V6, family_of
@@ -204,6 +205,8 @@ class DataPath:
         for link in netlink.links():
             if veth.is_ours(link) or link.name == VXLAN_DEVICE:
                 netlink.delete_link(link.ifindex)
+        for owner in host_access.ours(netlink.links(), self.instance):
+            host_access.remove(netlink, self.instance, owner)
         if not self._loader.tcx:
             for link in netlink.links():
                 if link.ifindex == _LO or link.ifindex == find_underlay(netlink, self._address).ifindex:
@@ -352,6 +355,21 @@ class DataPath:
         before = contents.change((), [e.key for e in entries])
         contents.attached.pop(endpoint_id, None)
         contents.write(merge(before, contents.change(entries, ())))
+
+    async def ensure_host_access(self, access: HostAccess) -> str:
+        """The host's own routes into an attached endpoint's network. Returns why it cannot have them, else ""."""
+        return await self._do(lambda: host_access.ensure(self._open_netlink(), self.instance, access))
+
+    async def keep_host_access(self, endpoint_ids: frozenset[str]) -> None:
+        """Remove what there is of others than these: routes, interfaces, sandboxes."""
+        await self._do(lambda: self._keep_host_access(endpoint_ids))
+
+    def _keep_host_access(self, endpoint_ids: frozenset[str]) -> None:
+        netlink, folder = self._open_netlink(), self.exec_dir / "netns"
+        for owner in host_access.stray(folder, netlink.links(), self.instance, endpoint_ids):
+            host_access.remove(netlink, self.instance, owner)
+            self._detach(owner)
+            remove_namespace(folder / f"{SANDBOX_PREFIX}{owner}")
 
     async def free_ifname(self, sandbox: Path, mac: str) -> str:
         """The name of the sandbox's interface with this MAC, else the first of eth0, eth1, … it has not."""

@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 import msgspec
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWADDR, _GETADDR, _NEWROUTE, _NEWNEIGH = 20, 22, 24, 28
+_NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH = 20, 22, 24, 26, 28
 _NEWQDISC, _DELQDISC, _NEWTFILTER = 36, 37, 44
 _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 1, 4, 0x100, 0x200, 0x400, 0x300
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 18, 20, 28
@@ -44,6 +44,15 @@ class Address(msgspec.Struct, frozen=True):
     address: str
     prefix: int
     flags: int = 0  # IFA_F_* of linux/if_addr.h, the lower eight bits
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One route of the main table. `ours`: a data path made it."""
+
+    ifindex: int  # 0: none, or several
+    destination: str
+    prefix: int
+    ours: bool
 
 
 def _packed(address: str) -> tuple[int, bytes]:
@@ -250,6 +259,18 @@ class Netlink:
         if gateway:
             body += _attr(5, _packed(gateway)[1])
         self._request(_NEWROUTE, _CREATE | _REPLACE, body, f"route {destination}/{prefix} {gateway}".rstrip())
+
+    def routes(self) -> list[Route]:
+        """The IPv4 routes of the main table (RT_TABLE_MAIN), where a host's administrator and its daemons have theirs."""
+        found = []
+        for body in self._dump(_GETROUTE, struct.pack("BBBBBBBBI", socket.AF_INET, *[0] * 8)):
+            _, prefix, _, _, table, protocol, _, _, _ = struct.unpack_from("BBBBBBBBI", body)
+            values = dict(_attrs(body[12:]))
+            to = values.get(1, bytes(4))  # RTA_DST
+            (ifindex,) = struct.unpack("I", values.get(4, bytes(4)))  # RTA_OIF
+            if table == 254:
+                found.append(Route(ifindex, str(IPv4Address(to)), prefix, protocol == _ROUTE_PROTOCOL))
+        return found
 
     def add_neighbour(self, ifindex: int, address: str, mac: str) -> None:
         """A permanent neighbour entry, replacing another."""

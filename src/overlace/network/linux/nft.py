@@ -12,6 +12,9 @@ import subprocess
 import msgspec
 
 PORT_PREFIX = "ov"  # host-side veths: this and eight hexadecimal digits
+ACCESS_PREFIX = (
+    "oh"  # the same, of veths through which the host's own processes reach a network (host_access.py)
+)
 # Translated source ports stay clear of published ones (30000-32767 are the swarm's own choice): an answer to a
 # published UDP port would be taken for a new client.
 OUTBOUND_PORTS = "32768-60999"
@@ -65,6 +68,8 @@ add rule {family} {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_
 add rule {family} {name} forward ct state new meta l4proto {{ tcp, udp }} iifname vmap @pools
 add rule {family} {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
 add rule {family} {name} forward oifname "{PORT_PREFIX}*" drop
+add rule {family} {name} forward oifname "{ACCESS_PREFIX}*" drop
+add rule {family} {name} forward iifname "{ACCESS_PREFIX}*" drop
 """
 
 
