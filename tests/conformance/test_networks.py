@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .bed import Docker, Swarm, eventually, overlay_address
+from .bed import Docker, Swarm, eventually, overlay_address, vip
 
 Image = Callable[[str], str]
 VNI = "com.docker.network.driver.overlay.vxlanid_list"
@@ -376,3 +376,34 @@ def test_networks_made_from_a_configuration(docker: Docker, swarm: Swarm, image:
     assert docker("network", "ls", "-q", "-f", "name=settings"), "settings are not litter"
     docker("service", "rm", "configured")
     docker("network", "rm", "made", "settings")
+
+
+def test_hosts_own_processes_reach_a_network_that_says_so(
+    anydocker: Docker, swarm: Swarm, image: Image
+) -> None:
+    wish = {"Name": "lan", "Driver": "overlay", "Options": {"overlace.host-access": "true"}}
+    made = swarm.call("POST", "/networks/create", wish)  # the CLI prints no warning
+    assert "overlace.host-access does nothing on Windows hosts: windows-1" in made["Warning"]
+    try:
+        anydocker(
+            *("service", "create", "-d", "--network", "lan", "--name", "reached", "--mode", "global"),
+            *("--hostname", "{{.Node.Hostname}}", image("multi:1")),
+        )
+        where = swarm.where("reached", 3)
+        address = vip(swarm.get("/services/reached"), swarm.get("/networks/lan")["Id"])
+        for host in ("linux-1", "linux-2"):
+            found = {
+                str(swarm.answers(f"http://{address}/cgi-bin/who", host=host)["host"]) for _ in range(30)
+            }
+            assert found == set(where), f"{host} reaches every task through the VIP"
+            for other, [task] in where.items():
+                at = overlay_address(task, "lan")
+                assert swarm.answers(f"http://{at}/cgi-bin/who", host=host)["host"] == other
+        assert not swarm.curl(f"http://{address}/cgi-bin/who", host="windows-1", seconds=1)
+    finally:
+        anydocker.run("service", "rm", "reached")
+        eventually(lambda: anydocker.run("network", "rm", "lan").returncode == 0, "lan is removed")
+    for host in ("linux-1", "linux-2"):
+        eventually(
+            lambda host=host: " oh" not in swarm.lab.exec(host, "ip", "-o", "link").stdout, "nothing is left"
+        )

@@ -11,6 +11,7 @@ import pytest
 from datapath_bed import ask, connect, line, ping, run
 from driver_bed import BACK, INGRESS, OTHER, SHOP, DriverBed, DriverHost
 
+from overlace.model.findings import Examine
 from overlace.model.policy import ALLOW_FROM, parse_items
 from overlace.model.specs import HOST_ACCESS_OPTION
 from overlace.network.base import Attached
@@ -66,6 +67,7 @@ def test_from_the_host_to_services_and_containers_here_and_elsewhere(bed: Driver
     assert ask(one.path, HERE, 80)[0] == "a" and ping(one.path, THERE)
     assert b.sandbox is not None and refused(b.sandbox, own), "and nothing is open there"
     assert not refused(b.sandbox, HERE)
+    assert one.call("ask", Examine()).findings == (), "overlace check finds all in order"
 
 
 def test_policies_hold_for_the_host_too(bed: DriverBed) -> None:

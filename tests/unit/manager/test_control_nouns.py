@@ -152,6 +152,20 @@ async def test_a_networks_policy_changes_and_nothing_else_of_it() -> None:
     assert next(iter(kit.store.view().all(Network))).version == version, "what changes nothing writes nothing"
 
 
+async def test_an_option_that_does_nothing_on_some_hosts_is_told() -> None:
+    kit = Kit()
+    asked = {"Options": {"overlace.host-access": "true"}}
+    await kit.node("n1")
+    assert (await kit.control.create_network(network(**asked)))[1] == ""
+    node = await kit.node("n2", hostname="win-1")
+    assert node.description is not None
+    windows = msgspec.structs.replace(node.description, os="windows")
+    await kit.store.commit([Put(msgspec.structs.replace(node, description=windows))])
+    _, warning = await kit.control.create_network(network(Name="two", **asked))
+    assert warning == "option overlace.host-access does nothing on Windows hosts: win-1"
+    assert (await kit.control.create_network(network(Name="three")))[1] == ""
+
+
 async def test_a_taken_network_name() -> None:
     kit = Kit()
     await kit.control.create_network(network())
