@@ -81,7 +81,9 @@ def test_containers_reach_each_other(world: SimpleNamespace, address: str) -> No
     after = world.a.counters()
     assert after["slow_path"] == before["slow_path"], "the programs encapsulate"
     assert after["encapsulated"] > before["encapsulated"] + 8
-    assert not {k: v - before[k] for k, v in after.items() if k.startswith("drop_") and v != before[k]}
+    # the containers' kernels send this and that of their own that nobody asked for
+    dropped = {k for k, v in after.items() if k.startswith("drop_") and v != before[k]}
+    assert not dropped - {"drop_unsupported"}
 
 
 @pytest.mark.parametrize("address", [TWO, TWO6, VIP, VIP6])
