@@ -47,6 +47,11 @@ def read_file(text: str, where: str = "the file") -> Wanted:
     return _members(_document(text, where), "services", tuple(MEMBERS), where)
 
 
+def names_networks(text: str, where: str = "the file") -> bool:
+    """Whether it speaks of networks at all, be it to say that none has a policy. Raises InvalidArgument."""
+    return "networks" in _document(text, where)
+
+
 def read_networks(text: str, where: str = "the file") -> Wanted:
     """What it says of networks: for services on them that have no list of their own. Raises InvalidArgument."""
     return _members(_document(text, where), "networks", LISTS, where)
@@ -252,7 +257,9 @@ def apply_file(path: str, prune: bool, dry_run: bool, host: str) -> None:
     wanted, defaults = read_file(text, path), read_networks(text, path)
     changes = plan_changes(wanted, _services(engine), prune=prune)
     # a file that speaks of services alone leaves networks as they are
-    wide = plan_changes(defaults, _networks(engine), prune=prune and bool(defaults), kind="network")
+    wide = plan_changes(
+        defaults, _networks(engine), prune=prune and names_networks(text, path), kind="network"
+    )
     for change in (*changes, *wide):
         is_network = change in wide
         if not dry_run:

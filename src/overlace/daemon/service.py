@@ -24,12 +24,12 @@ LOG = (
     "overlace.log"  # in the data root; on Windows, where a service has no console. systemd keeps the journal
 )
 _PROGRAM = ("-m", "overlace.cli.main")
-_PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+_PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def daemon_options(arguments: Sequence[str]) -> DaemonOptions:
     """What `overlace daemon ARGUMENTS` would be started with. Raises InvalidArgument, click's UsageError."""
-    return check_options(**daemon_command.make_context("overlace daemon", list(arguments)).params)
+    return check_options(**daemon_command.make_context("overlace service install", list(arguments)).params)
 
 
 def service_command(arguments: Sequence[str], windows: bool = ON_WINDOWS) -> list[str]:
@@ -54,7 +54,7 @@ def service() -> None:
 def install(shown: bool, arguments: tuple[str, ...]) -> None:
     """Have the host start the daemon at boot and whenever it fails, with these options of `overlace daemon`.
 
-    Stopping the service, or removing it, ends no container and no traffic.
+    `overlace daemon --help` has the options. Stopping the service, or removing it, ends no container and no traffic.
     """
     daemon_options(arguments)
     command = service_command(arguments)
@@ -71,6 +71,9 @@ def install(shown: bool, arguments: tuple[str, ...]) -> None:
             return
         process.need_privileges()
         systemd.install(text)
+        if not systemd.RUNNING.is_dir():
+            click.echo("installed; systemd does not run on this host: it will start at a boot with systemd")
+            return
     click.echo("installed; it starts at boot, or now with: overlace service start")
 
 
@@ -82,6 +85,7 @@ def remove() -> None:
         scm.remove()
     else:
         systemd.remove()
+    click.echo("removed")
 
 
 @service.command()

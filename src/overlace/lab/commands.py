@@ -62,7 +62,7 @@ def _print_table(lab: Lab) -> None:
 @lab.command()
 @_name_argument
 @click.option("--linux", default=2, show_default=True, help="Linux hosts.")
-@click.option("--windows", default=1, show_default=True, help="Emulated Windows hosts.")
+@click.option("--windows", type=int, help="Emulated Windows hosts.  [default: 1; 0 with --ipv6-underlay]")
 @click.option(
     "--windows-python",
     default=0,
@@ -88,7 +88,7 @@ def _print_table(lab: Lab) -> None:
 def up(
     name: str,
     linux: int,
-    windows: int,
+    windows: int | None,
     windows_python: int,
     managers: int,
     no_swarm: bool,
@@ -102,7 +102,7 @@ def up(
     made = Lab.up(
         name,
         linux=linux,
-        windows=windows,
+        windows=(0 if ipv6_underlay else 1) if windows is None else windows,
         windows_python=windows_python,
         managers=managers,
         form_swarm=not no_swarm,

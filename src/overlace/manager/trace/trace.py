@@ -289,6 +289,11 @@ class _Tracer:
             tasks = [self._only]
         host = self._entry(tasks, host_mode=port.publish_mode == "host")
         number = self._number(port, tasks, host)
+        if (":" in src) != (":" in host.address):
+            raise InvalidArgument(
+                f"{src} is of another family than {host.address}, the address {host.name} is known by: "
+                "only that is traced from outside"
+            )
         return host, self._packet(src, host.address, number), f"{target}, published at {host.name}:{number}"
 
     def _published(self, service: Service | None, words: str) -> PortConfig:
