@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from overlace.agent.standalone import attacher
 from overlace.agent.standalone.attacher import Attacher, Member, attachment_id
 from overlace.agent.standalone.network import plan_attachments, plan_network
 from overlace.agent.standalone.records import Joined, Wish
@@ -87,12 +88,29 @@ async def test_without_a_manager_it_ends_and_without_a_swarm_at_once() -> None:
         await node.attacher.given([ONE])
 
 
-def test_what_was_given_back_unheard_is_told_again() -> None:
+async def test_what_was_given_back_unheard_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacher, "AGAIN_SECONDS", 0.001)
+    node = Node()
+    node.attacher.want([ONE])
+    node.put(place())
+    node.attacher.drop([ONE.id])
+    [telling] = [t for t in asyncio.all_tasks() if t.get_name() == "attachments given back"]
+    await asyncio.wait([telling], timeout=0.05)  # its manager does nothing
+    assert not telling.done() and node.told >= 3
+    node.view.remove(place().key)
+    node.attacher.view_changed([place().key])
+    await telling
+    assert node.attacher.to_tell() is None, "it was heard"
+
+
+async def test_what_another_life_left_is_given_back() -> None:
     node = Node()
     assert node.attacher.to_tell() is None, "a node with none never speaks of it"
     node.put(place("left-over"))
+    await asyncio.sleep(0)
     assert node.told == 1 and node.attacher.to_tell() == ()
     node.put(place("elsewhere", node="n2"))
+    await asyncio.sleep(0)
     assert node.told == 1
     node.attacher.want([ONE])
     node.attacher.drop([ONE.id, "unknown"])

@@ -83,6 +83,9 @@ class Attacher:
         self._refused: dict[str, tuple[str, str]] = {}
         self._member: Member | None = None
         self._news = asyncio.Event()
+        self._returning: asyncio.Task[None] | None = (
+            None  # tells until the swarm has taken back what was given back
+        )
 
     # -- the node in a swarm -------------------------------------------------------------------------------------
 
@@ -100,13 +103,29 @@ class Attacher:
 
     def to_tell(self) -> tuple[Attachment, ...] | None:
         """What a new manager has to hear; None: nothing of ours can be there."""
+        return tuple(self._wanted.values()) if self._wanted or self._is_owing() else None
+
+    def _is_owing(self) -> bool:
+        """Whether the swarm keeps addresses that were given back."""
         member = self._member
-        if self._wanted or (
-            member is not None
-            and any(is_stale(e, member.node_id, self._wanted) for e in member.view().of(EndpointEntry))
-        ):
-            return tuple(self._wanted.values())
-        return None
+        return member is not None and any(
+            is_stale(e, member.node_id, self._wanted) for e in member.view().of(EndpointEntry)
+        )
+
+    def _give_back(self) -> None:
+        """Tell it, and again while the swarm keeps an address: what was told may be lost with its manager."""
+        if self._returning is None or self._returning.done():
+            self._returning = asyncio.create_task(self._tell_until_heard(), name="attachments given back")
+        elif self._member is not None:
+            self._member.announce()
+
+    async def _tell_until_heard(self) -> None:
+        if self._member is not None:
+            self._member.announce()
+        await asyncio.sleep(AGAIN_SECONDS)
+        while self._is_owing() and self._member is not None:
+            self._member.announce()
+            await asyncio.sleep(AGAIN_SECONDS)
 
     def view_changed(self, keys: Iterable[str]) -> None:
         """These are otherwise now, and the host's network follows."""
@@ -117,7 +136,7 @@ class Attacher:
         if any(
             is_stale(view.get(k), member.node_id, self._wanted) for k in keys if k.startswith("endpoint/")
         ):
-            member.announce()
+            self._give_back()
         self._tell()
 
     def refused(self, refused: Mapping[str, tuple[str, str]]) -> None:
@@ -144,7 +163,7 @@ class Attacher:
         """Give these back. Unknown ones: no error."""
         gone = [id for id in ids if self._wanted.pop(id, None) is not None]
         if gone and self._member is not None:
-            self._member.announce()
+            self._give_back()
 
     async def given(self, wanted: Sequence[Attachment], seconds: float = GIVEN_SECONDS) -> list[Given]:
         """Where these are, once the swarm has said. Raises what it refuses in Docker's words, Unavailable after
