@@ -44,10 +44,9 @@ def engine(docker: Docker, host: str, *argv: str) -> str:
 
 
 def hosts_that_answer(swarm: Swarm, entry: str) -> set[str]:
-    return {
-        json.loads(swarm.curl(f"http://{swarm.lab.host(entry).address}:8080/{WHO}", seconds=3))["host"]
-        for _ in range(2)
-    }
+    answers = [swarm.curl(f"http://{swarm.lab.host(entry).address}:8080/{WHO}", seconds=3) for _ in range(2)]
+    assert all(answers), f"nobody answers at {entry}"
+    return {json.loads(answer)["host"] for answer in answers}
 
 
 def test_a_mixed_swarm_on_docker_engines_survives_restarts_of_every_part(
