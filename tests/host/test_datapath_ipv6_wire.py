@@ -222,6 +222,7 @@ def test_access_lists_judge_ipv6_connections(world: SimpleNamespace) -> None:
 
 
 def test_flows_and_the_audit_speak_of_ipv6(world: SimpleNamespace) -> None:
+    world.a.call("flows")  # who looks at flows sees connections from their first packet on
     with connect(world.shell.path, TWO, 80) as connection:
         line(connection)
         assert echo(connection, b"x" * 100)
