@@ -45,7 +45,9 @@ class Machine:
         section = r"[System\\CurrentControlSet\\Control\\Session Manager\\Environment]"
         lines = "".join(f'"{k}"="{v}"\n'.replace("\\", "\\\\") for k, v in ours.items())
         text = registry.read_text(errors="surrogateescape")
-        registry.write_text(f"{text}\n{section}\n{lines}", errors="surrogateescape")
+        # as patient with a service that starts as Windows is; Wine's own default is 10 s
+        patience = '[System\\\\CurrentControlSet\\\\Control]\n"ServicesPipeTimeout"=dword:00007530\n'
+        registry.write_text(f"{text}\n{section}\n{lines}\n{patience}", errors="surrogateescape")
         subprocess.run([SERVER, "-p"], env=self.environment, check=True)
 
     def overlace(self, *words: str) -> tuple[int, str]:
