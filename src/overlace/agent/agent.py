@@ -68,7 +68,8 @@ class Agent:
         self._logs = LogStreams(runtime, self.session.send_log)
         self._node_id = facts.node_id
         self._looking: set[asyncio.Task[None]] = set()
-        self._unsettled: set[str] = set()
+        self._unwritten: set[str] = set()  # keys of the view that the disk does not have as they are
+        self._unsettled: set[str] = set()  # keys that the host's network does not have as they are
         self._unsettled_event = asyncio.Event()
         self._settler: asyncio.Task[None] | None = None
 
@@ -124,7 +125,8 @@ class Agent:
         await self.worker.assign(message)
 
     async def on_network(self, delta: NetDelta) -> None:
-        """Raises ValueError when the delta does not fit: the session then asks for a complete view."""
+        """Raises ValueError when the delta does not fit, Unavailable when the disk refuses it: the session then asks for
+        a complete view. The host follows what was taken in either case."""
         if delta.base == 0:
             # a complete view replaces ours even when ours is damaged: rebuild it, keep only the difference
             fresh = NetView()
@@ -132,11 +134,19 @@ class Agent:
             changed = {e.key for e in fresh if self.view.get(e.key) != e}
             changed |= {e.key for e in self.view if fresh.get(e.key) is None}
             self.view = fresh
+            self._note(changed)
         else:
-            changed = self.view.apply(delta)
-        self._state.put_view(self.view, changed)
-        self._unsettled |= changed
+            # noted first: where the checksum differs they are in the view, and the complete one may show no difference
+            self._note({*delta.remove, *(e.key for e in delta.put)})
+            self.view.apply(delta)
         self._unsettled_event.set()
+        self._state.put_view(self.view, self._unwritten)
+        self._unwritten = set()
+
+    def _note(self, keys: set[str]) -> None:
+        """These are to be written and settled."""
+        self._unwritten |= keys
+        self._unsettled |= keys
 
     async def _settle(self) -> None:
         """Make the host follow the view; what could not be applied is tried again, whether or not the view moves on."""
