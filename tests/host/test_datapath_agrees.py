@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 
 from overlace.network.linux import bpf_syscall, figures, unified
 from overlace.network.linux.loader import Loader
-from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
+from overlace.network.linux.maps import (
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    Row,
+    config_value,
+    encode,
+)
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.access import Connections
 from overlace.network.vfp.affinity import preferred
 from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire

@@ -15,7 +15,15 @@ from datapath_bed import Container, ask, ask_udp, mac_of, made_bed, network
 from overlace.network.linux import bpf_syscall, unified
 from overlace.network.linux.datapath import DataPath
 from overlace.network.linux.loader import Loader
-from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
+from overlace.network.linux.maps import (
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    Row,
+    config_value,
+    encode,
+)
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.tables import Backend, Delta, Frontend, LocalEndpoint, RemoteEndpoint, Tables
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]

@@ -18,9 +18,17 @@ from test_datapath_agrees import HOST, PEERS, _mac, _same, _ways
 
 from overlace.network.linux import bpf_syscall, unified
 from overlace.network.linux.loader import Loader
-from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
+from overlace.network.linux.maps import (
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    Row,
+    config_value,
+    encode,
+)
 from overlace.network.linux.netlink import Address
 from overlace.network.linux.outside6 import own_rows
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.access import Connections
 from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
 from overlace.network.vfp.model import Direction, Packet

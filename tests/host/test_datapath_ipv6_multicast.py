@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from datapath_bed import Container, ask_udp, mac_of, made_bed, ping
+from test_datapath_multicast import taken
 
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import Flood, Network
@@ -55,18 +56,6 @@ def send(where: Container, to: str, data: bytes, times: int = 1, source: str = "
                 made.sendto(data, (to, PORT))
 
     run_inside(where.path, body)
-
-
-def taken(box: socket.socket, wait: float = 2.0) -> list[bytes]:
-    """The first datagram to come and all that follow at once."""
-    found = []
-    box.settimeout(wait)
-    try:
-        while True:
-            found.append(box.recv(2000))
-            box.settimeout(0.15)
-    except TimeoutError:
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,14 @@ from datapath_bed import PREFIX, Container, ask, connect, echo, line, mac_of, ma
 
 from overlace.network.linux import bpf_syscall, unified
 from overlace.network.linux.loader import Loader
-from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Rows, config_value, encode
+from overlace.network.linux.maps import (
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    config_value,
+    encode,
+)
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.tables import Backend, Frontend, LocalEndpoint, RemoteEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]

@@ -21,9 +21,17 @@ from hypothesis import strategies as st
 from overlace.network.linux import bpf_syscall, unified
 from overlace.network.linux.family import V6
 from overlace.network.linux.loader import Loader
-from overlace.network.linux.maps import REASONS, TABLE_MAPS, Attachment, Row, Rows, config_value, encode
+from overlace.network.linux.maps import (
+    REASONS,
+    TABLE_MAPS,
+    Attachment,
+    Row,
+    config_value,
+    encode,
+)
 from overlace.network.linux.netlink import Address
 from overlace.network.linux.outside6 import own_rows
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.forward import forward_from_container, forward_from_wire
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import (

@@ -17,9 +17,15 @@ from overlace.network.vfp.tables import LocalEndpoint
 
 from .bpf_syscall import Map
 from .family import V4, V6, Family
-from .maps import KIND_LOCAL, KIND_REMOTE, TABLE_MAPS, Attachment, Changes
+from .maps import (
+    KIND_LOCAL,
+    KIND_REMOTE,
+    TABLE_MAPS,
+    Attachment,
+)
 from .netlink import Link, Netlink
 from .netns import run_inside
+from .rows import Changes
 from .veth import host_name
 
 REPAIR = (

@@ -13,7 +13,15 @@ from overlace.network.vfp.tables import Delta, Entry, Key, LocalEndpoint, Remote
 from . import unified
 from .bpf_syscall import Map
 from .family import V4, Family
-from .maps import TABLE_MAPS, Attachment, Changes, Row, Rows, encode, encode_remotes, endpoint_table
+from .maps import (
+    TABLE_MAPS,
+    Attachment,
+    Row,
+    encode,
+    encode_remotes,
+    endpoint_table,
+)
+from .rows import Changes, Rows
 
 _MANY = 64
 

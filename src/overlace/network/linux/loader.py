@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from . import bpf_syscall as bpf
@@ -204,20 +204,8 @@ class Loader:
 
     def _ensure_at(self, cgroup: Path, program: str, kind: int) -> None:
         path, fd = self.links / f"{SOCKET_LINK}{program}", self.programs[program]
-        try:
-            link = bpf.get_pinned(path)
-        except FileNotFoundError:
-            pass
-        else:
-            try:
-                attached, target = bpf.cgroup_target(link)
-                if target == cgroup.stat().st_ino:  # a cgroup's id, kernfs(5)
-                    if attached != bpf.program_id(fd):
-                        bpf.update_link(link, fd)
-                    return
-            finally:
-                os.close(link)
-            self.detach(path.name)
+        if self._carries(path, fd, bpf.cgroup_target, cgroup.stat().st_ino):  # a cgroup's id, kernfs(5)
+            return
         folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             link = bpf.create_cgroup_link(fd, folder, kind)
@@ -344,20 +332,8 @@ class Loader:
         fd = self.programs[program]
         path = self.links / name
         if self.tcx:
-            try:
-                link = bpf.get_pinned(path)
-            except FileNotFoundError:
-                pass
-            else:
-                try:
-                    attached, target = bpf.link_target(link)
-                    if target == ifindex:
-                        if attached != bpf.program_id(fd):
-                            bpf.update_link(link, fd)
-                        return
-                finally:
-                    os.close(link)
-                self.detach(name)
+            if self._carries(path, fd, bpf.link_target, ifindex):
+                return
             link = bpf.create_tcx_link(fd, ifindex)
             try:
                 bpf.pin(link, path)
@@ -365,6 +341,24 @@ class Loader:
                 os.close(link)
             return
         netlink.ensure_clsact(ifindex, fd, f"overlace_{program}")
+
+    def _carries(self, path: Path, fd: int, look: Callable[[int], tuple[int, int]], where: int) -> bool:
+        """Whether the link pinned there, if any, is at `where`; then it has program `fd` from now on, else it is gone.
+        `look`: (program id, where) of a link."""
+        try:
+            link = bpf.get_pinned(path)
+        except FileNotFoundError:
+            return False
+        try:
+            attached, target = look(link)
+            if target == where:
+                if attached != bpf.program_id(fd):
+                    bpf.update_link(link, fd)
+                return True
+        finally:
+            os.close(link)
+        self.detach(path.name)
+        return False
 
     def detach(self, name: str) -> None:
         """Take the link pinned as `name` off its device; absent is fine."""

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from overlace.network.linux import contents
 from overlace.network.linux.contents import Contents
-from overlace.network.linux.maps import TABLE_MAPS, Rows, address_key, encode, encode_remotes
+from overlace.network.linux.maps import (
+    TABLE_MAPS,
+    address_key,
+    encode,
+    encode_remotes,
+)
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.tables import Backend, Delta, Entry, Frontend, LocalEndpoint, RemoteEndpoint, Tables
 
 REMOTE = RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "172.28.1.12")

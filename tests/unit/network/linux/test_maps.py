@@ -20,7 +20,6 @@ from overlace.network.linux.maps import (
     REASONS,
     TABLE_MAPS,
     Attachment,
-    Rows,
     config_value,
     decode_key,
     encode,
@@ -28,6 +27,7 @@ from overlace.network.linux.maps import (
     layout_of,
     list_number,
 )
+from overlace.network.linux.rows import Rows
 from overlace.network.vfp.tables import (
     AccessList,
     AccessRule,

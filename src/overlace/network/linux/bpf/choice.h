@@ -58,6 +58,16 @@ NOINLINE int note_choice(const struct pkt *p, const struct choice *c)
 	return bpf_map_update_elem(&flows, &key, &f, BPF_ANY);
 }
 
+/* What is remembered by the packet's names is not this connection's, or not any more. */
+LOOKUP void forget_choice(const struct pkt *p, __u32 vni)
+{
+	struct flow_key key = {
+		.scope = vni, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport, .proto = p->proto,
+	};
+
+	bpf_map_delete_elem(&flows, &key);
+}
+
 ROOM_FOR(choice, c);
 
 enum { C_NONE, C_REFUSE, C_BALANCE };
@@ -83,14 +93,8 @@ NOINLINE int by_choice(struct __sk_buff *ctx, const struct pkt *p, const struct 
 	}
 	forget_ended(p, port->vni);
 	if (choice_of(ctx, p, port->vni, c)) {
-		if (f && (f->kind == F_CHOSEN || f->kind == F_FORWARD)) { /* of an earlier connection */
-			struct flow_key key = {
-				.scope = port->vni, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport,
-				.proto = p->proto,
-			};
-
-			bpf_map_delete_elem(&flows, &key);
-		}
+		if (f && (f->kind == F_CHOSEN || f->kind == F_FORWARD)) /* of an earlier connection */
+			forget_choice(p, port->vni);
 		return C_NONE;
 	}
 	fe = frontend_of(c->vni, &c->front, c->front_port, p->proto);
@@ -100,14 +104,8 @@ NOINLINE int by_choice(struct __sk_buff *ctx, const struct pkt *p, const struct 
 	}
 	if (!fe || (port->flags & (PORT_FILTERED | PORT_LETS_OUT)) == PORT_FILTERED) /* rules would be asked about another name */
 		return C_REFUSE;
-	if (f && f->kind == F_CHOSEN) { /* from now on rules are asked about the backend, and remember their answer */
-		struct flow_key key = {
-			.scope = port->vni, .saddr = p->saddr, .daddr = p->daddr, .sport = p->sport, .dport = p->dport,
-			.proto = p->proto,
-		};
-
-		bpf_map_delete_elem(&flows, &key);
-	}
+	if (f && f->kind == F_CHOSEN) /* from now on rules are asked about the backend, and remember their answer */
+		forget_choice(p, port->vni);
 balance:
 	q->scope = q->client_vni = port->vni;
 	q->source = p->saddr;

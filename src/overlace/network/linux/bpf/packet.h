@@ -84,6 +84,13 @@ INLINE int to_neighbour(const struct config *cfg, __be32 to)
 #include "tunnel4.h"
 #endif
 
+struct outer { /* what is pushed between the outer MAC and the inner IP header, RFC 7348 section 5 */
+	outer_ip_t ip;
+	__be16 sport, dport, udp_len, udp_sum;
+	__be32 flags, vni;
+	struct eth eth;
+} __attribute__((packed, aligned(2)));
+
 OUTER_ROOM_FOR;
 
 #ifdef OVERLACE_IPV6

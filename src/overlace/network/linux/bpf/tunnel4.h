@@ -7,13 +7,6 @@ typedef struct ip outer_ip_t;
 
 #define ETH_OUTER ETH_IPV4
 
-struct outer { /* what is pushed between the outer MAC and the inner IP header, RFC 7348 section 5 */
-	outer_ip_t ip;
-	__be16 sport, dport, udp_len, udp_sum;
-	__be32 flags, vni;
-	struct eth eth;
-} __attribute__((packed, aligned(2)));
-
 #define PUSH_FLAGS                                                                                                  \
 	(BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(ETH_LEN) |            \
 	 BPF_F_ADJ_ROOM_ENCAP_L2_ETH | BPF_F_ADJ_ROOM_FIXED_GSO)
