@@ -87,7 +87,7 @@ def test_a_full_connection_table_takes_new_ones_and_keeps_the_busy(small: Loader
     assert _send(small, idle, 2) == "encapsulated", "it may connect again"
     assert small.maps["flows"].count() <= SIZE
     path = DataPath("full", Path("/nowhere"), "172.28.1.11")
-    path._loader = small
+    path._host.loader = small
     with structlog.testing.capture_logs() as said:
         fill = {f.name: f for f in path._fill()}
         path._fill()

@@ -19,7 +19,7 @@ from overlace.daemon.manager import ManagerSide
 from overlace.model.errors import NotLeading, OverlaceError, Unavailable
 from overlace.model.netview import NetworkEntry, NodeEntry
 from overlace.model.objects import Node, Service, Task
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.compile import LOCAL_VNI
 from overlace.observe.metrics import CONTENT_TYPE, Figures, Fill, Traffic, render
 

@@ -20,7 +20,7 @@ from overlace.model.objects import Subnet
 from overlace.model.specs import VNI_OPTION, host_network
 from overlace.network.base import Attached
 from overlace.network.endpoints import LOCAL_NETWORK, LOCAL_SUBNET
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.subnets import prefix_of
 
 

@@ -16,7 +16,7 @@ from overlace.model.netview import NetView
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import PROTOCOLS, LocalTask
 from overlace.network.hostports import HostPort, plan_host_ports
-from overlace.network.overlay import gateway_network
+from overlace.network.overlay_documents import gateway_network
 from overlace.network.records import LocalAddresses, Record, Records
 
 

@@ -37,7 +37,8 @@ from overlace.network.keeping import Keeping
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
 from overlace.network.naming import Client, MakeNames, OwnNames
-from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
+from overlace.network.overlay import OverlayPlanner
+from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.passes import Passes
 from overlace.network.placed import Placed, placed_at
 from overlace.network.records import Record, Records

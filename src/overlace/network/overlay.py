@@ -2,15 +2,12 @@
 
 Owns what each network, endpoint, service and published port means as HNS documents, and which documents an
 object's change touches (cost follows the change). The same documents go to Windows' HNS and to ours. Must
-not know VFP, the kernel or asyncio. GUIDs are uuid5 of cluster ids, so that a restarted node recognises its
-own.
+not know VFP, the kernel or asyncio. What one object alone means is overlay_documents.py's.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from ipaddress import IPv4Network
 
 import msgspec
@@ -19,13 +16,10 @@ from overlace.model.netview import (
     EndpointEntry,
     Entry,
     NetView,
-    NetworkEntry,
     NodeEntry,
     ServiceEntry,
     container_mac,
 )
-from overlace.model.traffic import host_access, multicast_rate
-from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import (
     LOCAL_NETWORK,
     PROTOCOLS,
@@ -33,60 +27,37 @@ from overlace.network.endpoints import (
     container_of,
     endpoint_policies,
     party_of,
-    provider,
     restricts,
 )
-from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Distribution,
     Document,
-    EndpointFlags,
     Guid,
     HostComputeEndpoint,
     HostComputeLoadBalancer,
     HostComputeNamespace,
-    HostComputeNetwork,
-    Ipam,
     IpConfiguration,
     LoadBalancerPortMapping,
     NamespaceResource,
     PortMappingFlags,
     ResourceData,
     Route,
-    Subnet,
     normal_mac,
 )
+from overlace.network.overlay_documents import (
+    ANYWHERE,
+    ANYWHERE6,
+    OWNER,
+    Host,
+    gateway_network,
+    guid_of,
+    local_network,
+    network_documents,
+    node_documents,
+    remote_documents,
+)
 from overlace.network.policy import HOSTS, Peers, Place
-from overlace.network.subnets import gateway_of, prefix_of
-
-OWNER = "overlace"
-NAMES = uuid.UUID("7d1f6f0a-3c53-5f0e-9d0a-6f7665726c61")
-ANYWHERE, ANYWHERE6 = "0.0.0.0/0", "::/0"
-
-
-@lru_cache(maxsize=65536)
-def guid_of(*parts: str) -> Guid:
-    """The GUID of a cluster object's document, e.g. guid_of("endpoint", network_id, task_id)."""
-    return str(uuid.uuid5(NAMES, "/".join(parts))).upper()
-
-
-def gateway_network(task: TaskNetwork, view: NetView) -> str:
-    """Id of the network that carries the task's default route and host ports: the first that is neither
-    internal nor ingress, else ingress, else none (""): a task on internal networks only reaches nothing else.
-    """
-    if task.on_local:
-        return LOCAL_NETWORK
-    ingress = ""
-    for a in task.attachments:
-        network = view.network(a.network_id)
-        if network is None or network.internal:
-            continue
-        if network.ingress:
-            ingress = network.id
-            continue
-        return network.id
-    return ingress
-
+from overlace.network.subnets import gateway_of
 
 Source = tuple[str, ...]  # what documents are made from: ("network", id), ("endpoint", key), ...
 
@@ -105,10 +76,8 @@ class OverlayPlanner:
         windows: bool = False,
         local_subnet: str = "172.17.0.0/16",
     ) -> None:
-        self.node_id = node_id
-        self.provider_address = provider_address
         self.windows = windows
-        self.local_subnet = local_subnet
+        self._host = Host(node_id, provider_address, windows, local_subnet)
         self.documents: dict[Guid, Document] = {}
         self._made: dict[Source, tuple[Guid, ...]] = {}
         self._known: dict[str, EndpointEntry] = {}  # endpoint entries as last seen, by key
@@ -121,6 +90,15 @@ class OverlayPlanner:
         self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
         self._subnets: dict[str, tuple[str, ...]] = {}  # by network id
         self._exceptions: tuple[str, ...] = ()
+
+    @property
+    def provider_address(self) -> str:
+        """The underlay address of the host; may be set when it is found out late: refresh everything then."""
+        return self._host.provider_address
+
+    @provider_address.setter
+    def provider_address(self, address: str) -> None:
+        self._host = msgspec.structs.replace(self._host, provider_address=address)
 
     def refresh(
         self,
@@ -168,7 +146,7 @@ class OverlayPlanner:
                 if self._provider.get(rest, "") != address:
                     self._provider[rest] = address
                     dirty_endpoints.update(self._by_node.get(rest, ()))
-                if rest == self.node_id:
+                if rest == self._host.node_id:
                     services.update(
                         {("service", e.network_id, e.service_id): None for e in view.of(ServiceEntry)}
                     )
@@ -207,7 +185,7 @@ class OverlayPlanner:
             for network_id, service_id in self._task_networks.get(source[1], ()):
                 services[("service", network_id, service_id)] = None
         for source in endpoints:
-            out |= self._make(source, self._remote(source, view))
+            out |= self._make(source, remote_documents(self._host, "/".join(source), view))
         for source in services:
             out |= self._make(source, self._service(source, view))
         return out
@@ -265,117 +243,13 @@ class OverlayPlanner:
 
     # -- documents -------------------------------------------------------------------------------------------
 
-    def _reach(self, node: NodeEntry) -> str:
-        """Its address, if there is a tunnel to it: over IPv6 there is none from a host that has IPv4."""
-        alike = (":" in node.provider_address) == (":" in self.provider_address)
-        return node.provider_address if alike or not self.provider_address else ""
-
     def _network(self, source: Source, view: NetView) -> list[Document]:
         if source[0] == "node":
-            return self._node(source[1], view)
+            return node_documents(self._host, source[1], view)
         if source[1] == LOCAL_NETWORK:
-            return [self._local_network()]
+            return [local_network(self._host)]
         n = view.network(source[1])
-        if n is None:
-            return []
-        vsid = p.Vsid(p.IsolationSettings(n.vni))
-        subnets = tuple(
-            Subnet(
-                ip_address_prefix=s,
-                policies=(vsid,),
-                routes=(Route(gateway, ANYWHERE6 if ":" in s else ANYWHERE),),
-            )
-            for s, gateway in zip(n.subnets, n.gateways, strict=False)
-            if self._takes(s)
-        )
-        return [
-            HostComputeNetwork(
-                id=guid_of("network", n.id),
-                owner=OWNER,
-                name=n.name,
-                type="Overlay",
-                ipams=(Ipam("Static", subnets),),
-                policies=(p.ProviderAddress(p.ProviderAddressSettings(self.provider_address)),),
-                multicast_rate=0 if self.windows else multicast_rate(n.driver_opts),
-            )
-        ]
-
-    def _takes(self, address: str) -> bool:
-        """Whether this host's HNS takes an address or prefix of this family on overlay networks."""
-        return not (self.windows and ":" in address)
-
-    def _addressed(self, network: NetworkEntry, addresses: Iterable[str]) -> tuple[IpConfiguration, ...]:
-        bare = (a.split("/")[0] for a in addresses if self._takes(a))
-        return tuple(IpConfiguration(a, prefix_of(network, a)) for a in bare)
-
-    def _local_network(self) -> HostComputeNetwork:
-        gateway = str(IPv4Network(self.local_subnet)[1])
-        subnet = Subnet(ip_address_prefix=self.local_subnet, routes=(Route(gateway, ANYWHERE),))
-        return HostComputeNetwork(
-            id=guid_of("network", LOCAL_NETWORK),
-            owner=OWNER,
-            name=LOCAL_NETWORK,
-            type="NAT",
-            ipams=(Ipam("Static", (subnet,)),),
-        )
-
-    def _node(self, node_id: str, view: NetView) -> list[Document]:
-        """A node's own address on each network: our source VIP here, a remote endpoint elsewhere; where the option says
-        so, the endpoint from which this host's own processes speak."""
-        node = view.node(node_id)
-        if node is None or (node_id != self.node_id and node.provider_address and not self._reach(node)):
-            return []
-        out: list[Document] = []
-        for network_id, text in sorted(node.addresses.items()):
-            network = view.network(network_id)
-            if network is None:
-                continue
-            address = text.split("/")[0]
-            remote = node_id != self.node_id
-            out.append(
-                HostComputeEndpoint(
-                    id=guid_of("node", network_id, node_id),
-                    owner=OWNER,
-                    name=f"{network.name}-{node.hostname or node_id}",
-                    host_compute_network=guid_of("network", network_id),
-                    mac_address=normal_mac(container_mac(address)),
-                    ip_configurations=(IpConfiguration(address, prefix_of(network, address)),),
-                    policies=(provider(node.provider_address if remote else self.provider_address),),
-                    flags=int(EndpointFlags.REMOTE) if remote else 0,
-                )
-            )
-            if not remote and not self.windows and host_access(network.driver_opts) and not network.ingress:
-                own = NamespaceResource("Endpoint", ResourceData(out[-1].id))
-                out.append(
-                    HostComputeNamespace(
-                        id=guid_of("namespace", "node", network_id, node_id),
-                        owner=OWNER,
-                        name=f"{network.name}-{node.hostname or node_id}",
-                        type="Guest",
-                        resources=(own,),
-                    )
-                )
-        return out
-
-    def _remote(self, source: Source, view: NetView) -> list[Document]:
-        e = view.get("/".join(source))
-        if not isinstance(e, EndpointEntry) or e.node_id == self.node_id:
-            return []
-        node, network = view.node(e.node_id), view.network(e.network_id)
-        if node is None or network is None or not self._reach(node):
-            return []
-        return [
-            HostComputeEndpoint(
-                id=guid_of("endpoint", e.network_id, e.task_id),
-                owner=OWNER,
-                name=e.task_name,
-                host_compute_network=guid_of("network", e.network_id),
-                mac_address=normal_mac(e.mac),
-                ip_configurations=self._addressed(network, e.addresses),
-                policies=(provider(node.provider_address),),
-                flags=int(EndpointFlags.REMOTE),
-            )
-        ]
+        return network_documents(self._host, n) if n is not None else []
 
     def _task(self, task_id: str, view: NetView, tasks: Mapping[str, LocalTask]) -> list[Document]:
         for network_id, _ in self._task_networks.pop(task_id, ()):
@@ -399,13 +273,13 @@ class OverlayPlanner:
                 continue
             address, _, length = text.partition("/")
             configs: tuple[IpConfiguration, ...] = (IpConfiguration(address, int(length)),)
-            gateway = str(IPv4Network(self.local_subnet)[1])
+            gateway = str(IPv4Network(self._host.local_subnet)[1])
             # (who comes back from its own VIP has the network's first gateway of the family as its name)
             gateways = [gateway]
             if network is not None:
                 gateway = gateway_of(network, address)
                 gateways = sorted(network.gateways, key=lambda g: ":" in g)
-                configs += self._addressed(network, [a] if (a := local.address6(network_id)) else ())
+                configs += self._host.addressed(network, [a] if (a := local.address6(network_id)) else ())
             routes = [Route(gateway, ANYWHERE)]
             if network is not None:
                 routes += (Route(gateway_of(network, c.ip_address), ANYWHERE6) for c in configs[1:])
@@ -450,7 +324,7 @@ class OverlayPlanner:
         entry = view.get("/".join(source))
         if not isinstance(entry, ServiceEntry) or view.network(network_id) is None:
             return []
-        me = view.node(self.node_id)
+        me = view.node(self._host.node_id)
         source_vip = (me.addresses.get(network_id, "") if me is not None else "").split("/")[0]
         serving = {
             guid: self._known[key].node_id
@@ -476,7 +350,7 @@ class OverlayPlanner:
                 distribution_type=int(Distribution.SOURCE_IP), affinity_seconds=seconds
             )
         out: list[Document] = []
-        vips = tuple(vip.split("/")[0] for vip in entry.vips if self._takes(vip))
+        vips = tuple(vip.split("/")[0] for vip in entry.vips if self._host.takes(vip))
         if vips:
             every = msgspec.structs.replace(spread, flags=int(PortMappingFlags.INTERNAL_LOAD_BALANCER))
             out.append(

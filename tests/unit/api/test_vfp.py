@@ -18,7 +18,7 @@ from overlace.model.errors import NotFound
 from overlace.network.balancing import Balancing
 from overlace.network.counted import Hit
 from overlace.network.hns.documents import HostComputeEndpoint
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.switch import Switch
 from overlace.network.vfp.access import NO_RULE
 from overlace.network.vfp.compile import compile_all

@@ -14,7 +14,7 @@ from overlace.model.specs import PortConfig
 from overlace.network.admission import Admission
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import LOCAL_NETWORK, LOCAL_SUBNET
-from overlace.network.overlay import gateway_network
+from overlace.network.overlay_documents import gateway_network
 from overlace.network.records import Records
 
 VIEW = NetView(

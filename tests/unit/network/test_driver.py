@@ -21,7 +21,7 @@ from overlace.network.counted import Hit
 from overlace.network.driver import OverlayDriver
 from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 from overlace.network.hostports import listening, plan_host_ports
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.records import LocalAddresses
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.forward import forward_from_container

@@ -26,7 +26,7 @@ from overlace.network.hns.service import HnsService
 from overlace.network.linux.netlink import Address
 from overlace.network.linux.outside6 import own_rows
 from overlace.network.names import EMPTY, UNKNOWN, Answer, Names, lookup
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.policy import Party, plan_acls, shorten
 from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.tables import HOST6, AccessList, Frontend, LocalEndpoint, Network, RemoteEndpoint

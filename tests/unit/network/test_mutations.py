@@ -18,7 +18,7 @@ from overlace.network.hns.documents import (
     HostComputeRoute,
     PortMappingFlags,
 )
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp import compile as compiler
 from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.model import Packet

@@ -16,7 +16,7 @@ from overlace.network.hns.documents import (
     LoadBalancerPortMapping,
     PortMappingFlags,
 )
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import HOST6, Flood, Network, RemoteSubnet
 

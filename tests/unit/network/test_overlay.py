@@ -13,7 +13,7 @@ from overlace.network.hns.documents import (
     HostComputeNetwork,
 )
 from overlace.network.hns.plan import plan_hns
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 
 from .world import HOST, ME, OTHER, World, endpoint, network, node, port, running, service, task
 

@@ -10,7 +10,7 @@ from overlace.network.hns import policies as p
 from overlace.network.hns.acl import MAX_ADDRESSES, MAX_RULES, parse_acl, tiers_of
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, encode, parse
 from overlace.network.hns.errors import HcnError
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.model import HOST_PORT, Packet
 from overlace.network.vfp.simulate import Verdict, simulate
 from overlace.network.vfp.tables import AccessList, AccessRule, LocalEndpoint

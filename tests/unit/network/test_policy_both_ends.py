@@ -13,7 +13,7 @@ from overlace.model.policy import ALLOW_FROM, ALLOW_TO, Items, parse_items
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import MAX_ADDRESSES, check_acls, parse_acl
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeLoadBalancer, encode, parse
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.policy import Party, plan_acls
 from overlace.network.vfp.model import HOST_PORT, Packet
 from overlace.network.vfp.simulate import simulate

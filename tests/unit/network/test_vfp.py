@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO, parse_items
 from overlace.network.linux.maps import REASONS
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.model import HOST_PORT, Packet
 from overlace.network.vfp.reasons import explain_counters

@@ -33,7 +33,7 @@ from overlace.network.hns.documents import (
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.state import State
 from overlace.network.hns.versions import LATEST, HnsVersion
-from overlace.network.overlay import OWNER, guid_of
+from overlace.network.overlay_documents import OWNER, guid_of
 from overlace.network.windows.driver import WindowsDriver
 from overlace.network.windows.host import WindowsHost, canonical, twin
 from overlace.network.windows.library import NULL_GUID, Hcn

@@ -12,7 +12,7 @@ from overlace.daemon.metrics import MetricsServer, host_figures
 from overlace.model.netview import NetView, NodeEntry
 from overlace.model.paths import PathState
 from overlace.network.counted import Carried, Held
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.reasons import Counter, explain_counters
 from overlace.network.vfp.show import HitsShown
 from overlace.observe.metrics import Figures, Fill, Traffic, render

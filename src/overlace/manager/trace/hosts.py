@@ -18,7 +18,8 @@ from overlace.network.hns.documents import Guid, HostComputeEndpoint
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.state import State
-from overlace.network.overlay import OverlayPlanner, guid_of
+from overlace.network.overlay import OverlayPlanner
+from overlace.network.overlay_documents import guid_of
 from overlace.store.base import View
 
 

@@ -32,7 +32,7 @@ from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.specs import PortConfig
 from overlace.network.endpoints import LOCAL_NETWORK
 from overlace.network.names import Names, lookup
-from overlace.network.overlay import gateway_network, guid_of
+from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.vfp.model import Packet, within
 from overlace.network.vfp.tables import Backend
 from overlace.store.base import View

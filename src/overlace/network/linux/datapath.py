@@ -1,6 +1,7 @@
 """The data path of a Linux host, as the agent uses it.
 
-Owns the order of things: what is made before what, what is adopted after a restart, what is collected. One
+Owns the order of things per container: what is made before what, what is adopted after a restart, what is collected; what
+a host has once is host_side.py's. One
 worker thread does all kernel work, so calls are serialised and the event loop never waits for the kernel. All
 state is in the kernel; this object is a view of it that any later process can rebuild.
 """
@@ -9,14 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import structlog
 
 from overlace.model.findings import Finding, Inject, Sighting
 from overlace.network.balancing import Balancing, Wish
@@ -26,28 +25,17 @@ from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
-from . import audit, dns, figures, host_access, inject, nft, outside6, sockets, unified, veth
-from .bpf_syscall import Map
+from . import audit, dns, figures, host_access, inject, outside6, sockets, unified, veth
 from .contents import Contents, merge
-from .family import V6, family_of
-from .loader import Loader
-from .maps import (
-    TABLE_MAPS,
-    config_value,
-    decode_key,
-    path_rows,
-)
-from .netlink import Link, Netlink
-from .netns import adopt_namespace, ensure_namespace, remove_namespace, write_sysctl
+from .host_side import LINKS, HostSide
+from .maps import TABLE_MAPS, decode_key
+from .netlink import Netlink
+from .netns import adopt_namespace, ensure_namespace, remove_namespace
 from .offload import disable_tx_checksum
 from .probe import ProbeSocket
-from .underlay import Underlay, find_underlay
+from .underlay import Underlay
 
 _T = TypeVar("_T")
-VXLAN_DEVICE = "vxlan-overlace"
-_LO = 1
-_TAKES_IPV6 = "overlace over IPv6"  # alias of the vxlan device
-_log = structlog.get_logger(__name__)
 
 
 class DataPath:
@@ -70,21 +58,10 @@ class DataPath:
         self.instance = instance
         self.state_dir = state_dir
         self.exec_dir = exec_dir or Path("/run/overlace") / instance
-        self._address = underlay_address
-        self._vxlan_port = vxlan_port
-        self._hosts = family_of(underlay_address)
-        self._loader = Loader(instance, hosts=self._hosts)
-        self._netlink: Netlink | None = None
-        self._underlay: Underlay | None = None
+        self._host = HostSide(instance, underlay_address, vxlan_port, balancing)
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
-        self._contents = Contents(self._map, self._hosts)
-        self._pools = nft.PortPools(instance)
+        self._contents = Contents(self._host.map, self._host.hosts)
         self._told_full: set[str] = set()
-        self._vxlan_ifindex = 0
-        self._paths: dict[str, int] = {}
-        self._slow = False
-        self._wish: Wish = balancing
-        self._level = Balancing("packet", "the data path is not open")
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -97,102 +74,23 @@ class DataPath:
         await self._do(self._open)
 
     def _open(self) -> None:
-        self._netlink = netlink = Netlink()
-        self._underlay = under = find_underlay(netlink, self._address)
-        write_sysctl("ipv4/ip_forward", "1")
-        # Answers to the host's own clients of published ports come back in through lo.
-        write_sysctl("ipv4/conf/lo/accept_local", "1")
-        write_sysctl("ipv4/conf/lo/route_localnet", "1")
-        netlink.set_link(_LO, up=True)
-        vxlan = self._ensure_vxlan(netlink)
-        write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
-        netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
-        nft.run_nft(nft.host_table(self.instance))
-        self._pools.clear()
-        for drop in nft.foreign_forward_drops():
-            _log.warning(
-                "a foreign nft chain drops forwarded packets: containers' outbound traffic may stop",
-                chain=f"{drop.family} {drop.table} {drop.chain}",
-                remedy=f'let it accept iifname "{nft.PORT_PREFIX}*"',
-            )
-        self._loader.open()
-        self._level = sockets.load(self._loader, self._wish)
-        self._vxlan_ifindex = vxlan.ifindex
-        self._configure()
-        unified.renew(self._map("generation"))
-        self._contents.attached = veth.attachments(netlink.links(), self.instance)
-        if not self._loader.is_switching:  # else reconcile() does, when the new maps are filled
-            self._attach_programs(netlink, under.ifindex, vxlan.ifindex)
+        host = self._host
+        host.open()
+        self._contents.attached = veth.attachments(host.netlink().links(), self.instance)
+        if not host.loader.is_switching:  # else reconcile() does, when the new maps are filled
+            host.attach(self._interfaces())
 
-    def _ensure_vxlan(self, netlink: Netlink) -> Link:
-        """The kernel's vxlan device. One of a version that knew IPv4 underlays alone drops what comes over IPv6."""
-        old = netlink.link(VXLAN_DEVICE)
-        if old is not None and old.alias != _TAKES_IPV6 and self._hosts is V6:
-            netlink.delete_link(old.ifindex)
-            old = None
-        if old is None:
-            netlink.add_vxlan(VXLAN_DEVICE, self._vxlan_port)
-        vxlan = netlink.link(VXLAN_DEVICE)
-        assert vxlan is not None
-        if old is None:
-            netlink.set_link(vxlan.ifindex, alias=_TAKES_IPV6)
-        return vxlan
-
-    def _attach_programs(self, netlink: Netlink, underlay: int, vxlan: int) -> None:
-        for endpoint_id, at in self._contents.attached.items():
-            self._loader.ensure_attached(netlink, at.ifindex, "from_container", veth.host_name(endpoint_id))
-        self._loader.ensure_attached(netlink, vxlan, "from_vxlan", "vxlan")
-        self._loader.ensure_attached(netlink, underlay, "from_underlay", "underlay")
-        self._loader.ensure_attached(netlink, _LO, "from_host", "lo")
-        self._level = sockets.attach(self._loader, self._wish, self._level)
-
-    def _switch(self, netlink: Netlink) -> None:
-        """Go over to the programs and maps of a new layout, filled by now. A crash in here: all of it again."""
-        vxlan = netlink.link(VXLAN_DEVICE)
-        assert vxlan is not None
-        self._loader.carry_connections()
-        self._attach_programs(netlink, self.underlay().ifindex, vxlan.ifindex)
-        self._loader.carry_connections()
-        self._loader.finish_switch()
-        _log.info("the data path has a new layout; its connections were carried over")
-
-    def _configure(self) -> None:
-        under = self.underlay()
-        value = config_value(
-            under.ifindex,
-            under.client_address,
-            under.client_prefix,
-            under.mtu,
-            self._vxlan_ifindex,
-            _LO,
-            self._vxlan_port,
-            narrow=any(mtu < under.mtu for mtu in self._paths.values()),
-            slow=self._slow,
-            tunnels=(under.address, under.prefix) if self._hosts is V6 else None,
-        )
-        self._map("config").update(struct.pack("I", 0), value)
-        self._follow_addresses()
-
-    def _follow_addresses(self) -> None:
-        """The host's own IPv6 addresses may have changed since the last look."""
-        table = self._map("own_addresses6")
-        if outside6.follow(self._open_netlink(), self.underlay().ifindex, table):
-            unified.renew(self._map("generation"))
+    def _interfaces(self) -> dict[str, int]:
+        return {endpoint_id: at.ifindex for endpoint_id, at in self._contents.attached.items()}
 
     async def close(self) -> None:
         """Let go; traffic continues."""
-        await self._do(self._close)
+        await self._do(self._host.close)
         self._end_worker()
 
     def _end_worker(self) -> None:
         self._pool.shutdown()
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")  # starts its thread when it is used
-
-    def _close(self) -> None:
-        self._loader.close()
-        if self._netlink:
-            self._netlink.close()
-            self._netlink = None
 
     async def destroy(self) -> None:
         """Remove everything of this instance: interfaces, programs, pins, vxlan device, NAT table, sandboxes.
@@ -201,34 +99,19 @@ class DataPath:
         self._end_worker()
 
     def _destroy(self) -> None:
-        netlink = self._netlink or Netlink()
-        for link in netlink.links():
-            if veth.is_ours(link) or link.name == VXLAN_DEVICE:
-                netlink.delete_link(link.ifindex)
-        for owner in host_access.ours(netlink.links(), self.instance):
-            host_access.remove(netlink, self.instance, owner)
-        if not self._loader.tcx:
+        with Netlink() as netlink:
             for link in netlink.links():
-                if link.ifindex == _LO or link.ifindex == find_underlay(netlink, self._address).ifindex:
-                    netlink.remove_clsact_filter(link.ifindex)
-        self._loader.destroy()
-        nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
+                if veth.is_ours(link):
+                    netlink.delete_link(link.ifindex)
+            for owner in host_access.ours(netlink.links(), self.instance):
+                host_access.remove(netlink, self.instance, owner)
+        self._host.destroy()
         for path in self._sandboxes():
             remove_namespace(path)
-        netlink.close()
-        self._netlink = None
 
     def _sandboxes(self) -> list[Path]:
         folder = self.exec_dir / "netns"
         return sorted(folder.iterdir()) if folder.is_dir() else []
-
-    def _map(self, name: str) -> Map:
-        return self._loader.maps[name]
-
-    def _open_netlink(self) -> Netlink:
-        if self._netlink is None:
-            raise RuntimeError("data path is not open: call open() first")
-        return self._netlink
 
     # tables
 
@@ -243,10 +126,10 @@ class DataPath:
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
         """Routes of the host to endpoints with outbound NAT or a host route: the way of the answers, and of the host's
         own questions. And their share of its ports."""
-        netlink = self._open_netlink()
+        netlink = self._host.netlink()
         for endpoint in endpoints:
             if ":" not in endpoint.address:
-                self._pools.ensure(veth.host_name(endpoint.endpoint_id), endpoint.nat_ports)
+                self._host.pools.ensure(veth.host_name(endpoint.endpoint_id), endpoint.nat_ports)
             at = self._contents.attached.get(endpoint.endpoint_id)
             if at and (endpoint.outbound_nat or endpoint.host_route):
                 with veth.unless_gone():
@@ -260,7 +143,7 @@ class DataPath:
         return await self._do(lambda: self._reconcile(desired))
 
     def _reconcile(self, desired: Tables) -> Delta:
-        netlink, contents = self._open_netlink(), self._contents
+        netlink, contents = self._host.netlink(), self._contents
         wanted = {e.endpoint_id for e in desired if isinstance(e, LocalEndpoint)}
         contents.attached = veth.attachments(netlink.links(), self.instance)
         for link in netlink.links():
@@ -268,21 +151,19 @@ class DataPath:
             if veth.is_ours(link) and owner not in wanted:
                 netlink.delete_link(link.ifindex)
                 contents.attached.pop(owner, None)
-        keep = {"underlay", "vxlan", "lo"} | {
-            veth.host_name(endpoint_id) for endpoint_id in contents.attached
-        }
-        keep |= sockets.links(self._level)
-        for name in self._loader.link_names() - keep:
-            self._loader.detach(name)
-        if not self._loader.is_switching:
+        keep = LINKS | {veth.host_name(endpoint_id) for endpoint_id in contents.attached}
+        keep |= sockets.links(self._host.level)
+        for name in self._host.loader.link_names() - keep:
+            self._host.loader.detach(name)
+        if not self._host.loader.is_switching:
             for endpoint_id, at in contents.attached.items():
                 name = veth.host_name(endpoint_id)
                 with veth.unless_gone():
-                    self._loader.ensure_attached(netlink, at.ifindex, "from_container", name)
-            self._level = sockets.attach(self._loader, self._wish, self._level)
+                    self._host.loader.ensure_attached(netlink, at.ifindex, "from_container", name)
+            self._host.attach_sockets()
         changes, actual = contents.replace(desired)
-        if self._loader.is_switching:
-            self._switch(netlink)
+        if self._host.loader.is_switching:
+            self._host.switch(self._interfaces())
         self._route(e for e in desired if isinstance(e, LocalEndpoint))
         put: tuple[Entry, ...] = ()
         if any(changes.put.values()):
@@ -323,9 +204,9 @@ class DataPath:
         await self._do(lambda: self._attach(endpoint, sandbox, wanted))
 
     def _attach(self, endpoint: LocalEndpoint, sandbox: Path, wanted: veth.Wanted) -> None:
-        netlink = self._open_netlink()
+        netlink = self._host.netlink()
         at = veth.create(netlink, self.instance, endpoint, sandbox, wanted)
-        self._loader.ensure_attached(
+        self._host.loader.ensure_attached(
             netlink, at.ifindex, "from_container", veth.host_name(endpoint.endpoint_id)
         )
         entries = (endpoint,) if wanted.six is None else (endpoint, wanted.six)
@@ -343,13 +224,13 @@ class DataPath:
         await self._do(lambda: self._detach(endpoint_id))
 
     def _detach(self, endpoint_id: str) -> None:
-        netlink = self._open_netlink()
+        netlink = self._host.netlink()
         name = veth.host_name(endpoint_id)
         link = netlink.link(name)
         if link is not None:
             netlink.delete_link(link.ifindex)
-        self._loader.detach(name)
-        self._pools.ensure(name, 0)
+        self._host.loader.detach(name)
+        self._host.pools.ensure(name, 0)
         contents = self._contents
         entries = contents.local(endpoint_id)
         before = contents.change((), [e.key for e in entries])
@@ -358,14 +239,14 @@ class DataPath:
 
     async def ensure_host_access(self, access: HostAccess) -> str:
         """The host's own routes into an attached endpoint's network. Returns why it cannot have them, else ""."""
-        return await self._do(lambda: host_access.ensure(self._open_netlink(), self.instance, access))
+        return await self._do(lambda: host_access.ensure(self._host.netlink(), self.instance, access))
 
     async def keep_host_access(self, endpoint_ids: frozenset[str]) -> None:
         """Remove what there is of others than these: routes, interfaces, sandboxes."""
         await self._do(lambda: self._keep_host_access(endpoint_ids))
 
     def _keep_host_access(self, endpoint_ids: frozenset[str]) -> None:
-        netlink, folder = self._open_netlink(), self.exec_dir / "netns"
+        netlink, folder = self._host.netlink(), self.exec_dir / "netns"
         for owner in host_access.stray(folder, netlink.links(), self.instance, endpoint_ids):
             host_access.remove(netlink, self.instance, owner)
             self._detach(owner)
@@ -393,58 +274,30 @@ class DataPath:
 
     async def open_probe(self) -> ProbeSocket:
         """The socket for probes; the programs bring it what is meant for it from now on. The caller closes it."""
-        return await self._do(self._open_probe)
-
-    def _open_probe(self) -> ProbeSocket:
-        probe = ProbeSocket(self._address, self._vxlan_port)
-        try:
-            self._map("prober_of").update(struct.pack("I", 0), struct.pack(">HH", probe.port, 0))
-        except BaseException:
-            probe.close()
-            raise
-        return probe
+        return await self._do(self._host.open_probe)
 
     async def set_paths(self, mtus: Mapping[str, int]) -> None:
         """What the way to each host takes, in bytes of the outer IP packet, by underlay address; to one not named: what
         the device takes."""
-        await self._do(lambda: self._set_paths(mtus))
-
-    def _set_paths(self, mtus: Mapping[str, int]) -> None:
-        want, table = path_rows(mtus, self._hosts), self._map("paths")
-        have = dict(table.items())
-        table.put_many({k: v for k, v in want.items() if have.get(k) != v})
-        table.delete_many(k for k in have if k not in want)
-        self._paths = dict(mtus)
-        self._configure()
+        await self._do(lambda: self._host.set_paths(mtus))
 
     async def use_slow_path(self, on: bool) -> None:
         """Have everything for other hosts leave through the kernel's vxlan device, as what the programs cannot send does:
         to measure and to test that way. Not kept by a restart."""
-        self._slow = on
-        await self._do(self._configure)
+        await self._do(lambda: self._host.use_slow_path(on))
 
     async def use_packet_level(self, on: bool) -> None:
         """Balance services at the packet level alone, or again as told: to measure and to test. Not kept by a restart."""
-        level = Balancing("packet", "to measure") if on else sockets.load(self._loader, self._wish)
-        self._level = await self._do(lambda: sockets.attach(self._loader, self._wish, level))
+        await self._do(lambda: self._host.use_packet_level(on))
 
     async def look_at_underlay(self) -> Underlay:
         """As it is now: its MTU may have been changed since open()."""
-        return await self._do(self._look_at_underlay)
-
-    def _look_at_underlay(self) -> Underlay:
-        before, now = self.underlay(), find_underlay(self._open_netlink(), self._address)
-        if now != before and now.ifindex == before.ifindex:
-            self._underlay = now
-            self._configure()
-        else:
-            self._follow_addresses()
-        return self.underlay()
+        return await self._do(self._host.look_at_underlay)
 
     async def resize(self, endpoint_id: str, sandbox: Path, ifname: str, mtu: int) -> None:
         """Another MTU for an attached endpoint's interface. Its routes follow the device's MTU. An endpoint that is not
         attached is none to resize."""
-        await self._do(lambda: veth.resize(self._open_netlink(), endpoint_id, sandbox, ifname, mtu))
+        await self._do(lambda: veth.resize(self._host.netlink(), endpoint_id, sandbox, ifname, mtu))
 
     async def leave_checksums_to_the_kernel(self) -> bool:
         """Take transmit checksums away from the underlay's network card; False: it does not let us."""
@@ -452,7 +305,7 @@ class DataPath:
 
     async def drops(self) -> dict[tuple[int, str], int]:
         """Packets dropped, by VNI of the network they were read on (0: none) and reason."""
-        return await self._do(lambda: figures.drops(self._map("drops")))
+        return await self._do(lambda: figures.drops(self._host.map("drops")))
 
     async def held(self, inside: Iterable[Inside]) -> Held:
         """What the tables hold and the containers' interfaces carried."""
@@ -461,8 +314,8 @@ class DataPath:
 
     def _held(self, inside: list[Inside]) -> Held:
         carried = figures.carried(inside)
-        fill = figures.fill(self._loader.maps, self._contents.rows.counts())
-        return Held(tuple(carried), figures.drops(self._map("drops")), fill)
+        fill = figures.fill(self._host.loader.maps, self._contents.rows.counts())
+        return Held(tuple(carried), figures.drops(self._host.map("drops")), fill)
 
     # looking closely
 
@@ -472,11 +325,11 @@ class DataPath:
         return await self._do(lambda: self._audit(inside))
 
     def _audit(self, inside: list[Inside]) -> list[Finding]:
-        netlink, actual = self._open_netlink(), self._contents.dump()
-        pins = self._loader.link_names() if self._loader.tcx else set()
+        netlink, actual = self._host.netlink(), self._contents.dump()
+        pins = self._host.loader.link_names() if self._host.loader.tcx else set()
         found = list(audit.explain_rows(self._contents.rows.difference(actual), actual))
         fill = {name: len(rows) for name, rows in actual.items()}
-        found += audit.explain_fill(self._loader.maps, fill)
+        found += audit.explain_fill(self._host.loader.maps, fill)
         links = netlink.links()
         found += audit.explain_links(links, self._contents.attached, pins, self.underlay().ifindex)
         for one in inside:
@@ -486,15 +339,15 @@ class DataPath:
 
     async def arm(self, mark: int) -> None:
         """Have packets with this mark recorded."""
-        await self._do(lambda: inject.arm((self._map("traces"), self._map("traces6")), mark))
+        await self._do(lambda: inject.arm((self._host.map("traces"), self._host.map("traces6")), mark))
 
     async def collect(self, mark: int) -> list[Sighting]:
         """What was recorded of it."""
         return await self._do(
             lambda: inject.collect(
-                (self._map("traces"), self._map("traces6")),
+                (self._host.map("traces"), self._host.map("traces6")),
                 mark,
-                {x.ifindex: x.name for x in self._open_netlink().links()},
+                {x.ifindex: x.name for x in self._host.netlink().links()},
             )
         )
 
@@ -506,17 +359,15 @@ class DataPath:
 
     def underlay(self) -> Underlay:
         """The underlay as found by open()."""
-        if self._underlay is None:
-            raise RuntimeError("data path is not open: call open() first")
-        return self._underlay
+        return self._host.underlay()
 
     def balancing(self) -> Balancing:
         """Where connections from containers to services are given their backends."""
-        return self._level
+        return self._host.level
 
     async def counters(self) -> dict[str, int]:
         """Packets by what became of them, since the maps were made."""
-        return await self._do(lambda: figures.counters(self._map("counters")))
+        return await self._do(lambda: figures.counters(self._host.map("counters")))
 
     async def hits(self) -> list[Hit]:
         """What counted for rules of access lists, of endpoints that are attached."""
@@ -525,9 +376,9 @@ class DataPath:
     def _hits(self) -> list[Hit]:
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
         found = [
-            *figures.hits(self._map("hits")),
-            *unified.uncounted(self._map("ways")),
-            *unified.uncounted(self._map("ways6")),
+            *figures.hits(self._host.map("hits")),
+            *unified.uncounted(self._host.map("ways")),
+            *unified.uncounted(self._host.map("ways6")),
         ]
         return [msgspec.structs.replace(h, endpoint_id=names[h.ifindex]) for h in found if h.ifindex in names]
 
@@ -540,15 +391,15 @@ class DataPath:
         def vni_of(endpoint_id: str) -> int:
             return next((e.vni for e in self._contents.local(endpoint_id)), 0)
 
-        unified.watch(self._map("watched"))
+        unified.watch(self._host.map("watched"))
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
-        return unified.named(self._loader.maps, names, vni_of)
+        return unified.named(self._host.loader.maps, names, vni_of)
 
     async def fill(self) -> list[TableFill]:
         """How full each table is. Counting reads a table whole: not for every second."""
         return await self._do(self._fill)
 
     def _fill(self) -> list[TableFill]:
-        found = figures.table_fill(self._loader.maps)
+        found = figures.table_fill(self._host.loader.maps)
         figures.tell_full(found, self._told_full)
         return found

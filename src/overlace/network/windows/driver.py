@@ -43,7 +43,8 @@ from overlace.network.hns.state import State
 from overlace.network.hns.versions import lacks
 from overlace.network.hostports import HostPort
 from overlace.network.keeping import Keeping
-from overlace.network.overlay import OverlayPlanner, gateway_network, guid_of
+from overlace.network.overlay import OverlayPlanner
+from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.passes import Passes
 from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals

@@ -45,7 +45,7 @@ from overlace.network.hns.plan import (
     plan_hns,
 )
 from overlace.network.hns.versions import HnsVersion, supports
-from overlace.network.overlay import OWNER
+from overlace.network.overlay_documents import OWNER
 from overlace.network.windows.errors import HnsFailed, answered, is_away
 from overlace.network.windows.library import Hcn
 

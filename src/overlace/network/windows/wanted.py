@@ -19,7 +19,7 @@ from overlace.network.hns.documents import (
     HostComputeNamespace,
     HostComputeNetwork,
 )
-from overlace.network.overlay import guid_of
+from overlace.network.overlay_documents import guid_of
 from overlace.network.windows.shape import Shape, shape, way_out_first
 
 

@@ -1,0 +1,213 @@
+"""What the data path has once on a host: its programs, the underlay and vxlan devices, NAT table, configuration.
+
+Owns the order in which they are made, adopted after a restart and taken away. Must not know endpoints: what is there
+once per container is datapath.py's. Synchronous, for one thread.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+import structlog
+
+from overlace.network.balancing import Balancing, Wish
+
+from . import nft, outside6, sockets, unified
+from .bpf_syscall import Map
+from .family import V6, family_of
+from .loader import Loader
+from .maps import config_value, path_rows
+from .netlink import Link, Netlink
+from .netns import write_sysctl
+from .probe import ProbeSocket
+from .underlay import Underlay, find_underlay
+from .veth import host_name
+
+VXLAN_DEVICE = "vxlan-overlace"
+LINKS = frozenset({"underlay", "vxlan", "lo"})  # pins of the links every host has
+_LO = 1
+_TAKES_IPV6 = "overlace over IPv6"  # alias of the vxlan device
+_log = structlog.get_logger(__name__)
+
+
+class HostSide:
+    """Of one daemon instance, in the network namespace it runs in. Every method is idempotent. Errors: as DataPath."""
+
+    def __init__(self, instance: str, underlay_address: str, vxlan_port: int, wish: Wish) -> None:
+        self.instance = instance
+        self.address = underlay_address
+        self.hosts = family_of(underlay_address)
+        self.loader = Loader(instance, hosts=self.hosts)
+        self.pools = nft.PortPools(instance)
+        self.level = Balancing("packet", "the data path is not open")
+        self._vxlan_port = vxlan_port
+        self._netlink: Netlink | None = None
+        self._underlay: Underlay | None = None
+        self._vxlan_ifindex = 0
+        self._paths: dict[str, int] = {}
+        self._slow = False
+        self._wish: Wish = wish
+
+    def map(self, name: str) -> Map:
+        """A map of the programs."""
+        return self.loader.maps[name]
+
+    def netlink(self) -> Netlink:
+        """The socket to the kernel. Raises RuntimeError before open()."""
+        if self._netlink is None:
+            raise RuntimeError("data path is not open: call open() first")
+        return self._netlink
+
+    def underlay(self) -> Underlay:
+        """As found last. Raises RuntimeError before open()."""
+        if self._underlay is None:
+            raise RuntimeError("data path is not open: call open() first")
+        return self._underlay
+
+    def open(self) -> None:
+        """Settings, vxlan device, programs and maps (adopted when pinned), NAT table. Then attach(), unless
+        `loader.is_switching`: then switch(), when the new maps are filled."""
+        self._netlink = netlink = Netlink()
+        self._underlay = find_underlay(netlink, self.address)
+        write_sysctl("ipv4/ip_forward", "1")
+        # Answers to the host's own clients of published ports come back in through lo.
+        write_sysctl("ipv4/conf/lo/accept_local", "1")
+        write_sysctl("ipv4/conf/lo/route_localnet", "1")
+        netlink.set_link(_LO, up=True)
+        vxlan = self._ensure_vxlan(netlink)
+        write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
+        netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
+        nft.run_nft(nft.host_table(self.instance))
+        self.pools.clear()
+        for drop in nft.foreign_forward_drops():
+            _log.warning(
+                "a foreign nft chain drops forwarded packets: containers' outbound traffic may stop",
+                chain=f"{drop.family} {drop.table} {drop.chain}",
+                remedy=f'let it accept iifname "{nft.PORT_PREFIX}*"',
+            )
+        self.loader.open()
+        self.level = sockets.load(self.loader, self._wish)
+        self._vxlan_ifindex = vxlan.ifindex
+        self._configure()
+        unified.renew(self.map("generation"))
+
+    def _ensure_vxlan(self, netlink: Netlink) -> Link:
+        """The kernel's vxlan device. One of a version that knew IPv4 underlays alone drops what comes over IPv6."""
+        old = netlink.link(VXLAN_DEVICE)
+        if old is not None and old.alias != _TAKES_IPV6 and self.hosts is V6:
+            netlink.delete_link(old.ifindex)
+            old = None
+        if old is None:
+            netlink.add_vxlan(VXLAN_DEVICE, self._vxlan_port)
+        vxlan = netlink.link(VXLAN_DEVICE)
+        assert vxlan is not None
+        if old is None:
+            netlink.set_link(vxlan.ifindex, alias=_TAKES_IPV6)
+        return vxlan
+
+    def attach(self, endpoints: Mapping[str, int]) -> None:
+        """Have every program where it belongs; `endpoints`: interfaces of containers, by endpoint id."""
+        netlink = self.netlink()
+        for endpoint_id, ifindex in endpoints.items():
+            self.loader.ensure_attached(netlink, ifindex, "from_container", host_name(endpoint_id))
+        self.loader.ensure_attached(netlink, self._vxlan_ifindex, "from_vxlan", "vxlan")
+        self.loader.ensure_attached(netlink, self.underlay().ifindex, "from_underlay", "underlay")
+        self.loader.ensure_attached(netlink, _LO, "from_host", "lo")
+        self.attach_sockets()
+
+    def attach_sockets(self) -> None:
+        """Have the socket level's programs where load() said they can be."""
+        self.level = sockets.attach(self.loader, self._wish, self.level)
+
+    def switch(self, endpoints: Mapping[str, int]) -> None:
+        """Go over to the programs and maps of a new layout, filled by now. A crash in here: all of it again."""
+        self.loader.carry_connections()
+        self.attach(endpoints)
+        self.loader.carry_connections()
+        self.loader.finish_switch()
+        _log.info("the data path has a new layout; its connections were carried over")
+
+    def _configure(self) -> None:
+        under = self.underlay()
+        value = config_value(
+            under.ifindex,
+            under.client_address,
+            under.client_prefix,
+            under.mtu,
+            self._vxlan_ifindex,
+            _LO,
+            self._vxlan_port,
+            narrow=any(mtu < under.mtu for mtu in self._paths.values()),
+            slow=self._slow,
+            tunnels=(under.address, under.prefix) if self.hosts is V6 else None,
+        )
+        self.map("config").update(struct.pack("I", 0), value)
+        self._follow_addresses()
+
+    def _follow_addresses(self) -> None:
+        """The host's own IPv6 addresses may have changed since the last look."""
+        table = self.map("own_addresses6")
+        if outside6.follow(self.netlink(), self.underlay().ifindex, table):
+            unified.renew(self.map("generation"))
+
+    def close(self) -> None:
+        """Let go; traffic continues."""
+        self.loader.close()
+        if self._netlink:
+            self._netlink.close()
+            self._netlink = None
+
+    def destroy(self) -> None:
+        """Remove programs, pins, vxlan device and NAT table; works on an object that was never opened."""
+        netlink = self._netlink or Netlink()
+        for link in netlink.links():
+            if link.name == VXLAN_DEVICE:
+                netlink.delete_link(link.ifindex)
+        if not self.loader.tcx:
+            for link in netlink.links():
+                if link.ifindex == _LO or link.ifindex == find_underlay(netlink, self.address).ifindex:
+                    netlink.remove_clsact_filter(link.ifindex)
+        self.loader.destroy()
+        nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
+        netlink.close()
+        self._netlink = None
+
+    def open_probe(self) -> ProbeSocket:
+        """The socket for probes; the programs bring it what is meant for it from now on. The caller closes it."""
+        probe = ProbeSocket(self.address, self._vxlan_port)
+        try:
+            self.map("prober_of").update(struct.pack("I", 0), struct.pack(">HH", probe.port, 0))
+        except BaseException:
+            probe.close()
+            raise
+        return probe
+
+    def set_paths(self, mtus: Mapping[str, int]) -> None:
+        """As DataPath.set_paths."""
+        want, table = path_rows(mtus, self.hosts), self.map("paths")
+        have = dict(table.items())
+        table.put_many({k: v for k, v in want.items() if have.get(k) != v})
+        table.delete_many(k for k in have if k not in want)
+        self._paths = dict(mtus)
+        self._configure()
+
+    def use_slow_path(self, on: bool) -> None:
+        """As DataPath.use_slow_path."""
+        self._slow = on
+        self._configure()
+
+    def use_packet_level(self, on: bool) -> None:
+        """As DataPath.use_packet_level."""
+        level = Balancing("packet", "to measure") if on else sockets.load(self.loader, self._wish)
+        self.level = sockets.attach(self.loader, self._wish, level)
+
+    def look_at_underlay(self) -> Underlay:
+        """As it is now: its MTU may have been changed since open()."""
+        before, now = self.underlay(), find_underlay(self.netlink(), self.address)
+        if now != before and now.ifindex == before.ifindex:
+            self._underlay = now
+            self._configure()
+        else:
+            self._follow_addresses()
+        return self.underlay()
