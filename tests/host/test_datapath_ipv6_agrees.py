@@ -153,7 +153,8 @@ def _tables(draw: st.DrawFn) -> Tables:
             host = draw(st.sampled_from(PEERS))
             entries.append(RemoteEndpoint(vni, six, hardware, host))
             entries.append(RemoteEndpoint(vni, f"10.0.{third}.{last}", hardware, host))
-        backends.append(Backend(vni, six, draw(st.sampled_from([0, 8080]))))
+        seen = draw(st.sampled_from(["", "", address(third, 250)]))
+        backends.append(Backend(vni, six, draw(st.sampled_from([0, 8080])), seen))
     for third, last in draw(st.lists(st.tuples(_third, st.integers(8, 10)), unique=True, max_size=4)):
         members = tuple(b for b in backends if b.vni == 4096 + third and draw(st.booleans()))
         proto, port = draw(st.sampled_from([(0, 0), (6, 80), (17, 0), (0, 80)]))

@@ -10,11 +10,22 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, run
+from datapath_bed import (
+    Container,
+    ask,
+    ask_udp,
+    connect,
+    echo,
+    line,
+    mac_of,
+    made_bed,
+    network,
+    run,
+)
 
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.affinity import preferred
-from overlace.network.vfp.tables import Backend, Delta, Frontend
+from overlace.network.vfp.tables import Backend, Delta, Frontend, RemoteEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 NET = network(4097, "10.0.1.0/24")
@@ -102,6 +113,37 @@ def test_published_ports_keep_clients_too(world: SimpleNamespace) -> None:
     assert len({s[0] for s in seen}) == 1 and {s[1] for s in seen} == {world.bed.client_address}
     world.a.call("apply", Delta(put=(NET,), remove=(("frontend", 0, world.a.address, 6, 8080),)))
     world.b.put(NET)
+
+
+@pytest.mark.parametrize("affinity", [0, 3600])
+def test_a_backend_whose_host_cannot_answer_clients_sees_another_address(
+    world: SimpleNamespace, affinity: int
+) -> None:
+    """The other backends of the port see the client itself; many clients of one port share that address."""
+    seen = "10.0.1.250"  # host a's own; b knows it as a's, and nothing of clients outside
+    members = (MEMBERS[0], msgspec.structs.replace(MEMBERS[2], source=seen))
+    world.b.put(RemoteEndpoint(4097, seen, mac_of(seen), world.a.address))
+    world.a.put(
+        msgspec.structs.replace(NET, ingress=True), Frontend(0, world.a.address, 6, 8080, members, affinity)
+    )
+    first = 221 if affinity else 211
+    clients = [world.bed.client_address[:-3] + str(last) for last in range(first, first + 8)]
+    by_server: dict[str, set[str]] = {"s5": set(), "s7": set()}
+    kept = []
+    for client in clients:
+        run("ip", "-n", world.bed.client.name, "addr", "add", client + "/24", "dev", "eth0")
+        # one port for all: behind the shared address they cannot all keep it
+        kept.append(connect(world.bed.client, world.a.address, 8080, source=(client, 33000)))
+        server, address, *_ = line(kept[-1])
+        by_server[server].add(address)
+    assert by_server["s7"] == {seen}
+    assert by_server["s5"] <= set(clients) and by_server["s5"]
+    for connection in kept:
+        assert echo(connection, b"to and fro" * 5000)
+        connection.close()
+    gone = (("frontend", 0, world.a.address, 6, 8080),)
+    world.a.call("apply", Delta(put=(NET,), remove=gone))
+    world.b.call("apply", Delta(put=(), remove=(("endpoint", 4097, seen),)))
 
 
 @pytest.mark.parametrize("affinity", [0, 3600])

@@ -31,7 +31,7 @@ from overlace.network.vfp.tables import (
 
 from .family import V4, V6, Family, IpNetwork, family_of, of_table
 
-LAYOUT = 16  # as in bpf/types.h
+LAYOUT = 17  # as in bpf/types.h
 OVER_IPV6 = 1 << 16  # added to it where hosts' addresses are IPv6: other programs, other sizes
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h
@@ -122,7 +122,7 @@ def _endpoint(
 
 def list_number(backends: tuple[Backend, ...]) -> int:
     """The content's name: equal lists share it, so an unchanged list keeps its connections' generation."""
-    return _number(f"{b.vni}/{b.address}/{b.port}" for b in backends)
+    return _number(f"{b.vni}/{b.address}/{b.port}{b.source and f'/{b.source}'}" for b in backends)
 
 
 def _number(items: Iterable[str]) -> int:
@@ -385,11 +385,14 @@ def _encode_frontend(frontend: Frontend, hosts: Family) -> list[Row]:
     def behind(b: Backend) -> bytes:
         return struct.pack("I", b.vni) + family.address(b.address)
 
+    def source_of(b: Backend) -> bytes:
+        return family.address(b.source) if b.source else bytes(family.bits // 8)
+
     rows = [
         Row(
             f"backends{family.suffix}",
             struct.pack("QII", number, index, 0),
-            behind(b) + struct.pack(">HH", b.port, 0),
+            behind(b) + struct.pack(">HH", b.port, 0) + source_of(b),
         )
         for index, b in enumerate(frontend.backends)
     ]
@@ -402,7 +405,7 @@ def _encode_frontend(frontend: Frontend, hosts: Family) -> list[Row]:
         for b in frontend.backends:
             member = struct.pack("Q", number) + behind(b) + struct.pack(">H6x", b.port)
             member = member.ljust(-len(member) % 8 + len(member), b"\0")
-            rows.append(Row(f"members{family.suffix}", member, bytes(4)))
+            rows.append(Row(f"members{family.suffix}", member, source_of(b)))
     if frontend.vni:
         vip = _endpoint(hosts, bytes(6), KIND_VIP)
         rows.append(Row(f"endpoints{family.suffix}", address_key(frontend.vni, frontend.address), vip))

@@ -125,8 +125,11 @@ def _balanced(frontend: Frontend, packet: Packet, pick: Choose) -> tuple[int, Pa
         return None
     b = pick(backends, packet)
     if frontend.preserves:
-        return b.vni, packet, b.address
-    return b.vni, msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport), ""
+        return b.vni, msgspec.structs.replace(packet, src=b.source or packet.src), b.address
+    to = msgspec.structs.replace(
+        packet, src=b.source or packet.src, dst=b.address, dport=b.port or packet.dport
+    )
+    return b.vni, to, ""
 
 
 def forward_from_container(

@@ -188,11 +188,16 @@ class Port(msgspec.Struct, frozen=True):
     layers: tuple[Layer, ...]
 
 
+def _member(b: Backend) -> str:
+    named = f"{b.address}:{b.port}" if b.port else b.address
+    return f"{named} (sees {b.source} as the client)" if b.source else named
+
+
 def explain_action(a: Action) -> str:
     if isinstance(a, Block):
         return f"block ({a.reason})"
     if isinstance(a, LoadBalance):
-        members = ", ".join(f"{b.address}:{b.port}" if b.port else b.address for b in a.backends)
+        members = ", ".join(map(_member, a.backends))
         kept = f", a client keeps its own for {a.affinity} s" if a.affinity else ""
         whole = ", destination kept" if a.preserves else ""
         return f"balance over {members}{kept}{whole}"

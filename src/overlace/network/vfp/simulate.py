@@ -127,6 +127,8 @@ class _Walk:
             return False
         backend = self.pick(self.candidates, self.packet)
         self.vni = backend.vni
+        if backend.source:
+            self.change(src=backend.source)
         if action.preserves:
             self.member = backend.address
         else:

@@ -150,11 +150,12 @@ class Flood(msgspec.Struct, frozen=True, tag="flood"):
 
 class Backend(msgspec.Struct, frozen=True):
     """One member of a frontend: an endpoint's address on network `vni`; port 0 keeps the packet's own
-    port."""
+    port. `source`: what it sees its clients' address as, each connection by a port of its own; empty: theirs."""
 
     vni: int
     address: str
     port: int = 0
+    source: str = ""
 
 
 class Frontend(msgspec.Struct, frozen=True, tag="frontend"):

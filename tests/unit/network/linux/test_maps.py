@@ -71,7 +71,7 @@ EXAMPLES: tuple[Entry, ...] = (
     LOCAL,
     RemoteEndpoint(4097, "10.0.1.6", "02:42:0a:00:01:06", "172.28.1.12"),
     RemoteSubnet(4097, "10.244.0.0/16", "172.28.1.12", "02:42:0a:00:01:06", 4097),
-    Frontend(4097, "10.0.1.2", 6, 80, (Backend(4097, "10.0.1.5", 8080),), affinity=60),
+    Frontend(4097, "10.0.1.2", 6, 80, (Backend(4097, "10.0.1.5", 8080, "10.0.1.250"),), affinity=60),
     AccessList(
         4097,
         "10.0.1.5",
@@ -107,7 +107,7 @@ STRUCTS = {
     "address_sets": ("set_key", 4),
     "limits": (4, 8),
     "floods": ("flood_key", "flood"),
-    "members": ("member", 4),
+    "members": ("member", "addr_t"),
     "routes": ("route_key", "route"),
     "access_lists": (8, "access_list"),
     "networks": (4, "network"),
@@ -126,6 +126,8 @@ def test_rows_have_the_sizes_of_the_c_structs(hosts: Family) -> None:
     def size(what: int | str, address: int) -> int:
         if what == "access_list":
             return 4 + ACCESS_RULES * _sizes("access_rule", address)
+        if what == "addr_t":
+            return address
         return what if isinstance(what, int) else _sizes(what, address, hosts.octets)
 
     seen = set()
@@ -181,7 +183,7 @@ def test_addresses_and_ports_are_in_network_order() -> None:
     row = next(r for r in encode(EXAMPLES[4], {}) if r.map == "frontends")
     assert row.key == struct.pack("I", 4097) + bytes([10, 0, 1, 2, 0, 80, 6, 0])
     row = next(r for r in encode(EXAMPLES[4], {}) if r.map == "backends")
-    assert row.value == struct.pack("I", 4097) + bytes([10, 0, 1, 5, 0x1F, 0x90, 0, 0])
+    assert row.value == struct.pack("I", 4097) + bytes([10, 0, 1, 5, 0x1F, 0x90, 0, 0, 10, 0, 1, 250])
 
 
 def test_an_endpoint_without_interface_is_known_but_nowhere() -> None:

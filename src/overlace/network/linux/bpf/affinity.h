@@ -80,6 +80,7 @@ NOINLINE int same_backend(const struct frontend *fe, const struct affinity_key *
 {
 	struct member member = {};
 	struct affinity *a;
+	addr_t *source;
 	__u32 at = now();
 
 	if (!fe || !client || !out || !fe->affinity)
@@ -91,12 +92,14 @@ NOINLINE int same_backend(const struct frontend *fe, const struct affinity_key *
 	member.vni = a->vni;
 	member.addr = a->addr;
 	member.port = a->port;
-	if (!bpf_map_lookup_elem(&members, &member))
+	source = bpf_map_lookup_elem(&members, &member);
+	if (!source)
 		return -1;
 	a->seen = at;
 	out->vni = a->vni;
 	out->addr = a->addr;
 	out->port = a->port;
+	out->source = *source;
 	return 0;
 }
 

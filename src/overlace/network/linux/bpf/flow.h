@@ -11,7 +11,7 @@ struct question {
 	__u32 scope; /* network of the frontend, 0: published port */
 	__u32 client_vni; /* OUT_ENDPOINT: where replies are delivered */
 	addr_t front; /* the frontend's address; the packet may carry another name of it (127.0.0.1) */
-	addr_t source; /* address the backend shall see */
+	addr_t source; /* address the backend shall see, unless its row names another */
 	__u32 out; /* where replies go */
 	__be16 port; /* the frontend's; 0: the packet's */
 };
@@ -228,7 +228,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 	out->seen = now();
 	if (pick(fe, q->scope, &q->front, &p->saddr, p->proto, port, out))
 		return B_REFUSE;
-	if (same(out->daddr, q->source) && out->vni == q->client_vni) { /* hairpin: the client must not see itself */
+	if (same(out->daddr, out->saddr) && out->vni == q->client_vni) { /* hairpin: the client must not see itself */
 		struct network *net = bpf_map_lookup_elem(&networks, &out->vni);
 
 		if (!net)

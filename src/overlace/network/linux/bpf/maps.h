@@ -61,7 +61,7 @@ MAP(BPF_MAP_TYPE_HASH, frontends, struct frontend_key, struct frontend, 65536, B
 MAP(BPF_MAP_TYPE_HASH, backends, struct backend_key, struct backend, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_HASH, access_lists, __u64, struct access_list, 16384, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LPM_TRIE, address_sets, struct set_key, __u32, 1048576, BPF_F_NO_PREALLOC);
-MAP(BPF_MAP_TYPE_HASH, members, struct member, __u32, 262144, BPF_F_NO_PREALLOC);
+MAP(BPF_MAP_TYPE_HASH, members, struct member, addr_t, 262144, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, affinities, struct affinity_key, struct affinity, REMEMBERED(65536), 0);
 MAP(BPF_MAP_TYPE_HASH, floods, struct flood_key, struct flood, 65536, BPF_F_NO_PREALLOC);
 MAP(BPF_MAP_TYPE_LRU_HASH, flood_meters, __u32, __u64, 4096, 0);

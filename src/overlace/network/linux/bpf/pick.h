@@ -37,6 +37,8 @@ INLINE int take(const struct frontend *fe, __u8 proto, __be16 dport, const struc
 	f->peer_vni = f->vni = b->vni;
 	f->daddr = b->addr;
 	f->dport = b->port ? b->port : dport;
+	if (!is_none(b->source))
+		f->saddr = b->source;
 	if (fe->flags & FRONTEND_PRESERVES) {
 		f->state |= STATE_PRESERVED;
 		f->dport = dport;

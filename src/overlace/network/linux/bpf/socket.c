@@ -6,6 +6,7 @@
  *   sandboxes not in `reaches`, sub-namespaces of containers, subnets that two interfaces lead to
  *   sockets bound to another address or to an interface; or to a port, which two connections to one backend may not share
  *   a backend that is the client itself, in another network, or not reached by the same interface
+ *   a backend that sees its clients under another address
  *   services that leave their own address to packets (FRONTEND_PRESERVES)
  *   services without a backend, ports that a service has not: refused by packets
  * The programs stand at the root of cgroup v2, beside those of other hosts' daemons: a network namespace is known by its
@@ -62,7 +63,7 @@ INLINE int choose(struct bpf_sock_addr *ctx, addr_t *to, __be16 *port)
 	if (!fe || (fe->flags & FRONTEND_PRESERVES) || pick(fe, vni, to, &mine->addr, PROTO_TCP, *port, &f))
 		return 0;
 	there = reach_of(sandbox ? sandbox : 1, &f.daddr);
-	if (f.vni == vni && !same(f.daddr, mine->addr) && there && there->vni == vni && same(there->addr, mine->addr)) {
+	if (is_none(f.saddr) && f.vni == vni && !same(f.daddr, mine->addr) && there && there->vni == vni && same(there->addr, mine->addr)) {
 		c = bpf_sk_storage_get(&choices, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (c) {
 			c->vni = vni;

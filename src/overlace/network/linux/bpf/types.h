@@ -5,7 +5,7 @@
 #include <linux/pkt_cls.h>
 #include "address.h"
 
-#define LAYOUT 16
+#define LAYOUT 17
 
 #define ETH_LEN 14
 #define IP_LEN 20
@@ -270,6 +270,7 @@ struct backend {
 	addr_t addr;
 	__be16 port; /* 0 keeps the packet's own */
 	__u16 pad;
+	addr_t source; /* address it sees its clients under; none: theirs */
 };
 
 struct flow_key {
