@@ -133,7 +133,8 @@ async def run_linux(
     datapath = DataPath(instance_of(exec_root), folder or exec_root, address, exec_dir=exec_root)
     await datapath.open()
     try:
-        check = linux_check(address, datapath.underlay().ifname, VXLAN_PORT)
+        under = datapath.underlay()
+        check = linux_check(address, under.ifname, VXLAN_PORT, under.mtu)
         service = _service(folder, HostFacts(address, version, check, lambda e: enforcer.counters(e)))
         enforcer = NetworkEnforcer(service, datapath, address, containers)
         await enforcer.open()

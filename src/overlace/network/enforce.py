@@ -27,6 +27,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.service import HnsService
+from overlace.network.hns.validate import MIN_MTU
 from overlace.network.vfp.compile import Compiler, vni_of
 from overlace.network.vfp.tables import LocalEndpoint
 
@@ -192,7 +193,7 @@ class NetworkEnforcer:
         lost = tunnel_overhead(self._datapath.underlay().address) if network.type == "Overlay" else 0
         if overhead is not None:
             lost = max(lost, overhead.settings.overhead)
-        fits = self._datapath.underlay().mtu - lost
+        fits = max(self._datapath.underlay().mtu - lost, MIN_MTU)  # of an underlay that became smaller
         return min(asked.settings.mtu or fits, fits) if asked is not None else fits
 
 

@@ -167,7 +167,7 @@ def perform(hns: HnsCalls, verb: str, kind: str, guid: str, network: str, docume
 
 
 def check_whole(hns: HnsService) -> None:
-    state, fresh = hns.state, State()
+    state, fresh = hns.state, State(hns.state.host)
     for d in state.documents.values():
         fresh.put(d)
     for name, value in vars(fresh).items():

@@ -23,6 +23,7 @@ from overlace.network.hns.errors import Code, HcnError
 
 ANY_PROTOCOL = 256
 TCP, UDP, SCTP = 6, 17, 132
+VXLAN = 252  # no protocol of IP but HNS's word for VXLAN: UDP to the VXLAN port
 ANY_PORT = (0, 65535)
 MAX_RULES = 512  # of one direction of one endpoint, protocols and ports written out
 MAX_ADDRESSES = 4096  # of one list or set; public clients found Windows to end at about 4000
@@ -67,15 +68,22 @@ def _items(text: str) -> list[str]:
 
 
 def _bad(field: str, text: str, remedy: str) -> HcnError:
-    return HcnError(Code.BAD_PARAMETER, f"{field} {text!r}: {remedy}")
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    return HcnError(Code.BAD_PARAMETER, f"{field} {shown!r}: {remedy}")
+
+
+def _number(text: str) -> int | None:
+    """Of at most five ASCII digits, which protocols and ports have; None: it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else None
 
 
 def _protocols(text: str, field: str) -> tuple[int, ...]:
     out = []
     for part in _items(text):
-        if not part.isdigit() or not (int(part) < 252 or int(part) == ANY_PROTOCOL):
-            raise _bad(field, part, "write IANA numbers, 6 for TCP, 17 for UDP, 256 for any")
-        out.append(int(part))
+        number = _number(part)
+        if number is None or not (number <= VXLAN or number == ANY_PROTOCOL):
+            raise _bad(field, part, "write IANA numbers, 6 for TCP, 17 for UDP, 252 for VXLAN, 256 for any")
+        out.append(number)
     return () if ANY_PROTOCOL in out else tuple(dict.fromkeys(out))
 
 
@@ -97,11 +105,12 @@ def _addresses(text: str, field: str, *, names: bool = True) -> tuple[str, ...]:
 def _ports(text: str, field: str) -> tuple[tuple[int, int], ...]:
     out = []
     for part in _items(text):
-        low, dash, high = part.partition("-")
-        high = high if dash else low
-        if not (low.isdigit() and high.isdigit() and 0 < int(low) <= int(high) < 65536):
+        text_low, dash, text_high = part.partition("-")
+        low = _number(text_low)
+        high = _number(text_high) if dash else low
+        if low is None or high is None or not 0 < low <= high < 65536:
             raise _bad(field, part, "write ports or ranges from 1 to 65535, such as 80 or 8000-8010")
-        out.append((int(low), int(high)))
+        out.append((low, high))
     return tuple(dict.fromkeys(out))
 
 

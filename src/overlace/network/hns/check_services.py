@@ -8,6 +8,8 @@ from __future__ import annotations
 import msgspec
 
 from overlace.model.traffic import MAX_AFFINITY
+from overlace.network.hns.addresses import check_address, check_usable
+from overlace.network.hns.collisions import check_outer, check_vips
 from overlace.network.hns.documents import (
     Distribution,
     HostComputeEndpoint,
@@ -22,10 +24,9 @@ from overlace.network.hns.documents import (
     normal_guid,
 )
 from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.state import State, vip_keys
+from overlace.network.hns.state import State
 from overlace.network.hns.validate import (
-    check_address,
-    check_host_ports,
+    check_internal_port,
     check_port,
     check_protocol,
     check_sdn_route,
@@ -73,38 +74,32 @@ def check_load_balancer(d: HostComputeLoadBalancer, state: State, *, ours: bool)
     endpoints, network_id = _members(d, state)
     if not endpoints and not ours:
         raise HcnError(Code.BAD_PARAMETER, "HostComputeEndpoints is empty: name at least one endpoint")
-    if state.get(network_id, HostComputeNetwork) is None:
+    network = state.get(network_id, HostComputeNetwork)
+    if network is None:
         raise HcnError(Code.NETWORK_NOT_FOUND, f"HostComputeNetwork {network_id}: create the network first")
     if d.source_vip:
         check_address(d.source_vip, "SourceVIP")
-    for vip in d.frontend_vips:
-        check_address(vip, "FrontendVIPs", six=ours)
-        if (network_id, vip) in state.by_address:
-            raise HcnError(Code.ADDR_INVALID_OR_RESERVED, f"FrontendVIPs {vip} is an endpoint's address")
+    vips = tuple(str(check_usable(vip, "FrontendVIPs", six=ours)) for vip in d.frontend_vips)
     if not d.port_mappings:
         raise HcnError(Code.BAD_PARAMETER, "PortMappings is empty: name at least one mapping")
     for m in d.port_mappings:
         _check_affinity(m)
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         check_protocol(m.protocol, "PortMappings.Protocol", any_protocol=internal)
+        if internal and not d.frontend_vips:
+            raise HcnError(
+                Code.BAD_PARAMETER,
+                "FrontendVIPs is empty: an internal load balancer (PortMappings.Flags 1) needs its VIP",
+            )
         if internal and m.protocol == 0 and m.internal_port == 0 and m.external_port == 0:
-            if not d.frontend_vips:
-                raise HcnError(
-                    Code.BAD_PARAMETER, "FrontendVIPs is empty: an internal load balancer needs its VIP"
-                )
             continue
         check_port(m.external_port, "PortMappings.ExternalPort")
-        if m.internal_port == 0:
-            raise HcnError(Code.INVALID_INTERNAL_PORT, "PortMappings.InternalPort")
-        check_port(m.internal_port, "PortMappings.InternalPort")
-    d = msgspec.structs.replace(d, host_compute_endpoints=endpoints, host_compute_network=network_id)
-    for key in vip_keys(d):
-        holder = state.by_vip.get(key)
-        if holder is not None and holder != d.id:
-            raise HcnError(
-                Code.PORT_ALREADY_EXISTS, f"FrontendVIPs {key[1]} is taken by load balancer {holder}"
-            )
-    check_host_ports(d, state)
+        check_internal_port(m.internal_port, "PortMappings.InternalPort")
+    d = msgspec.structs.replace(
+        d, host_compute_endpoints=endpoints, host_compute_network=network_id, frontend_vips=vips
+    )
+    check_vips(d, network, state)
+    check_outer(d, network, state)
     return d
 
 
@@ -163,7 +158,13 @@ def check_attach(endpoint_id: str, namespace_id: str, state: State) -> HostCompu
     if endpoint is None:
         raise HcnError(Code.ENDPOINT_NOT_FOUND, f"EndpointId {endpoint_id}: create the endpoint first")
     if endpoint.remote:
-        raise HcnError(Code.INVALID_REMOTE_ENDPOINT_OPERATION, f"EndpointId {endpoint_id}")
+        raise HcnError(
+            Code.INVALID_REMOTE_ENDPOINT_OPERATION,
+            f"EndpointId {endpoint_id} is on another host: name a local endpoint",
+        )
     if endpoint.host_compute_namespace not in ("", namespace_id):
-        raise HcnError(Code.ENDPOINT_NAMESPACE_ALREADY_EXISTS, f"EndpointId {endpoint_id}")
+        raise HcnError(
+            Code.ENDPOINT_NAMESPACE_ALREADY_EXISTS,
+            f"EndpointId {endpoint_id} is in namespace {endpoint.host_compute_namespace}: take it out there first",
+        )
     return endpoint

@@ -22,9 +22,12 @@ from overlace.network.hns.documents import (
     LoadBalancerPortMapping,
     NetworkFlags,
     PortMappingFlags,
+    Route,
+    Subnet,
 )
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.state import State
+from overlace.network.hns.validate import MIN_MTU, MIN_MTU6
 
 NETWORK_FLAGS = NetworkFlags.EnableNonPersistent | NetworkFlags.EnablePersistent
 NETWORK_POLICIES = (
@@ -45,16 +48,18 @@ ENDPOINT_POLICIES = (
 )  # fmt: skip
 
 
-def linux_check(address: str, ifname: str, vxlan_port: int) -> Callable[[Document, State], None]:
-    """The check for a host whose underlay is `address` on `ifname`."""
+def linux_check(
+    address: str, ifname: str, vxlan_port: int, mtu: int = 1500
+) -> Callable[[Document, State], None]:
+    """The check for a host whose underlay is `address` on `ifname`, which takes packets of `mtu` bytes."""
 
     def check(d: Document, state: State) -> None:
         if isinstance(d, HostComputeNetwork):
             _network(d, state, address, ifname, vxlan_port)
         elif isinstance(d, HostComputeEndpoint):
-            _endpoint(d, state.get(d.host_compute_network, HostComputeNetwork), address)
+            _endpoint(d, state.get(d.host_compute_network, HostComputeNetwork), address, mtu)
         elif isinstance(d, HostComputeLoadBalancer):
-            _balancer(d, state.get(d.host_compute_network, HostComputeNetwork))
+            _balancer(d, state.get(d.host_compute_network, HostComputeNetwork), address)
         elif isinstance(d, HostComputeNamespace):
             _namespace(d)
         elif isinstance(d, HostComputeRoute):
@@ -79,11 +84,17 @@ def _network(d: HostComputeNetwork, state: State, address: str, ifname: str, vxl
     if d.type not in ("NAT", "Overlay"):
         raise HcnError(Code.VFP_NOT_ALLOWED, f"Type {d.type}: this host carries NAT and Overlay networks")
     _bits(d.flags, int(NETWORK_FLAGS), NetworkFlags)
+    for ipam in d.ipams:
+        if ipam.type != "Static":
+            raise _no(f"Ipams.Type {ipam.type}", "write Static: addresses are this service's or the client's")
+    for subnet in d.subnets:
+        _subnet(subnet, address)
     if d.type == "NAT":
         for other in state.by_network_name.values():
             found = state.get(other, HostComputeNetwork)
             if found is not None and found.id != d.id and found.type == "NAT":
                 raise _no(f"Type NAT: network {found.name} is the host's one NAT network", "use that one")
+    _services(d.policies)
     for policy in d.policies:
         if not isinstance(policy, NETWORK_POLICIES):
             raise _no(f"Policies: {p.type_name(policy)}")
@@ -101,13 +112,71 @@ def _network(d: HostComputeNetwork, state: State, address: str, ifname: str, vxl
             raise _no(f"VxlanPort {policy.settings.port}", f"this host's is {vxlan_port}")
 
 
-def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, address: str) -> None:
+def _subnet(s: Subnet, address: str) -> None:
+    if ip_address(address) in ip_network(s.ip_address_prefix):
+        raise HcnError(
+            Code.INVALID_PREFIX,
+            f"IpAddressPrefix {s.ip_address_prefix} holds this host's own address {address}: choose another prefix",
+        )
+    if s.flags:
+        raise _no(f"Subnets[{s.ip_address_prefix}].Flags {s.flags} (DoNotReserveGatewayAddress)")
+    for inner in s.ip_subnets:
+        if inner.flags:
+            raise _no(f"IpSubnets[{inner.ip_address_prefix}].Flags {inner.flags}")
+    _metrics(s.routes)
+
+
+def _metrics(routes: Iterable[Route]) -> None:
+    for route in routes:
+        if route.metric:
+            raise _no(
+                f"Routes[{route.destination_prefix}].Metric {route.metric}",
+                "leave it out: nothing compares them",
+            )
+
+
+def _services(policies: Iterable[object]) -> None:
+    for x in policies:
+        if isinstance(x, (p.Acl, p.NetworkAcl)) and x.settings.service_name:
+            raise _no(
+                f"ACL.ServiceName {x.settings.service_name!r}",
+                "without it the rule would be everybody's: name addresses and ports",
+            )
+
+
+def _mtu(d: HostComputeEndpoint, mtu: int) -> None:
+    overhead = p.policy_of(d.policies, p.EncapOverhead)
+    if overhead is None:
+        return
+    least = MIN_MTU6 if any(":" in c.ip_address for c in d.ip_configurations) else MIN_MTU
+    if mtu - overhead.settings.overhead < least:
+        raise HcnError(
+            Code.INVALID_POLICY,
+            f"EncapOverhead.Overhead {overhead.settings.overhead}: a packet of this host has {mtu} bytes, of which "
+            f"{least} must be left; use {mtu - least} at most",
+        )
+
+
+def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, address: str, mtu: int) -> None:
     _bits(d.flags, int(EndpointFlags.REMOTE), EndpointFlags)
+    _metrics(d.routes)
+    _services(d.policies)
+    _mtu(d, mtu)
     if not d.remote and len(d.ip_configurations) != 1:
         raise _no(f"IpConfigurations: {len(d.ip_configurations)} addresses", "give the endpoint one")
     for policy in d.policies:
         if not isinstance(policy, ENDPOINT_POLICIES):
             raise _no(f"Policies: {p.type_name(policy)}")
+        if (
+            isinstance(policy, p.ProviderAddress)
+            and not d.remote
+            and policy.settings.provider_address != address
+        ):
+            raise HcnError(
+                Code.INVALID_POLICY,
+                f"ProviderAddress {policy.settings.provider_address} of a local endpoint: this host is {address}; "
+                "write that, or Flags 1 for an endpoint of another host",
+            )
         if isinstance(policy, p.OutBoundNat):
             s = policy.settings
             if s.virtual_ip not in ("", address):
@@ -153,7 +222,7 @@ def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | 
             )
 
 
-def _balancer(d: HostComputeLoadBalancer, network: HostComputeNetwork | None) -> None:
+def _balancer(d: HostComputeLoadBalancer, network: HostComputeNetwork | None, address: str) -> None:
     # the source's own switch port decides, and answers go straight back: that is what DSR asks for
     _bits(d.flags, int(LoadBalancerFlags.EnableDirectServerReturn), LoadBalancerFlags)
     subnets = [ip_network(s.ip_address_prefix) for s in network.subnets] if network is not None else []
@@ -162,7 +231,7 @@ def _balancer(d: HostComputeLoadBalancer, network: HostComputeNetwork | None) ->
         if _renumbers(m):
             raise _no(f"PortMappings of SCTP from {m.external_port}", _SCTP)
         if m.flags & PortMappingFlags.PRESERVE_DIP:
-            _preserved(d, m)
+            _preserved(d, m, address)
         if m.flags & PortMappingFlags.USE_MUX and not outside:
             raise _no(
                 "PortMappings.Flags: UseMux (4)",
@@ -172,10 +241,12 @@ def _balancer(d: HostComputeLoadBalancer, network: HostComputeNetwork | None) ->
             raise _no(f"PortMappings.Flags {m.flags}", f"bits known here: {int(PORT_MAPPING_FLAGS)}")
 
 
-def _preserved(d: HostComputeLoadBalancer, m: LoadBalancerPortMapping) -> None:
+def _preserved(d: HostComputeLoadBalancer, m: LoadBalancerPortMapping, address: str) -> None:
     """Whether packets can reach the backends as they are. Raises HcnError."""
-    if not d.frontend_vips:
-        raise _no("PortMappings.Flags: EnablePreserveDip (8) on the host's own address", "name FrontendVIPs")
+    if not d.frontend_vips or address in d.frontend_vips:
+        raise _no(
+            "PortMappings.Flags: EnablePreserveDip (8) on the host's own address", "name other FrontendVIPs"
+        )
     if any(":" in vip for vip in d.frontend_vips):
         raise _no("PortMappings.Flags: EnablePreserveDip (8) of an IPv6 VIP", "use IPv4")
     if m.internal_port not in (0, m.external_port):

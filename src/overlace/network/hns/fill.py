@@ -22,6 +22,7 @@ from overlace.network.hns.documents import (
     HostComputeNetwork,
     Ipam,
     IpConfiguration,
+    IpSubnet,
     MacPool,
     MacRange,
     Route,
@@ -57,22 +58,27 @@ def fill_network(d: HostComputeNetwork, state: State, provider_address: str) -> 
     if not d.mac_pool.ranges:
         d = msgspec.structs.replace(d, mac_pool=_mac_pool(d.id))
     if provider_address and d.type in ("Overlay", "L2Bridge"):
-        kept = tuple(x for x in d.policies if not isinstance(x, p.ProviderAddress))
-        mine = p.ProviderAddress(p.ProviderAddressSettings(provider_address))
-        d = msgspec.structs.replace(d, policies=(*kept, mine))
+        old = state.get(d.id, HostComputeNetwork)
+        told = p.policy_of(old.policies, p.ProviderAddress) if old is not None else None
+        # what HNS told itself follows the host; another the client wrote is for the host's check
+        kept = tuple(x for x in d.policies if not isinstance(x, p.ProviderAddress) or x != told)
+        if p.policy_of(kept, p.ProviderAddress) is None:
+            kept = (*kept, p.ProviderAddress(p.ProviderAddressSettings(provider_address)))
+        d = msgspec.structs.replace(d, policies=kept)
     return d
 
 
 def _with_ids(s: Subnet, network: str) -> Subnet:
     inner = tuple(
-        i if i.id else msgspec.structs.replace(i, id=str(uuid.uuid4()).upper()) for i in s.ip_subnets
+        msgspec.structs.replace(i, id=i.id.upper() or str(uuid.uuid4()).upper()) for i in s.ip_subnets
     )
     guid = s.id.upper() or str(uuid.uuid5(_SUBNET_IDS, f"{network}/{s.ip_address_prefix}")).upper()
     return msgspec.structs.replace(s, id=guid, ip_subnets=inner)
 
 
 def _nat_subnet(state: State) -> Subnet:
-    taken = [
+    taken = [ipaddress.IPv4Network(a) for a in (state.host,) if a and ":" not in a]
+    taken += [
         ipaddress.IPv4Network(s.ip_address_prefix)
         for d in state.documents.values()
         if isinstance(d, HostComputeNetwork) and d.type == "NAT"
@@ -160,24 +166,43 @@ def _with_length(c: IpConfiguration, network: HostComputeNetwork) -> IpConfigura
     return msgspec.structs.replace(c, prefix_length=ipaddress.ip_network(subnet.ip_address_prefix).prefixlen)
 
 
-def _free_address(network: HostComputeNetwork, state: State, subnet_id: str) -> IpConfiguration:
-    if subnet_id and all(s.id != subnet_id for s in network.subnets):
-        raise HcnError(Code.SUBNET_NOT_FOUND, f"IpConfigurations.IpSubnetId {subnet_id} of {network.name}")
+def prefix_of_id(guid: str, network: HostComputeNetwork) -> str | None:
+    """The prefix of the subnet, or of the part of one, that has this id."""
     for s in network.subnets:
-        if subnet_id and s.id != subnet_id:
-            continue
+        parts: tuple[Subnet | IpSubnet, ...] = (s, *s.ip_subnets)
+        for part in parts:
+            if part.id and part.id.upper() == guid.upper():
+                return part.ip_address_prefix
+    return None
+
+
+def _free_address(network: HostComputeNetwork, state: State, subnet_id: str) -> IpConfiguration:
+    wanted = prefix_of_id(subnet_id, network) if subnet_id else None
+    if subnet_id and wanted is None:
+        raise HcnError(
+            Code.SUBNET_NOT_FOUND,
+            f"IpConfigurations.IpSubnetId {subnet_id} is of no subnet of network {network.name}: leave it out, or use "
+            "one of its",
+        )
+    for s in network.subnets:
         net = ipaddress.ip_network(s.ip_address_prefix)
+        part = ipaddress.ip_network(wanted) if wanted is not None else net
+        if part.version != net.version or not part.subnet_of(net):  # type: ignore[arg-type]
+            continue
         gateways = {r.next_hop for r in s.routes}
-        vips = {vip for (on, vip, _, _) in state.by_vip if on == network.id}
-        # the first is kept for a gateway even where none is named
-        for number in range(2, min(net.num_addresses - 1, 1 << 20)):
-            address = str(net[number])
-            if address in gateways or address in vips:
+        # the subnet's first is kept for a gateway even where none is named
+        first = max(0, 2 - (int(part[0]) - int(net[0])))
+        for number in range(first, min(part.num_addresses, 1 << 20)):
+            if part[number] == net[-1]:
+                break
+            address = str(part[number])
+            if address in gateways or (network.id, address) in state.vips:
                 continue
             if (network.id, address) not in state.by_address:
-                return IpConfiguration(address, net.prefixlen)
+                return IpConfiguration(address, net.prefixlen, subnet_id)
     raise HcnError(
-        Code.ADDR_INVALID_OR_RESERVED, f"IpConfigurations: network {network.name} has no free address left"
+        Code.ADDR_INVALID_OR_RESERVED,
+        f"IpConfigurations: {wanted or f'network {network.name}'} has no free address left: delete an endpoint there",
     )
 
 

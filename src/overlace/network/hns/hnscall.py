@@ -84,8 +84,8 @@ def _answer(service: HnsService, method: str, path: str, body: str) -> Any:
         return service.stats(_get(service, "endpoint", guid).id)
     if room == "portpools":
         return [
-            {"Protocol": protocol, "Port": port, "Owner": owner}
-            for (protocol, port), owner in sorted(service.state.by_host_port.items())
+            {"Protocol": protocol, "Port": port, "Owner": owner} | ({"VIP": address} if address else {})
+            for (address, protocol, port), owner in sorted(service.state.by_outer.items())
         ]
     if room in ("activities", "plugins"):
         return []  # no activity outlives its call here, and there are no plugins

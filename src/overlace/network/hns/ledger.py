@@ -20,10 +20,10 @@ Changes = list[tuple[Guid, Document | None]]  # GUID and what was there before, 
 
 class Ledger:
     """`state`, and every way to change it: `put`, `delete`, `tell`, inside `batch`. Without a folder nothing is kept on
-    disk."""
+    disk. `host`: the host's own address, as far as documents name it."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.state = State()
+    def __init__(self, folder: Path | None, host: str = "") -> None:
+        self.state = State(host)
         self._journal = Journal(folder) if folder is not None else None
         self._changed: dict[Guid, None] = {}
         self._pending: list[bytes] = []

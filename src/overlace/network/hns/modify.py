@@ -79,20 +79,31 @@ def _policies(
             for policy in asked:
                 if isinstance(policy, p.REPEATED):
                     if policy in have:
-                        raise HcnError(Code.POLICY_ALREADY_EXISTS, p.type_name(policy))
+                        raise HcnError(
+                            Code.POLICY_ALREADY_EXISTS,
+                            f"Settings.Policies: {_shown(policy)} is on {d.kind} {d.name or d.id} already: leave it out",
+                        )
                 elif any(type(x) is type(policy) for x in have):
                     code = (
                         Code.INTERFACEPARAMETERS_ALREADY_APPLIED
                         if isinstance(policy, p.InterfaceParameters)
                         else Code.POLICY_ALREADY_EXISTS
                     )
-                    raise HcnError(code, f"{p.type_name(policy)}: use Update to replace it")
+                    raise HcnError(
+                        code,
+                        f"Settings.Policies: {d.kind} {d.name or d.id} has a {p.type_name(policy)} already: "
+                        "use RequestType Update to replace it",
+                    )
             have = (*have, *asked)
         case "Remove":
             left = list(have)
             for policy in asked:
                 if policy not in left:
-                    raise HcnError(Code.POLICY_NOT_FOUND, p.type_name(policy))
+                    raise HcnError(
+                        Code.POLICY_NOT_FOUND,
+                        f"Settings.Policies: {_shown(policy)} is not on {d.kind} {d.name or d.id}: "
+                        "write Type and Settings as a query shows them",
+                    )
                 left.remove(policy)
             have = tuple(left)
         case "Update":
@@ -108,6 +119,12 @@ def _policies(
         case "Refresh":
             pass
     return msgspec.structs.replace(d, policies=have)
+
+
+def _shown(policy: object) -> str:
+    """A policy as its owner wrote it, cut where it is long."""
+    text = msgspec.json.encode(policy).decode()
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _dns(d: HostComputeNetwork, request: ModifyNetworkDns) -> HostComputeNetwork:
@@ -159,7 +176,10 @@ def _subnets(d: HostComputeNetwork, request: ModifySubnets) -> HostComputeNetwor
         found = next((h for h in have if _same_subnet(h, s)), None)
         if request.request_type == "Add":
             if found is not None:
-                raise HcnError(Code.INVALID_SUBNET, f"Subnets {s.ip_address_prefix} is there already")
+                raise HcnError(
+                    Code.INVALID_SUBNET,
+                    f"Settings.Subnets {s.ip_address_prefix} is of network {d.name} already: use RequestType Update",
+                )
             have.append(s)
             continue
         if found is None:
@@ -211,7 +231,7 @@ def normal_policy(policy: Any) -> Any:
     """MACs as HNS spells them, so that Remove matches what Add stored."""
     if isinstance(policy, p.RemoteSubnetRoute):
         s = policy.settings
-        mac = normal_mac(s.distributed_router_mac_address)
+        mac = normal_mac(s.distributed_router_mac_address, "RemoteSubnetRoute.DistributedRouterMacAddress")
         prefix = s.destination_prefix
         try:
             prefix = str(ipaddress.ip_network(prefix, strict=False))
@@ -221,5 +241,7 @@ def normal_policy(policy: Any) -> Any:
             msgspec.structs.replace(s, destination_prefix=prefix, distributed_router_mac_address=mac)
         )
     if isinstance(policy, p.DrMacAddress):
-        return p.DrMacAddress(p.DrMacAddressSettings(normal_mac(policy.settings.address)))
+        return p.DrMacAddress(
+            p.DrMacAddressSettings(normal_mac(policy.settings.address, "DrMacAddress.Address"))
+        )
     return policy

@@ -200,6 +200,7 @@ class AclSettings(Doc, frozen=True, kw_only=True):
     rule_type: Literal["Host", "Switch"] = "Host"
     priority: int = 0
     id: str = ""
+    service_name: str = ""  # v1's; the schema of v2 has no such member
 
 
 class Acl(Policy, frozen=True, tag="ACL"):

@@ -94,7 +94,7 @@ class HnsService:
     def __init__(
         self, state_dir: Path | None = None, *, strict_windows: bool = False, facts: HostFacts | None = None
     ) -> None:
-        self._ledger = Ledger(state_dir)
+        self._ledger = Ledger(state_dir, facts.provider_address if facts is not None else "")
         self._state = self._ledger.state
         self._ours = not strict_windows and facts is None
         self._facts = facts
@@ -355,7 +355,7 @@ class HnsService:
                 if holders:
                     raise HcnError(
                         Code.ENTITY_HAS_REFERENCES,
-                        f"network {d.name} is used by {', '.join(sorted(holders)[:3])}",
+                        f"network {d.name or d.id} is used by {', '.join(sorted(holders)[:3])}: delete those first",
                     )
                 self._happened(Notification.NETWORK_PRE_DELETE, d.id, d.id)
                 self._happened(Notification.NETWORK_DELETE, d.id, d.id)
@@ -377,11 +377,15 @@ class HnsService:
         holders = self._state.balancers_of.get(d.id)
         if holders:
             raise HcnError(
-                Code.ENTITY_HAS_REFERENCES, f"endpoint {d.name} is in load balancer {min(holders)}"
+                Code.ENTITY_HAS_REFERENCES,
+                f"endpoint {d.name or d.id} is in load balancer {min(holders)}: take it out there first",
             )
         holders = self._state.routes_of.get(d.id)
         if holders:
-            raise HcnError(Code.ENTITY_HAS_REFERENCES, f"endpoint {d.name} is in SDN route {min(holders)}")
+            raise HcnError(
+                Code.ENTITY_HAS_REFERENCES,
+                f"endpoint {d.name or d.id} is in SDN route {min(holders)}: take it out there first",
+            )
 
     def apply(self, operations: Iterable[Operation]) -> list[tuple[Operation, HcnError]]:
         """Run a plan as one journal write; what is refused comes back and does not stop the rest."""

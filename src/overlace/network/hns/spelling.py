@@ -42,10 +42,23 @@ def normal_guid(text: str, field: str = "ID") -> str:
 
 
 def normal_mac(text: str, field: str = "MacAddress") -> str:
-    """HNS's spelling 00-15-5D-AA-BB-CC from `:` or `-`. Raises HcnError 0x80070057 naming `field`."""
-    if not _HEX.match(text):
+    """HNS's spelling 00-15-5D-AA-BB-CC from `:` or `-`, of one interface's address: no group has one. Raises HcnError
+    0x80070057 naming `field`."""
+    if not _HEX.fullmatch(text):
         raise HcnError(Code.BAD_PARAMETER, f"{field} {text!r} is not a MAC address: write 02-42-0A-00-00-02")
-    return text.replace(":", "-").upper()
+    found = text.replace(":", "-").upper()
+    if int(found[:2], 16) & 1 or found == "00-00-00-00-00-00":
+        kind = (
+            "all zero"
+            if found.startswith("00-")
+            else "broadcast"
+            if found == "FF-FF-FF-FF-FF-FF"
+            else "multicast"
+        )
+        raise HcnError(
+            Code.BAD_PARAMETER, f"{field} {text} is {kind}: write one of one interface, 02-42-0A-00-00-02"
+        )
+    return found
 
 
 def colon_mac(text: str) -> str:

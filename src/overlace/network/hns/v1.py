@@ -199,7 +199,7 @@ def _endpoint_policy(x: Any, network: HostComputeNetwork | None) -> list[p.Endpo
         case V1Nat():
             flags = int(p.NatFlags.ExternalPortReserved) if x.external_port_reserved else 0
             number = _protocol(x.protocol)
-            settings = p.PortMappingSettings(number, x.internal_port, x.external_port, "", flags)
+            settings = p.PortMappingSettings(number, x.internal_port, x.external_port, x.vip, flags)
             return [p.PortMapping(settings)]
         case V1OutBoundNat():
             nat = p.OutBoundNatSettings(x.vip, x.exception_list, x.destinations, 0, x.max_port_pool_usage)
@@ -221,9 +221,10 @@ def _endpoint_policy(x: Any, network: HostComputeNetwork | None) -> list[p.Endpo
 def _protocol(value: str | int) -> int:
     if isinstance(value, int):
         return value
-    number = PROTOCOLS.get(value.lower(), int(value) if value.isdigit() else 0)
+    digits = value.isascii() and value.isdigit() and len(value) < 4
+    number = PROTOCOLS.get(value.lower(), int(value) if digits else 0)
     if not number:
-        raise HcnError(Code.INVALID_POLICY, f"NAT.Protocol {value!r}: use tcp, udp or a number")
+        raise HcnError(Code.INVALID_POLICY, f"NAT.Protocol {value[:20]!r}: use tcp, udp, sctp or a number")
     return number
 
 
@@ -240,6 +241,7 @@ def _acl(x: V1Acl) -> p.AclSettings:
         rule_type=x.rule_type,
         priority=x.priority,
         id=x.id,
+        service_name=x.service_name,
     )
 
 
@@ -406,7 +408,8 @@ def _policy_v1(x: Any) -> Any:
         case p.PortMapping():
             s = x.settings
             reserved = bool(s.flags & p.NatFlags.ExternalPortReserved)
-            return V1Nat(NAMES.get(s.protocol, s.protocol), s.internal_port, s.external_port, reserved)
+            name = NAMES.get(s.protocol, s.protocol)
+            return V1Nat(name, s.internal_port, s.external_port, reserved, s.vip)
         case p.OutBoundNat():
             n = x.settings
             return V1OutBoundNat(n.virtual_ip, n.exceptions, n.destinations, n.max_port_pool_usage)
@@ -423,6 +426,7 @@ def _policy_v1(x: Any) -> Any:
                 remote_ports=a.remote_ports,
                 rule_type=a.rule_type,
                 priority=a.priority,
+                service_name=a.service_name,
             )
         case p.Qos():
             return V1Qos(x.settings.maximum_outgoing_bandwidth_in_bytes)

@@ -34,6 +34,7 @@ class V1Nat(V1Policy, frozen=True, tag="NAT"):
     internal_port: p.U16
     external_port: p.U16
     external_port_reserved: bool = False
+    vip: str = msgspec.field(default="", name="VIP")
 
 
 class V1OutBoundNat(V1Policy, frozen=True, tag="OutBoundNAT"):

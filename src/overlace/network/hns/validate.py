@@ -9,32 +9,45 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import Union
 
 import msgspec
 
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import check_acls, judging, read_sets, set_names
+from overlace.network.hns.addresses import (
+    ANY_ADDRESS,
+    IPAddress,
+    IPNetwork,
+    check_address,
+    check_not_edge,
+    check_prefix,
+    check_subnet_prefix,
+    check_usable,
+)
+from overlace.network.hns.collisions import PROTOCOLS, check_network_fits, check_not_vip, check_outer
 from overlace.network.hns.documents import (
     EndpointFlags,
     HostComputeEndpoint,
-    HostComputeLoadBalancer,
     HostComputeNetwork,
+    IpConfiguration,
     Route,
     Subnet,
     normal_guid,
     normal_mac,
 )
 from overlace.network.hns.errors import Code, HcnError
-from overlace.network.hns.state import State, host_ports
+from overlace.network.hns.fill import prefix_of_id
+from overlace.network.hns.modify import normal_policy
+from overlace.network.hns.state import State
 
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
-PROTOCOLS = {0: "any", 1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 ANYWHERE, ANYWHERE6 = "0.0.0.0/0", "::/0"
+MAX_NAT_PREFIXES = 4096  # of one endpoint
+MIN_MTU, MIN_MTU6 = 68, 1280  # RFC 791, RFC 8200
+MAX_OVERHEAD = 65535 - MIN_MTU
 MIN_RATE, MAX_RATE = 1000, 1 << 40  # bytes per second
 
 
-IPNetwork = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 # network types by what Microsoft's documentation says of them
 EXTERNAL = ("Overlay", "L2Bridge", "L2Tunnel", "Transparent")
 MANY_SUBNETS = ("Overlay", "L2Bridge", "L2Tunnel")
@@ -54,45 +67,22 @@ ONLY_ON: dict[type[object], tuple[str, ...]] = {
 
 def _subnet(text: str, kind: str, *, overlay_six: bool) -> IPNetwork:
     """IPv6 is carried on L2Bridge and Transparent networks; on Overlay networks by our own data path alone."""
-    if ":" not in text or not (kind in ("L2Bridge", "Transparent") or (overlay_six and kind == "Overlay")):
-        return _prefix(text, "IpAddressPrefix")
-    try:
-        return ipaddress.IPv6Network(text)
-    except ValueError as e:
-        raise HcnError(Code.INVALID_PREFIX, f"IpAddressPrefix {text!r}: {e}") from None
-
-
-def _inside(text: str, net: IPNetwork) -> bool:
-    return ipaddress.ip_address(text) in net
-
-
-def _prefix(text: str, field: str, *, six: bool = False) -> IPNetwork:
-    """`six`: it may be an IPv6 prefix too."""
-    try:
-        if six and ":" in text:
-            return ipaddress.IPv6Network(text)
-        return ipaddress.IPv4Network(text)
-    except ValueError as e:
-        raise HcnError(Code.INVALID_PREFIX, f"{field} {text!r}: {e}") from None
-
-
-def check_address(
-    text: str, field: str, *, six: bool = False
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """`six`: it may be an IPv6 address too. Raises HcnError."""
-    try:
-        if six and ":" in text:
-            return ipaddress.IPv6Address(text)
-        return ipaddress.IPv4Address(text)
-    except ValueError:
-        raise HcnError(
-            Code.INVALID_IP, f"{field} {text!r} is not an {'' if six else 'IPv4 '}address"
-        ) from None
+    six = kind in ("L2Bridge", "Transparent") or (overlay_six and kind == "Overlay")
+    net = check_prefix(text, "IpAddressPrefix", six=six)
+    check_subnet_prefix(net, "IpAddressPrefix")
+    return net
 
 
 def check_port(number: int, field: str) -> None:
     if not 0 < number < 65536:
         raise HcnError(Code.BAD_PARAMETER, f"{field} {number} is not a port: use 1 to 65535")
+
+
+def check_internal_port(number: int, field: str) -> None:
+    """Raises HcnError, for 0 with a code of its own."""
+    if number == 0:
+        raise HcnError(Code.INVALID_INTERNAL_PORT, f"{field} 0 is not a port: use 1 to 65535")
+    check_port(number, field)
 
 
 def _one_each(policies: Iterable[object]) -> None:
@@ -159,7 +149,7 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
             if net.version == 6:
                 _route6(route, net)
                 continue
-            _prefix(route.destination_prefix, "Routes.DestinationPrefix")
+            check_prefix(route.destination_prefix, "Routes.DestinationPrefix")
             if check_address(route.next_hop, "Routes.NextHop") not in net:
                 raise HcnError(
                     Code.INVALID_IP, f"Routes.NextHop {route.next_hop} is outside {net}: use an address of it"
@@ -178,26 +168,35 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
         for b in nets[i + 1 :]:
             if a.version == b.version and a.overlaps(b):
                 raise HcnError(Code.INVALID_SUBNET, f"IpAddressPrefix {a} overlaps {b}: keep them apart")
+    check_network_fits(d, state)
     _check_mac_pool(d)
+    if d.multicast_rate and d.type != "Overlay":
+        raise HcnError(
+            Code.INVALID_NETWORK,
+            f"OverlaceMulticastRate {d.multicast_rate}: Overlay networks alone carry multicast, {d.name} is {d.type}; "
+            "leave it out",
+        )
     _one_each(d.policies)
     _on_this_type(d.policies, d)
     _check_sets(d, state)
     policies: list[p.NetworkPolicy] = []
     for policy in d.policies:
+        policy = normal_policy(policy)
         if isinstance(policy, p.ProviderAddress):
-            check_address(policy.settings.provider_address, "ProviderAddress", six=overlay_six)
+            check_usable(policy.settings.provider_address, "ProviderAddress", six=overlay_six)
         elif isinstance(policy, p.VxlanPort):
             check_port(policy.settings.port, "VxlanPort.Port")
-        elif isinstance(policy, p.DrMacAddress):
-            address = normal_mac(policy.settings.address, "DrMacAddress.Address")
-            policy = p.DrMacAddress(p.DrMacAddressSettings(address))
         elif isinstance(policy, p.RemoteSubnetRoute):
             s = policy.settings
             six = any(":" in subnet.ip_address_prefix for subnet in d.subnets)
-            _prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix", six=six)
-            check_address(s.provider_address, "RemoteSubnetRoute.ProviderAddress", six=overlay_six)
-            mac = normal_mac(s.distributed_router_mac_address, "DistributedRouterMacAddress")
-            policy = p.RemoteSubnetRoute(msgspec.structs.replace(s, distributed_router_mac_address=mac))
+            check_prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix", six=six)
+            check_usable(s.provider_address, "RemoteSubnetRoute.ProviderAddress", six=overlay_six)
+            if not MIN_VSID <= s.isolation_id <= MAX_VSID:
+                raise HcnError(
+                    Code.INVALID_POLICY,
+                    f"RemoteSubnetRoute.IsolationId {s.isolation_id}: use the other network's VNI, "
+                    f"{MIN_VSID} to {MAX_VSID}",
+                )
         policies.append(policy)
     return msgspec.structs.replace(d, policies=tuple(policies))
 
@@ -248,23 +247,26 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
         raise HcnError(Code.INVALID_ENDPOINT, "MacAddress is empty: a remote endpoint needs its MAC")
     nets = [ipaddress.ip_network(s.ip_address_prefix) for s in network.subnets]
     seen: set[str] = set()
+    configs: list[IpConfiguration] = []
     for config in d.ip_configurations:
         v6 = any(n.version == 6 for n in nets) and ":" in config.ip_address
         address = check_address(config.ip_address, "IpConfigurations.IpAddress", six=v6)
+        config = msgspec.structs.replace(config, ip_address=str(address))
+        configs.append(config)
         if config.ip_address in seen:
             raise HcnError(Code.INVALID_IP, f"IpConfigurations.IpAddress {address} is given twice: keep one")
         seen.add(config.ip_address)
-        if config.ip_subnet_id and config.ip_subnet_id.upper() not in {
-            i for s in network.subnets for i in (s.id, *(x.id for x in s.ip_subnets))
-        }:
-            raise HcnError(
-                Code.SUBNET_NOT_FOUND, f"IpConfigurations.IpSubnetId {config.ip_subnet_id} of {network.name}"
-            )
+        if config.ip_subnet_id:
+            _in_its_subnet(address, config.ip_subnet_id, network)
         if config.prefix_length > address.max_prefixlen:
             raise HcnError(
-                Code.INVALID_PREFIX, f"IpConfigurations.PrefixLength {config.prefix_length} of {address}"
+                Code.INVALID_PREFIX,
+                f"IpConfigurations.PrefixLength {config.prefix_length} of {address}: use {address.max_prefixlen} at most",
             )
+        check_usable(config.ip_address, "IpConfigurations.IpAddress", six=v6)
         _in_a_subnet(address, network)
+        check_not_edge(address, nets, "IpConfigurations.IpAddress")
+        check_not_vip(str(address), network, state)
         if any(r.next_hop == config.ip_address for s in network.subnets for r in s.routes):
             raise HcnError(
                 Code.ADDR_INVALID_OR_RESERVED,
@@ -281,19 +283,40 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
         raise HcnError(
             Code.INVALID_ENDPOINT, "Policies has no ProviderAddress: endpoints of Overlay networks need one"
         )
+    policies: list[p.EndpointPolicy] = []
     for policy in d.policies:
+        if (
+            isinstance(policy, p.PortMapping) and policy.settings.vip in ANY_ADDRESS
+        ):  # as Azure's CNI writes none
+            policy = p.PortMapping(msgspec.structs.replace(policy.settings, vip=""))
+        policies.append(policy)
         if isinstance(policy, p.ProviderAddress):
-            check_address(
-                policy.settings.provider_address, "ProviderAddress.ProviderAddress", six=overlay_six
-            )
+            check_usable(policy.settings.provider_address, "ProviderAddress.ProviderAddress", six=overlay_six)
         elif remote:
-            raise HcnError(Code.INVALID_REMOTE_ENDPOINT_OPERATION, f"Policies: {type(policy).__name__}")
+            raise HcnError(
+                Code.INVALID_REMOTE_ENDPOINT_OPERATION,
+                f"Policies: {p.type_name(policy)} on a remote endpoint: leave it out, its own host has it",
+            )
         elif isinstance(policy, p.OutBoundNat):
             six = any(n.version == 6 for n in nets)
             for prefix in policy.settings.exceptions:
-                _prefix(prefix, "OutBoundNAT.Exceptions", six=six)
+                check_prefix(prefix, "OutBoundNAT.Exceptions", six=six)
             for prefix in policy.settings.destinations:
-                _prefix(prefix, "OutBoundNAT.Destinations", six=six)
+                check_prefix(prefix, "OutBoundNAT.Destinations", six=six)
+        elif isinstance(policy, p.EncapOverhead):
+            overhead = policy.settings.overhead
+            if not 0 <= overhead <= MAX_OVERHEAD:
+                raise HcnError(
+                    Code.INVALID_POLICY,
+                    f"EncapOverhead.Overhead {overhead}: use 0 to {MAX_OVERHEAD} bytes, 50 for VXLAN",
+                )
+        elif isinstance(policy, p.InterfaceParameters):
+            least = MIN_MTU6 if any(":" in c.ip_address for c in d.ip_configurations) else MIN_MTU
+            if policy.settings.mtu and policy.settings.mtu < least:
+                raise HcnError(
+                    Code.INVALID_POLICY,
+                    f"InterfaceParameters.Mtu {policy.settings.mtu}: use {least} to 65535, or leave it out",
+                )
         elif isinstance(policy, p.Vlan) and network.type not in VLANS:
             raise HcnError(
                 Code.INVALID_POLICY_TYPE, f"Policies: VLAN belongs to {', '.join(VLANS)}, not {network.type}"
@@ -314,20 +337,53 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
                     f"PortMapping on network {network.name} of type {network.type}: use {', '.join(MAPPINGS)}",
                 )
             check_protocol(policy.settings.protocol, "PortMapping.Protocol", any_protocol=False)
-            if policy.settings.internal_port == 0:
-                raise HcnError(Code.INVALID_INTERNAL_PORT, "PortMapping.InternalPort")
-            check_port(policy.settings.internal_port, "PortMapping.InternalPort")
+            check_internal_port(policy.settings.internal_port, "PortMapping.InternalPort")
             if policy.settings.vip:
-                check_address(policy.settings.vip, "PortMapping.VIP")
+                check_usable(policy.settings.vip, "PortMapping.VIP")
             check_port(policy.settings.external_port, "PortMapping.ExternalPort")
     if not remote:
         check_acls(judging(network.policies, d.policies), read_sets(network.policies))
-    check_host_ports(d, state)
+    _check_nat_lists(d)
     mac = normal_mac(d.mac_address) if d.mac_address else ""
-    return msgspec.structs.replace(d, host_compute_network=network_id, mac_address=mac)
+    d = msgspec.structs.replace(
+        d,
+        host_compute_network=network_id,
+        mac_address=mac,
+        policies=tuple(policies),
+        ip_configurations=tuple(configs),
+    )
+    check_outer(d, network, state)
+    return d
 
 
-def _in_a_subnet(address: ipaddress.IPv4Address | ipaddress.IPv6Address, network: HostComputeNetwork) -> None:
+def _check_nat_lists(d: HostComputeEndpoint) -> None:
+    """Of all its OutBoundNATs together: the data path has one list of prefixes for an endpoint."""
+    nats = [x.settings for x in d.policies if isinstance(x, p.OutBoundNat)]
+    n = sum(len(s.exceptions) + len(s.destinations) for s in nats)
+    if n > MAX_NAT_PREFIXES:
+        raise HcnError(
+            Code.INVALID_POLICY,
+            f"OutBoundNAT: {n} Exceptions and Destinations; {MAX_NAT_PREFIXES} are possible: name wider prefixes",
+        )
+
+
+def _in_its_subnet(address: IPAddress, guid: str, network: HostComputeNetwork) -> None:
+    """That an address is of the subnet, or the part of one, that the endpoint names beside it. Raises HcnError."""
+    found = prefix_of_id(guid, network)
+    if found is None:
+        raise HcnError(
+            Code.SUBNET_NOT_FOUND,
+            f"IpConfigurations.IpSubnetId {guid} is of no subnet of network {network.name}: leave it out, or use one of "
+            "its",
+        )
+    if address not in ipaddress.ip_network(found):
+        raise HcnError(
+            Code.INVALID_IP,
+            f"IpConfigurations.IpAddress {address} is outside {found}, which IpSubnetId {guid} names: use one of its",
+        )
+
+
+def _in_a_subnet(address: IPAddress, network: HostComputeNetwork) -> None:
     nets = [ipaddress.ip_network(s.ip_address_prefix) for s in network.subnets]
     if nets and not any(address in n for n in nets):
         raise HcnError(
@@ -344,23 +400,22 @@ def check_inside(d: HostComputeEndpoint, network: HostComputeNetwork) -> None:
 
 
 def _route6(route: Route, net: IPNetwork) -> None:
-    try:
-        ipaddress.IPv6Network(route.destination_prefix)
-        inside = _inside(route.next_hop, net)
-    except ValueError as e:
-        raise HcnError(Code.INVALID_IP, f"Routes: {e}") from None
-    if not inside:
+    check_prefix(route.destination_prefix, "Routes.DestinationPrefix", six=True)
+    if check_address(route.next_hop, "Routes.NextHop", six=True) not in net:
         raise HcnError(Code.INVALID_IP, f"Routes.NextHop {route.next_hop} is outside {net}: use one of its")
 
 
 def _check_ip_subnets(subnet: Subnet, net: IPNetwork) -> None:
     for inner in subnet.ip_subnets:
         try:
-            found = ipaddress.ip_network(inner.ip_address_prefix)
-        except ValueError as e:
-            raise HcnError(Code.INVALID_IP_SUBNET, f"IpSubnets.IpAddressPrefix: {e}") from None
+            found = check_prefix(inner.ip_address_prefix, "IpSubnets.IpAddressPrefix", six=net.version == 6)
+        except HcnError as e:
+            raise HcnError(Code.INVALID_IP_SUBNET, e.detail) from None
         if found.version != net.version or not found.subnet_of(net):  # type: ignore[arg-type]
-            raise HcnError(Code.INVALID_IP_SUBNET, f"IpSubnets.IpAddressPrefix {found} is outside {net}")
+            raise HcnError(
+                Code.INVALID_IP_SUBNET,
+                f"IpSubnets.IpAddressPrefix {found} is outside {net}: write a part of that subnet",
+            )
 
 
 def _check_mac_pool(d: HostComputeNetwork) -> None:
@@ -373,32 +428,11 @@ def _check_mac_pool(d: HostComputeNetwork) -> None:
 
 
 def check_sdn_route(s: p.SdnRouteSettings, field: str) -> None:
-    try:
-        ipaddress.ip_network(s.destination_prefix, strict=False)
-    except ValueError as e:
-        raise HcnError(
-            Code.INVALID_PREFIX, f"{field}.DestinationPrefix {s.destination_prefix!r}: {e}"
-        ) from None
+    check_prefix(s.destination_prefix, f"{field}.DestinationPrefix", six=True, loose=True)
     if s.next_hop:
-        try:
-            ipaddress.ip_address(s.next_hop)
-        except ValueError:
-            raise HcnError(Code.INVALID_IP, f"{field}.NextHop {s.next_hop!r} is not an address") from None
+        check_address(s.next_hop, f"{field}.NextHop", six=True)
 
 
 def check_protocol(number: int, field: str, *, any_protocol: bool) -> None:
     if number not in PROTOCOLS or (number == 0 and not any_protocol):
         raise HcnError(Code.BAD_PARAMETER, f"{field} {number}: use 6 (TCP), 17 (UDP) or 132 (SCTP)")
-
-
-def check_host_ports(d: HostComputeEndpoint | HostComputeLoadBalancer, state: State) -> None:
-    seen: set[tuple[int, int]] = set()
-    for port in host_ports(d):
-        holder = state.by_host_port.get(port)
-        if port in seen or (holder is not None and holder != d.id):
-            raise HcnError(
-                Code.PORT_ALREADY_EXISTS,
-                f"ExternalPort {port[1]}/{PROTOCOLS.get(port[0], port[0])} is taken by "
-                f"{holder or 'this document itself'}: choose another",
-            )
-        seen.add(port)

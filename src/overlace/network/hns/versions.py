@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from overlace.model.capabilities import AFFINITY, DIRECT_RETURN, IPV6, OVERLAY
 from overlace.network.hns import policies as p
+from overlace.network.hns.acl import VXLAN, parse_acl, parse_tier
 from overlace.network.hns.documents import (
     Document,
     HostComputeEndpoint,
@@ -60,6 +61,12 @@ def _nested(x: object) -> bool:
     return isinstance(x, p.SetPolicy) and x.settings.policy_type == "NESTEDIPSET"
 
 
+def _of_vxlan(x: object) -> bool:
+    if isinstance(x, (p.Acl, p.NetworkAcl)):
+        return VXLAN in parse_acl(x.settings).protocols
+    return isinstance(x, p.TierAcl) and any(VXLAN in r.protocols for r in parse_tier(x.settings).rules)
+
+
 _POLICIES: tuple[tuple[Callable[[object], bool], str], ...] = (
     (lambda x: isinstance(x, p.RemoteSubnetRoute), "RemoteSubnet"),
     (lambda x: isinstance(x, p.HostRoute), "HostRoute"),
@@ -71,6 +78,7 @@ _POLICIES: tuple[tuple[Callable[[object], bool], str], ...] = (
     (_nested, "NestedIpSet"),
     (lambda x: isinstance(x, p.TierAcl), "TierAcl"),
     (lambda x: isinstance(x, p.NetworkAcl), "NetworkACL"),
+    (_of_vxlan, "AclSupportForProtocol252"),
 )
 
 

@@ -284,11 +284,10 @@ def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
     ]
     prefixes = {family.anywhere, *(c for pair in lists for cidrs in pair for c in cidrs)}
 
-    def holds(cidrs: tuple[IpNetwork, ...], part: IpNetwork) -> bool:
-        return any(part.network_address in c and part.prefixlen >= c.prefixlen for c in cidrs)
+    indexed = [(_by_length(kept), _by_length(only)) for kept, only in lists]
 
     def leaves(part: IpNetwork) -> bool:
-        return any(not holds(kept, part) and (not only or holds(only, part)) for kept, only in lists)
+        return any(not _holds(kept, part) and (not only or _holds(only, part)) for kept, only in indexed)
 
     return number, [
         Row(
@@ -298,6 +297,22 @@ def _nat_list(entry: LocalEndpoint) -> tuple[int, list[Row]]:
         )
         for n in sorted(prefixes, key=str)
     ]
+
+
+def _by_length(cidrs: Iterable[IpNetwork]) -> dict[int, set[int]]:
+    """Prefixes' own bits by length: whether one of many holds an address costs one look for each length there is."""
+    out: dict[int, set[int]] = {}
+    for c in cidrs:
+        out.setdefault(c.prefixlen, set()).add(int(c.network_address) >> (c.max_prefixlen - c.prefixlen))
+    return out
+
+
+def _holds(cidrs: dict[int, set[int]], part: IpNetwork) -> bool:
+    bits = int(part.network_address)
+    return any(
+        length <= part.prefixlen and bits >> (part.max_prefixlen - length) in found
+        for length, found in cidrs.items()
+    )
 
 
 def _encode_access(entry: AccessList) -> list[Row]:

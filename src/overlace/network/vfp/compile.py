@@ -8,12 +8,22 @@ own ports leads into it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from itertools import product
 
 from overlace.model.netview import container_mac
+from overlace.model.objects import VXLAN_PORT
 from overlace.network.hns import policies as p
-from overlace.network.hns.acl import is_closed, is_filtered, judging, read_sets, resolve, tiers_of
+from overlace.network.hns.acl import (
+    UDP,
+    VXLAN,
+    is_closed,
+    is_filtered,
+    judging,
+    read_sets,
+    resolve,
+    tiers_of,
+)
 from overlace.network.hns.documents import (
     Distribution,
     Document,
@@ -25,7 +35,7 @@ from overlace.network.hns.documents import (
     PortMappingFlags,
     colon_mac,
 )
-from overlace.network.hns.state import State
+from overlace.network.hns.state import State, outside_vips
 from overlace.network.vfp.tables import (
     ANY_PORT,
     HOST6,
@@ -231,16 +241,18 @@ def compile_access(
         return []
     sets = read_sets(network.policies)
     last = () if is_closed(policies) else (AccessRule("allow", tier=255),)
+    own = p.policy_of(network.policies, p.VxlanPort)
+    vxlan = (own.settings.port, own.settings.port) if own is not None else (VXLAN_PORT, VXLAN_PORT)
     lists: list[tuple[AccessRule, ...]] = []
     for direction in ("In", "Out"):
         rules = [
             AccessRule(
                 a.action,
-                protocol,
+                UDP if protocol == VXLAN else protocol,
                 resolve(a.local, sets),
                 resolve(a.remote, sets),
-                local_ports,
-                remote_ports,
+                local_ports if protocol != VXLAN or direction == "Out" else vxlan,
+                remote_ports if protocol != VXLAN or direction == "In" else vxlan,
                 number,
             )
             for number, tier in enumerate(tiers_of(policies, direction))
@@ -259,8 +271,7 @@ def outer_addresses(d: HostComputeLoadBalancer, network: HostComputeNetwork, hos
     external and ingress IPs)."""
     if not d.frontend_vips:
         return [host, *([HOST6] if any(is_six(s.ip_address_prefix) for s in network.subnets) else [])]
-    subnets = [ip_network(s.ip_address_prefix) for s in network.subnets]
-    return [vip for vip in d.frontend_vips if not any(ip_address(vip) in s for s in subnets)]
+    return outside_vips(d, network)
 
 
 def rules_for(protocols: int, *ranges: int) -> int:

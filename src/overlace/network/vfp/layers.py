@@ -233,7 +233,7 @@ def behind_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
             found |= {r.destination_prefix: r.next_hop for r in routes_of(e, state)}
     segment = compile_network(network, state)
     inside = {prefix: hop for prefix, hop in found.items() if within(hop, segment.subnets)}
-    vips = (vip for (on, vip, _, _) in state.by_vip if on == network.id)
+    vips = (vip for on, vip in state.vips if on == network.id)
     own = tuple(host_prefix(address) for address in (*segment.gateways, *vips))
     rules = _hop_rules(inside.items(), network, state)
     return tuple(
@@ -295,10 +295,12 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
 def host_port(state: State, host: str) -> Port:
     """The host's own port: published ports lead into networks, everything else is the host's."""
     rules: list[Rule] = []
-    for (protocol, number), guid in sorted(state.by_host_port.items()):
+    for (address, protocol, number), guid in sorted(state.by_outer.items()):
         d = state.documents[guid]
         if not isinstance(d, (HostComputeLoadBalancer, HostComputeEndpoint)):
             continue
+        if isinstance(d, HostComputeLoadBalancer) and d.frontend_vips:
+            continue  # below
         network = state.get(d.host_compute_network, HostComputeNetwork)
         if network is None:
             continue
@@ -314,7 +316,8 @@ def host_port(state: State, host: str) -> Port:
                 if not isinstance(policy, p.PortMapping):
                     continue
                 s = policy.settings
-                if (s.protocol, s.external_port) != (protocol, number):
+                at = "" if s.vip == state.host else s.vip
+                if (at, s.protocol, s.external_port) != (address, protocol, number):
                     continue
                 for front in mapped_at(d, s, host):
                     own = [
