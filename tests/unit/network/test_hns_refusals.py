@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from overlace.network.hns.errors import Code
 from overlace.network.hns.service import HnsService, HostFacts
 from overlace.network.hns.versions import LATEST
 from overlace.network.vfp.compile import Compiler
+from overlace.network.vfp.tables import AccessList
 
 HOST = "192.0.2.10"
 NET, OTHER, EP, FAR, LB = (f"{n:08X}-0000-0000-0000-000000000000" for n in range(1, 6))
@@ -339,3 +341,36 @@ def test_who_is_elsewhere_or_taken_is_not_attached(host: Host) -> None:
     host.made("Namespace", {"Resources": [{"Type": "Endpoint", "Data": {"Id": EP}}]}, LB)
     hr, text = host.create("Namespace", {"Resources": [{"Type": "Endpoint", "Data": {"Id": EP}}]})
     assert hr == Code.ENDPOINT_NAMESPACE_ALREADY_EXISTS and "is in namespace " + LB in text
+
+
+@pytest.mark.parametrize("direction", ["In", "Out"])
+def test_protocol_252_is_vxlan(host: Host, direction: str) -> None:
+    host.made("Endpoint", endpoint("10.1.1.6", acl(Direction=direction, Protocols="252")), FAR)
+    host.made("Namespace", {"Resources": [{"Type": "Endpoint", "Data": {"Id": FAR}}]}, LB)
+    host.follow()
+    (rule,) = [r for e in host.compiler.tables if isinstance(e, AccessList) for r in e.rules]
+    to, of = (
+        (rule.local_ports, rule.remote_ports) if direction == "In" else (rule.remote_ports, rule.local_ports)
+    )
+    assert (rule.protocol, to, of) == (17, (4789, 4789), (0, 65535))
+
+
+def test_an_older_hns_knows_no_protocol_252() -> None:
+    old = HnsCalls(HnsService(facts=HostFacts(HOST, (10, 5))))
+    old.call("CreateNetwork", 0, NET, json.dumps(network()))
+    handle = old.call("OpenNetwork", 0, NET, None).handle
+    reply = old.call("CreateEndpoint", handle, EP, json.dumps(endpoint("10.1.1.6", acl(Protocols="252"))))
+    assert reply.hr == Code.INVALID_POLICY_TYPE and "it came in 11.0" in (reply.record or "")
+
+
+def test_a_host_whose_address_became_another_changes_its_own_networks(tmp_path: Path) -> None:
+    """HNS told the network its provider address: after a move it tells the new one, and refuses nothing."""
+    for address in (HOST, "192.0.2.11"):
+        check = linux_check(address, "eth0", 4789)
+        hns = HnsCalls(HnsService(tmp_path, facts=HostFacts(address, LATEST, check)))
+        if address == HOST:
+            assert not hns.call("CreateNetwork", 0, NET, json.dumps(network())).hr
+    asked = {"ResourceType": "DNS", "RequestType": "Update", "Settings": {"ServerList": ["10.96.0.10"]}}
+    handle = hns.call("OpenNetwork", 0, NET, None).handle
+    assert not hns.call("ModifyNetwork", handle, "-", json.dumps(asked)).hr
+    assert "192.0.2.11" in (hns.call("QueryNetwork", handle, "-", None).result or "")

@@ -176,7 +176,7 @@ def test_numbers_and_any_case_are_understood() -> None:
         ({"action": "Pass"}, "Pass belongs to rules of a TierAcl"),
         ({"priority": 0}, "use 1 to 65500"),
         ({"protocols": "tcp"}, "write IANA numbers"),
-        ({"protocols": "252"}, "write IANA numbers"),
+        ({"protocols": "253"}, "write IANA numbers"),
         ({"remote_addresses": "10.0.0.300"}, "ACL.RemoteAddresses '10.0.0.300'"),
         ({"local_ports": "80"}, "ports belong to TCP, UDP and SCTP"),
         ({"protocols": "6", "local_ports": "0-9"}, "from 1 to 65535"),

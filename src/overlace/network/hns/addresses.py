@@ -42,13 +42,13 @@ def check_address(text: str, field: str, *, six: bool = False) -> IPAddress:
         ) from None
 
 
-def check_usable(text: str, field: str, *, six: bool = False) -> IPAddress:
-    """An address one machine or service can have, which loopback, multicast, broadcast and "any" are not. Raises
-    HcnError."""
+def check_usable(text: str, field: str, *, six: bool = False, loopback: bool = False) -> IPAddress:
+    """An address one machine or service can have, which multicast, broadcast and "any" are not, and loopback only where
+    `loopback` says so (of hosts that are one machine). Raises HcnError."""
     address = check_address(text, field, six=six)
     if address.is_unspecified:
         kind = "no particular"
-    elif address.is_loopback:
+    elif address.is_loopback and not loopback:
         kind = "a loopback"
     elif address.is_multicast:
         kind = "a multicast"

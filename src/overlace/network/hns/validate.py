@@ -183,14 +183,15 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
     for policy in d.policies:
         policy = normal_policy(policy)
         if isinstance(policy, p.ProviderAddress):
-            check_usable(policy.settings.provider_address, "ProviderAddress", six=overlay_six)
+            check_usable(policy.settings.provider_address, "ProviderAddress", six=overlay_six, loopback=True)
         elif isinstance(policy, p.VxlanPort):
             check_port(policy.settings.port, "VxlanPort.Port")
         elif isinstance(policy, p.RemoteSubnetRoute):
             s = policy.settings
             six = any(":" in subnet.ip_address_prefix for subnet in d.subnets)
             check_prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix", six=six)
-            check_usable(s.provider_address, "RemoteSubnetRoute.ProviderAddress", six=overlay_six)
+            field = "RemoteSubnetRoute.ProviderAddress"
+            check_usable(s.provider_address, field, six=overlay_six, loopback=True)
             if not MIN_VSID <= s.isolation_id <= MAX_VSID:
                 raise HcnError(
                     Code.INVALID_POLICY,
@@ -291,7 +292,8 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
             policy = p.PortMapping(msgspec.structs.replace(policy.settings, vip=""))
         policies.append(policy)
         if isinstance(policy, p.ProviderAddress):
-            check_usable(policy.settings.provider_address, "ProviderAddress.ProviderAddress", six=overlay_six)
+            field = "ProviderAddress.ProviderAddress"
+            check_usable(policy.settings.provider_address, field, six=overlay_six, loopback=True)
         elif remote:
             raise HcnError(
                 Code.INVALID_REMOTE_ENDPOINT_OPERATION,
