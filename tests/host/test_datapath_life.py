@@ -25,6 +25,7 @@ from datapath_bed import (
     ping,
     run,
 )
+from datapath_grown import build_grown
 from datapath_pair import NET, desired, made_pair, stamp
 from datapath_streams import Traffic
 
@@ -35,6 +36,29 @@ from overlace.network.vfp.tables import Backend, Delta, Frontend, LocalEndpoint,
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
 VIP = Frontend(4097, "10.0.1.2", 0, 0, (Backend(4097, "10.0.1.5"), Backend(4097, "10.0.1.6")))
+
+
+# A daemon that dies at one of the steps after the links are switched: what it removes or renames in bpffs.
+DIES = """
+import os, pathlib, runpy, sys
+from overlace.network.linux import loader
+finish, left = loader.Loader.finish_switch, [{step}]
+def dies(work):
+    def one(*args, **kwargs):
+        left[0] -= 1
+        if not left[0]:
+            os._exit(9)
+        return work(*args, **kwargs)
+    return one
+def finishing(self):
+    os.rename, pathlib.Path.unlink, pathlib.Path.rmdir = map(dies, (os.rename, pathlib.Path.unlink, pathlib.Path.rmdir))
+    finish(self)
+    os._exit(9)
+loader.Loader.finish_switch = finishing
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -133,6 +157,57 @@ def test_another_layout_takes_the_connections_over(world: SimpleNamespace, crash
     world.a.kill()
     world.a.start()
     assert world.a.call("reconcile", wanted) == Delta(), "what is pinned now is adopted"
+
+
+def test_what_cannot_be_taken_over_is_said_and_the_rest_is(
+    world: SimpleNamespace, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A later version names clients otherwise, and knows more of a socket: the daemon starts all the same."""
+    flows = [
+        Traffic(world.one.path, "10.0.1.2", 80),
+        Traffic(world.bed.client, world.a.address, 8080),
+    ]
+    later = build_grown(tmp_path / "bpf", "affinity_key", "choice")
+    world.a.kill()
+    capfd.readouterr()
+    world.a.start(later)
+    assert set(world.a.call("reconcile", desired(world)).put) == set(desired(world))
+    said = "".join(capfd.readouterr())
+    left = set(re.findall(r"map=(\w+)", re.sub(r"\x1b\[\d*m", "", said)))
+    assert left == {"affinities", "affinities6", "choices", "choices6"}
+    assert "its connections were carried over" not in said
+    for flow in flows:
+        assert not flow.broken
+    count = [flow.count for flow in flows]
+    while any(
+        flow.count < before + 20 and not flow.broken for flow, before in zip(flows, count, strict=True)
+    ):
+        time.sleep(0.01)
+    for flow in flows:
+        flow.finish()
+        assert not flow.broken
+    assert ask(world.one.path, "10.0.1.2", 80)[0] in ("one", "two")
+
+
+@pytest.mark.parametrize("line", [1, 2, 40])
+def test_killed_while_a_switch_ends(world: SimpleNamespace, line: int) -> None:
+    """At whatever step: the next daemon has the connections, of the new maps or once more of the old ones."""
+    flow = Traffic(world.bed.client, world.a.address, 8080)
+    world.a.kill()
+    stamp(world, 0, 999)
+    world.a.start(DIES.format(step=line))
+    with pytest.raises((AssertionError, BrokenPipeError)):
+        world.a.call("reconcile", desired(world))
+    world.a.kill()
+    world.a.start()
+    world.a.call("reconcile", desired(world))
+    count = flow.count
+    while flow.count < count + 20 and not flow.broken:
+        time.sleep(0.01)
+    flow.finish()
+    assert not flow.broken
+    pins = BPFFS / "overlace" / world.a.instance
+    assert not (pins / "old").exists() and not (pins / "gone").exists()
 
 
 def test_reconcile_repairs_and_collects(world: SimpleNamespace) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from datapath_bed import ask, connect, echo, line, mac_of
+from datapath_grown import build_grown
 from datapath_pair import desired, made_pair, stamp
 from datapath_streams import Datagrams, Traffic
 
@@ -48,10 +50,22 @@ def new_layout(world: SimpleNamespace) -> None:
     assert set(world.a.call("reconcile", desired(world)).put) == set(desired(world))
 
 
-@pytest.mark.parametrize("event", [kill, stop_in_order, new_programs, new_layout])
-def test_loss_is_counted(world: SimpleNamespace, event: object, capsys: pytest.CaptureFixture[str]) -> None:
+def larger_rows(world: SimpleNamespace) -> None:
+    """To a later version and, the next time, back: other programs, and connections' rows of another size."""
+    world.is_later = not getattr(world, "is_later", False)
+    world.a.kill()
+    world.a.start(world.later if world.is_later else "")
+    assert set(world.a.call("reconcile", desired(world)).put) == set(desired(world))
+
+
+@pytest.mark.parametrize("event", [kill, stop_in_order, new_programs, new_layout, larger_rows])
+def test_loss_is_counted(
+    world: SimpleNamespace, event: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Three times under steady traffic out of, into and between the containers of the host."""
     assert callable(event)
+    if event is larger_rows:
+        world.later = build_grown(tmp_path / "bpf")
     streams = [
         Datagrams(world.one.path, "10.0.1.6", 7, world.two.path, "10.0.1.6", 7, LEAST, RATE),
         Datagrams(world.two.path, "10.0.1.5", 7, world.one.path, "10.0.1.5", 7, LEAST, RATE),

@@ -13,7 +13,7 @@ import structlog
 
 from overlace.network.balancing import Balancing, Wish
 
-from . import nft, outside6, sockets, unified
+from . import carry, nft, outside6, sockets, unified
 from .bpf_syscall import Map
 from .family import V6, family_of
 from .loader import Loader
@@ -126,7 +126,15 @@ class HostSide:
         self.attach(endpoints)
         self.loader.carry_connections()
         self.loader.finish_switch()
-        _log.info("the data path has a new layout; its connections were carried over")
+        for name, why in self.loader.left.items():
+            _log.warning(
+                "the data path has a new layout, and a map of the old one could not be taken over",
+                map=name,
+                reason=why,
+                consequence=carry.LOST[name.removesuffix("6")],
+            )
+        if not self.loader.left:
+            _log.info("the data path has a new layout; its connections were carried over")
 
     def _configure(self) -> None:
         under = self.underlay()

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import bpf_syscall as bpf
 from .build import ensure_built
+from .carry import KEPT, carry_rows, keep_maps, let_go
 from .family import V4, V6, Family
 from .maps import layout_of
 from .netlink import Netlink
@@ -90,11 +91,6 @@ SOCKET_PROGRAMS = (
     {"connect6": 11, "peer6": 30},
 )
 SOCKET_LINK = "socket-"  # before the program's name
-# What a new layout takes over from an old one, as it is when keys and values have the same sizes. Who gives their bytes
-# another meaning gives the map another name.
-CARRIED = ("affinities", "flows", "allowed", "affinities6", "flows6", "allowed6")
-# What is bound to living sockets stays itself: struct choice must keep its size and meaning, or the maps get other names.
-KEPT = ("choices", "choices6")
 _BPF_FS_MAGIC = 0xCAFE4A11
 
 
@@ -139,6 +135,9 @@ class Loader:
         self.programs: dict[str, int] = {}
         self.tcx = kernel_has_tcx() if tcx is None else tcx
         self._renewed = False
+        self.left: dict[
+            str, str
+        ] = {}  # what a switch could not take over from the old layout's maps, and why
 
     @property
     def links(self) -> Path:
@@ -153,6 +152,7 @@ class Loader:
         BuildError when the object must be built and clang is missing.
         """
         ensure_bpffs()
+        self._remove_gone()
         paths = ensure_built(over_ipv6=self._hosts is V6)
         code = b"".join(path.read_bytes() for path in paths)
         digest = int.from_bytes(hashlib.blake2b(code, digest_size=8).digest(), "little")
@@ -233,36 +233,23 @@ class Loader:
         for part in ("maps", "progs"):
             _remove_pins(self.root / part)
         (self.root / "maps").mkdir(exist_ok=True)
-        for name in KEPT:
-            try:
-                kept = bpf.get_pinned(self.root / "old" / name)
-            except FileNotFoundError:
-                continue
-            try:
-                bpf.pin(kept, self.root / "maps" / name)
-            finally:
-                os.close(kept)
+        keep_maps(self.root / "old", self.root / "maps")
 
     def carry_connections(self) -> None:
         """Bring to the new maps what the old ones know of connections and the new ones do not. Called once before the
-        links are switched, for connections to go on, and once after, for those that began meanwhile."""
-        for name in CARRIED:
-            try:
-                old = bpf.Map(bpf.get_pinned(self.root / "old" / name), name)
-            except FileNotFoundError:
-                continue
-            try:
-                new = self.maps[name]
-                if (old.key_size, old.value_size) == (new.key_size, new.value_size):
-                    known = {key for key, _ in new.items()}
-                    new.put_many({key: value for key, value in old.items() if key not in known})
-            finally:
-                old.close()
+        links are switched, for connections to go on, and once after, for those that began meanwhile. `left` says what
+        could not be brought over."""
+        self.left |= carry_rows(self.root / "old", self.maps)
 
     def finish_switch(self) -> None:
         """The old maps go. They live on for as long as a link has the old programs."""
-        _remove_pins(self.root / "old")
-        (self.root / "old").rmdir()
+        os.rename(self.root / "old", self.root / "gone")  # from here on the new maps are what is adopted
+        self._remove_gone()
+
+    def _remove_gone(self) -> None:
+        _remove_pins(self.root / "gone")
+        if (self.root / "gone").is_dir():
+            (self.root / "gone").rmdir()
 
     def _pinned_layout(self) -> tuple[int, int]:
         try:
@@ -309,7 +296,12 @@ class Loader:
             for name, handle in there.items():
                 if name in self._sizes:
                     lib.bpf_map__set_max_entries(handle, self._sizes[name])
-                lib.bpf_map__set_pin_path(handle, str(self.root / "maps" / name).encode())
+                pin = self.root / "maps" / name
+                if name in KEPT and (
+                    why := let_go(pin, lib.bpf_map__key_size(handle), lib.bpf_map__value_size(handle))
+                ):
+                    self.left[name] = why
+                lib.bpf_map__set_pin_path(handle, str(pin).encode())
             error = lib.bpf_object__load(obj)
             if error:
                 raise LoadError(f"the kernel refused {path.name}: {os.strerror(-error)}")
@@ -394,7 +386,7 @@ class Loader:
         """Detach every link and remove every pin."""
         for name in self.link_names():
             self.detach(name)
-        for part in ("links", "progs", "maps", "old"):
+        for part in ("links", "progs", "maps", "old", "gone"):
             _remove_pins(self.root / part)
 
     def destroy(self) -> None:
@@ -428,6 +420,8 @@ def _libbpf() -> ctypes.CDLL:
         ("bpf_object__close", None, [pointer]),
         ("bpf_object__find_map_by_name", pointer, [pointer, text]),
         ("bpf_map__set_pin_path", ctypes.c_int, [pointer, text]),
+        ("bpf_map__key_size", ctypes.c_uint32, [pointer]),
+        ("bpf_map__value_size", ctypes.c_uint32, [pointer]),
         ("bpf_map__set_max_entries", ctypes.c_int, [pointer, ctypes.c_uint32]),
         ("bpf_object__find_map_fd_by_name", ctypes.c_int, [pointer, text]),
         ("bpf_object__find_program_by_name", pointer, [pointer, text]),
