@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +23,8 @@ from overlace.lab import Lab
 from overlace.lab.shop import image_name, push_images
 from overlace.network.linux import bpf_syscall
 from overlace.network.linux.loader import BPFFS
+from overlace.runtime.base import Platform
+from overlace.runtime.oci.mkimage import Variant, busybox_rootfs, push, write_layout
 
 pytestmark = [
     pytest.mark.host,
@@ -59,6 +65,24 @@ class World:
                 ]
                 return {"id": found["ID"], "address": addresses[0]}
         return None
+
+    def tasks(self, service: str) -> dict[int, Json]:
+        """Running tasks by slot: id, address on shop, and the host's name."""
+        names = {
+            json.loads(self.docker("node", "inspect", n))[0]["ID"]: n for n in self.docker(
+                "node", "ls", "--format", "{{.Hostname}}"
+            ).split()
+        }  # fmt: skip
+        found = {}
+        for one in self.docker("service", "ps", "-q", "--no-trunc", service).split():
+            task = json.loads(self.docker("inspect", "--type", "task", one))[0]
+            if task["Status"]["State"] == "running":
+                found[task["Slot"]] = {
+                    "id": task["ID"],
+                    "host": names[task["NodeID"]],
+                    "address": task["NetworksAttachments"][0]["Addresses"][0].split("/")[0],
+                }
+        return found
 
     def there(self, service: str) -> Json:
         found = self.task(service)
@@ -153,8 +177,77 @@ def test_wrong_acl(world: World) -> None:
         world.docker("service", "update", "-d", "--label-rm", "overlace.policy.allow-from", "store")
 
 
+def test_nothing_listens(world: World) -> None:
+    broken(
+        world.trace("web", "store", "--port", "81"),
+        B,
+        "nothing in store.1",
+        "listens on tcp port 81, only on 80",
+    )
+    live = world.trace("web", "store", "--port", "81", "--live")["Live"]
+    assert live["Answer"].startswith("refused") and live["Broken"]["Where"] == B
+    assert world.trace("web", "store", "--proto", "udp")["Broken"] is None, "nobody asked for UDP 80"
+
+
+def push_pool(world: World) -> str:
+    """An image whose container lives on when its web server does not."""
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        rootfs = busybox_rootfs(root / "rootfs", {"www/index.html": b"here\n"})
+        config = {
+            "Cmd": ["sh", "-c", "httpd -p 80 -h /www; exec sleep 100000"],
+            "Env": ["PATH=/bin"],
+            "WorkingDir": "/",
+        }
+        variants = [Variant(Platform(os="linux", architecture="amd64"), rootfs, config)]
+        write_layout(root / "layout", variants, "pool")
+        name = f"{world.lab.registry}/pool:1"
+        asyncio.run(push(root / "layout", "pool", name))
+        return name
+
+
+def web_server(sandbox: str) -> int:
+    """Process id of the httpd in a namespace."""
+    number = os.stat(sandbox).st_ino
+    for entry in Path("/proc").iterdir():
+        try:
+            if os.stat(entry / "ns/net").st_ino == number and (entry / "comm").read_text() == "httpd\n":
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no httpd in {sandbox}")
+
+
 def test_dead_backend(world: World) -> None:
-    broken(world.trace("web", "store", "--port", "81", "--live"), B, "nothing there listens on port 81")
+    """One of three: its program is gone, or stopped, while its container runs and the two others serve."""
+    image = push_pool(world)
+    world.docker("service", "create", "-d", "--name", "pool", "--network", "shop", "--replicas", "3", image)
+    try:
+        wait("three tasks run", lambda: len(world.tasks("pool")) == 3, 60)
+        wait("all is well", lambda: world.trace("web", "pool", "--port", "80")["Broken"] is None)
+        whole = world.trace("web", "pool", "--port", "80", "--live")
+        assert [m["Answer"][:8] for m in whole["Live"]["Members"]] == ["accepted"] * 3
+        tasks = world.tasks("pool")
+        for slot, end, word in ((2, signal.SIGSTOP, "is stopped"), (3, signal.SIGKILL, "nothing in pool.3")):
+            task = tasks[slot]
+            host = world.lab.host(task["host"])
+            server = web_server(f"{host.exec_root}/network/netns/{task['id']}")
+            os.kill(server, end)
+            try:
+                found = world.trace("web", "pool")
+                broken(found, task["host"], f"pool.{slot}", word)
+                assert "1 of 3 backends" in found["Outcome"]
+                assert [m["Task"].split(".")[1] for m in found["Members"] if not m["Ok"]] == [str(slot)]
+                assert not found["Hops"][-1]["Ok"] and task["address"] in found["Hops"][-1]["Packet"]
+                # from outside the container nobody can tell a stopped program: the kernel goes on accepting
+                live = world.trace("web", "pool", "--live")["Live"]["Members"]
+                refused = [m["Task"].split(".")[1] for m in live if m["Answer"].startswith("refused")]
+                assert refused == ([str(slot)] if end == signal.SIGKILL else [])
+            finally:
+                if end == signal.SIGSTOP:
+                    os.kill(server, signal.SIGCONT)
+    finally:
+        world.docker("service", "rm", "pool")
 
 
 def test_missing_route(world: World) -> None:

@@ -106,3 +106,10 @@ def show_live(live: dict[str, Any]) -> None:
         click.echo(f"    not sent: {live['Error']}")
     else:
         click.echo(f"    answer: {live['Answer'] or 'none'}")
+    if live.get("Members"):
+        click.echo("\nlive: and one to each backend")
+    for m in live.get("Members", ()):
+        mark = " " if m["Ok"] else "X"
+        click.echo(
+            f"    {mark} {m['Address']}  {m['Task']} on {m['Node']}: {m['Answer'] or 'no answer'}  ({m['LastSeen']})"
+        )

@@ -30,11 +30,33 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     vni: int = 0
 
 
+class Socket(msgspec.Struct, frozen=True, kw_only=True):
+    """One that takes connections (TCP, SCTP) or datagrams (UDP) of anybody. `waiting`: connections the program has not
+    accepted yet; `stopped`: every process that holds it is stopped (SIGSTOP)."""
+
+    address: str
+    port: int
+    waiting: int = 0
+    stopped: bool = False
+
+
+class OpenSockets(msgspec.Struct, frozen=True, kw_only=True):
+    """Those of one task, of the protocol asked about. `error`: why they are not known."""
+
+    task_id: str
+    sockets: tuple[Socket, ...] = ()
+    error: str = ""
+
+
 # -- questions ---------------------------------------------------------------------------------------------------
 
 
 class Examine(msgspec.Struct, frozen=True, tag="examine"):
-    """Compare the kernel's state with what it should be."""
+    """Compare the kernel's state with what it should be, and say at which ports of a protocol (IP number) these tasks
+    listen."""
+
+    tasks: tuple[str, ...] = ()
+    protocol: int = 0
 
 
 class Arm(msgspec.Struct, frozen=True, tag="arm"):
@@ -67,9 +89,11 @@ Question = Union[Examine, Arm, Inject, Collect]
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to any of them. `answer`: what came back to an injected packet; `error`: why it could not be done."""
+    """The answer to any of them. `answer`: what came back to an injected packet; `error`: why it could not be done;
+    `listening`: one for each task asked about (an agent of before that was asked: none)."""
 
     findings: tuple[Finding, ...] = ()
+    listening: tuple[OpenSockets, ...] = ()
     sightings: tuple[Sighting, ...] = ()
     answer: str = ""
     error: str = ""

@@ -5,14 +5,24 @@ Owns which question is which call of the data path, and that none of them can fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
 from overlace.model.errors import OverlaceError
-from overlace.model.findings import Arm, Collect, Examine, Finding, Inject, Question, Said, Sighting
+from overlace.model.findings import (
+    Arm,
+    Collect,
+    Examine,
+    Finding,
+    Inject,
+    OpenSockets,
+    Question,
+    Said,
+    Sighting,
+)
 from overlace.network.base import Inside
 
 log = structlog.get_logger(__name__)
@@ -22,6 +32,7 @@ class Looked(Protocol):
     """What is needed of a data path."""
 
     async def audit(self, inside: Iterable[Inside]) -> list[Finding]: ...
+    async def listening(self, sandboxes: Mapping[str, Path], protocol: int) -> list[OpenSockets]: ...
     async def arm(self, mark: int) -> None: ...
     async def collect(self, mark: int) -> list[Sighting]: ...
     async def inject(self, sandbox: Path | None, ask: Inject) -> str: ...
@@ -45,7 +56,7 @@ async def look(
                     )
                     for text in refused
                 ]
-                return Said(findings=tuple(found))
+                return Said(findings=tuple(found), listening=await _listening(datapath, question, sandbox))
             case Arm(mark):
                 await datapath.arm(mark)
                 return Said()
@@ -61,3 +72,14 @@ async def look(
     except Exception as e:
         log.exception("looking failed")
         return Said(error=f"{type(e).__name__}: {e}")
+
+
+async def _listening(
+    datapath: Looked, question: Examine, sandbox: Callable[[str], Path | None]
+) -> tuple[OpenSockets, ...]:
+    here = {id: path for id in question.tasks if (path := sandbox(id)) is not None}
+    found = await datapath.listening(here, question.protocol) if here else []
+    gone = (
+        OpenSockets(task_id=id, error="it has no container here") for id in question.tasks if id not in here
+    )
+    return (*found, *gone)

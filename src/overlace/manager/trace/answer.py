@@ -58,6 +58,16 @@ class Member(Doc, frozen=True):
     reason: str = ""
 
 
+class Reached(Doc, frozen=True):
+    """A container the packet comes to, as `address`:`port`. `task`: its id; of `docker run` the container's."""
+
+    task: str
+    name: str
+    host: str
+    address: str
+    port: int
+
+
 class Origin(Doc, frozen=True):
     """The first packet and where it starts. `task`: id; empty: the host itself."""
 
@@ -80,8 +90,20 @@ class Seen(Doc, frozen=True):
     at: int
 
 
+class LiveMember(Doc, frozen=True):
+    """What became of a packet sent to one backend's own address."""
+
+    task: str
+    node: str
+    address: str
+    answer: str
+    last_seen: str
+    ok: bool
+
+
 class Live(Doc, frozen=True):
-    """What became of a packet that was really sent. `answer`: what came back, empty: nothing."""
+    """What became of a packet that was really sent. `answer`: what came back, empty: nothing. `members`: of one more
+    to each backend, where there are several."""
 
     mark: int
     answer: str
@@ -89,6 +111,7 @@ class Live(Doc, frozen=True):
     sightings: tuple[Seen, ...]
     last_seen: str
     broken: Broken | None
+    members: tuple[LiveMember, ...] = ()
 
 
 class Trace(Doc, frozen=True):
@@ -99,6 +122,8 @@ class Trace(Doc, frozen=True):
     hops: tuple[Hop, ...] = ()
     broken: Broken | None = None
     members: tuple[Member, ...] = ()
+    reached: tuple[Reached, ...] = ()
+    assumed: bool = False  # neither the question nor the target names the port
     notes: tuple[str, ...] = ()
     origin: Origin | None = None  # None: nothing leaves, or from outside the swarm
     live: Live | None = None

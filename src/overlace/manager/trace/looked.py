@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from overlace.manager.paths import VXLAN_PORT, explain_path, name_of
-from overlace.manager.trace.answer import Broken, Hop, Live, Seen, Trace
+from overlace.manager.trace.answer import Broken, Hop, Live, Origin, Seen, Trace
 from overlace.manager.trace.walk import UNDERLAY
 from overlace.model.findings import Finding, Said
 from overlace.model.objects import Node
@@ -36,7 +36,7 @@ def hosts_on(trace: Trace, nodes: Mapping[str, Node]) -> list[str]:
     return list(found)
 
 
-def _break(trace: Trace, at: int, where: str, what: str, reason: str, remedy: str) -> Trace:
+def break_trace(trace: Trace, at: int, where: str, what: str, reason: str, remedy: str) -> Trace:
     """The way ends at hop `at`, whose place a broken one takes."""
     packet = trace.hops[at].packet if at < len(trace.hops) else trace.question
     kind = trace.hops[at].kind if at < len(trace.hops) else "look"
@@ -64,7 +64,7 @@ def with_paths(trace: Trace, view: View, paths: Mapping[tuple[str, str], PathSta
         mtu = min(declared, there.mtu) if there is not None and there.mtu else declared
         room = mtu - tunnel_overhead(first.description.underlay_address)
         if there is not None and there.state == "down" and problem is not None:
-            return _break(trace, i, f"{a} > {b}", "underlay", problem.reason, problem.remedy)
+            return break_trace(trace, i, f"{a} > {b}", "underlay", problem.reason, problem.remedy)
         if size > room:
             remedy = (
                 problem.remedy
@@ -74,7 +74,7 @@ def with_paths(trace: Trace, view: View, paths: Mapping[tuple[str, str], PathSta
             reason = (
                 f"an IP packet of {size} bytes does not fit: from {a} to {b} {room} do (underlay MTU {mtu}); "
             )
-            return _break(
+            return break_trace(
                 trace,
                 i,
                 f"{a} > {b}",
@@ -119,15 +119,12 @@ def with_findings(trace: Trace, said: Mapping[str, Said]) -> Trace:
             # what the switch holds shows at its rules, not in the container before them
             if at < len(trace.hops) and trace.hops[at].kind == "start":
                 at += 1
-            trace = _break(trace, at, host, "as it is", mine[0].what, mine[0].remedy)
+            trace = break_trace(trace, at, host, "as it is", mine[0].what, mine[0].remedy)
     return trace
 
 
-def with_live(trace: Trace, mark: int, sent: Said, seen: Mapping[str, Said]) -> Trace:
-    """Where the marked packet was seen, host by host from the sender's on, and what came back."""
-    origin = trace.origin
-    assert origin is not None
-    order = [origin.host, *(h for h in seen if h != origin.host)]
+def see(order: Sequence[str], seen: Mapping[str, Said]) -> list[Seen]:
+    """What each host, in this order, saw of a marked packet."""
     sightings: list[Seen] = []
     for host in order:
         for s in seen.get(host, Said()).sightings:
@@ -136,7 +133,15 @@ def with_live(trace: Trace, mark: int, sent: Said, seen: Mapping[str, Said]) -> 
             sightings.append(
                 Seen(where=host, interface=s.interface, packet=shown, verdict=s.reason, meaning=what, at=s.at)
             )
-    broken = _explain_live(trace, sent, sightings)
+    return sightings
+
+
+def with_live(trace: Trace, mark: int, sent: Said, seen: Mapping[str, Said]) -> Trace:
+    """Where the marked packet was seen, host by host from the sender's on, and what came back."""
+    origin = trace.origin
+    assert origin is not None
+    sightings = see([origin.host, *(h for h in seen if h != origin.host)], seen)
+    broken = explain_sightings(origin, sent, sightings)
     last = f"{sightings[-1].where}: {sightings[-1].verdict or 'came by'}" if sightings else ""
     live = Live(
         mark=mark,
@@ -159,9 +164,8 @@ def with_live(trace: Trace, mark: int, sent: Said, seen: Mapping[str, Said]) -> 
     return trace
 
 
-def _explain_live(trace: Trace, sent: Said, sightings: Sequence[Seen]) -> Broken | None:
-    origin = trace.origin
-    assert origin is not None
+def explain_sightings(origin: Origin, sent: Said, sightings: Sequence[Seen]) -> Broken | None:
+    """What kept a marked packet from being answered; None: nothing."""
     if sent.error:
         remedy = "look at the container's interfaces and routes: nsenter --net=... ip addr, ip route"
         return Broken(where=origin.host, reason=f"the packet could not be sent: {sent.error}", remedy=remedy)

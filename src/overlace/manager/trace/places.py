@@ -29,6 +29,11 @@ def called(task: Task) -> str:
     return f"container {task.name}" if task.attachment else f"task {task.name}"
 
 
+def short_name(task: Task) -> str:
+    """service.slot"""
+    return task.name if task.attachment else task.name.rpartition(".")[0] or task.name
+
+
 def as_containers(tasks: Iterable[Task]) -> list[Task]:
     """The tasks, with those that stand for one container of `docker run`, one on each network, as one by the container's
     id: its host knows no other."""

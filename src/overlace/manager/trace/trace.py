@@ -1,396 +1,111 @@
-"""From a person's question to a first packet, and from the walk's end to a sentence.
+"""A person's question, answered by following its first packet.
 
-Owns which address and port are meant, and what an end means for the question (pure). Must not follow packets.
+Owns what the walk's end means for the question, and what becomes of a packet for each backend (pure). Must not follow
+packets: walk.py does; nor choose them: first_packet.py does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from overlace.manager.netviews import is_serving
-from overlace.manager.trace.answer import ICMPV6, PROTOCOLS, Broken, Member, Origin, Question, Trace
-from overlace.manager.trace.hosts import Host, Hosts, task_network
+from overlace.manager.trace.answer import PROTOCOLS, Broken, Member, Origin, Question, Reached, Trace
+from overlace.manager.trace.first_packet import FirstPacket, Maker, Stopped
+from overlace.manager.trace.hosts import Host, Hosts
 from overlace.manager.trace.places import (
-    SOMEBODY,
-    SOMEWHERE,
-    AtAddress,
     AtNode,
     AtService,
     AtTask,
-    Outside,
-    Place,
-    called,
-    facing,
     find_place,
     running_tasks,
-    service_at,
-    task_addresses,
+    short_name,
 )
 from overlace.manager.trace.walk import End, Walk, show_packet
-from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
-from overlace.model.objects import Network, Node, Service, Task
-from overlace.model.specs import PortConfig
-from overlace.network.endpoints import LOCAL_NETWORK
-from overlace.network.names import Names, lookup
-from overlace.network.overlay_documents import gateway_network, guid_of
-from overlace.network.vfp.model import Packet, within
+from overlace.model.errors import InvalidArgument
+from overlace.model.objects import Network, Service, Task
+from overlace.network.vfp.model import within
 from overlace.network.vfp.tables import Backend
 from overlace.store.base import View
 
-SOURCE_PORT = 40000
-DEFAULT_PORT = 80
 MAX_MEMBERS = 32  # backends walked one by one
 
 
-def explain_trace(view: View, question: Question) -> Trace:
-    """Raises InvalidArgument, NotFound for words that mean nothing; Unavailable when FROM has no running task."""
+def explain_trace(view: View, question: Question, prefer: str = "") -> Trace:
+    """`prefer`: address of the backend whose way is shown; by default the first whose way is broken, or one that a
+    connection could get.
+
+    Raises InvalidArgument, NotFound for words that mean nothing; Unavailable when FROM has no running task.
+    """
     if question.protocol not in PROTOCOLS:
         raise InvalidArgument(f"--proto {question.protocol!r}: use {', '.join(PROTOCOLS)}")
     if not 0 <= question.port < 65536:
         raise InvalidArgument(f"--port {question.port} is not a port: use 1 to 65535")
-    source = find_place(view, question.source, "FROM")
-    return _Tracer(view, question, source).run()
-
-
-class _Stop(Exception):
-    """The question has its answer before a packet leaves."""
-
-    def __init__(self, where: str, reason: str, remedy: str) -> None:
-        super().__init__(reason)
-        self.broken = Broken(where=where, reason=reason, remedy=remedy)
-
-
-Send = Callable[[Walk], End]
-
-
-class _Tracer:
-    def __init__(self, view: View, question: Question, source: Place) -> None:
-        self._view = view
-        self._hosts = Hosts(view)
-        self._question = question
-        self._protocol = PROTOCOLS[question.protocol]
-        self._source = source
-        self._notes: list[str] = []
-        self._asked = question.target
-        self._only: Task | None = None  # the one backend meant
-        self._sender: Task | None = None
-
-    def run(self) -> Trace:
-        source, target, packet = str(self._source), self._asked, None
-        try:
-            if isinstance(self._source, (AtTask, AtService)):
-                task, host = self._start()
-                self._sender = task
-                source = f"{called(task)} on {host.name}"
-                packet, guid, target = self._from_task(task, host)
-                first, at = packet, host
-                send: Send = lambda walk: walk.leave(at, guid, first)  # noqa: E731
-            else:
-                host, packet, target = self._from_outside()
-                first, at = packet, host
-                send = lambda walk: walk.arrive(at, first)  # noqa: E731
-        except _Stop as stop:
-            return Trace(
-                source=source,
-                target=target,
-                question="",
-                outcome=f"broken: {stop.broken.reason}",
-                broken=stop.broken,
-                notes=tuple(self._notes),
-            )
-        return self._answer(source, target, packet, host, send)
-
-    # -- the first packet ------------------------------------------------------------------------------------
-
-    def _packet(self, src: str, dst: str, port: int) -> Packet:
-        if self._question.protocol == "icmp":
-            return Packet(src, dst, ICMPV6 if ":" in dst else self._protocol, 0, 0)
-        return Packet(src, dst, self._protocol, SOURCE_PORT, port)
-
-    def _start(self) -> tuple[Task, Host]:
-        """The task that sends, and its host."""
-        source = self._source
-        if isinstance(source, AtTask):
-            task = source.task
-        else:
-            assert isinstance(source, AtService)
-            tasks = running_tasks(self._view, source.service)
-            name = source.service.spec.name
-            if not tasks:
-                raise _Stop(
-                    name,
-                    f"service {name} has no task that could send",
-                    "docker service ps --no-trunc says what keeps its tasks from running",
-                )
-            task = tasks[0]
-            if len(tasks) > 1:
-                others = ", ".join(_short(t) for t in tasks[1:4])
-                self._notes.append(f"{name} has {len(tasks)} tasks; this is {_short(task)}, others: {others}")
-        host = self._hosts.get(task.node_id) if task.node_id else None
-        if host is None or task.id not in {t.id for t in host.tasks.values()}:
-            said = task.status.err or task.status.message
-            raise _Stop(
-                task.name,
-                f"{called(task)} is {task.status.state.word}" + (f": {said}" if said else ""),
-                "docker service ps --no-trunc says why; name a task that runs",
-            )
-        return task, host
-
-    def _from_task(self, task: Task, host: Host) -> tuple[Packet, str, str]:
-        """(packet, endpoint it leaves by, the target in words)."""
-        wish = task_network(task)
-        addresses = task_addresses(task)
-        dst, port, words, networks = self._destination(task, host, list(addresses))
-        if not addresses:
-            guid = guid_of("endpoint", LOCAL_NETWORK, task.id)
-            e = host.endpoint(guid)
-            self._notes.append(f"{_short(task)} is on no network: its own address is {host.name}'s business")
-            return self._packet(e.address if e is not None else "172.17.0.2", dst, port), guid, words
-        on = next((n for n in networks if n in addresses), "")
-        if not on:
-            on = next((n for n in addresses if within(dst, self._subnets(n))), "")
-        via = on or gateway_network(wish, host.view) or next(iter(addresses))
-        src = facing(addresses[via], dst)
-        if not src:
-            name = next(iter(self._network_names([via])), via)
-            raise _Stop(
-                _short(task),
-                f"{_short(task)} has no IPv6 address on {name}, so it cannot reach {dst}",
-                "give it a network with IPv6 (docker network create -d overlay --ipv6) on a Linux host",
-            )
-        return self._packet(src, dst, port), guid_of("endpoint", via, task.id), words
-
-    def _subnets(self, network_id: str) -> tuple[str, ...]:
-        network = self._view.get(Network, network_id)
-        return tuple(s.subnet for s in network.subnets) if network is not None else ()
-
-    def _destination(self, task: Task, host: Host, mine: Sequence[str]) -> tuple[str, int, str, list[str]]:
-        """(address, port, the target in words, networks that lead there) as `task` sees TO."""
-        text, port = self._question.target, self._question.port
-        found = self._by_name(host, mine, text)
-        if found:
-            self._notes.append(f"{text} is {found} for {_short(task)}, by its DNS")
-            service = service_at(self._view, found)
-            return found, port or self._port_of(service), f"{text} ({found})", self._holding(found, mine)
-        target = find_place(self._view, text, "TO")
-        if isinstance(target, AtTask):
-            theirs = task_addresses(target.task)
-            on = [n for n in mine if n in theirs and (not target.address or target.address in theirs[n])]
-            if not on and target.address:
-                return target.address, port or DEFAULT_PORT, str(target), []
-            network = self._common(task, mine, theirs, str(target), on)
-            service = self._view.get(Service, target.task.service_id)
-            to = target.address or theirs[network][0]
-            return to, port or self._port_of(service), str(target), [network]
-        if isinstance(target, AtService):
-            return self._to_service(task, mine, target.service, port)
-        if isinstance(target, AtNode):
-            return target.address, port or DEFAULT_PORT, str(target), []
-        if isinstance(target, AtAddress):
-            return target.address, port or DEFAULT_PORT, str(target), self._holding(target.address, mine)
-        return SOMEWHERE, port or DEFAULT_PORT, f"{target} ({SOMEWHERE} stands for it)", []
-
-    def _to_service(
-        self, task: Task, mine: Sequence[str], service: Service, port: int
-    ) -> tuple[str, int, str, list[str]]:
-        vips: dict[str, str] = {}
-        for v in service.endpoint.virtual_ips if service.endpoint is not None else ():
-            vips.setdefault(v.network_id, v.address.split("/")[0])  # the IPv4 one comes first
-        tasks = running_tasks(self._view, service)
-        wanted = {n.target for n in service.spec.task_template.networks or service.spec.networks}
-        on = [n for n in mine if n in vips or n in wanted]
-        network = self._common(
-            task, mine, dict.fromkeys([*vips, *wanted]), f"service {service.spec.name}", on
-        )
-        port = port or self._port_of(service)
-        if vips.get(network):
-            return vips[network], port, f"service {service.spec.name} (VIP {vips[network]})", [network]
-        serving = [t for t in tasks if is_serving(t)]
-        for t in serving:
-            for a in t.networks:
-                if a.network_id == network and a.addresses:
-                    address = a.addresses[0].split("/")[0]
-                    self._notes.append(
-                        f"{service.spec.name} has no VIP (endpoint mode dnsrr): DNS gives {len(serving)} "
-                        f"addresses, this is {_short(t)}'s"
-                    )
-                    return address, port, f"service {service.spec.name} ({address})", [network]
-        raise _Stop(
-            service.spec.name,
-            f"service {service.spec.name} has no task that takes connections",
-            "docker service ps --no-trunc says what keeps its tasks from running",
-        )
-
-    def _common(
-        self, task: Task, mine: Sequence[str], theirs: Iterable[str], words: str, on: Sequence[str]
-    ) -> str:
-        """The first network both are on that is not the ingress network. Raises _Stop when there is none."""
-        for network_id in on:
-            network = self._view.get(Network, network_id)
-            if network is not None and not network.spec.ingress:
-                return network_id
-        names = [self._network_names(mine), self._network_names(theirs)]
-        offer = next((n for n in names[1] if n), "NETWORK")
-        raise _Stop(
-            _short(task),
-            f"{_short(task)} is on {_list(names[0])}, {words} on {_list(names[1])}: they share no network, so "
-            "neither DNS nor the overlay leads there",
-            f"docker network connect {offer} {task.name}"
-            if task.attachment
-            else f"docker service update --network-add {offer} {task.service_name}",
-        )
-
-    def _network_names(self, ids: Iterable[str]) -> list[str]:
-        found = [n for i in ids if (n := self._view.get(Network, i)) is not None and not n.spec.ingress]
-        return [n.spec.name for n in found]
-
-    def _by_name(self, host: Host, mine: Sequence[str], text: str) -> str:
-        """What the containers' DNS answers for a name on the networks of the sender; empty: nothing."""
-        names = Names()
-        names.update(host.view, None)
-        six = isinstance(self._source, AtTask) and ":" in self._source.address
-        answer = lookup(names, mine, text, "AAAA" if six else "A")
-        return answer.addresses[0] if answer.addresses else ""
-
-    def _holding(self, address: str, networks: Sequence[str]) -> list[str]:
-        return [n for n in networks if within(address, self._subnets(n))]
-
-    def _port_of(self, service: Service | None) -> int:
-        """The port meant when none is asked for: the service's first target port of the protocol."""
-        for p in _ports(service):
-            if p.protocol == self._question.protocol:
-                return p.target_port
-        return DEFAULT_PORT
-
-    # -- from outside ----------------------------------------------------------------------------------------
-
-    def _from_outside(self) -> tuple[Host, Packet, str]:
-        """(the host it arrives at, packet, the target in words)."""
-        src = self._source.address if isinstance(self._source, (AtNode, AtAddress)) else SOMEBODY
-        if src == SOMEBODY:
-            self._notes.append(f"{SOMEBODY} stands for any address outside the swarm")
-        target = find_place(self._view, self._question.target, "TO")
-        if isinstance(target, AtNode):
-            host = self._host(target.node)
-            return host, self._packet(src, host.address, self._question.port or DEFAULT_PORT), str(target)
-        if isinstance(target, (AtAddress, Outside)):
-            raise _Stop(
-                "outside",
-                f"{target} is not reached through this swarm from outside: overlay addresses are known only in it",
-                "publish a port (docker service update --publish-add) and name the service or a node",
-            )
-        service = target.service if isinstance(target, AtService) else None
-        if isinstance(target, AtTask):
-            service = self._view.get(Service, target.task.service_id)
-            self._only = target.task
-        port = self._published(service, str(target))
-        tasks = running_tasks(self._view, service) if service is not None else []
-        if self._only is not None:
-            tasks = [self._only]
-        host = self._entry(tasks, host_mode=port.publish_mode == "host")
-        number = self._number(port, tasks, host)
-        if (":" in src) != (":" in host.address):
-            raise InvalidArgument(
-                f"{src} is of another family than {host.address}, the address {host.name} is known by: "
-                "only that is traced from outside"
-            )
-        return host, self._packet(src, host.address, number), f"{target}, published at {host.name}:{number}"
-
-    def _published(self, service: Service | None, words: str) -> PortConfig:
-        ports = [p for p in _ports(service) if p.protocol == self._question.protocol]
-        asked = self._question.port
-        for p in ports:
-            if asked in (0, p.published_port):
-                return p
-        for p in ports:
-            if asked == p.target_port:
-                self._notes.append(
-                    f"port {asked} is the containers' own; from outside it is {p.published_port}"
-                )
-                return p
-        name = service.spec.name if service is not None else words
-        have = ", ".join(f"{p.published_port}/{p.protocol}" for p in _ports(service))
-        raise _Stop(
-            name,
-            f"{name} publishes no {self._question.protocol} port{f' {asked}' if asked else ''}"
-            + (f", only {have}" if have else ""),
-            f"docker service update --publish-add published={asked or 8080},target={asked or 80} {name}",
-        )
-
-    @staticmethod
-    def _number(port: PortConfig, tasks: Sequence[Task], host: Host) -> int:
-        """The published number; in host mode the one in force on that host."""
-        if port.published_port:
-            return port.published_port
-        for t in tasks:
-            for p in t.status.port_status:
-                if t.node_id == host.node.id and (p.protocol, p.target_port) == (
-                    port.protocol,
-                    port.target_port,
-                ):
-                    return p.published_port
-        return port.target_port
-
-    def _entry(self, tasks: Sequence[Task], *, host_mode: bool) -> Host:
-        """The node the client talks to."""
-        if self._question.via:
-            place = find_place(self._view, self._question.via, "--via")
-            if not isinstance(place, AtNode):
-                raise InvalidArgument(f"--via {self._question.via!r} is no node: docker node ls lists them")
-            return self._host(place.node)
-        if isinstance(self._source, AtNode):
-            return self._host(self._source.node)
-        holding = {t.node_id for t in tasks}
-        ready = [n for n in self._hosts.nodes if (h := self._hosts.get(n.id)) is not None and h.up]
-        if host_mode:
-            chosen = [n for n in ready if n.id in holding]
-            words = "host-mode ports answer on the tasks' own nodes only; this is"
-        else:
-            chosen = [n for n in ready if n.id not in holding] or ready
-            words = "any node answers; this is"
-        if not chosen:
-            raise Unavailable("no node that could take the client's packet is ready: docker node ls")
-        host = self._host(chosen[0])
-        self._notes.append(f"{words} {host.name}, --via names another")
-        return host
-
-    def _host(self, node: Node) -> Host:
-        host = self._hosts.get(node.id)
-        if host is None:
-            raise FailedPrecondition(f"node {node.id} has not described itself yet: wait until it is ready")
-        return host
-
-    # -- the end ---------------------------------------------------------------------------------------------
-
-    def _answer(self, source: str, target: str, packet: Packet, host: Host, send: Send) -> Trace:
-        walk = Walk(self._hosts, self._address_of(self._only) if self._only is not None else "")
-        end = send(walk)
-        members: list[Member] = []
-        if len(walk.candidates) > 1 and self._only is None:
-            walk, end, members = self._every_member(walk, end, send)
-        self._tell(host, end)
+    hosts = Hosts(view)
+    maker = Maker(view, hosts, question)
+    try:
+        first = maker.make()
+    except Stopped as stop:
         return Trace(
-            source=source,
-            target=target,
-            question=show_packet(packet),
+            source=stop.source,
+            target=stop.target,
+            question="",
+            outcome=f"broken: {stop.broken.reason}",
+            broken=stop.broken,
+            notes=tuple(maker.notes),
+        )
+    return _Answer(view, hosts, question, first, maker.notes).trace(prefer)
+
+
+class _Answer:
+    def __init__(
+        self, view: View, hosts: Hosts, question: Question, first: FirstPacket, notes: list[str]
+    ) -> None:
+        self._view = view
+        self._hosts = hosts
+        self._question = question
+        self._first = first
+        self._source = find_place(view, question.source, "FROM")
+        self._notes = notes
+
+    def trace(self, prefer: str = "") -> Trace:
+        """`prefer`: address of the backend whose way is shown."""
+        first = self._first
+        only = self._address_of(first.only) if first.only is not None else prefer
+        walk = Walk(self._hosts, only)
+        end = first.send(walk)
+        members: list[Member] = []
+        reached = [(end, walk)]
+        if len(walk.candidates) > 1 and first.only is None:
+            members, reached = self._every_member(walk.candidates)
+            bad = next((r for r in reached if r[0].broken is not None), None)
+            if bad is not None and not prefer:
+                end, walk = bad
+        self._tell(first.host, end)
+        return Trace(
+            source=first.source,
+            target=first.target,
+            question=show_packet(first.packet),
             outcome=self._outcome(end, members),
             hops=tuple(walk.hops),
             broken=end.broken or self._not_meant(end),
             members=tuple(members),
-            origin=self._origin(host, packet),
+            reached=tuple(_reached(e) for e, _ in reached if e.task is not None),
+            assumed=first.assumed,
+            origin=self._origin(),
             notes=tuple(self._notes),
         )
 
-    def _origin(self, host: Host, packet: Packet) -> Origin | None:
-        if self._sender is None and not isinstance(self._source, AtNode):
+    def _origin(self) -> Origin | None:
+        first = self._first
+        if first.sender is None and not isinstance(self._source, AtNode):
             return None
         return Origin(
-            host=host.name,
-            task=self._sender.id if self._sender is not None else "",
-            source=packet.src,
-            target=packet.dst,
+            host=first.host.name,
+            task=first.sender.id if first.sender is not None else "",
+            source=first.packet.src,
+            target=first.packet.dst,
             protocol=self._question.protocol,
-            port=packet.dport,
+            port=first.packet.dport,
         )
 
     def _address_of(self, task: Task) -> str:
@@ -398,31 +113,28 @@ class _Tracer:
         on = {n.id for n in self._view.all(Network) if n.spec.ingress}
         return next((a.addresses[0].split("/")[0] for a in task.networks if a.network_id in on), "")
 
-    def _every_member(self, walk: Walk, end: End, send: Send) -> tuple[Walk, End, list[Member]]:
-        """Walk to each backend; the shown way is the first broken one, if any."""
-        members = []
-        backends: Sequence[Backend] = walk.candidates
+    def _every_member(self, backends: Sequence[Backend]) -> tuple[list[Member], list[tuple[End, Walk]]]:
+        """Walk to each backend."""
+        members, ends = [], []
         if len(backends) > MAX_MEMBERS:
             self._notes.append(f"{len(backends)} backends; the first {MAX_MEMBERS} are looked at")
-        shown, last = walk, end
         held = {
             a.split("/")[0]: t.name for t in self._view.all(Task) for n in t.networks for a in n.addresses
         }
         for backend in backends[:MAX_MEMBERS]:
-            tried = Walk(self._hosts, backend.address)
-            reached = send(tried)
-            if reached.broken is not None and last.broken is None:
-                shown, last = tried, reached
+            walk = Walk(self._hosts, backend.address)
+            end = self._first.send(walk)
+            ends.append((end, walk))
             members.append(
                 Member(
                     task=held.get(backend.address, ""),
-                    node=reached.where,
+                    node=end.where,
                     address=backend.address,
-                    ok=reached.broken is None,
-                    reason=reached.broken.reason if reached.broken is not None else "",
+                    ok=end.broken is None,
+                    reason=end.broken.reason if end.broken is not None else "",
                 )
             )
-        return shown, last, sorted(members, key=lambda m: (m.task, m.address))
+        return sorted(members, key=lambda m: (m.task, m.address)), ends
 
     def _tell(self, host: Host, end: End) -> None:
         """What else a person wants to know."""
@@ -431,7 +143,7 @@ class _Tracer:
             for t in running_tasks(self._view, service):
                 if not is_serving(t):
                     said = t.status.err or t.status.message
-                    self._notes.append(f"{_short(t)} takes no connections: {t.status.state.word}, {said}")
+                    self._notes.append(f"{short_name(t)} takes no connections: {t.status.state.word}, {said}")
         if (
             not isinstance(self._source, (AtTask, AtService))
             and end.kind == "task"
@@ -492,14 +204,8 @@ class _Tracer:
         return f"reaches the programs of {end.where} itself"
 
 
-def _short(task: Task) -> str:
-    """service.slot"""
-    return task.name if task.attachment else task.name.rpartition(".")[0] or task.name
-
-
-def _ports(service: Service | None) -> Sequence[PortConfig]:
-    return service.endpoint.ports if service is not None and service.endpoint is not None else ()
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names) or "no overlay network"
+def _reached(end: End) -> Reached:
+    assert end.task is not None
+    return Reached(
+        task=end.task.id, name=end.task.name, host=end.where, address=end.packet.dst, port=end.packet.dport
+    )

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from overlace.model.findings import Finding, Inject, Sighting
+from overlace.model.findings import Finding, Inject, OpenSockets, Sighting
 from overlace.network.balancing import Balancing, Wish
 from overlace.network.base import Inside
 from overlace.network.counted import Held, Hit
@@ -25,7 +25,7 @@ from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
-from . import audit, dns, figures, host_access, inject, outside6, sockets, unified, veth
+from . import audit, dns, figures, host_access, inject, listening, outside6, sockets, unified, veth
 from .contents import Contents, merge
 from .host_side import LINKS, HostSide
 from .maps import TABLE_MAPS, decode_key
@@ -336,6 +336,10 @@ class DataPath:
             for entry in self._contents.local(one.endpoint_id):
                 found += audit.explain_inside(entry, one.sandbox, one.ifname, default_route=one.default_route)
         return found
+
+    async def listening(self, sandboxes: Mapping[str, Path], protocol: int) -> list[OpenSockets]:
+        """At which ports the programs in these sandboxes (by task) listen. In a thread of its own: it reads /proc."""
+        return await asyncio.to_thread(listening.of_sandboxes, sandboxes, protocol)
 
     async def arm(self, mark: int) -> None:
         """Have packets with this mark recorded."""

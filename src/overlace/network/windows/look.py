@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import structlog
 
 from overlace.model.errors import OverlaceError
-from overlace.model.findings import Arm, Collect, Examine, Finding, Inject, Question, Said
+from overlace.model.findings import Arm, Collect, Examine, Finding, Inject, OpenSockets, Question, Said
 from overlace.network.hns.documents import HostComputeEndpoint
 from overlace.network.hns.plan import Create, Delete, ModifyNamespace, Operation, Replace
 
@@ -18,6 +18,10 @@ log = structlog.get_logger(__name__)
 NO_PACKETS = (
     "a Windows host's packets cannot be marked or watched: HNS has no call for it. What its documents come to is in the "
     "trace; `vfpctrl /list-unified-flow` on the host shows its real flows"
+)
+NO_SOCKETS = (
+    "a Windows host's HNS does not say at which ports a container listens: `docker exec CONTAINER netstat -an` on the "
+    "host does"
 )
 AGAIN = "the host's daemon puts it back with its next pass, within five minutes at the latest"
 
@@ -44,7 +48,10 @@ async def look(
                     found.append(
                         Finding(what=deaf, remedy="end the other DNS server, or bind it to other addresses")
                     )
-                return Said(findings=tuple(found))
+                return Said(
+                    findings=tuple(found),
+                    listening=tuple(OpenSockets(task_id=id, error=NO_SOCKETS) for id in question.tasks),
+                )
             case Arm() | Collect() | Inject():
                 return Said(error=NO_PACKETS)
     except (OSError, ValueError, OverlaceError) as e:

@@ -1,0 +1,389 @@
+"""From a person's question to a first packet.
+
+Owns which task sends, and which address and port are meant (pure). Must not follow packets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import msgspec
+
+from overlace.manager.netviews import is_serving
+from overlace.manager.trace.answer import ICMPV6, PROTOCOLS, Broken, Question
+from overlace.manager.trace.hosts import Host, Hosts, task_network
+from overlace.manager.trace.places import (
+    SOMEBODY,
+    SOMEWHERE,
+    AtAddress,
+    AtNode,
+    AtService,
+    AtTask,
+    Outside,
+    Place,
+    called,
+    facing,
+    find_place,
+    running_tasks,
+    service_at,
+    short_name,
+    task_addresses,
+)
+from overlace.manager.trace.walk import End, Walk
+from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
+from overlace.model.objects import Network, Node, Service, Task
+from overlace.model.specs import PortConfig
+from overlace.network.endpoints import LOCAL_NETWORK
+from overlace.network.names import Names, lookup
+from overlace.network.overlay_documents import gateway_network, guid_of
+from overlace.network.vfp.model import Packet, within
+from overlace.store.base import View
+
+SOURCE_PORT = 40000
+DEFAULT_PORT = 80
+Send = Callable[[Walk], End]
+
+
+class FirstPacket(msgspec.Struct, frozen=True, kw_only=True):
+    """`send`: puts it on a walk; `source`, `target`: both ends in words; `only`: the one backend meant; `sender`: the
+    task it leaves; `assumed`: neither the person nor the target names its port."""
+
+    packet: Packet
+    host: Host
+    send: Send
+    source: str
+    target: str
+    only: Task | None = None
+    sender: Task | None = None
+    assumed: bool = False
+
+
+class Stopped(Exception):
+    """The question has its answer before a packet leaves. `source`, `target`: both ends in words."""
+
+    def __init__(self, where: str, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.broken = Broken(where=where, reason=reason, remedy=remedy)
+        self.source = self.target = ""
+
+
+class Maker:
+    """`notes` fills with what a person wants to know."""
+
+    def __init__(self, view: View, hosts: Hosts, question: Question) -> None:
+        self._view = view
+        self._hosts = hosts
+        self._question = question
+        self._protocol = PROTOCOLS[question.protocol]
+        self._source: Place = find_place(view, question.source, "FROM")
+        self._only: Task | None = None
+        self._assumed = False
+        self.notes: list[str] = []
+
+    def make(self) -> FirstPacket:
+        """Raises Stopped; NotFound and InvalidArgument for words that mean nothing; Unavailable, FailedPrecondition."""
+        source, sender = str(self._source), None
+        try:
+            if isinstance(self._source, (AtTask, AtService)):
+                sender, host = self._start()
+                source = f"{called(sender)} on {host.name}"
+                packet, guid, target = self._from_task(sender, host)
+                send: Send = partial(_leave, host, guid, packet)
+            else:
+                host, packet, target = self._from_outside()
+                send = partial(_arrive, host, packet)
+        except Stopped as stop:
+            stop.source, stop.target = source, self._question.target
+            raise
+        return FirstPacket(
+            packet=packet,
+            host=host,
+            send=send,
+            source=source,
+            target=target,
+            only=self._only,
+            sender=sender,
+            assumed=self._assumed,
+        )
+
+    def _packet(self, src: str, dst: str, port: int) -> Packet:
+        if self._question.protocol == "icmp":
+            return Packet(src, dst, ICMPV6 if ":" in dst else self._protocol, 0, 0)
+        return Packet(src, dst, self._protocol, SOURCE_PORT, port)
+
+    def _start(self) -> tuple[Task, Host]:
+        """The task that sends, and its host."""
+        source = self._source
+        if isinstance(source, AtTask):
+            task = source.task
+        else:
+            assert isinstance(source, AtService)
+            tasks = running_tasks(self._view, source.service)
+            name = source.service.spec.name
+            if not tasks:
+                raise Stopped(
+                    name,
+                    f"service {name} has no task that could send",
+                    "docker service ps --no-trunc says what keeps its tasks from running",
+                )
+            task = tasks[0]
+            if len(tasks) > 1:
+                others = ", ".join(short_name(t) for t in tasks[1:4])
+                self.notes.append(
+                    f"{name} has {len(tasks)} tasks; this is {short_name(task)}, others: {others}"
+                )
+        host = self._hosts.get(task.node_id) if task.node_id else None
+        if host is None or task.id not in {t.id for t in host.tasks.values()}:
+            said = task.status.err or task.status.message
+            raise Stopped(
+                task.name,
+                f"{called(task)} is {task.status.state.word}" + (f": {said}" if said else ""),
+                "docker service ps --no-trunc says why; name a task that runs",
+            )
+        return task, host
+
+    def _from_task(self, task: Task, host: Host) -> tuple[Packet, str, str]:
+        """(packet, endpoint it leaves by, the target in words)."""
+        wish = task_network(task)
+        addresses = task_addresses(task)
+        dst, port, words, networks = self._destination(task, host, list(addresses))
+        if not addresses:
+            guid = guid_of("endpoint", LOCAL_NETWORK, task.id)
+            e = host.endpoint(guid)
+            self.notes.append(
+                f"{short_name(task)} is on no network: its own address is {host.name}'s business"
+            )
+            return self._packet(e.address if e is not None else "172.17.0.2", dst, port), guid, words
+        on = next((n for n in networks if n in addresses), "")
+        if not on:
+            on = next((n for n in addresses if within(dst, self._subnets(n))), "")
+        via = on or gateway_network(wish, host.view) or next(iter(addresses))
+        src = facing(addresses[via], dst)
+        if not src:
+            name = next(iter(self._network_names([via])), via)
+            raise Stopped(
+                short_name(task),
+                f"{short_name(task)} has no IPv6 address on {name}, so it cannot reach {dst}",
+                "give it a network with IPv6 (docker network create -d overlay --ipv6) on a Linux host",
+            )
+        return self._packet(src, dst, port), guid_of("endpoint", via, task.id), words
+
+    def _subnets(self, network_id: str) -> tuple[str, ...]:
+        network = self._view.get(Network, network_id)
+        return tuple(s.subnet for s in network.subnets) if network is not None else ()
+
+    def _destination(self, task: Task, host: Host, mine: Sequence[str]) -> tuple[str, int, str, list[str]]:
+        """(address, port, the target in words, networks that lead there) as `task` sees TO."""
+        text = self._question.target
+        found = self._by_name(host, mine, text)
+        if found:
+            self.notes.append(f"{text} is {found} for {short_name(task)}, by its DNS")
+            service = service_at(self._view, found)
+            return found, self._port(service), f"{text} ({found})", self._holding(found, mine)
+        target = find_place(self._view, text, "TO")
+        if isinstance(target, AtTask):
+            theirs = task_addresses(target.task)
+            on = [n for n in mine if n in theirs and (not target.address or target.address in theirs[n])]
+            if not on and target.address:
+                return target.address, self._port(), str(target), []
+            network = self._common(task, mine, theirs, str(target), on)
+            service = self._view.get(Service, target.task.service_id)
+            to = target.address or theirs[network][0]
+            return to, self._port(service), str(target), [network]
+        if isinstance(target, AtService):
+            return self._to_service(task, mine, target.service)
+        if isinstance(target, AtNode):
+            return target.address, self._port(), str(target), []
+        if isinstance(target, AtAddress):
+            return target.address, self._port(), str(target), self._holding(target.address, mine)
+        return SOMEWHERE, self._port(), f"{target} ({SOMEWHERE} stands for it)", []
+
+    def _to_service(
+        self, task: Task, mine: Sequence[str], service: Service
+    ) -> tuple[str, int, str, list[str]]:
+        vips: dict[str, str] = {}
+        for v in service.endpoint.virtual_ips if service.endpoint is not None else ():
+            vips.setdefault(v.network_id, v.address.split("/")[0])  # the IPv4 one comes first
+        tasks = running_tasks(self._view, service)
+        wanted = {n.target for n in service.spec.task_template.networks or service.spec.networks}
+        on = [n for n in mine if n in vips or n in wanted]
+        network = self._common(
+            task, mine, dict.fromkeys([*vips, *wanted]), f"service {service.spec.name}", on
+        )
+        port = self._port(service)
+        if vips.get(network):
+            return vips[network], port, f"service {service.spec.name} (VIP {vips[network]})", [network]
+        serving = [t for t in tasks if is_serving(t)]
+        for t in serving:
+            for a in t.networks:
+                if a.network_id == network and a.addresses:
+                    address = a.addresses[0].split("/")[0]
+                    self.notes.append(
+                        f"{service.spec.name} has no VIP (endpoint mode dnsrr): DNS gives {len(serving)} "
+                        f"addresses, this is {short_name(t)}'s"
+                    )
+                    return address, port, f"service {service.spec.name} ({address})", [network]
+        raise Stopped(
+            service.spec.name,
+            f"service {service.spec.name} has no task that takes connections",
+            "docker service ps --no-trunc says what keeps its tasks from running",
+        )
+
+    def _common(
+        self, task: Task, mine: Sequence[str], theirs: Iterable[str], words: str, on: Sequence[str]
+    ) -> str:
+        """The first network both are on that is not the ingress network. Raises Stopped when there is none."""
+        for network_id in on:
+            network = self._view.get(Network, network_id)
+            if network is not None and not network.spec.ingress:
+                return network_id
+        names = [self._network_names(mine), self._network_names(theirs)]
+        offer = next((n for n in names[1] if n), "NETWORK")
+        raise Stopped(
+            short_name(task),
+            f"{short_name(task)} is on {_list(names[0])}, {words} on {_list(names[1])}: they share no network, so "
+            "neither DNS nor the overlay leads there",
+            f"docker network connect {offer} {task.name}"
+            if task.attachment
+            else f"docker service update --network-add {offer} {task.service_name}",
+        )
+
+    def _network_names(self, ids: Iterable[str]) -> list[str]:
+        found = [n for i in ids if (n := self._view.get(Network, i)) is not None and not n.spec.ingress]
+        return [n.spec.name for n in found]
+
+    def _by_name(self, host: Host, mine: Sequence[str], text: str) -> str:
+        """What the containers' DNS answers for a name on the networks of the sender; empty: nothing."""
+        names = Names()
+        names.update(host.view, None)
+        six = isinstance(self._source, AtTask) and ":" in self._source.address
+        answer = lookup(names, mine, text, "AAAA" if six else "A")
+        return answer.addresses[0] if answer.addresses else ""
+
+    def _holding(self, address: str, networks: Sequence[str]) -> list[str]:
+        return [n for n in networks if within(address, self._subnets(n))]
+
+    def _port(self, service: Service | None = None) -> int:
+        """The port asked for, else the service's first target port of the protocol."""
+        if self._question.port:
+            return self._question.port
+        for p in _ports(service):
+            if p.protocol == self._question.protocol:
+                return p.target_port
+        self._assumed = True
+        return DEFAULT_PORT
+
+    # -- from outside ----------------------------------------------------------------------------------------
+
+    def _from_outside(self) -> tuple[Host, Packet, str]:
+        """(the host it arrives at, packet, the target in words)."""
+        src = self._source.address if isinstance(self._source, (AtNode, AtAddress)) else SOMEBODY
+        if src == SOMEBODY:
+            self.notes.append(f"{SOMEBODY} stands for any address outside the swarm")
+        target = find_place(self._view, self._question.target, "TO")
+        if isinstance(target, AtNode):
+            host = self._host(target.node)
+            return host, self._packet(src, host.address, self._port()), str(target)
+        if isinstance(target, (AtAddress, Outside)):
+            raise Stopped(
+                "outside",
+                f"{target} is not reached through this swarm from outside: overlay addresses are known only in it",
+                "publish a port (docker service update --publish-add) and name the service or a node",
+            )
+        service = target.service if isinstance(target, AtService) else None
+        if isinstance(target, AtTask):
+            service = self._view.get(Service, target.task.service_id)
+            self._only = target.task
+        port = self._published(service, str(target))
+        tasks = running_tasks(self._view, service) if service is not None else []
+        if self._only is not None:
+            tasks = [self._only]
+        host = self._entry(tasks, host_mode=port.publish_mode == "host")
+        number = self._number(port, tasks, host)
+        if (":" in src) != (":" in host.address):
+            raise InvalidArgument(
+                f"{src} is of another family than {host.address}, the address {host.name} is known by: "
+                "only that is traced from outside"
+            )
+        return host, self._packet(src, host.address, number), f"{target}, published at {host.name}:{number}"
+
+    def _published(self, service: Service | None, words: str) -> PortConfig:
+        ports = [p for p in _ports(service) if p.protocol == self._question.protocol]
+        asked = self._question.port
+        for p in ports:
+            if asked in (0, p.published_port):
+                return p
+        for p in ports:
+            if asked == p.target_port:
+                self.notes.append(
+                    f"port {asked} is the containers' own; from outside it is {p.published_port}"
+                )
+                return p
+        name = service.spec.name if service is not None else words
+        have = ", ".join(f"{p.published_port}/{p.protocol}" for p in _ports(service))
+        raise Stopped(
+            name,
+            f"{name} publishes no {self._question.protocol} port{f' {asked}' if asked else ''}"
+            + (f", only {have}" if have else ""),
+            f"docker service update --publish-add published={asked or 8080},target={asked or 80} {name}",
+        )
+
+    @staticmethod
+    def _number(port: PortConfig, tasks: Sequence[Task], host: Host) -> int:
+        """The published number; in host mode the one in force on that host."""
+        if port.published_port:
+            return port.published_port
+        for t in tasks:
+            for p in t.status.port_status:
+                if t.node_id == host.node.id and (p.protocol, p.target_port) == (
+                    port.protocol,
+                    port.target_port,
+                ):
+                    return p.published_port
+        return port.target_port
+
+    def _entry(self, tasks: Sequence[Task], *, host_mode: bool) -> Host:
+        """The node the client talks to."""
+        if self._question.via:
+            place = find_place(self._view, self._question.via, "--via")
+            if not isinstance(place, AtNode):
+                raise InvalidArgument(f"--via {self._question.via!r} is no node: docker node ls lists them")
+            return self._host(place.node)
+        if isinstance(self._source, AtNode):
+            return self._host(self._source.node)
+        holding = {t.node_id for t in tasks}
+        ready = [n for n in self._hosts.nodes if (h := self._hosts.get(n.id)) is not None and h.up]
+        if host_mode:
+            chosen = [n for n in ready if n.id in holding]
+            words = "host-mode ports answer on the tasks' own nodes only; this is"
+        else:
+            chosen = [n for n in ready if n.id not in holding] or ready
+            words = "any node answers; this is"
+        if not chosen:
+            raise Unavailable("no node that could take the client's packet is ready: docker node ls")
+        host = self._host(chosen[0])
+        self.notes.append(f"{words} {host.name}, --via names another")
+        return host
+
+    def _host(self, node: Node) -> Host:
+        host = self._hosts.get(node.id)
+        if host is None:
+            raise FailedPrecondition(f"node {node.id} has not described itself yet: wait until it is ready")
+        return host
+
+
+def _leave(host: Host, guid: str, packet: Packet, walk: Walk) -> End:
+    return walk.leave(host, guid, packet)
+
+
+def _arrive(host: Host, packet: Packet, walk: Walk) -> End:
+    return walk.arrive(host, packet)
+
+
+def _ports(service: Service | None) -> Sequence[PortConfig]:
+    return service.endpoint.ports if service is not None and service.endpoint is not None else ()
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no overlay network"
