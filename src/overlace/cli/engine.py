@@ -107,7 +107,8 @@ class Engine:
             raw = response.read()
         except (OSError, http.client.HTTPException) as error:
             where = self._unix or self.host
-            raise Internal(f"no answer from {where}: {error or type(error).__name__}") from error
+            hint = self._explain(error)
+            raise Internal(f"no answer from {where}: {error or type(error).__name__}{hint}") from error
         finally:
             connection.close()
         if "json" in (response.headers.get("Content-Type") or ""):
@@ -118,6 +119,28 @@ class Engine:
             message = answer.get("message") if isinstance(answer, dict) else answer
             raise EngineError(f"{method} {url}: {response.status} {message}", response.status, str(message))
         return answer
+
+    def _explain(self, error: Exception) -> str:
+        """What to do about a daemon nobody reaches."""
+        if isinstance(error, PermissionError):
+            return "; be root, or a member of the group the socket belongs to"
+        if not isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+            return ""
+        if self._unix and self.host == DEFAULT_HOST:
+            return (
+                "; no daemon runs on this host: start it (systemctl start overlace, or overlace daemon), or name another "
+                "host's by -H or DOCKER_HOST (of a lab: overlace lab status shows them)"
+            )
+        if self._unix:
+            return f"; no daemon listens there: start it (overlace daemon --host {self.host}), or correct {self._named}"
+        return f"; no daemon listens there: start it on that host (systemctl start overlace), or correct {self._named}"
+
+    @property
+    def _named(self) -> str:
+        """What people name the daemon by."""
+        if os.environ.get("DOCKER_HOST") == self.host:
+            return "DOCKER_HOST"
+        return "-H or docker's context"
 
     def _connection(self, timeout: float) -> http.client.HTTPConnection:
         if self._unix:

@@ -12,14 +12,13 @@ import msgspec
 import structlog
 
 from overlace.manager.netviews import takes_part
-from overlace.model.objects import Network, Node, Task
+from overlace.model.objects import VXLAN_PORT, Network, Node, Task
 from overlace.model.paths import Notice, PathState, tunnel_overhead
 from overlace.model.states import NodeState
 from overlace.store.base import View
 from overlace.wire.messages import Paths
 
 log = structlog.get_logger(__name__)
-VXLAN_PORT = 4789
 WHY_NOT = "the switch of a Windows host answers no probes; its agent measures the ways from it"
 
 
@@ -106,6 +105,15 @@ def explain_path(a: Node, b: Node, there: PathState | None, back: PathState | No
         return None
     if there.state == "down" and not _answers(b):  # an agent of before it was told
         return None
+    for near, far, state in ((a, b, there), (b, a, back)):
+        if there.state == "down" and state is not None and state.route:
+            return HealthProblem(
+                from_=first,
+                to=second,
+                reason=f"{name_of(near)} ({_address(near)}) has {state.route} to {name_of(far)} ({_address(far)})",
+                remedy=f"mend the route table of {name_of(near)}: ip route get {_address(far)} there shows what it has; "
+                f"ip route add {_address(far)} via GATEWAY, or set the interface that leads there up",
+            )
     if there.state == "down":
         both = back is not None and back.state == "down"
         reason = (

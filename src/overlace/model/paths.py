@@ -33,6 +33,9 @@ class PathState(msgspec.Struct, frozen=True, kw_only=True):
     checksum: ChecksumWord = ""  # what becomes of checksums the network card computes inside the tunnel
     fragments: FragmentWord = ""  # what becomes of packets that take the kernel's own way, being too large
     since: int = 0  # ns since the epoch: when `state` was entered
+    route: str = (
+        ""  # when it is down: what is wrong with the host's own route there ("no route"); empty: nothing is
+    )
 
 
 class Notice(msgspec.Struct, frozen=True, kw_only=True):

@@ -266,7 +266,8 @@ def is_news(old: PathState | None, new: PathState) -> bool:
     if old is None:
         return True
     return any(
-        getattr(old, f) != getattr(new, f) for f in ("state", "mtu", "checksum", "fragments", "address")
+        getattr(old, f) != getattr(new, f)
+        for f in ("state", "mtu", "checksum", "fragments", "address", "route")
     )
 
 

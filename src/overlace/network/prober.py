@@ -17,9 +17,11 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from overlace.model.objects import VXLAN_PORT
 from overlace.model.paths import PathState
 from overlace.network.paths import Path, has_drifted, is_news
 from overlace.network.probe_message import CHECK, CHECKED, ECHO
+from overlace.network.route_there import wrong_with_route
 
 log = structlog.get_logger(__name__)
 RATE = 40.0  # plain probes a second and host, at most
@@ -207,6 +209,8 @@ class Prober:
 
     def _report(self, path: Path) -> PathState:
         state = path.report()
+        if state.state == "down":
+            state = msgspec.structs.replace(state, route=wrong_with_route(path.address, VXLAN_PORT))
         was = self._since.get(path.node)
         if was is None or was[0] != state.state:
             was = self._since[path.node] = (state.state, self._clock())

@@ -53,8 +53,19 @@ def test_addresses_that_are_none(host: str) -> None:
 
 def test_nobody_there(tmp_path: Path) -> None:
     path = tmp_path / "no.sock"
-    with pytest.raises(Internal, match=f"no answer from {path}"):
+    with pytest.raises(Internal, match=f"no answer from {path}.*overlace daemon --host unix://{path}"):
         Engine(f"unix://{path}").call("GET", "/_ping")
+
+
+def test_what_to_do_about_a_daemon_nobody_reaches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("overlace.cli.engine.DEFAULT_HOST", f"unix://{tmp_path}/docker.sock")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with pytest.raises(Internal, match=r"no daemon runs on this host: start it .systemctl start overlace"):
+        Engine.of_user().call("GET", "/_ping")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:1")
+    with pytest.raises(Internal, match=r"refused; no daemon listens there: .* or correct DOCKER_HOST"):
+        Engine.of_user().call("GET", "/_ping")
 
 
 def test_certificates_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,6 +34,17 @@ async def test_a_broken_pair_is_named_with_both_hosts_and_the_port() -> None:
     assert "firewall" in first.remedy
 
 
+async def test_a_missing_route_is_named_before_any_firewall() -> None:
+    view = (await made()).view()
+    mine = {(A.id, B.id): path(B, state="down", route="no route")}
+    (problem,) = explain_health(view, INGRESS, mine).problems
+    assert problem.reason == "alpha (172.28.1.1) has no route to beta (172.28.1.2)"
+    assert "ip route get 172.28.1.2" in problem.remedy and "firewall" not in problem.remedy
+    theirs = {(A.id, B.id): path(B, state="down"), (B.id, A.id): path(A, state="down", route="no route")}
+    for problem in explain_health(view, INGRESS, theirs).problems:
+        assert problem.reason == "beta (172.28.1.2) has no route to alpha (172.28.1.1)"
+
+
 async def test_a_host_that_is_down_is_not_a_firewall() -> None:
     store = await made(A, host("beta", 2, status=NodeStatus(NodeState.DOWN, "heartbeat failure")))
     problem = explain_health(store.view(), INGRESS, {(A.id, B.id): path(B, state="down")}).problems[0]

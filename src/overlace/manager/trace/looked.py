@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from overlace.manager.paths import VXLAN_PORT, explain_path, name_of
+from overlace.manager.paths import explain_path, name_of
 from overlace.manager.trace.answer import Broken, Hop, Live, Origin, Seen, Trace
 from overlace.manager.trace.walk import UNDERLAY
 from overlace.model.findings import Finding, Said
-from overlace.model.objects import Node
+from overlace.model.objects import VXLAN_PORT, Node
 from overlace.model.paths import PathState, tunnel_overhead
 from overlace.network.vfp.reasons import MEANINGS
 from overlace.store.base import View

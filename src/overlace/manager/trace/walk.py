@@ -12,7 +12,7 @@ import msgspec
 
 from overlace.manager.trace.answer import ICMPV6, PINGS, PROTOCOLS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
-from overlace.model.objects import Task
+from overlace.model.objects import VXLAN_PORT, Task
 from overlace.model.paths import tunnel_overhead
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO
 from overlace.model.states import NodeState, TaskState
@@ -28,7 +28,6 @@ from overlace.network.vfp.model import HOST_PORT, Packet, within
 from overlace.network.vfp.simulate import Step, Verdict, choose, simulate
 from overlace.network.vfp.tables import Backend
 
-VXLAN_PORT = 4789
 UNDERLAY = "underlay"
 _WORDS = {number: word for word, number in PROTOCOLS.items()} | {ICMPV6: "icmpv6"}
 

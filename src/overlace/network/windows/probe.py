@@ -17,11 +17,11 @@ from collections.abc import Callable
 
 import structlog
 
+from overlace.model.objects import VXLAN_PORT
 from overlace.model.system import ON_WINDOWS
 from overlace.network.probe_message import ECHO, LEAST, Arrived, answer, question
 
 log = structlog.get_logger(__name__)
-VXLAN_PORT = 4789
 NEVER_FRAGMENT = (14, 1) if ON_WINDOWS else (10, 3)
 
 
