@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from overlace.model.findings import Finding
-from overlace.network.vfp.tables import LocalEndpoint
+from overlace.network.vfp.tables import Key, LocalEndpoint
 
 from .bpf_syscall import Map
 from .family import V4, V6, Family
@@ -101,6 +101,16 @@ def _endpoint(vni: int, address: str, want: bytes, have: bytes | None) -> str:
             f"it is interface {struct.unpack_from('I', want, host)[0]}"
         )
     return f"a stale endpoint: what the table holds of {address} on VNI {vni} is not what it should"
+
+
+def explain_refused(refused: Mapping[Key, str]) -> Iterator[Finding]:
+    """Entries that no row can hold."""
+    for key, why in refused.items():
+        kind, *which = key
+        yield Finding(
+            what=f"the switch does without the {kind} entry {' '.join(map(str, which))}: {why}",
+            remedy="remove what asks for it; everything else is as it should be",
+        )
 
 
 def explain_fill(maps: Mapping[str, Map], rows: Mapping[str, int]) -> Iterator[Finding]:

@@ -168,7 +168,9 @@ class DataPath:
         put: tuple[Entry, ...] = ()
         if any(changes.put.values()):
             written = changes.put
-            put = tuple(e for e in desired if any(r.key in written[r.map] for r in contents.encode(e)))
+            put = tuple(
+                e for e in contents.tables if any(r.key in written[r.map] for r in contents.encode(e))
+            )
         stray = (
             decode_key(name, key, actual[name][key]) for name in TABLE_MAPS for key in changes.remove[name]
         )
@@ -216,6 +218,9 @@ class DataPath:
         self._contents.attached[endpoint.endpoint_id] = at
         after = self._contents.change(entries, ())
         self._contents.write(merge(before, after))
+        for entry in entries:
+            if (why := self._contents.refused.get(entry.key)) is not None:
+                raise ValueError(why)
         veth.configure_inside(endpoint, sandbox, wanted)
         self._route(entries)
 
@@ -329,6 +334,7 @@ class DataPath:
         pins = self._host.loader.link_names() if self._host.loader.tcx else set()
         found = list(audit.explain_rows(self._contents.rows.difference(actual), actual))
         fill = {name: len(rows) for name, rows in actual.items()}
+        found += audit.explain_refused(self._contents.refused)
         found += audit.explain_fill(self._host.loader.maps, fill)
         links = netlink.links()
         found += audit.explain_links(links, self._contents.attached, pins, self.underlay().ifindex)

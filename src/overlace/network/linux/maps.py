@@ -158,7 +158,15 @@ def path_rows(mtus: Mapping[str, int], hosts: Family = V4) -> dict[bytes, bytes]
 
 
 def encode(entry: Entry, attachments: Mapping[str, Attachment], hosts: Family = V4) -> list[Row]:
-    """The rows of one entry; `hosts`: what hosts' addresses are. Raises ValueError for an address or MAC that is none."""
+    """The rows of one entry; `hosts`: what hosts' addresses are. Raises ValueError for an address or MAC that is none, a
+    number that has no room, and more than a map's row can hold."""
+    try:
+        return _encode(entry, attachments, hosts)
+    except struct.error as e:
+        raise ValueError(f"{entry}: {e}") from e
+
+
+def _encode(entry: Entry, attachments: Mapping[str, Attachment], hosts: Family) -> list[Row]:
     match entry:
         case Network():
             return _encode_network(entry, hosts)
@@ -231,10 +239,13 @@ def encode_remotes(entries: Sequence[RemoteEndpoint], hosts: Family = V4) -> dic
         networks = {vni: struct.pack("I", vni) for vni in {e.vni for e in entries}}
         family = AF_INET6 if entries and ":" in entries[0].address else AF_INET
         keys = [networks[e.vni] + inet_pton(family, e.address) for e in entries]
-    except OSError:
-        for e in entries:
-            family_of(entries[0].address).address(e.address), hosts.address(e.provider_address)  # says which
-        raise
+    except struct.error as e:
+        raise ValueError(f"VNIs {sorted({each.vni for each in entries})}: {e}") from e
+    except OSError as e:
+        for each in entries:
+            family_of(entries[0].address).address(each.address)  # says which
+            hosts.address(each.provider_address)
+        raise ValueError(f"{[each.address for each in entries]}: {e}") from e
     if len(macs) != 6 * len(entries):
         wrong = next(e for e in entries if len(_mac(e.mac)) != 6)
         raise ValueError(f"{wrong.mac!r} of {wrong.address} is no MAC address")
