@@ -56,6 +56,7 @@ NETWORKS = (
     Network(4097, ("10.0.1.0/24",), "10.0.1.1", "02:42:0a:00:01:01"),
     Network(4098, ("10.0.2.0/24",), "10.0.2.1", "02:42:0a:00:02:01"),
 )
+ELSEWHERE = "10.77.0.5"
 ROUTED = "10.9.0.0/16"
 ROUTED_BY_HOP = "203.0.113.9"
 POOL = ("10.0.0.0/8",)
@@ -139,6 +140,8 @@ def _tables(draw: st.DrawFn) -> Tables:
             entries.append(RemoteEndpoint(vni, address, _mac(address), draw(st.sampled_from(PEERS))))
         seen = draw(st.sampled_from(["", "", f"10.0.{third}.250"]))
         backends.append(Backend(vni, address, draw(st.sampled_from([0, 8080])), seen))
+    for third in draw(st.lists(_third, unique=True)):  # on a subnet of its own host
+        entries.append(RemoteEndpoint(4096 + third, ELSEWHERE, _mac(ELSEWHERE), draw(st.sampled_from(PEERS))))
     here = {e.address for e in entries if isinstance(e, LocalEndpoint)}
     for third, last in draw(st.lists(st.tuples(_third, st.integers(8, 10)), unique=True, max_size=4)):
         members = tuple(b for b in backends if b.vni == 4096 + third and draw(st.booleans()))
@@ -161,7 +164,7 @@ def _tables(draw: st.DrawFn) -> Tables:
 
 _target = st.one_of(
     st.builds(lambda t, n: f"10.0.{t}.{n}", _third, st.integers(1, 11)),
-    st.sampled_from([OUTSIDE, "10.9.9.9", "192.0.2.1", ROUTED_BY_HOP, HOST]),
+    st.sampled_from([OUTSIDE, "10.9.9.9", "192.0.2.1", ROUTED_BY_HOP, ELSEWHERE, HOST]),
 )
 _proto, _dport = st.sampled_from([6, 17, 132]), st.sampled_from([80, 443, 8080])
 

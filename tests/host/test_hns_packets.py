@@ -8,71 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datapath_bed import Bed, ask, connect, echo, line, run
-from hns_bed import Hcn, Refused, Served, local, mapping, overlay, remote
+from datapath_bed import ask, connect, echo, line, run
+from hns_bed import Refused, local, mapping, overlay
+from hns_hosts import HnsHost, World, network, refuses, tell, two_hosts
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
-NETNS = Path("/var/run/netns")
-
-
-class HnsHost:
-    """A host with an HNS and network namespaces for containers."""
-
-    def __init__(self, bed: Bed, folder: Path, last: int) -> None:
-        self.bed, self.address, self.folder = bed, f"172.28.77.{last}", folder
-        self.path = NETNS / f"{bed.name}-h{last}"
-        self.containers: list[str] = []
-        bed.plug(self.path.name, f"h{last}", f"{self.address}/24")
-        self.state = ("--state", str(folder / "state"), "--provider-address", self.address)
-        self.served = Served(folder, "linux", self.path, *self.state)
-
-    @property
-    def hcn(self) -> Hcn:
-        return self.served.hcn
-
-    def container(self, name: str) -> Path:
-        """A network namespace, as a container runtime makes it."""
-        full = f"{self.bed.name}-{name}"
-        run("ip", "netns", "add", full)
-        run("ip", "-n", full, "link", "set", "lo", "up")
-        self.containers.append(full)
-        return NETNS / full
-
-    def place(self, endpoint: str, where: str) -> str:
-        """A namespace document for `where` with the endpoint in it; its id."""
-        resource = {"Type": "Container", "Data": {"Id": where}}
-        namespace = str(self.hcn.create("Namespace", {"Type": "Guest", "Resources": [resource]})["ID"])
-        self.hcn.attach(namespace, endpoint)
-        return namespace
-
-    def remove(self) -> None:
-        self.hcn.clear()
-        self.served.end()
-        self.served.options = ("--provider-address", self.address)  # without a state, the end takes all along
-        self.served.start()
-        self.served.end()
-        for name in self.containers:
-            run("ip", "netns", "del", name)
-        self.bed.unplug(self.path.name)
-
-
-class World(list[HnsHost]):
-    bed: Bed
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    bed = Bed()
-    hosts = World()
-    hosts.bed = bed
-    try:
-        for last in (41, 42):
-            hosts.append(HnsHost(bed, tmp_path_factory.mktemp(f"h{last}"), last))
+    with two_hosts(tmp_path_factory.mktemp) as hosts:
         yield hosts
-        for host in hosts:
-            host.remove()
-    finally:
-        bed.remove()
 
 
 @pytest.fixture
@@ -80,26 +26,6 @@ def pair(world: World) -> Iterator[tuple[HnsHost, HnsHost]]:
     yield world[0], world[1]
     for host in world:
         host.hcn.clear()
-
-
-def network(*hosts: HnsHost, **more: Any) -> list[str]:
-    return [str(h.hcn.create("Network", overlay(**more))["ID"]) for h in hosts]
-
-
-def tell(where: HnsHost, net: str, other: HnsHost, endpoint: dict[str, Any]) -> str:
-    """A remote endpoint for one of another host's."""
-    address = endpoint["IpConfigurations"][0]["IpAddress"]
-    return str(
-        where.hcn.create("Endpoint", remote(net, other.address, address, endpoint["MacAddress"]))["ID"]
-    )
-
-
-def refuses(where: Path, address: str, port: int) -> bool:
-    try:
-        ask(where, address, port, timeout=0.5)
-    except OSError:
-        return True
-    return False
 
 
 def test_containers_of_two_hosts_talk_when_both_know_of_each_other(

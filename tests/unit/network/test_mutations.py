@@ -112,9 +112,12 @@ def rich() -> World:
         acl("Allow", "In", 300, "6", "10.0.1.8/29", ""),
         acl("Allow", "In", 50, "6", "10.0.1.10", "80", "10.0.1.99"),
         acl("Allow", "Out", 100, "256", "", "", "10.0.1.13"),
-        p.OutBoundNat(p.OutBoundNatSettings(destinations=("192.0.2.0/28",), max_port_pool_usage=64)),
+        p.OutBoundNat(
+            p.OutBoundNatSettings(destinations=("192.0.2.0/28", "10.0.1.64/26"), max_port_pool_usage=64)
+        ),
         p.SdnRoute(p.SdnRouteSettings(destination_prefix="203.0.113.0/24", next_hop="10.0.1.10")),
         p.SdnRoute(p.SdnRouteSettings(destination_prefix="203.0.113.8/29", next_hop="10.0.1.9")),
+        p.SdnRoute(p.SdnRouteSettings(destination_prefix="198.51.100.192/26", need_encap=True)),
     )
     w.hns._store(replace(e, policies=(*plain, *more)))
     w.hns.create(
@@ -126,6 +129,15 @@ def rich() -> World:
                 p.SdnRouteSettings(destination_prefix="169.254.169.254/32", next_hop=HOST),
             ),
         ),
+    )
+    elsewhere = w.hns.get(HostComputeEndpoint, guid_of("endpoint", "back", "t2"))
+    w.hns.create(
+        replace(
+            elsewhere,
+            id="",
+            name="elsewhere",
+            ip_configurations=(replace(elsewhere.ip_configurations[0], ip_address="10.246.0.9"),),
+        )
     )
     outer = w.hns.get(HostComputeLoadBalancer, guid_of("vip", "back", "web"))
     m = replace(outer.port_mappings[0], protocol=6, internal_port=80, external_port=80, flags=0)
@@ -178,11 +190,13 @@ PACKETS = [
             "10.244.1.1",
             "10.244.2.2",
             "10.245.0.3",
+            "10.246.0.9",
             "192.0.2.1",
             "192.0.2.77",
             "198.51.100.7",
             "198.51.100.98",
             "198.51.100.99",
+            "198.51.100.200",
             "203.0.113.1",
             "203.0.113.9",
             "203.0.113.70",
@@ -238,6 +252,10 @@ MUTATIONS: dict[str, Mutation] = {
         LocalEndpoint, lambda e: replace(e, more_nats=(((), ()),) if e.more_nats else ())
     ),  # type: ignore[attr-defined]
     "NAT by any number of ports": on(LocalEndpoint, lambda e: replace(e, nat_ports=0)),
+    "NAT for a prefix of the overlay": on(
+        LocalEndpoint,
+        lambda e: replace(e, nat_exceptions=tuple(c for c in e.nat_exceptions if c != "198.51.100.192/26")),  # type: ignore[attr-defined]
+    ),
     "no way to the host": on(LocalEndpoint, lambda e: replace(e, host_route=False)),
     "no SDN routes": on(LocalEndpoint, lambda e: replace(e, hops=())),
     "SDN routes to the host": _hops(lambda h: replace(h, next_hop="")),

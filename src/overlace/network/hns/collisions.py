@@ -15,6 +15,7 @@ from overlace.network.hns.documents import (
     HostComputeNetwork,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.remotes import is_placeholder
 from overlace.network.hns.state import State, outer_keys, vip_keys
 
 PROTOCOLS = {0: "any", 6: "tcp", 17: "udp", 132: "sctp"}
@@ -39,16 +40,17 @@ def check_outer(
 
 
 def check_vips(d: HostComputeLoadBalancer, network: HostComputeNetwork, state: State) -> None:
-    """That its VIPs are nobody's address and no frontend of them is another's, nor given twice. Raises HcnError."""
+    """That its VIPs are nobody's address, but that of a remote endpoint that stands for the VIP, and no frontend of them
+    is another's, nor given twice. Raises HcnError."""
     nets = [ipaddress.ip_network(s.ip_address_prefix) for s in network.subnets]
     gateways = {r.next_hop for s in network.subnets for r in s.routes}
     for vip in d.frontend_vips:
         check_not_edge(ipaddress.ip_address(vip), nets, "FrontendVIPs")
-        holder = state.by_address.get((network.id, vip))
-        if holder is not None:
+        taken = state.get(state.by_address.get((network.id, vip), ""), HostComputeEndpoint)
+        if taken is not None and not is_placeholder(taken, network):
             raise HcnError(
                 Code.ADDR_INVALID_OR_RESERVED,
-                f"FrontendVIPs {vip} is an endpoint's address ({holder}): use another",
+                f"FrontendVIPs {vip} is an endpoint's address ({taken.id}): use another",
             )
         if vip in gateways:
             raise HcnError(

@@ -26,6 +26,7 @@ from overlace.network.hns.documents import (
     Subnet,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.remotes import provider_of, tunnel_to
 from overlace.network.hns.state import State
 from overlace.network.hns.validate import MIN_MTU, MIN_MTU6
 
@@ -59,7 +60,9 @@ def linux_check(
         elif isinstance(d, HostComputeEndpoint):
             _endpoint(d, state.get(d.host_compute_network, HostComputeNetwork), address, mtu)
         elif isinstance(d, HostComputeLoadBalancer):
-            _balancer(d, state.get(d.host_compute_network, HostComputeNetwork), address)
+            network = state.get(d.host_compute_network, HostComputeNetwork)
+            _balancer(d, network, address)
+            _backends(d, network, state)
         elif isinstance(d, HostComputeNamespace):
             _namespace(d)
         elif isinstance(d, HostComputeRoute):
@@ -205,16 +208,19 @@ def _renumbers(m: p.PortMappingSettings | LoadBalancerPortMapping) -> bool:
 
 
 def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | None, address: str) -> None:
-    """NeedEncap says nothing more here: what goes to another host is encapsulated."""
+    """With a NextHop NeedEncap says nothing more: what goes to another host is encapsulated."""
     subnets = [ip_network(s.ip_address_prefix) for s in network.subnets] if network is not None else []
     for r in routes:
         if r.automatic_endpoint_monitor:
             raise _no("AutomaticEndpointMonitor")
-        if r.next_hop not in ("", address) and (":" in r.destination_prefix) != (":" in r.next_hop):
+        if not r.next_hop and not (r.need_encap and network is not None and network.type == "Overlay"):
+            remedy = "name an endpoint or this host, or, on an Overlay network, let NeedEncap be true"
+            raise _no(f"SDN route to {r.destination_prefix} without NextHop", remedy)
+        if not r.next_hop:
+            continue
+        if r.next_hop != address and (":" in r.destination_prefix) != (":" in r.next_hop):
             remedy = "let both be of one family"
             raise _no(f"SDN route to {r.destination_prefix} by {r.next_hop}", remedy)
-        if not r.next_hop:
-            raise _no(f"SDN route to {r.destination_prefix} without NextHop", "name an endpoint or this host")
         if r.next_hop != address and not any(ip_address(r.next_hop) in s for s in subnets):
             raise _no(
                 f"SDN route to {r.destination_prefix}: NextHop {r.next_hop}",
@@ -239,6 +245,16 @@ def _balancer(d: HostComputeLoadBalancer, network: HostComputeNetwork | None, ad
             )
         if m.flags & ~int(PORT_MAPPING_FLAGS):
             raise _no(f"PortMappings.Flags {m.flags}", f"bits known here: {int(PORT_MAPPING_FLAGS)}")
+
+
+def _backends(d: HostComputeLoadBalancer, network: HostComputeNetwork | None, state: State) -> None:
+    for guid in d.host_compute_endpoints:
+        e = state.get(guid, HostComputeEndpoint)
+        if e is not None and e.remote and network is not None and not tunnel_to(e, network):
+            raise _no(
+                f"HostComputeEndpoints {guid}: a backend outside the overlay, {e.address} behind {provider_of(e)}",
+                "let the service's backends be containers of the overlay",
+            )
 
 
 def _preserved(d: HostComputeLoadBalancer, m: LoadBalancerPortMapping, address: str) -> None:

@@ -138,6 +138,14 @@ def fill_endpoint(d: HostComputeEndpoint, network: HostComputeNetwork, state: St
     return d
 
 
+def fill_provider(d: HostComputeEndpoint, network: HostComputeNetwork) -> HostComputeEndpoint:
+    """The host that a local endpoint of an Overlay network is on, where the client names none: this one."""
+    own = p.policy_of(network.policies, p.ProviderAddress)
+    if network.type != "Overlay" or d.remote or own is None or p.policy_of(d.policies, p.ProviderAddress):
+        return d
+    return msgspec.structs.replace(d, policies=(own, *d.policies))
+
+
 def fill_routes(d: HostComputeEndpoint, network: HostComputeNetwork) -> HostComputeEndpoint:
     """The way out that HNS gives an endpoint that names none: its subnet's."""
     if d.routes or d.remote or not d.address:

@@ -47,6 +47,7 @@ from overlace.network.hns.fill import (
     fill_endpoint,
     fill_namespace,
     fill_network,
+    fill_provider,
     fill_router_mac,
     fill_routes,
 )
@@ -187,7 +188,7 @@ class HnsService:
             wanted = normal_guid(document.host_compute_namespace, "HostComputeNamespace")
             document = msgspec.structs.replace(document, host_compute_namespace="")
         with self._ledger.batch():
-            made = self._store(msgspec.structs.replace(document, id=guid), new=True)
+            made = self._store(msgspec.structs.replace(document, id=guid), new=True, whole=True)
             if wanted and wanted != NO_GUID:
                 settings = EndpointResourceSettings(guid)
                 join = ModifyNamespaceEndpoint(request_type="Add", settings=settings)
@@ -202,8 +203,8 @@ class HnsService:
                     self._attached(endpoint, made, Notification.ENDPOINT_ATTACHED)
         return made
 
-    def _store(self, d: Document, *, new: bool = False) -> Document:
-        """Check, fill in HNS's outputs, keep."""
+    def _store(self, d: Document, *, new: bool = False, whole: bool = False) -> Document:
+        """Check, fill in HNS's outputs, keep. `whole`: as a client wrote it, not what HNS holds with a change."""
         facts = self._facts
         checked: Document
         if isinstance(d, HostComputeNetwork):
@@ -219,6 +220,8 @@ class HnsService:
             )
             if network is not None:
                 d = fill_endpoint(d, network, self._state)
+                if whole:
+                    d = fill_provider(d, network)
                 if facts is not None and new:
                     d = fill_routes(d, network)
             checked = check_endpoint(d, self._state, overlay_six=self._ours)
@@ -250,7 +253,7 @@ class HnsService:
                 raise HcnError(Code.INVALID_ENDPOINT, "HostComputeNetwork: an endpoint stays on its network")
             d = msgspec.structs.replace(d, host_compute_namespace=old.host_compute_namespace)
         with self._ledger.batch():
-            return self._store(d)
+            return self._store(d, whole=True)
 
     def update_load_balancer(self, document: HostComputeLoadBalancer) -> HostComputeLoadBalancer:
         """HcnModifyLoadBalancer: the full document, no envelope. Raises HcnError."""

@@ -149,14 +149,6 @@ def _endpoint(v: V1Endpoint, state: State) -> HostComputeEndpoint:
     policies: list[p.EndpointPolicy] = []
     for x in v.policies:
         policies += _endpoint_policy(x, network)
-    if (
-        network is not None
-        and p.policy_of(tuple(policies), p.ProviderAddress) is None
-        and not v.is_remote_endpoint
-    ):
-        own = p.policy_of(network.policies, p.ProviderAddress)
-        if own is not None and network.type == "Overlay":
-            policies.insert(0, own)
     if v.encap_overhead:
         policies.append(p.EncapOverhead(p.EncapOverheadSettings(v.encap_overhead)))
     configs = []

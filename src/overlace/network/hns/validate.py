@@ -38,6 +38,7 @@ from overlace.network.hns.documents import (
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.fill import prefix_of_id
 from overlace.network.hns.modify import normal_policy
+from overlace.network.hns.remotes import is_placeholder
 from overlace.network.hns.state import State
 
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
@@ -265,9 +266,11 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
                 f"IpConfigurations.PrefixLength {config.prefix_length} of {address}: use {address.max_prefixlen} at most",
             )
         check_usable(config.ip_address, "IpConfigurations.IpAddress", six=v6)
-        _in_a_subnet(address, network)
+        if not remote:  # another host's may be on another subnet
+            _in_a_subnet(address, network)
         check_not_edge(address, nets, "IpConfigurations.IpAddress")
-        check_not_vip(str(address), network, state)
+        if not is_placeholder(d, network):
+            check_not_vip(str(address), network, state)
         if any(r.next_hop == config.ip_address for s in network.subnets for r in s.routes):
             raise HcnError(
                 Code.ADDR_INVALID_OR_RESERVED,
@@ -396,8 +399,8 @@ def _in_a_subnet(address: IPAddress, network: HostComputeNetwork) -> None:
 
 
 def check_inside(d: HostComputeEndpoint, network: HostComputeNetwork) -> None:
-    """That the endpoint's addresses are of the network. Raises HcnError."""
-    for config in d.ip_configurations:
+    """That a local endpoint's addresses are of the network. Raises HcnError."""
+    for config in d.ip_configurations if not d.remote else ():
         _in_a_subnet(ipaddress.ip_address(config.ip_address), network)
 
 

@@ -35,6 +35,7 @@ from overlace.network.hns.documents import (
     PortMappingFlags,
     colon_mac,
 )
+from overlace.network.hns.remotes import tunnel_to
 from overlace.network.hns.state import State, outside_vips
 from overlace.network.vfp.tables import (
     ANY_PORT,
@@ -74,14 +75,19 @@ def _of_family(texts: Iterable[str], address: str) -> tuple[str, ...]:
 
 
 def _nats(
-    d: HostComputeEndpoint, network: HostComputeNetwork, address: str
+    d: HostComputeEndpoint, network: HostComputeNetwork, address: str, state: State
 ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
     """Exceptions and destinations of each OutBoundNAT that speaks of the address's family."""
     settings = [x.settings for x in d.policies if isinstance(x, p.OutBoundNat)]
     if not settings and network.type == "NAT":
         return (((), ()),)
     pairs = ((n, _of_family(n.destinations, address)) for n in settings)
-    return tuple((_of_family(n.exceptions, address), only) for n, only in pairs if only or not n.destinations)
+    inside = overlay_prefixes(d, state)
+    return tuple(
+        (_of_family((*n.exceptions, *inside), address), only)
+        for n, only in pairs
+        if only or not n.destinations
+    )
 
 
 def compile_network(d: HostComputeNetwork, state: State) -> Network:
@@ -116,11 +122,10 @@ def compile_flood(d: HostComputeNetwork, state: State) -> list[Flood]:
         e = state.get(guid, HostComputeEndpoint)
         if e is None:
             continue
-        pa = p.policy_of(e.policies, p.ProviderAddress)
-        if e.remote and pa is not None:
-            there.add(pa.settings.provider_address)
+        if e.remote and (provider := tunnel_to(e, d)):
+            there.add(provider)
             if any(is_six(c.ip_address) for c in e.ip_configurations):
-                there6.add(pa.settings.provider_address)
+                there6.add(provider)
         elif not e.remote and e.host_compute_namespace:
             here.update(c.ip_address for c in e.ip_configurations)
     nets = [ip_network(s.ip_address_prefix) for s in d.subnets]
@@ -146,8 +151,8 @@ def compile_routes(d: HostComputeNetwork) -> list[RemoteSubnet]:
 
 
 def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[Entry]:
-    """A remote endpoint always; a local one once it is in a namespace: before, no port of the switch carries
-    it."""
+    """A remote endpoint where a tunnel leads to it; a local one once it is in a namespace: before, no port of the switch
+    carries it."""
     network = state.get(d.host_compute_network, HostComputeNetwork)
     if network is None:
         return []
@@ -155,12 +160,8 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     mac = colon_mac(d.mac_address)
     out: list[Entry] = []
     if d.remote:
-        pa = p.policy_of(d.policies, p.ProviderAddress)
-        return [
-            RemoteEndpoint(vni, c.ip_address, mac, pa.settings.provider_address)
-            for c in d.ip_configurations
-            if pa is not None
-        ]
+        provider = tunnel_to(d, network)
+        return [RemoteEndpoint(vni, c.ip_address, mac, provider) for c in d.ip_configurations if provider]
     if not d.host_compute_namespace:
         return []
     qos = p.policy_of(d.policies, p.Qos)
@@ -169,7 +170,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     for c in d.ip_configurations:
         access = compile_access(d, network, vni, c.ip_address)
         out += access
-        nats = _nats(d, network, c.ip_address)
+        nats = _nats(d, network, c.ip_address, state)
         inbound, outbound = (a.number for a in access) if access else (0, 0)
         out.append(
             LocalEndpoint(
@@ -195,7 +196,7 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
                 rate=qos.settings.maximum_outgoing_bandwidth_in_bytes if qos is not None else 0,
             )
         )
-    out += behind([x.settings for x in d.policies if isinstance(x, p.SdnRoute)], vni, host, d.id)
+    out += behind((x.settings for x in d.policies if isinstance(x, p.SdnRoute)), vni, host, d.id)
     for policy in d.policies:
         if isinstance(policy, p.PortMapping):
             s = policy.settings
@@ -214,6 +215,17 @@ def mapped_at(d: HostComputeEndpoint, s: p.PortMappingSettings, host: str) -> li
 
 
 def routes_of(d: HostComputeEndpoint, state: State) -> list[p.SdnRouteSettings]:
+    """SDN routes of the endpoint that name a next hop; a prefix once."""
+    return [r for r in _all_routes(d, state) if r.next_hop]
+
+
+def overlay_prefixes(d: HostComputeEndpoint, state: State) -> tuple[str, ...]:
+    """Prefixes of SDN routes that name no next hop (NeedEncap, as CNI plugins write it for a cluster's services): they
+    are overlay, and nothing for them leaves translated."""
+    return tuple(r.destination_prefix for r in _all_routes(d, state) if not r.next_hop)
+
+
+def _all_routes(d: HostComputeEndpoint, state: State) -> list[p.SdnRouteSettings]:
     """SDN routes of the endpoint, its own and those of HostComputeRoutes that name it; a prefix once."""
     found = {x.settings.destination_prefix: x.settings for x in d.policies if isinstance(x, p.SdnRoute)}
     for guid in sorted(state.routes_of.get(d.id, ())):
@@ -227,7 +239,7 @@ def behind(routes: Iterable[p.SdnRouteSettings], vni: int, host: str, owner: Gui
     return [
         Behind(vni, r.destination_prefix, r.next_hop, owner)
         for r in routes
-        if r.next_hop != host and is_six(r.next_hop) == is_six(r.destination_prefix)
+        if r.next_hop and r.next_hop != host and is_six(r.next_hop) == is_six(r.destination_prefix)
     ]
 
 

@@ -160,7 +160,8 @@ def forward_from_container(
     hop = _hop(source, packet.dst) if tables.get(("endpoint", vni, packet.dst)) is None else None
     if hop is not None:
         return _deliver(tables, vni, packet, may_leave=True, hop=hop) if hop else Way("host", packet, vni=vni)
-    if within(packet.dst, network.subnets) or _route(tables, vni, packet.dst) is not None:
+    known = tables.get(("endpoint", vni, packet.dst)) is not None
+    if known or within(packet.dst, network.subnets) or _route(tables, vni, packet.dst) is not None:
         return _deliver(tables, vni, packet, may_leave=True)
     if source.host_route and packet.dst in (host, HOST6):
         return Way("host", packet, vni=vni)

@@ -22,6 +22,7 @@ from overlace.network.hns.documents import (
     PortMappingFlags,
     colon_mac,
 )
+from overlace.network.hns.remotes import tunnel_to
 from overlace.network.hns.state import State
 from overlace.network.vfp.compile import (
     compile_flood,
@@ -29,6 +30,7 @@ from overlace.network.vfp.compile import (
     compile_routes,
     mapped_at,
     outer_addresses,
+    overlay_prefixes,
     routes_of,
     vni_of,
 )
@@ -185,12 +187,10 @@ def mapping_group(network: HostComputeNetwork, state: State, routed: tuple[Rule,
         if e is None or not e.address or not (e.remote or e.host_compute_namespace):
             continue
         mac = colon_mac(e.mac_address)
-        pa = p.policy_of(e.policies, p.ProviderAddress)
-        action = (
-            Encap(vni, pa.settings.provider_address, mac)
-            if e.remote and pa is not None
-            else Deliver(e.id, mac)
-        )
+        provider = tunnel_to(e, network) if e.remote else ""
+        if e.remote and not provider:
+            continue
+        action = Encap(vni, provider, mac) if e.remote else Deliver(e.id, mac)
         for c in e.ip_configurations:
             condition = Condition(dst=(host_prefix(c.ip_address),))
             exact[c.ip_address] = Rule(f"MAP_{e.name}", 100, condition, action)
@@ -256,8 +256,10 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     nats = [x.settings for x in e.policies if isinstance(x, p.OutBoundNat)]
     if not nats and network.type == "NAT":
         nats = [p.OutBoundNatSettings()]
+    mappings = mapping_group(network, state, _hop_rules(routes, network, state))
     inside = (
         *segment.subnets,
+        *(host_prefix(address) for address in mappings.by_address if not within(address, segment.subnets)),
         *(r.prefix for r in compile_routes(network)),
         *(prefix for prefix, _ in routes),
     )
@@ -265,7 +267,9 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         Rule(
             f"OUTBOUND_NAT{f'_{i}' if i else ''}{'' if source == host else '_IPV6'}",
             100,
-            Condition(dst=wanted or (anywhere,), dst_not=(*inside, *nat.exceptions)),
+            Condition(
+                dst=wanted or (anywhere,), dst_not=(*inside, *overlay_prefixes(e, state), *nat.exceptions)
+            ),
             SourceNat(source, nat.max_port_pool_usage),
         )
         for i, nat in enumerate(nats)
@@ -287,7 +291,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         Layer(BALANCE, (balance_group(network, state),)),
         Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),
-        Layer(ENCAP, (mapping_group(network, state, _hop_rules(routes, network, state)),)),
+        Layer(ENCAP, (mappings,)),
     )
     return Port(guid, segment.vni, layers)
 
