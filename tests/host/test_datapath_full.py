@@ -6,14 +6,14 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import structlog
 from datapath_bed import Container, ask, ask_udp, mac_of, made_bed, network
 
+from overlace.network.host_watch import plan_full
 from overlace.network.linux import bpf_syscall, unified
-from overlace.network.linux.datapath import DataPath
+from overlace.network.linux.audit import explain_fill
+from overlace.network.linux.figures import table_fill
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import (
     REASONS,
@@ -86,14 +86,11 @@ def test_a_full_connection_table_takes_new_ones_and_keeps_the_busy(small: Loader
     assert _send(small, idle, 16) == "refused", "the oldest gave way, and its client is told"
     assert _send(small, idle, 2) == "encapsulated", "it may connect again"
     assert small.maps["flows"].count() <= SIZE
-    path = DataPath("full", Path("/nowhere"), "172.28.1.11")
-    path._host.loader = small
-    with structlog.testing.capture_logs() as said:
-        fill = {f.name: f for f in path._fill()}
-        path._fill()
+    fill = {f.name: f for f in table_fill(small.maps)}
     assert fill["flows"].is_full and fill["flows"].evicts and not fill["allowed"].is_full
-    told = [e["table"] for e in said if e["event"] == "a table of the data path is full"]
-    assert sorted(told) == ["flows", "ways"], "once each"
+    assert [n.id for n in plan_full(fill.values(), {}, 0)[0]] == ["flows", "ways"]
+    (mild, other) = explain_fill(fill.values())
+    assert mild.mild and other.mild, "packets flow all the same"
 
 
 def test_ended_connections_do_not_use_a_backends_ports_up(usual: Loader) -> None:

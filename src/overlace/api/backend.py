@@ -332,6 +332,9 @@ class Switch(Protocol):
     async def drops(self) -> dict[tuple[str, str], int]:
         """By network and reason."""
 
+    def notices(self, after: int) -> list[tuple[int, Notice]]:
+        """What came later than `after`, with when (ns)."""
+
 
 # -- the daemon ----------------------------------------------------------------------------------------------
 

@@ -263,7 +263,7 @@ class EventHub:
         self._tasks = [
             asyncio.create_task(self._follow_swarm()),
             asyncio.create_task(self._follow_containers()),
-            asyncio.create_task(self._follow_drops()),
+            asyncio.create_task(self._follow_switch()),
         ]
 
     async def close(self) -> None:
@@ -351,9 +351,11 @@ class EventHub:
     def _put_notice(self, notice: Notice) -> None:
         self.put(notice_event(notice, "swarm", time.time_ns()))
 
-    async def _follow_drops(self) -> None:
-        """Packets this host's switch drops, gathered: one event for each network and reason in DROP_SECONDS."""
+    async def _follow_switch(self) -> None:
+        """Packets this host's switch drops, gathered: one event for each network and reason in DROP_SECONDS. And what the
+        host says of itself: tables that are full, what was repaired or cannot be."""
         before: dict[tuple[str, str], int] | None = None
+        told = time.time_ns()
         while True:
             switch = None
             with contextlib.suppress(OverlaceError):
@@ -368,6 +370,9 @@ class EventHub:
                 for notice in plan_drops(before, now):
                     self.put(notice_event(notice, "local", time.time_ns()))
                 before = now
+                for at, notice in switch.notices(told):
+                    self.put(notice_event(notice, "local", at))
+                    told = at
             await asyncio.sleep(DROP_SECONDS)
 
     async def _follow_containers(self) -> None:

@@ -12,11 +12,13 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """`about`: addresses and endpoint GUIDs it concerns; none: everything on the host."""
+    """`about`: addresses and endpoint GUIDs it concerns; none: everything on the host. `mild`: packets flow
+    all the same."""
 
     what: str  # one sentence, with the names
     remedy: str
     about: tuple[str, ...] = ()
+    mild: bool = False
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,17 +26,18 @@ from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
 from overlace.network.endpoints import LOCAL_NETWORK, LOCAL_SUBNET
-from overlace.network.fill_watch import FillWatch
 from overlace.network.hns.documents import Guid, HostComputeNetwork
 from overlace.network.hns.plan import plan_hns
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.versions import LATEST, lacks
 from overlace.network.host_access import HostAccesses, asked, plan_host_access
+from overlace.network.host_watch import HostWatch
 from overlace.network.hostports import listening
 from overlace.network.keeping import Keeping
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
 from overlace.network.naming import Client, MakeNames, OwnNames
+from overlace.network.notices import Notices
 from overlace.network.overlay import OverlayPlanner
 from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.passes import Passes
@@ -90,7 +91,8 @@ class OverlayDriver:
         self._keeping = Keeping(self._records, self._admission, self._seen, self._forget)
         self._passes = Passes(self._pass)
         self._refusals = Refusals()
-        self._fill_watch = FillWatch(datapath)
+        self._notices = Notices()
+        self._watch = HostWatch(datapath, self._notices)
         self._host_access = HostAccesses(datapath)
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
@@ -122,11 +124,11 @@ class OverlayDriver:
             )
         await self._ways.open(self._datapath.underlay().mtu)
         await self._names.open(_client(record) for record in self._records if record.sandbox)
-        await self._fill_watch.start()
+        await self._watch.start()
 
     async def close(self) -> None:
         await self._ways.close()
-        await self._fill_watch.end()
+        await self._watch.end()
         await self._names.close()
         await self._passes.ended()
         await self._datapath.close()
@@ -139,7 +141,7 @@ class OverlayDriver:
             await self.close()
             return
         await self._ways.close()
-        await self._fill_watch.end()
+        await self._watch.end()
         await self._names.leave()
         await self._passes.ended()
         await self._datapath.destroy()
@@ -216,6 +218,7 @@ class OverlayDriver:
             path.drops,
             path.hits,
             path.balancing,
+            self._notices.since,
         )
 
     def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:

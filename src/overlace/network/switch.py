@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from overlace.model.errors import NotFound
+from overlace.model.paths import Notice
 from overlace.network.balancing import Balancing
 from overlace.network.counted import Hit
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
@@ -34,6 +35,7 @@ class Switch:
         drops: Callable[[], Awaitable[dict[tuple[int, str], int]]] | None = None,
         hits: Callable[[], Awaitable[list[Hit]]] | None = None,
         balancing: Callable[[], Balancing] | None = None,
+        notices: Callable[[int], list[tuple[int, Notice]]] | None = None,
     ) -> None:
         self._state = state
         self._host = host
@@ -42,6 +44,11 @@ class Switch:
         self._drops = drops
         self._hits = hits
         self._balancing = balancing
+        self._notices = notices
+
+    def notices(self, after: int) -> list[tuple[int, Notice]]:
+        """What people should hear of this host's network that came later than `after` (ns since the epoch)."""
+        return self._notices(after) if self._notices is not None else []
 
     def ports(self) -> list[PortShown]:
         """Every port, without its layers; the host's own says how services are balanced."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
+import pytest
 
-from overlace.api.events import EventHub, container_events, matches, swarm_event
+from overlace.api import events
+from overlace.api.events import EventHub, container_events, matches, plan_drops, swarm_event
 from overlace.manager.paths import PathBook
 from overlace.model.objects import Service, Task, UpdateStatus
+from overlace.model.paths import Notice
 from overlace.model.specs import (
     ContainerSpec,
     NodeSpec,
@@ -17,6 +21,9 @@ from overlace.model.specs import (
     ServiceSpec,
     TaskSpec,
 )
+from overlace.network.notices import Notices
+from overlace.network.switch import Switch
+from overlace.network.vfp.reasons import MEANINGS
 from overlace.store.base import Event, Put
 from overlace.store.memory import MemoryStore
 from overlace.store.watch import HistoryWatch
@@ -209,3 +216,75 @@ async def test_a_manager_whose_state_moves_to_another_store_goes_on_telling() ->
         await until(lambda: [event.action for event in hub._kept] == ["create"])
     finally:
         await hub.close()
+
+
+def test_what_is_dropped_between_two_looks_is_told_with_its_meaning() -> None:
+    before = {("back", "drop_policy"): 3, ("", "drop_garbage"): 1}
+    assert plan_drops(None, before) == [], "what was dropped before anybody looked is no news"
+    assert plan_drops(before, before) == []
+    now = {**before, ("back", "drop_policy"): 5, ("front", "drop_isolation"): 2, ("back", "drop_arp"): 9}
+    told = plan_drops(before, now)
+    assert [(n.action, n.id, n.attributes["network"], n.attributes["packets"]) for n in told] == [
+        ("drops", "drop_policy", "back", "2"),
+        ("drops", "drop_isolation", "front", "2"),
+    ]
+    for notice in told:
+        assert notice.attributes["meaning"] == MEANINGS[notice.id]
+
+
+class Dropping(Switch):
+    """A host whose switch has dropped so much."""
+
+    def __init__(self) -> None:
+        self.dropped: dict[tuple[str, str], int] | OSError = {("back", "drop_policy"): 3}
+        self.looked = 0
+        self.said = Notices()
+
+    async def drops(self) -> dict[tuple[str, str], int]:
+        self.looked += 1
+        if isinstance(self.dropped, OSError):
+            raise self.dropped
+        return self.dropped
+
+    def notices(self, after: int) -> list[tuple[int, Notice]]:
+        return self.said.since(after)
+
+    async def looks(self) -> None:
+        now = self.looked
+        await until(lambda: self.looked >= now + 2)
+
+
+async def test_drops_of_this_hosts_switch_are_events(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "DROP_SECONDS", 0.001)
+    switch = Dropping()
+    switch.said.put(Notice(action="repaired", id="before anybody listened"))
+    backend.switch = switch
+    hub = EventHub(backend)
+    hub.start()
+    try:
+        await switch.looks()
+        switch.dropped = {("back", "drop_policy"): 7}
+        await switch.looks()
+        switch.dropped = OSError("just closing")
+        await switch.looks()
+        switch.dropped = {("back", "drop_policy"): 8}
+        await switch.looks()
+        switch.said.put(Notice(action="table_full", id="flows", attributes={"table": "flows"}))
+        await switch.looks()
+        backend.switch = None  # it left the swarm: another membership counts anew
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        switch.dropped = {("back", "drop_policy"): 1}
+        backend.switch = switch
+        await switch.looks()
+        kept = [e async for e in hub.stream(1, time.time_ns(), {"type": ["overlace"]})]
+    finally:
+        await hub.close()
+    assert [(e.action, e.id, e.attributes.get("packets")) for e in kept] == [
+        ("drops", "drop_policy", "4"),
+        ("drops", "drop_policy", "1"),
+        ("table_full", "flows", None),
+    ]
+    assert {e.scope for e in kept} == {"local"} and kept[0].attributes["network"] == "back"

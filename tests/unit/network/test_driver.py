@@ -14,12 +14,13 @@ from overlace.model.errors import Conflict, InvalidArgument, Unavailable
 from overlace.model.netview import NetView
 from overlace.model.specs import HOST_ACCESS_OPTION, MTU_OPTION, PortConfig
 from overlace.network import driver as driver_module
-from overlace.network import fill_watch
+from overlace.network import host_watch
 from overlace.network.balancing import Balancing
 from overlace.network.base import TaskNetwork
 from overlace.network.counted import Hit
 from overlace.network.driver import OverlayDriver
 from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
+from overlace.network.host_watch import Mended
 from overlace.network.hostports import listening, plan_host_ports
 from overlace.network.overlay_documents import guid_of
 from overlace.network.records import LocalAddresses
@@ -213,6 +214,9 @@ class MemoryDataPath:
     async def fill(self) -> list[TableFill]:
         self.kernel.counted.set()
         return []
+
+    async def mend(self) -> Mended:
+        return Mended(("the vxlan device is gone",))
 
     def balancing(self) -> Balancing:
         return Balancing("socket", "/cgroup")
@@ -527,9 +531,11 @@ def test_local_addresses_run_out_and_come_back() -> None:
 
 
 async def test_full_tables_are_looked_for_while_it_runs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fill_watch, "FILL_SECONDS", 0)
+    monkeypatch.setattr(host_watch, "FILL_SECONDS", 0)
+    monkeypatch.setattr(host_watch, "MEND_SECONDS", 0)
     d = await host.start()
     await asyncio.wait_for(host.kernel.counted.wait(), 5)
+    assert ("repaired", "the vxlan device is gone") in [(n.action, n.id) for _, n in d.switch.notices(0)]
     await d.close()
     host.kernel.counted.clear()
     await asyncio.sleep(0)

@@ -112,6 +112,9 @@ def with_findings(trace: Trace, said: Mapping[str, Said]) -> Trace:
                 trace, notes=(*trace.notes, f"{host} could not be asked: {answer.error}")
             )
         mine = [f for f in answer.findings if concerns(f, trace)]
+        mild, mine = [f for f in mine if f.mild], [f for f in mine if not f.mild]
+        for f in mild:
+            trace = msgspec.structs.replace(trace, notes=(*trace.notes, f"on {host}: {f.what}; {f.remedy}"))
         for f in mine[1:] if trace.broken is None else mine:
             trace = msgspec.structs.replace(trace, notes=(*trace.notes, f"on {host}: {f.what}; {f.remedy}"))
         if mine and trace.broken is None:

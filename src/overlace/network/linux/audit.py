@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
 from overlace.model.findings import Finding
+from overlace.network.vfp.flows import TableFill
 from overlace.network.vfp.tables import Key, LocalEndpoint
 
-from .bpf_syscall import Map
 from .family import V4, V6, Family
 from .maps import (
     KIND_LOCAL,
@@ -46,10 +46,13 @@ def explain_rows(changes: Changes, actual: Mapping[str, Mapping[bytes, bytes]]) 
         yield Finding(
             what=f"wrong VNI: network {vni} is missing from the switch, or not as it should be", remedy=REPAIR
         )
-    for name in TABLE_MAPS:
-        wrong = len(changes.put.get(name, {})) + (
-            len(changes.remove.get(name, ())) if name not in named else 0
+    for key in list(changes.remove.get("networks", ()))[:_MAX_EACH]:
+        (vni,) = struct.unpack("I", key)
+        yield Finding(
+            what=f"a stale network: the switch holds VNI {vni}, which nobody here has", remedy=REPAIR
         )
+    for name in TABLE_MAPS:
+        wrong = len(changes.put.get(name, {})) + len(changes.remove.get(name, ()))
         if name not in named and wrong:
             yield Finding(
                 what=f"table {name} differs in {wrong} rows from what it should hold", remedy=REPAIR
@@ -83,6 +86,15 @@ def _explain_endpoints(
         else:
             what = f"the switch's port of {address} on VNI {vni} is not as it should be (policy, NAT or MAC)"
         yield Finding(what=what, remedy=REPAIR, about=(address,))
+    for key in list(changes.remove.get(ports, ()))[:_MAX_EACH]:
+        (ifindex,) = struct.unpack("I", key)
+        have = actual[ports].get(key, b"")
+        address = family.text(have[4 : 4 + family.bits // 8]) if have else ""
+        yield Finding(
+            what=f"a stale port: the switch takes interface {ifindex} for {address or 'an endpoint'}, which is not there",
+            remedy=REPAIR,
+            about=(address,) if address else (),
+        )
 
 
 def _endpoint(vni: int, address: str, want: bytes, have: bytes | None) -> str:
@@ -113,21 +125,24 @@ def explain_refused(refused: Mapping[Key, str]) -> Iterator[Finding]:
         )
 
 
-def explain_fill(maps: Mapping[str, Map], rows: Mapping[str, int]) -> Iterator[Finding]:
-    """Tables that are full: what comes next has no place."""
-    for name, count in rows.items():
-        room = maps[name].max_entries
-        if count >= FULL * room:
+def explain_fill(fills: Iterable[TableFill]) -> Iterator[Finding]:
+    """Tables that are full: what comes next has no place, or takes the oldest row's."""
+    for fill in fills:
+        if fill.is_full and fill.evicts:
             yield Finding(
-                what=f"table {name} is full: {count} of {room} rows",
+                what=f"table {fill.name} is full: {fill.rows} of {fill.capacity} rows, the oldest give way to new ones",
+                remedy="connections that were idle longest have to be begun again: spread the clients over more hosts",
+                mild=True,
+            )
+        elif fill.rows >= FULL * fill.capacity:
+            yield Finding(
+                what=f"table {fill.name} is full: {fill.rows} of {fill.capacity} rows",
                 remedy="more endpoints or services than a host can hold: split them over networks that not every host "
                 "takes part in",
             )
 
 
-def explain_links(
-    links: list[Link], attached: Mapping[str, Attachment], pins: set[str], underlay: int
-) -> Iterator[Finding]:
+def explain_links(links: list[Link], attached: Mapping[str, Attachment], underlay: int) -> Iterator[Finding]:
     """Interfaces on the host's side."""
     by_index = {link.ifindex: link for link in links}
     under = by_index.get(underlay)
@@ -140,8 +155,12 @@ def explain_links(
             yield Finding(what=f"interface {name} is gone", remedy=REPAIR, about=(id,))
         elif not link.up:
             yield Finding(what=f"interface {name} is down", remedy=f"ip link set {name} up", about=(id,))
-        if pins and name not in pins:
-            yield Finding(what=f"no program is attached to interface {name}", remedy=REPAIR, about=(id,))
+
+
+def _has_default6() -> bool:
+    """/proc/net/ipv6_route: destination, its prefix, …, flags, device; one that rejects (RTF_REJECT) is none."""
+    lines = (line.split() for line in Path("/proc/thread-self/net/ipv6_route").read_text().splitlines())
+    return any(at[0] == "0" * 32 and at[1] == "00" and not int(at[8], 16) & 0x200 for at in lines)
 
 
 def explain_inside(
@@ -175,6 +194,10 @@ def explain_inside(
             if default_route and not six and not any(line.split()[1] == "00000000" for line in routes):
                 what = f"missing route: the container of {endpoint.address} has no default route"
                 remedy = f"nsenter --net={sandbox} ip route add default dev {ifname}, or docker service update --force"
+                found.append(Finding(what=what, remedy=remedy, about=about))
+            if default_route and six and not _has_default6():
+                what = f"missing route: the container of {endpoint.address} has no default route for IPv6"
+                remedy = "docker service update --force"
                 found.append(Finding(what=what, remedy=remedy, about=about))
             return found
 

@@ -22,6 +22,7 @@ from overlace.network.balancing import Balancing, Wish
 from overlace.network.base import Inside
 from overlace.network.counted import Held, Hit
 from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
+from overlace.network.host_watch import Mended
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
@@ -61,7 +62,6 @@ class DataPath:
         self._host = HostSide(instance, underlay_address, vxlan_port, balancing)
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
         self._contents = Contents(self._host.map, self._host.hosts)
-        self._told_full: set[str] = set()
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -331,13 +331,12 @@ class DataPath:
 
     def _audit(self, inside: list[Inside]) -> list[Finding]:
         netlink, actual = self._host.netlink(), self._contents.dump()
-        pins = self._host.loader.link_names() if self._host.loader.tcx else set()
         found = list(audit.explain_rows(self._contents.rows.difference(actual), actual))
-        fill = {name: len(rows) for name, rows in actual.items()}
         found += audit.explain_refused(self._contents.refused)
-        found += audit.explain_fill(self._host.loader.maps, fill)
+        found += audit.explain_fill(figures.table_fill(self._host.loader.maps))
         links = netlink.links()
-        found += audit.explain_links(links, self._contents.attached, pins, self.underlay().ifindex)
+        found += audit.explain_links(links, self._contents.attached, self.underlay().ifindex)
+        found += self._host.explain(self._interfaces())
         for one in inside:
             for entry in self._contents.local(one.endpoint_id):
                 found += audit.explain_inside(entry, one.sandbox, one.ifname, default_route=one.default_route)
@@ -346,6 +345,20 @@ class DataPath:
     async def listening(self, sandboxes: Mapping[str, Path], protocol: int) -> list[OpenSockets]:
         """At which ports the programs in these sandboxes (by task) listen. In a thread of its own: it reads /proc."""
         return await asyncio.to_thread(listening.of_sandboxes, sandboxes, protocol)
+
+    async def mend(self) -> Mended:
+        """Look whether everything stands that traffic needs besides the tables' rows, and make again what does not. Cheap
+        where all is well: some calls for each interface."""
+        return await self._do(self._mend)
+
+    def _mend(self) -> Mended:
+        host = self._host
+        if host.loader.is_switching or not (before := host.explain(self._interfaces())):
+            return Mended()
+        host.mend(self._interfaces())
+        left = host.explain(self._interfaces())
+        still = {finding.what for finding in left}
+        return Mended(tuple(f.what for f in before if f.what not in still), tuple(left))
 
     async def arm(self, mark: int) -> None:
         """Have packets with this mark recorded."""
@@ -410,6 +423,4 @@ class DataPath:
         return await self._do(self._fill)
 
     def _fill(self) -> list[TableFill]:
-        found = figures.table_fill(self._host.loader.maps)
-        figures.tell_full(found, self._told_full)
-        return found
+        return figures.table_fill(self._host.loader.maps)

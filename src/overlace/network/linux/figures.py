@@ -10,8 +10,6 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import structlog
-
 from overlace.network.base import Inside
 from overlace.network.counted import Carried, Hit
 from overlace.network.vfp.flows import TableFill
@@ -21,7 +19,6 @@ from .maps import EVICTING, REASONS, TABLE_MAPS
 from .netns import run_inside
 
 CONNECTIONS = ("ways", "flows", "allowed", "ways6", "flows6", "allowed6")
-_log = structlog.get_logger(__name__)
 
 
 def read_interfaces(text: str) -> dict[str, tuple[int, int, int, int]]:
@@ -97,18 +94,3 @@ def hits(table: Map) -> list[Hit]:
         each = struct.unpack(f"{len(value) // 8}Q", value)
         found.append(Hit(number, ifindex, rule, sum(each[0::3]), sum(each[1::3]), sum(each[2::3])))
     return found
-
-
-def tell_full(found: Iterable[TableFill], told: set[str]) -> None:
-    """Say once in the log that a table is full; `told` keeps of which that was said."""
-    for fill in found:
-        if fill.is_full and fill.name not in told:
-            _log.warning(
-                "a table of the data path is full",
-                table=fill.name,
-                rows=fill.rows,
-                consequence="the oldest entries give way to new ones"
-                if fill.evicts
-                else "new entries are refused",
-            )
-        (told.add if fill.is_full else told.discard)(fill.name)

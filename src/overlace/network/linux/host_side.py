@@ -11,18 +11,21 @@ from collections.abc import Mapping
 
 import structlog
 
+from overlace.model.findings import Finding
 from overlace.network.balancing import Balancing, Wish
 
+from . import bpf_syscall as bpf
 from . import carry, nft, outside6, sockets, unified
 from .bpf_syscall import Map
 from .family import V6, family_of
 from .loader import Loader
 from .maps import config_value, path_rows
 from .netlink import Link, Netlink
-from .netns import write_sysctl
+from .netns import read_sysctl, write_sysctl
 from .probe import ProbeSocket
+from .standing import SETTINGS, Program, Standing, explain_standing
 from .underlay import Underlay, find_underlay
-from .veth import host_name
+from .veth import host_name, unless_gone
 
 VXLAN_DEVICE = "vxlan-overlace"
 LINKS = frozenset({"underlay", "vxlan", "lo"})  # pins of the links every host has
@@ -47,6 +50,7 @@ class HostSide:
         self._vxlan_ifindex = 0
         self._paths: dict[str, int] = {}
         self._slow = False
+        self._table_seen = 0  # the generation of the nft rules in which the table was whole
         self._wish: Wish = wish
 
     def map(self, name: str) -> Map:
@@ -70,16 +74,8 @@ class HostSide:
         `loader.is_switching`: then switch(), when the new maps are filled."""
         self._netlink = netlink = Netlink()
         self._underlay = find_underlay(netlink, self.address)
-        write_sysctl("ipv4/ip_forward", "1")
-        # Answers to the host's own clients of published ports come back in through lo.
-        write_sysctl("ipv4/conf/lo/accept_local", "1")
-        write_sysctl("ipv4/conf/lo/route_localnet", "1")
-        netlink.set_link(_LO, up=True)
-        vxlan = self._ensure_vxlan(netlink)
-        write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
-        netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
-        nft.run_nft(nft.host_table(self.instance))
-        self.pools.clear()
+        self._ensure_devices()
+        self._ensure_table()
         for drop in nft.foreign_forward_drops():
             _log.warning(
                 "a foreign nft chain drops forwarded packets: containers' outbound traffic may stop",
@@ -88,9 +84,22 @@ class HostSide:
             )
         self.loader.open()
         self.level = sockets.load(self.loader, self._wish)
-        self._vxlan_ifindex = vxlan.ifindex
         self._configure()
         unified.renew(self.map("generation"))
+
+    def _ensure_devices(self) -> None:
+        for name, value in SETTINGS.items():
+            write_sysctl(name, value)
+        netlink = self.netlink()
+        netlink.set_link(_LO, up=True)
+        vxlan = self._ensure_vxlan(netlink)
+        write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
+        netlink.set_link(vxlan.ifindex, up=True, mtu=65485)
+        self._vxlan_ifindex = vxlan.ifindex
+
+    def _ensure_table(self) -> None:
+        nft.run_nft(nft.host_table(self.instance))
+        self.pools.renew()
 
     def _ensure_vxlan(self, netlink: Netlink) -> Link:
         """The kernel's vxlan device. One of a version that knew IPv4 underlays alone drops what comes over IPv6."""
@@ -110,7 +119,8 @@ class HostSide:
         """Have every program where it belongs; `endpoints`: interfaces of containers, by endpoint id."""
         netlink = self.netlink()
         for endpoint_id, ifindex in endpoints.items():
-            self.loader.ensure_attached(netlink, ifindex, "from_container", host_name(endpoint_id))
+            with unless_gone():
+                self.loader.ensure_attached(netlink, ifindex, "from_container", host_name(endpoint_id))
         self.loader.ensure_attached(netlink, self._vxlan_ifindex, "from_vxlan", "vxlan")
         self.loader.ensure_attached(netlink, self.underlay().ifindex, "from_underlay", "underlay")
         self.loader.ensure_attached(netlink, _LO, "from_host", "lo")
@@ -211,11 +221,67 @@ class HostSide:
         self.level = sockets.attach(self.loader, self._wish, level)
 
     def look_at_underlay(self) -> Underlay:
-        """As it is now: its MTU may have been changed since open()."""
+        """As it is now: its MTU may have been changed since open(), or its interface be another one."""
         before, now = self.underlay(), find_underlay(self.netlink(), self.address)
-        if now != before and now.ifindex == before.ifindex:
+        if now != before:
             self._underlay = now
             self._configure()
+            unified.renew(self.map("generation"))  # flows remember its MAC
         else:
             self._follow_addresses()
-        return self.underlay()
+        return now
+
+    # looking after itself
+
+    def explain(self, endpoints: Mapping[str, int]) -> list[Finding]:
+        """What of all this does not stand as it should; `endpoints` as in attach()."""
+        netlink = self.netlink()
+        links = {link.ifindex: link for link in netlink.links()}
+        places = {"underlay": ("from_underlay", self.underlay().ifindex), "lo": ("from_host", _LO)}
+        places["vxlan"] = ("from_vxlan", self._vxlan_ifindex)
+        ids = {host_name(id): id for id, ifindex in endpoints.items() if ifindex in links}
+        places |= {name: ("from_container", endpoints[id]) for name, id in ids.items()}
+        have = {name: Program(*at) for name, at in self.loader.look().items()}
+        if not self.loader.tcx:
+            have |= {name: Program(netlink.clsact_program(at), at) for name, (_, at) in places.items()}
+        places |= sockets.places(self.level)
+        numbers = {
+            name: bpf.program_id(self.loader.programs[name]) for name in {p for p, _ in places.values()}
+        }
+        want = Standing(
+            underlay=self._underlay,
+            vxlan=self._vxlan_ifindex,
+            programs={name: Program(numbers[program], at) for name, (program, at) in places.items()},
+            settings=SETTINGS,
+        )
+        try:
+            underlay = find_underlay(netlink, self.address)
+        except OSError:
+            underlay = None
+        up = (link.ifindex for link in links.values() if link.name == VXLAN_DEVICE and link.up)
+        settings = {name: read_sysctl(name) for name in SETTINGS}
+        seen = Standing(underlay, next(up, 0), have, settings, tuple(self._lost_of_table()))
+        return list(explain_standing(want, seen, self.address, ids))
+
+    def _lost_of_table(self) -> list[str]:
+        """Rules are only read when somebody has changed any since the last look."""
+        now = nft.generation()
+        if now == self._table_seen:
+            return []
+        lost = nft.lost(self.instance, self.pools.known())
+        if not lost:
+            self._table_seen = now
+        return lost
+
+    def mend(self, endpoints: Mapping[str, int]) -> None:
+        """Make again what explain() misses. What it makes of programs and devices changes nothing where they stand."""
+        self._ensure_devices()
+        if self._lost_of_table():
+            self._ensure_table()
+        try:
+            self._underlay = find_underlay(self.netlink(), self.address)
+        except OSError:
+            return  # without its address there is nothing to attach to; the next look tries again
+        self._configure()
+        self.attach(endpoints)
+        unified.renew(self.map("generation"))

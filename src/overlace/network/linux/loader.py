@@ -374,6 +374,20 @@ class Loader:
         except FileNotFoundError:
             return set()
 
+    def look(self) -> dict[str, tuple[int, int]]:
+        """By name of the pinned link: the program's id, and the ifindex or cgroup where it is attached, 0: nowhere."""
+        found = {}
+        for name in self.link_names():
+            try:
+                link = bpf.get_pinned(self.links / name)
+            except FileNotFoundError:
+                continue
+            try:
+                found[name] = (bpf.cgroup_target if name.startswith(SOCKET_LINK) else bpf.link_target)(link)
+            finally:
+                os.close(link)
+        return found
+
     def close(self) -> None:
         """Let go of all descriptors; pins and attachments stay."""
         for item in self.maps.values():

@@ -18,7 +18,7 @@ import msgspec
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH = 20, 22, 24, 26, 28
-_NEWQDISC, _DELQDISC, _NEWTFILTER = 36, 37, 44
+_NEWQDISC, _DELQDISC, _NEWTFILTER, _GETTFILTER = 36, 37, 44, 46
 _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 1, 4, 0x100, 0x200, 0x400, 0x300
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 18, 20, 28
 _IFF_UP = 1
@@ -290,6 +290,21 @@ class Netlink:
         options = _u32(6, program) + _text(7, name) + _u32(8, 1)  # TCA_BPF_FD, NAME, FLAGS=direct action
         body = tc + _text(1, "bpf") + _attr(2, options)
         self._request(_NEWTFILTER, _CREATE | _REPLACE, body, f"bpf filter on {ifindex}")
+
+    def clsact_program(self, ifindex: int) -> int:
+        """The id of the program that ensure_clsact attached there, 0: none."""
+        request = struct.pack("BxHiIII", 0, 0, ifindex, 0, 0xFFFFFFF2, 0)
+        try:
+            bodies = self._dump(_GETTFILTER, request)
+        except OSError:  # no such interface, or no qdisc at it
+            return 0
+        for body in bodies:
+            (info,) = struct.unpack_from("I", body, 16)
+            options = dict(_attrs(body[20:])).get(2, b"")
+            id = dict(_attrs(options)).get(11)  # TCA_BPF_ID
+            if info >> 16 == 0x6F and id:
+                return int(struct.unpack("I", id)[0])
+        return 0
 
     def remove_clsact_filter(self, ifindex: int) -> None:
         """Remove what ensure_clsact attached; absent is fine. The qdisc stays: others may use it."""

@@ -7,7 +7,12 @@ drop win.
 
 from __future__ import annotations
 
+import errno
+import socket
+import struct
 import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import msgspec
 
@@ -81,9 +86,15 @@ class PortPools:
         self._table = table_name(instance)
         self._most: dict[str, int] = {}
 
-    def clear(self) -> None:
-        """The host's table has just been made."""
-        self._most = {}
+    def renew(self) -> None:
+        """The host's table has been made again: what each has goes into it anew. Raises NftError."""
+        before, self._most = self._most, {}
+        for ifname, most in before.items():
+            self.ensure(ifname, most)
+
+    def known(self) -> dict[str, int]:
+        """Connections by interface, of those that have a limit."""
+        return {ifname: most for ifname, most in self._most.items() if most}
 
     def ensure(self, ifname: str, most: int) -> None:
         """`most` 0: as many as there are. Raises NftError."""
@@ -105,6 +116,63 @@ class PortPools:
                 ]
         run_nft("\n".join(script) + "\n")
         self._most[ifname] = most
+
+
+_NETFILTER = 12  # linux/netlink.h
+_SUBSYSTEM, _NEW_GENERATION, _GET_GENERATION = 10 << 8, 15, 16  # linux/netfilter/nfnetlink.h, nf_tables.h
+
+
+def generation() -> int:
+    """A number that is another one after every change of the namespace's rules, whoever made it: one question to the
+    kernel. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER) as s:
+        s.settimeout(5)
+        s.send(struct.pack("=IHHIIBBH", 20, _SUBSYSTEM | _GET_GENERATION, 1, 1, 0, socket.AF_UNSPEC, 0, 0))
+        data = s.recv(4096)
+    (kind,) = struct.unpack_from("H", data, 4)
+    if kind != _SUBSYSTEM | _NEW_GENERATION:
+        raise OSError(errno.EPROTO, "the kernel does not say which generation its nft rules are")
+    return int(struct.unpack_from(">I", data, 24)[0])  # NFTA_GEN_ID, the first attribute
+
+
+def lost(instance: str, pools: Mapping[str, int]) -> list[str]:
+    """What of the host's tables is missing in the calling thread's namespace, a sentence each."""
+    found: list[str] = []
+    for family in FAMILIES:
+        name = table_name(instance)
+        try:
+            run = subprocess.run(
+                ["nft", "-j", "list", "table", family, name], capture_output=True, timeout=30
+            )
+            listing = msgspec.json.decode(run.stdout) if run.returncode == 0 and run.stdout else {}
+        except (FileNotFoundError, subprocess.TimeoutExpired, msgspec.DecodeError) as e:
+            raise NftError(f"nft cannot list table {family} {name}: {e}") from e
+        found += explain_table(listing, family, name, pools)
+    return found
+
+
+def explain_table(listing: Any, family: str, name: str, pools: Mapping[str, int]) -> Iterator[str]:
+    """`listing`: of `nft -j list table`, empty when there is none. Rules are counted, not read."""
+    items = listing.get("nftables", [])
+    if not any("table" in item for item in items):
+        yield f"the nft table {family} {name} is gone: no outbound NAT, and nothing keeps others out of containers"
+        return
+    rules: dict[str, int] = {}
+    for item in items:
+        if "rule" in item:
+            chain = item["rule"]["chain"]
+            rules[chain] = rules.get(chain, 0) + 1
+    hooked = {item["chain"]["name"] for item in items if "chain" in item and "hook" in item["chain"]}
+    for chain, text in (("postrouting", "outbound NAT"), ("forward", "no way into containers from outside")):
+        wanted = _family_table(family, name).count(f"add rule {family} {name} {chain} ")
+        if chain not in hooked or rules.get(chain, 0) < wanted:
+            yield f"the nft chain {family} {name} {chain} has lost rules ({text})"
+    elements: list[Any] = next(
+        (i["map"].get("elem", []) for i in items if i.get("map", {}).get("name") == "pools"), []
+    )
+    have = {element[0] for element in elements if isinstance(element, list)}
+    if missing := sorted(pools.keys() - have):
+        yield f"the nft table {family} {name} has lost how many ports {', '.join(missing)} may use"
 
 
 def remove_table(name: str) -> str:

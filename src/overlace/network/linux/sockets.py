@@ -42,6 +42,17 @@ def attach(loader: Loader, wish: Wish, level: Balancing) -> Balancing:
     return level
 
 
+def places(level: Balancing) -> dict[str, tuple[str, int]]:
+    """By the links' names: which program there should be, and in which cgroup (its id)."""
+    if level.level == "packet":
+        return {}
+    try:
+        cgroup = Path(level.why).stat().st_ino
+    except OSError:
+        return {}
+    return {f"{SOCKET_LINK}{name}": (name, cgroup) for programs in SOCKET_PROGRAMS for name in programs}
+
+
 def links(level: Balancing) -> set[str]:
     """The names of the links there should be."""
     if level.level == "packet":
