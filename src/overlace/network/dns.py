@@ -227,10 +227,15 @@ class Resolver:
 
     def release(self, key: str) -> tuple[socket.socket, socket.socket]:
         """Read no more questions of `key`; its sockets (UDP, TCP), open, for another to go on with. What is being
-        answered is answered."""
-        served = self._served.pop(key)
-        udp = served.transport.get_extra_info("socket").dup()
-        tcp = served.server.sockets[0].dup()
+        answered is answered. Raises OSError when there are no descriptors left."""
+        served = self._served[key]
+        udp = served.transport.get_extra_info("socket").dup()  # may fail: nothing has changed then
+        try:
+            tcp = served.server.sockets[0].dup()
+        except OSError:
+            udp.close()
+            raise
+        del self._served[key]
         served.listener.late = udp
         served.transport.close()
         served.server.close()

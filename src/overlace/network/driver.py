@@ -79,7 +79,13 @@ class OverlayDriver:
         self._windows = os == "windows"
         try:
             servers, self._search, self._options = parse_resolv_conf(resolv_conf.read_text())
-        except OSError:
+        except OSError as e:
+            if not upstreams:
+                log.warning(
+                    "containers resolve no names but their own",
+                    error=str(e),
+                    remedy="start the daemon with --dns",
+                )
             servers, self._search, self._options = [], [], []
         self._names = make_names(datapath, list(upstreams) or servers)
         self._records = Records(state_dir / "tasks")

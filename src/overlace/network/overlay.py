@@ -144,7 +144,10 @@ class OverlayPlanner:
                 node = view.node(rest)
                 address = node.provider_address if node is not None else ""
                 if self._provider.get(rest, "") != address:
-                    self._provider[rest] = address
+                    if address:
+                        self._provider[rest] = address
+                    else:
+                        del self._provider[rest]
                     dirty_endpoints.update(self._by_node.get(rest, ()))
                 if rest == self._host.node_id:
                     services.update(
@@ -223,6 +226,8 @@ class OverlayPlanner:
             if not self._by_service.get((old.network_id, old.service_id), True):
                 del self._by_service[(old.network_id, old.service_id)]
             self._by_node.get(old.node_id, {}).pop(key, None)
+            if not self._by_node.get(old.node_id, True):
+                del self._by_node[old.node_id]
         new = view.get(key)
         if isinstance(new, EndpointEntry):
             self._known[key] = new

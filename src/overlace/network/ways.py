@@ -98,6 +98,7 @@ class Ways:
         self._hosts = {node: address for node, (address, _) in hosts.items()}
         for node in [n for n, s in self._states.items() if self._hosts.get(n) != s.address]:
             del self._states[node]
+        self._seen.intersection_update(self._hosts)
         self._prober.follow(self._hosts, self._own)
         self._dirty.set()
 
@@ -182,8 +183,8 @@ class Ways:
         async def quietly() -> None:
             try:
                 await work
-            except OSError as e:
-                log.warning("could not look after the underlay", error=str(e))
+            except Exception as e:  # nobody waits for it; the prober asks again
+                log.warning("could not look after the underlay", error=str(e) or type(e).__name__)
 
         task = asyncio.create_task(quietly())
         self._aside.add(task)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -587,3 +588,17 @@ async def test_a_route_of_the_hosts_own_stands_and_the_refusal_is_told(host: Hos
 async def test_an_emulated_windows_host_keeps_out(host: Host) -> None:
     await host.start(v=reached_from_hosts(view()), os="windows")
     assert not host.kernel.accesses
+
+
+async def test_without_nameservers_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def warning(event: str, error: str, remedy: str) -> None:
+        said.append(remedy)
+
+    monkeypatch.setattr(driver_module, "log", SimpleNamespace(warning=warning))
+    OverlayDriver(MemoryDataPath(Kernel(tmp_path)), tmp_path, resolv_conf=tmp_path / "none")
+    OverlayDriver(
+        MemoryDataPath(Kernel(tmp_path)), tmp_path, resolv_conf=tmp_path / "none", upstreams=["192.0.2.53"]
+    )
+    assert said == ["start the daemon with --dns"]

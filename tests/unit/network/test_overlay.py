@@ -300,3 +300,12 @@ def test_a_host_of_the_other_family_is_one_no_tunnel_leads_to() -> None:
     assert guid_of("endpoint", "back", "t1") not in known and guid_of("node", "back", OTHER) not in known
     w.change(put=(node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),))
     assert guid_of("endpoint", "back", "t1") in {d.id for d in w.hns.documents.values()}
+
+
+def test_hosts_that_left_are_forgotten() -> None:
+    """Hosts come and go under ever new ids: what is remembered of them goes with them."""
+    w = running()
+    w.change(remove=("endpoint/back/t2", "endpoint/ingress/t2"))
+    w.change(remove=(f"node/{OTHER}",))
+    assert OTHER not in w.planner._by_node and OTHER not in w.planner._provider
+    assert ME in w.planner._by_node and ME in w.planner._provider

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from overlace.model.paths import PathState
+from overlace.network import ways
 from overlace.network.ways import Interface, Ways
 
 from .test_driver import Silence, Under
@@ -120,3 +122,28 @@ async def test_a_corrupting_card_loses_its_work(told: Told) -> None:
     told.ways._corrupted("b")
     await settled(told)
     assert told.kernel.taken_over == 1
+
+
+async def test_a_look_that_fails_is_said_and_the_next_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it was: of a task that nobody waits for, nobody would hear."""
+    told = Told()
+
+    async def closed() -> Under:
+        raise RuntimeError("data path is not open")
+
+    monkeypatch.setattr(told.kernel, "look_at_underlay", closed)
+    said: list[str] = []
+
+    def warning(event: str, error: str) -> None:
+        said.append(error)
+
+    monkeypatch.setattr(ways, "log", SimpleNamespace(warning=warning))
+    told.ways._look()
+    await asyncio.gather(*told.ways._aside)
+    assert said == ["data path is not open"]
+
+
+async def test_hosts_that_left_are_forgotten(told: Told) -> None:
+    told.ways._changed([OK])
+    told.ways.follow({})
+    assert not told.ways._seen

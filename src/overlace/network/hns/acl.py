@@ -237,13 +237,20 @@ def check_acls(policies: Sequence[object], sets: Sets) -> None:
                 Code.BAD_PARAMETER,
                 f"TierAcl: {len(tiers)} tiers for direction {direction}; {MAX_TIERS} are possible",
             )
-        n = sum(rule.size for tier in tiers for rule in tier.rules)
+        n = rules_written(policies, direction)
         if n > MAX_RULES:
             raise HcnError(
                 Code.BAD_PARAMETER,
-                f"ACL: {n} rules for direction {direction}, protocols and ports written out; {MAX_RULES} are possible: "
+                f"ACL: {n} rules for direction {direction}, protocols and ports written out, and what they leave open; "
+                f"{MAX_RULES} are possible: "
                 "name port ranges instead of single ports, and put addresses with the same ports into one rule",
             )
+
+
+def rules_written(policies: Sequence[object], direction: str) -> int:
+    """Rules of the list a direction comes to, with what lets pass what no rule decides."""
+    named = sum(rule.size for tier in tiers_of(policies, direction) for rule in tier.rules)
+    return named if is_closed(policies) else named + 1
 
 
 def tiers_of(policies: Sequence[object], direction: str) -> list[Tier]:

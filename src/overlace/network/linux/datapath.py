@@ -150,6 +150,7 @@ class DataPath:
             owner = link.alias.split(":")[2] if link.alias.count(":") == 3 else ""
             if veth.is_ours(link) and owner not in wanted:
                 netlink.delete_link(link.ifindex)
+                self._host.pools.ensure(link.name, 0)
                 contents.attached.pop(owner, None)
         keep = LINKS | {veth.host_name(endpoint_id) for endpoint_id in contents.attached}
         keep |= sockets.links(self._host.level)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
 import hashlib
 import os
 import shutil
@@ -361,8 +362,9 @@ class Loader:
             return
         try:
             bpf.detach_link(link)
-        except OSError:
-            pass  # its device is gone, and so is the attachment
+        except OSError as e:
+            if e.errno not in (errno.ENOLINK, errno.ENODEV):  # its device is gone, and so is the attachment
+                raise  # the pin is the only way to it: it stays
         finally:
             os.close(link)
         path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ containers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -22,6 +23,8 @@ _NEWQDISC, _DELQDISC, _NEWTFILTER, _GETTFILTER = 36, 37, 44, 46
 _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 1, 4, 0x100, 0x200, 0x400, 0x300
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 18, 20, 28
 _IFF_UP = 1
+_DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR of linux/netlink.h: entries may be missing or there twice
+_DUMPS = 20
 _ROUTE_PROTOCOL = 0x6F  # marks our routes in `ip route`: proto 111
 
 
@@ -148,18 +151,28 @@ class Netlink:
             return
 
     def _dump(self, kind: int, payload: bytes) -> Iterator[bytes]:
+        """Of one state: what changed while it was read is read again. Raises OSError."""
+        for _ in range(_DUMPS):
+            bodies, interrupted = self._dump_once(kind, payload)
+            if not interrupted:
+                return iter(bodies)
+        raise OSError(errno.EAGAIN, f"netlink dump: what is read changed meanwhile, {_DUMPS} times")
+
+    def _dump_once(self, kind: int, payload: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
         header = struct.pack("IHHII", len(payload) + 16, kind, _REQUEST | _DUMP, self._sequence, 0)
         self._socket.send(header + payload)
         bodies: list[bytes] = []
+        interrupted = False
         while True:
             data = self._socket.recv(1 << 18)
             at = 0
             while at + 16 <= len(data):
-                length, answer, _, sequence, _ = struct.unpack_from("IHHII", data, at)
+                length, answer, flags, sequence, _ = struct.unpack_from("IHHII", data, at)
                 if sequence == self._sequence:
+                    interrupted = interrupted or bool(flags & _DUMP_INTERRUPTED)
                     if answer == 3:  # done
-                        return iter(bodies)
+                        return bodies, interrupted
                     if answer == 2:
                         (error,) = struct.unpack_from("i", data, at + 16)
                         raise OSError(-error, f"netlink dump: {os.strerror(-error)}")

@@ -26,8 +26,11 @@ OUTBOUND_PORTS = "32768-60999"
 FAMILIES = ("ip", "ip6")
 
 
+_SECONDS = 30  # a host's nft waits for another's transaction
+
+
 class NftError(RuntimeError):
-    """nft is missing or refused the rules."""
+    """nft is missing, refused the rules or did not end."""
 
 
 class HostDropsForwarding(msgspec.Struct, frozen=True):
@@ -42,9 +45,13 @@ class HostDropsForwarding(msgspec.Struct, frozen=True):
 def run_nft(script: str) -> None:
     """Apply a script in the calling thread's namespace, all or nothing. Raises NftError."""
     try:
-        run = subprocess.run(["nft", "-f", "-"], input=script, capture_output=True, text=True, timeout=30)
+        run = subprocess.run(
+            ["nft", "-f", "-"], input=script, capture_output=True, text=True, timeout=_SECONDS
+        )
     except FileNotFoundError as e:
         raise NftError("nft not found: install nftables; outbound NAT and the containers' DNS need it") from e
+    except subprocess.TimeoutExpired as e:
+        raise NftError(f"nft did not end within {_SECONDS} seconds: it is tried again") from e
     if run.returncode:
         raise NftError(f"nft refused: {run.stderr.strip()}")
 
@@ -115,7 +122,10 @@ class PortPools:
                     f"add element {table} pools {{ {ifname} : jump {name} }}",
                 ]
         run_nft("\n".join(script) + "\n")
-        self._most[ifname] = most
+        if most:
+            self._most[ifname] = most
+        else:
+            del self._most[ifname]
 
 
 _NETFILTER = 12  # linux/netlink.h
@@ -183,9 +193,9 @@ def remove_table(name: str) -> str:
 def foreign_forward_drops() -> list[HostDropsForwarding]:
     """Chains of others on the forward hook with policy drop, in the calling thread's namespace."""
     try:
-        run = subprocess.run(["nft", "-j", "list", "chains"], capture_output=True, timeout=30)
+        run = subprocess.run(["nft", "-j", "list", "chains"], capture_output=True, timeout=_SECONDS)
         listing = msgspec.json.decode(run.stdout) if run.returncode == 0 and run.stdout else {}
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, subprocess.TimeoutExpired, msgspec.DecodeError):
         return []
     chains = [item["chain"] for item in listing.get("nftables", []) if "chain" in item]
     return [

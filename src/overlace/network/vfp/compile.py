@@ -333,8 +333,10 @@ def compile_document(d: Document, state: State, host: str) -> list[Entry]:
 
 
 def compile_all(state: State, host: str) -> Tables:
-    """From nothing: the definition the incremental compiler must agree with."""
-    return Tables(e for d in state.documents.values() for e in compile_document(d, state, host))
+    """From nothing: the definition the incremental compiler must agree with. Of several documents that make an entry of
+    one key, the one with the smallest id counts."""
+    documents = sorted(state.documents.values(), key=lambda d: d.id, reverse=True)
+    return Tables(e for d in documents for e in compile_document(d, state, host))
 
 
 class Compiler:
@@ -350,6 +352,7 @@ class Compiler:
         self._routed: dict[Guid, tuple[Guid, ...]] = {}  # endpoints of each SDN route
         self.tables = Tables()
         self._owner: dict[Key, Guid] = {}
+        self._rivals: dict[Key, set[Guid]] = {}  # the owner and the others, where there are others
 
     def _leads_in(self, d: HostComputeLoadBalancer) -> bool:
         network = self._state.get(d.host_compute_network, HostComputeNetwork)
@@ -383,10 +386,11 @@ class Compiler:
             dirty.update(dict.fromkeys(self._routed.get(guid, ())))
             if isinstance(d, HostComputeRoute):
                 dirty.update(dict.fromkeys(d.host_compute_endpoints))
-        old: dict[Key, Guid] = {}
-        new: dict[Key, tuple[Guid, Entry]] = {}
+        touched: dict[Key, None] = {}
         for guid in dirty:
-            old.update(dict.fromkeys(self._made.pop(guid, ()), guid))
+            for key in self._made.pop(guid, ()):
+                touched[key] = None
+                self._unclaim(key, guid)
             self._network_of.pop(guid, None)
             self._routed.pop(guid, None)
             d = state.documents.get(guid)
@@ -399,17 +403,34 @@ class Compiler:
             made = {e.key: e for e in compile_document(d, state, self._host)}
             if made:
                 self._made[guid] = made
-            new.update({k: (guid, e) for k, e in made.items()})
+            for key in made:
+                touched[key] = None
+                self._claim(key, guid)
         put: list[Entry] = []
         remove: list[Key] = []
-        for key, guid in old.items():
-            if key not in new and self._owner.get(key) == guid:
-                del self._owner[key]
+        for key in touched:
+            owner = self._owner.get(key)
+            if owner is None:
                 remove.append(key)
-        for key, (guid, entry) in new.items():
-            self._owner[key] = guid
-            if self.tables.get(key) != entry:
+            elif self.tables.get(key) != (entry := self._made[owner][key]):
                 put.append(entry)
         delta = Delta(tuple(put), tuple(remove))
         self.tables.apply(delta)
         return delta
+
+    def _claim(self, key: Key, guid: Guid) -> None:
+        owner = self._owner.setdefault(key, guid)
+        if owner != guid:
+            rivals = self._rivals.setdefault(key, {owner})
+            rivals.add(guid)
+            self._owner[key] = min(rivals)
+
+    def _unclaim(self, key: Key, guid: Guid) -> None:
+        rivals = self._rivals.get(key)
+        if rivals is None:
+            del self._owner[key]
+            return
+        rivals.discard(guid)
+        self._owner[key] = min(rivals)
+        if len(rivals) == 1:
+            del self._rivals[key]

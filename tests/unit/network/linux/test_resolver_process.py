@@ -7,9 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import dns.message
 import dns.rcode
@@ -36,6 +37,7 @@ from overlace.network.linux.resolver.channel import (
     connect,
 )
 from overlace.network.linux.resolver.liveness import find_hanging
+from overlace.network.linux.resolver.names import ResolverProcess
 
 BACK = NetworkEntry("back", "back", 4097, ("10.0.1.0/24",), ("10.0.1.1",))
 WEB = ServiceEntry("webid", "back", "web", "10.0.1.2")
@@ -275,6 +277,7 @@ async def test_one_that_hangs_is_told_from_one_that_answers(tmp_path: Path) -> N
 LISTENS = """
 import sys, time
 from pathlib import Path
+from typing import Any, cast
 from overlace.network.linux.resolver.channel import listen
 made = listen(Path(sys.argv[1]))
 print("listens", flush=True)
@@ -293,3 +296,107 @@ def test_one_that_gives_no_answer_is_found_at_once_when_it_does_nothing(tmp_path
             assert asyncio.run(find_hanging(tmp_path, 0.3, 1.0)) == other.pid
         finally:
             other.kill()
+
+
+class Interrupted(Channel):
+    """A successor that goes before it has said that it has all; `meanwhile` is done as the first task is given."""
+
+    def __init__(self, connection: socket.socket, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(connection)
+        self._meanwhile = meanwhile
+        self.given: list[str] = []
+
+    async def send(self, message: words.Message, descriptors: Sequence[int] = ()) -> None:
+        if isinstance(message, Serve):
+            assert all(os.fstat(fd) for fd in descriptors)
+            self.given.append(message.task_id)
+            if len(self.given) == 1:
+                await self._meanwhile()
+
+    async def receive(self) -> tuple[words.Message, list[int]]:
+        raise Closed("gone")
+
+
+async def test_tasks_that_come_and_go_while_it_gives_over_lose_nothing(tmp_path: Path) -> None:
+    """The daemon goes on speaking to it: one task ends, one comes, one comes again with other sockets."""
+    old = {name: Container() for name in ("t0", "t1", "t2")}
+    new = {name: Container() for name in ("t2", "t3")}
+    resolver = process.Process(tmp_path)
+    ours, theirs = socket.socketpair()
+    resolver._names(Names(entries(BACK, WEB), first=True, last=True))
+
+    async def serve(name: str, container: Container) -> None:
+        descriptors = [os.dup(fd) for fd in container.descriptors]
+        container.close()
+        assert await resolver._serve(name, SERVED, descriptors) == ""
+
+    async def meanwhile() -> None:
+        resolver._drop("t0")
+        for name, container in new.items():
+            await serve(name, container)
+
+    for name, container in old.items():
+        await serve(name, container)
+    with ours, theirs:
+        successor = Interrupted(ours, meanwhile)
+        await resolver._hand_over(successor)
+    assert {"t1", "t2", "t3"} <= set(successor.given)
+    assert set(resolver._tasks) == {"t1", "t2", "t3"}
+    for container in (old["t1"], new["t2"], new["t3"]):
+        assert await container.ask("web") == ["10.0.1.2"]
+    assert not resolver._ended.is_set()
+    for name in tuple(resolver._tasks):
+        resolver._drop(name)
+    for late in resolver._late:
+        late.close()
+    await resolver._resolver.close()
+
+
+async def test_without_descriptors_for_a_moment_it_can_be_spoken_to_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "PAUSE_SECONDS", 0)
+    loop = asyncio.get_running_loop()
+    accept, refused = loop.sock_accept, [OSError(24, "Too many open files"), ConnectionAbortedError()]
+
+    async def scarce(listener: socket.socket) -> tuple[socket.socket, object]:
+        if refused:
+            raise refused.pop()
+        return await accept(listener)
+
+    monkeypatch.setattr(loop, "sock_accept", scarce)
+    async with running(tmp_path) as (_, task):
+        other = Channel(connect(tmp_path))
+        await other.send(Hello())
+        assert isinstance((await other.receive())[0], State)
+        other.close()
+        assert not task.done()
+    assert not refused
+
+
+async def test_a_part_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that speaks to it notices, and starts another."""
+
+    async def broken(_: process.Process, listener: socket.socket) -> None:
+        listener.close()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(process.Process, "_accept", broken)
+    async with running(tmp_path) as (_, task):
+        await asyncio.wait_for(task, 10)
+
+
+def test_every_process_it_started_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was replaced while it hung ends later than its successor began."""
+    monkeypatch.setattr(sys, "executable", "/bin/cat")  # refuses its options and ends
+    resolver = ResolverProcess(cast(Any, None), [], folder=tmp_path)
+    for _ in range(3):
+        resolver._start().close()
+    pids = set(resolver._children)
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    resolver._reap()
+    assert not resolver._children
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

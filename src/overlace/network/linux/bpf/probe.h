@@ -162,8 +162,9 @@ NOINLINE int probe_deliver(struct __sk_buff *ctx, __s32 base)
 	if (!cfg || !prober || !prober->port)
 		return TC_ACT_SHOT;
 	mine = prober->port;
-	if ((base && bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | INNER_PROTOCOL)) ||
-	    bpf_skb_load_bytes(ctx, ETH_LEN + 12, names, sizeof(names)) ||
+	if (base && bpf_skb_adjust_room(ctx, -VXLAN_PUSH, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO | INNER_PROTOCOL))
+		return MAY_NOT_POP ? TC_ACT_UNSPEC : TC_ACT_SHOT; /* the vxlan device can: probe_from_vxlan() */
+	if (bpf_skb_load_bytes(ctx, ETH_LEN + 12, names, sizeof(names)) ||
 	    bpf_skb_load_bytes(ctx, ETH_LEN + IP_LEN + 2, &port, 2) ||
 	    probe_rename(ctx, 12, names[0], loopback) || probe_rename(ctx, 16, names[1], loopback) ||
 	    bpf_l4_csum_replace(ctx, ETH_LEN + IP_LEN + 6, port, mine, BPF_F_MARK_MANGLED_0 | 2) ||

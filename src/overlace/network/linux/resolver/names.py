@@ -67,7 +67,7 @@ class ResolverProcess:
         self._loop: asyncio.Task[None] | None = None
         self._alive: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
-        self._child = 0
+        self._children: set[int] = set()  # the newest, and those it replaced that have not ended
 
     @property
     def upstreams(self) -> list[str]:
@@ -141,11 +141,11 @@ class ResolverProcess:
         else:
             await end_resolver(self._folder)
         self._let_go()
-        if self._child:
+        for child in self._children:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._child, signal.SIGKILL)  # it has ended, or had its time
-                await asyncio.to_thread(os.waitpid, self._child, 0)
-            self._child = 0
+                os.kill(child, signal.SIGKILL)  # it has ended, or had its time
+                await asyncio.to_thread(os.waitpid, child, 0)
+        self._children = set()
 
     # making it so
 
@@ -189,11 +189,11 @@ class ResolverProcess:
         self._served = {}
 
     def _reap(self) -> None:
-        if self._child:
+        for child in tuple(self._children):
             with contextlib.suppress(ChildProcessError):
-                if os.waitpid(self._child, os.WNOHANG) == (0, 0):
-                    return
-            self._child = 0
+                if os.waitpid(child, os.WNOHANG) == (0, 0):
+                    continue
+            self._children.discard(child)
 
     async def _adopt(self) -> None:
         """Speak to the process that runs, or to a new one when none of our version does."""
@@ -238,7 +238,7 @@ class ResolverProcess:
             logged.unlink()
         with theirs:
             self._reap()
-            self._child = os.posix_spawn(
+            child = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-m", process.__name__, str(self._folder)],
                 os.environ,
@@ -250,10 +250,12 @@ class ResolverProcess:
                 ],
                 setsid=True,
             )
+        self._children.add(child)
         return ours
 
     async def _pass(self) -> None:
         self._event.clear()
+        self._reap()
         await self._tell_names()
         await self._have_heard()
         touched, self._touched = self._touched, set()

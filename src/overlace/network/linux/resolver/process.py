@@ -56,6 +56,7 @@ LINGER_SECONDS = (
     12.0  # at most, for what is being answered: longer than a forwarded question or an idle connection
 )
 LOOK_SECONDS = 5.0
+PAUSE_SECONDS = 1.0
 
 
 class _Task(msgspec.Struct):
@@ -112,7 +113,15 @@ class Process:
     def _aside(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._others.add(task)
-        task.add_done_callback(self._others.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._others.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error(
+                "a part of it failed: it ends, for its daemon to start another", exc_info=task.exception()
+            )
+            self._ended.set()
 
     async def _watch(self) -> None:
         """End when nobody can find us any more."""
@@ -132,7 +141,12 @@ class Process:
     async def _accept(self, listener: socket.socket) -> None:
         with listener:
             while not self._ended.is_set():
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                try:
+                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                except OSError as e:  # out of descriptors or memory, or the other side has gone again
+                    log.warning("cannot be spoken to, will retry: %s", e)
+                    await asyncio.sleep(PAUSE_SECONDS)
+                    continue
                 self._aside(self._speak(Channel(connection)))
 
     async def _speak(self, channel: Channel) -> None:
@@ -225,6 +239,8 @@ class Process:
         try:
             await self._resolver.serve(task_id, served.networks, udp, tcp, own)
         except OSError as e:
+            udp.close()
+            tcp.close()
             close_all([namespace])
             return str(e)
         self._tasks[task_id] = _Task(served, namespace)
@@ -241,31 +257,55 @@ class Process:
     async def _hand_over(self, channel: Channel) -> None:
         """Give all to the successor; go on when it does not say that it has it."""
         log.info("gives over to another version")
-        given: dict[str, tuple[socket.socket, socket.socket]] = {}
+        given: dict[str, tuple[_Task, socket.socket, socket.socket]] = {}
         try:
             await channel.send(Configure(self._upstreams))
             if self._resolver.ready:
                 for names in told(self._view):
                     await channel.send(names)
-            for task_id, task in self._tasks.items():
-                given[task_id] = udp, tcp = self._resolver.release(task_id)
-                descriptors = (udp.fileno(), tcp.fileno(), task.namespace)
-                await channel.send(Serve(task_id, task.served), descriptors)
+            while (left := self._not_among(given)) is not None:  # they come and go meanwhile
+                task_id, task = left
+                if task_id in given:
+                    _, udp, tcp = given.pop(task_id)
+                    tcp.close()
+                    self._late.append(udp)
+                udp, tcp = self._resolver.release(task_id)
+                given[task_id] = task, udp, tcp
+                await channel.send(Serve(task_id, task.served), (udp.fileno(), tcp.fileno(), task.namespace))
             await channel.send(Ready())
             async with asyncio.timeout(TAKE_OVER_SECONDS):
                 while not isinstance((await channel.receive())[0], Taken):
                     pass
-        except (Closed, TimeoutError) as e:
+        except OSError as e:  # Closed and TimeoutError are, too
             log.warning("the other version did not take over (%s): goes on", e)
-            for task_id, (udp, tcp) in given.items():
-                task = self._tasks[task_id]
-                await self._serve(task_id, task.served, [udp.detach(), tcp.detach(), os.dup(task.namespace)])
+            for task_id, (task, udp, tcp) in given.items():
+                await self._resume(task_id, task, udp, tcp)
             return
-        for udp, tcp in given.values():
+        for _, udp, tcp in given.values():
             tcp.close()
             self._late.append(udp)
         log.info("gave over")
         self._ended.set()
+
+    def _not_among(
+        self, given: dict[str, tuple[_Task, socket.socket, socket.socket]]
+    ) -> tuple[str, _Task] | None:
+        """A task that is answered here still."""
+        for task_id, task in self._tasks.items():
+            if task_id not in given or given[task_id][0] is not task:
+                return task_id, task
+        return None
+
+    async def _resume(self, task_id: str, task: _Task, udp: socket.socket, tcp: socket.socket) -> None:
+        """Answer again on what was given over in vain, unless it was dropped or given anew meanwhile."""
+        if self._tasks.get(task_id) is not task:
+            udp.close()
+            tcp.close()
+            return
+        del self._tasks[task_id]  # its descriptor goes on with the new one
+        error = await self._serve(task_id, task.served, [udp.detach(), tcp.detach(), task.namespace])
+        if error:
+            log.error("task %s is not answered: %s", task_id, error)
 
     async def _take_over(self) -> None:
         """From who answers now, if anybody does. Raises OSError, TimeoutError; nothing is half taken then."""
@@ -287,9 +327,11 @@ class Process:
                         offered.append((message, descriptors))
                     case Ready():
                         break
-            for serve, descriptors in offered:
-                await self._serve(serve.task_id, serve.served, descriptors)
-            offered.clear()
+            while offered:
+                serve, descriptors = offered.pop(0)  # they are the server's from here on
+                error = await self._serve(serve.task_id, serve.served, descriptors)
+                if error:
+                    log.error("task %s is not answered: %s", serve.task_id, error)
             await channel.send(Taken())
         finally:
             for _, descriptors in offered:
