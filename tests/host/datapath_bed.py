@@ -365,7 +365,10 @@ def ping(where: Path, address: str, timeout: float = 1.0, size: int = 56) -> boo
         payload = bytes(size)
         head = struct.pack("!BBHHH", asks, 0, 0, ident, 1)  # the kernel fills in ICMPv6's checksum
         head = struct.pack("!BBHHH", asks, 0, _checksum(head + payload), ident, 1)
-        raw.sendto(head + payload, (address, 0))
+        try:
+            raw.sendto(head + payload, (address, 0))
+        except OSError:  # dropped on the way out of this very namespace
+            return False
         until = time.monotonic() + timeout
         while time.monotonic() < until:
             try:

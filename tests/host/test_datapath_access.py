@@ -36,6 +36,8 @@ def world() -> Iterator[SimpleNamespace]:
             box.join(NET, f"10.0.1.{last}", outbound=True)
             bed.serve(box.path, 80, box.name)
             bed.serve(box.path, 53, box.name, socket.SOCK_DGRAM)
+        bed.serve(bed.client, 9000, "outside")
+        bed.serve(bed.client, 9000, "outside", socket.SOCK_DGRAM)
         bed.frontend(Frontend(4097, VIP, 0, 0, (Backend(4097, "10.0.1.5"),)))
         a.put(Frontend(0, a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
         yield SimpleNamespace(bed=bed, a=a, db=db, web=web, cron=cron, near=near)
@@ -160,3 +162,34 @@ def test_without_lists_all_is_open_again(world: SimpleNamespace) -> None:
     plain = world.db.endpoints[0]
     world.a.put(plain)
     assert ask(world.cron.path, "10.0.1.5", 80)[0] == "db" and ping(world.near.path, "10.0.1.5")
+
+
+def test_the_host_itself_is_judged_like_anyone(world: SimpleNamespace) -> None:
+    """It has a route to containers with outbound NAT; what they open gets its answers all the same."""
+    host = SimpleNamespace(path=world.a.path)
+    from_host = AccessRule("allow", 6, remote=(f"{world.a.address}/32",), local_ports=(80, 80))
+    assert ask(world.a.path, "10.0.1.5", 80)[:2] == ["db", world.a.address]
+    guard(world)
+    before = world.a.counters()["drop_policy"]
+    assert refused(host) and not ping(world.a.path, "10.0.1.5", timeout=0.3)
+    with pytest.raises(TimeoutError):
+        ask_udp(world.a.path, "10.0.1.5", 53, timeout=0.3)
+    assert world.a.counters()["drop_policy"] >= before + 3
+    assert ask(world.db.path, world.bed.client_address, 9000)[0] == "outside", "through NAT"
+    assert ask_udp(world.db.path, world.bed.client_address, 9000)[0] == "outside"
+    assert ping(world.db.path, world.bed.client_address)
+    guard(world, from_host, out=())
+    with connect(world.a.path, "10.0.1.5", 80) as connection:
+        assert line(connection)[0] == "db", "its answers are no connection of the container's"
+        assert echo(connection, bytes(range(256)) * 4096)
+        guard(world, out=())
+        connection.settimeout(0.7)
+        connection.sendall(b"no more")
+        with pytest.raises(TimeoutError):
+            connection.recv(100)
+    with pytest.raises(TimeoutError):
+        ask_udp(world.a.path, "10.0.1.5", 53, timeout=0.3)
+    assert refused(world.db, world.bed.client_address, 9000)
+    into = AccessList(4097, "10.0.1.5", "IN", (from_host,))
+    counted = [h for h in world.a.call("hits") if h.list == into.number and h.rule == 0]
+    assert sum(h.connections for h in counted) == 1

@@ -467,6 +467,40 @@ def test_a_frame_with_anothers_mac_is_no_packet_of_the_flow(loader: Loader) -> N
     assert _run(loader, "from_underlay", elsewhere)[2] == "drop_wrong_provider"
 
 
+def test_a_drop_names_its_network(loader: Loader) -> None:
+    """However early it comes, and whatever the packet's buffer held before."""
+    source = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E", rate=1)
+    peer = RemoteEndpoint(4097, "10.0.1.5", _mac("10.0.1.5"), PEERS[0])
+    _fill(loader, Tables([NETWORKS[1], source, peer]), source)
+    loader.maps["limits"].update(struct.pack("I", _LO), struct.pack("Q", 1))
+    packet = Packet(source.address, peer.address, 17, next(_ports), 53)
+    frame = _eth(_ip(packet), _mac_bytes(source.address))
+    question = (
+        struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
+        + _mac_bytes(source.address)
+        + bytes(10)
+        + b"\x0a\x00\x01\x63"
+    )
+    arp = b"\xff" * 6 + _mac_bytes(source.address) + b"\x08\x06" + question
+
+    def dropped(reason: str, frame: bytes, program: str = "from_container", times: int = 1) -> int:
+        before = figures.drops(loader.maps["drops"])
+        for _ in range(times):
+            bpf_syscall.run_program(loader.programs[program], frame, _LO, cb=0x7ACE1234)
+        after = figures.drops(loader.maps["drops"])
+        (changed,) = {
+            vni for (vni, why), n in after.items() if n != before.get((vni, why), 0) and why == reason
+        }
+        return changed
+
+    assert dropped("drop_spoofed", _eth(_ip(packet), _mac_bytes("10.0.1.9"))) == 4097
+    assert dropped("drop_arp", arp) == 4097
+    assert dropped("drop_rate", frame, times=3000) == 4097, "of the first packets and of a flow's later ones"
+    stranger = msgspec.structs.replace(peer, vni=4711)
+    assert dropped("drop_unknown_vni", _tunnelled(_ip(packet), stranger), "from_underlay") == 4711
+    assert dropped("drop_garbage", b"\2\0\0\0\0\xee" * 2 + b"\x08\x00" + bytes(20), "from_vxlan") == 0
+
+
 _few = st.sampled_from([80, 443, 5000])
 _step = st.tuples(
     st.sampled_from(["IN", "OUT"]),

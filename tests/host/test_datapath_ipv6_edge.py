@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from datapath_bed import Container, Host, ask, ask_udp, connect, echo, line, mac_of, made_bed, ping, run
 
-from overlace.network.vfp.tables import HOST6, Backend, Frontend, Network
+from overlace.network.vfp.tables import HOST6, AccessList, AccessRule, Backend, Frontend, Network
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 INGRESS = Network(
@@ -30,6 +31,7 @@ NET = Network(
 )
 A, B, CLIENT = "2001:db8:77::11", "2001:db8:77::12", "2001:db8:77::200"
 WEB1, WEB2, OUT, CLOSED = "fd00::5", "fd00::6", "fd00:1::7", "fd00:1::8"
+OUT_EXCEPTIONS = ("2001:db8:88::/48", "fd00::/8")
 MEGABYTES = os.urandom(3 << 20)
 
 
@@ -50,7 +52,7 @@ def world() -> Iterator[SimpleNamespace]:
         )  # fmt: skip
         web1.join(INGRESS, "10.0.0.5", six=WEB1)
         web2.join(INGRESS, "10.0.0.6", six=WEB2)
-        out.join(NET, "10.0.1.7", six=OUT, outbound=True, exceptions6=("2001:db8:88::/48", "fd00::/8"))
+        out.join(NET, "10.0.1.7", six=OUT, outbound=True, exceptions6=OUT_EXCEPTIONS)
         closed.join(NET, "10.0.1.8", six=CLOSED)
         for where, name in ((web1, "web1"), (web2, "web2"), (out, "out"), (bed, "client")):
             path = bed.client if where is bed else where.path
@@ -186,3 +188,28 @@ def test_a_host_without_address_has_no_way_out_and_follows_when_it_gets_one(worl
         give_address(world.a, A)
     assert ask(world.out.path, CLIENT, 80)[:2] == ["client", A]
     assert ask(world.bed.client, A, 8081)[0] == "web1"
+
+
+def test_the_host_itself_is_judged_like_anyone(world: SimpleNamespace) -> None:
+    """It has a route to containers with outbound NAT; what they open gets its answers all the same."""
+    four = world.out.endpoints[0]
+    plain = msgspec.structs.replace(four, address=OUT, prefix=64, nat_exceptions=OUT_EXCEPTIONS)
+    assert ask(world.a.path, OUT, 80)[0] == "out"
+
+    def guard(into: tuple[AccessRule, ...], out: tuple[AccessRule, ...]) -> None:
+        lists = AccessList(4097, OUT, "IN", into), AccessList(4097, OUT, "OUT", out)
+        numbers = {"inbound": lists[0].number, "outbound": lists[1].number}
+        world.a.put(*lists, msgspec.structs.replace(plain, **numbers))
+
+    try:
+        guard((), (AccessRule("allow"),))
+        with pytest.raises(TimeoutError):
+            connect(world.a.path, OUT, 80, timeout=0.5)
+        assert not ping(world.a.path, OUT, timeout=0.3)
+        assert ask(world.out.path, CLIENT, 80)[0] == "client" and ping(world.out.path, CLIENT)
+        guard((AccessRule("allow", remote=(f"{A}/128",)),), ())
+        assert ask(world.a.path, OUT, 80)[0] == "out" and ping(world.a.path, OUT)
+        with pytest.raises(TimeoutError):
+            connect(world.out.path, CLIENT, 80, timeout=0.5)
+    finally:
+        world.a.put(plain)

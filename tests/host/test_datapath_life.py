@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from datapath_bed import (
     Container,
@@ -30,9 +31,18 @@ from datapath_pair import NET, desired, made_pair, stamp
 from datapath_streams import Traffic
 
 from overlace.network.linux import bpf_syscall, nft, veth
-from overlace.network.linux.loader import BPFFS
+from overlace.network.linux.loader import BPFFS, port_links
 from overlace.network.linux.netns import run_inside
-from overlace.network.vfp.tables import Backend, Delta, Frontend, LocalEndpoint, RemoteEndpoint, Tables
+from overlace.network.vfp.tables import (
+    AccessList,
+    AccessRule,
+    Backend,
+    Delta,
+    Frontend,
+    LocalEndpoint,
+    RemoteEndpoint,
+    Tables,
+)
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
 VIP = Frontend(4097, "10.0.1.2", 0, 0, (Backend(4097, "10.0.1.5"), Backend(4097, "10.0.1.6")))
@@ -231,7 +241,8 @@ def test_reconcile_repairs_and_collects(world: SimpleNamespace) -> None:
     assert ask(world.one.path, "10.0.1.6", 80)[0] == "two"
     assert {ask(world.one.path, "10.0.1.2", 80)[0] for _ in range(2)} == {"one", "two"}
     assert veth.host_name(stale.endpoint_id) not in run("ip", "-n", world.a.ns, "link")
-    assert interfaces(pins) == {"lo", "underlay", "vxlan", veth.host_name(world.one.endpoints[0].endpoint_id)}
+    own = veth.host_name(world.one.endpoints[0].endpoint_id)
+    assert interfaces(pins) == {"lo", "underlay", "vxlan", *port_links(own)}
 
 
 def test_a_failed_write_is_made_good_by_the_next(world: SimpleNamespace) -> None:
@@ -376,6 +387,15 @@ def test_clsact_where_tcx_is_missing(world: SimpleNamespace) -> None:
     assert not interfaces(links)
     assert ask(one.path, "10.0.1.6", 80)[0] == "two"
     assert ask(world.bed.client, world.a.address, 8080)[0] == "older"
+    assert ask(world.a.path, "10.0.1.5", 80)[0] == "older"
+    nobody, anyone = (
+        AccessList(4097, "10.0.1.5", d, r) for d, r in (("IN", ()), ("OUT", (AccessRule("allow"),)))
+    )
+    shut = msgspec.structs.replace(one.endpoints[0], inbound=nobody.number, outbound=anyone.number)
+    world.a.put(nobody, anyone, shut)
+    with pytest.raises(TimeoutError):
+        connect(world.a.path, "10.0.1.5", 80, timeout=0.5)
+    world.a.put(one.endpoints[0])
     world.a.kill()
     world.a.start(script)
     assert ask(one.path, "10.0.1.6", 80)[0] == "two"

@@ -99,11 +99,11 @@ def test_a_containers_share_of_ports_comes_back(world: SimpleNamespace) -> None:
     assert f'"{name}" : jump pool_7' in run(*listed)
 
 
-@pytest.mark.parametrize("place", ["container", "underlay", "vxlan", "lo", "socket-connect4"])
+@pytest.mark.parametrize("place", ["container", "container-in", "underlay", "vxlan", "lo", "socket-connect4"])
 @pytest.mark.parametrize("how", ["detach", "unpin"])
 def test_programs_come_back(world: SimpleNamespace, place: str, how: str) -> None:
     """Taken off with the pin left behind, or gone with its pin."""
-    name = veth.host_name(world.one.endpoints[0].endpoint_id) if place == "container" else place
+    name = place.replace("container", veth.host_name(world.one.endpoints[0].endpoint_id))
     pin = BPFFS / "overlace" / world.a.instance / "links" / name
     if how == "detach":
         fd = bpf_syscall.get_pinned(pin)

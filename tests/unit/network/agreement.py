@@ -11,7 +11,12 @@ from collections.abc import Iterable, Sequence
 
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, colon_mac
 from overlace.network.hns.state import State
-from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
+from overlace.network.vfp.forward import (
+    Way,
+    forward_from_container,
+    forward_from_host,
+    forward_from_wire,
+)
 from overlace.network.vfp.layers import (
     balance_group,
     endpoint_port,
@@ -71,6 +76,8 @@ def disagreements(
                 v = simulate(state, host, e.endpoint_id, "OUT", mine, pick=pick)
                 way = forward_from_container(tables, e.vni, e, host, mine, pick)
                 out += _differ(f"out of {e.address}", mine, way, v, tables)
+            v = simulate(state, host, HOST_PORT, "OUT", packet, pick=pick)
+            out += _differ("out of the host", packet, forward_from_host(tables, packet, pick), v, tables)
             own = HOST6 if ":" in packet.src else host
             for vni, dst in ((0, own), (0, packet.dst), *((n, packet.dst) for n in networks)):
                 arrived = Packet(packet.src, dst, packet.protocol, packet.sport, packet.dport)

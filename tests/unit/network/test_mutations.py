@@ -271,6 +271,7 @@ MUTATIONS: dict[str, Mutation] = {
     "multicast to no other host": on(Flood, lambda e: replace(e, providers=())),
     "no broadcast": on(Flood, lambda e: replace(e, broadcasts=())),
     "multicast at another rate": on(Flood, lambda e: replace(e, rate=e.rate + 1)),  # type: ignore[attr-defined]
+    "no route from the host": on(LocalEndpoint, lambda e: replace(e, outbound_nat=False, host_route=False)),
     "no rate limit": on(LocalEndpoint, lambda e: replace(e, rate=0)),
     "another MAC here": on(LocalEndpoint, lambda e: replace(e, mac="02:00:00:00:00:01")),
     "another prefix length": on(LocalEndpoint, lambda e: replace(e, prefix=e.prefix - 1)),  # type: ignore[attr-defined]

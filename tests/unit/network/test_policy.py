@@ -258,6 +258,30 @@ def test_host_rules_block_and_allow_nothing_by_themselves() -> None:
     ]
 
 
+def test_the_host_itself_is_judged_by_the_endpoints_acls() -> None:
+    """Rules of type Host are no way round those of type Switch: Calico gives every endpoint an Allow of that type beside
+    its default Block, and lets its host in by a rule of type Switch."""
+    w = guarded(None)
+
+    def from_host() -> Verdict:
+        packet = Packet(HOST, "10.0.1.9", 6, 999, 80)
+        return simulate(w.hns.state, HOST, HOST_PORT, "OUT", packet)
+
+    assert (from_host().action, from_host().port) == ("deliver", guid_of("endpoint", "back", "t1"))
+    anyone = p.Acl(acl(rule_type="Host", priority=0))
+    block = p.Acl(acl(action="Block", priority=1001))
+    add(w, anyone, block)
+    assert (from_host().action, from_peer(w, "10.0.1.10").action) == ("drop", "drop")
+    assert "priority 1001 blocks it" in from_host().reason
+    add(w, anyone, block, p.Acl(acl(priority=900, remote_addresses=HOST)))
+    assert (from_host().action, from_peer(w, "10.0.1.10").action) == ("deliver", "drop")
+    w = guarded(None)
+    add(w, p.Acl(acl(rule_type="Host", action="Block", remote_addresses=HOST, priority=0)))
+    assert (from_host().action, from_peer(w, "10.0.1.10").action) == ("drop", "deliver")
+    nowhere = simulate(w.hns.state, HOST, HOST_PORT, "OUT", Packet(HOST, "10.0.1.10", 6, 999, 80))
+    assert nowhere.action == "host", "a container elsewhere: the host's own routes say where that leads"
+
+
 def network_sets(w: World, **values: str) -> None:
     n = w.hns.get(HostComputeNetwork, guid_of("network", "back"))
     kept = tuple(x for x in n.policies if not isinstance(x, p.SetPolicy))

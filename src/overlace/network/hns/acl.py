@@ -5,7 +5,9 @@ Source: Microsoft's HCN schema (AclPolicySetting, TierAclPolicySetting, SetPolic
 protocol; lower priorities come first, and an endpoint with any ACL of type Switch refuses what none allows
 (Microsoft/Windows-Containers#616). Not documented, chosen here: tiers decide before the endpoint's plain ACLs, in
 their Order; a tier's Allow and Block are final, Pass leaves the rest of that tier out; an endpoint with a tier refuses
-what nothing allows. Rules of type Host (the Windows firewall's) block what they block and decide nothing else.
+what nothing allows. Rules of type Host (the Windows firewall's) block what they block and decide nothing else: whom they
+allow, the host's own programs among them, the others still judge. (Calico's Felix gives each endpoint a Host Allow of
+everything beside its default Block, and lets the host in by a Switch rule of its own.)
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT = 1, 2, 3, 4
 _OBJ_PIN, _OBJ_GET, _TEST_RUN, _INFO = 6, 7, 10, 15
 _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
-TCX_INGRESS = 46
+TCX_INGRESS, TCX_EGRESS = 46, 47
 _BATCH = 4096
 _PER_CPU = (5, 6, 10)  # hash, array, LRU hash: enum bpf_map_type
 _FEW = 4  # up to so many rows go one by one
@@ -224,11 +224,10 @@ def get_pinned(path: Path) -> int:
     return _bpf(_OBJ_GET, struct.pack("QII", _address(name), 0, 0), f"open pin {path}")
 
 
-def create_tcx_link(program: int, ifindex: int) -> int:
-    """Attach at tcx ingress; raises OSError(EINVAL) on kernels before 6.6."""
-    return _bpf(
-        _LINK_CREATE, struct.pack("IIIIQQ", program, ifindex, TCX_INGRESS, 0, 0, 0), f"tcx link on {ifindex}"
-    )
+def create_tcx_link(program: int, ifindex: int, where: int = TCX_INGRESS) -> int:
+    """Attach at tcx ingress, or egress; raises OSError(EINVAL) on kernels before 6.6."""
+    attr = struct.pack("IIIIQQ", program, ifindex, where, 0, 0, 0)
+    return _bpf(_LINK_CREATE, attr, f"tcx link on {ifindex}")
 
 
 def create_cgroup_link(program: int, cgroup: int, kind: int) -> int:
@@ -251,12 +250,14 @@ def detach_link(link: int) -> None:
     _bpf(_LINK_DETACH, struct.pack("I", link), "link detach")
 
 
-def run_program(program: int, frame: bytes, ifindex: int = 1) -> tuple[int, bytes, int]:
-    """BPF_PROG_TEST_RUN on one frame: (return code, frame afterwards, reason the program left in cb[0])."""
+def run_program(program: int, frame: bytes, ifindex: int = 1, cb: int = 0) -> tuple[int, bytes, int]:
+    """BPF_PROG_TEST_RUN on one frame: (return code, frame afterwards, reason the program left in cb[0]). `cb`: each word
+    of it that whoever had the frame before left."""
     data = ctypes.create_string_buffer(frame, len(frame))
     out = ctypes.create_string_buffer(len(frame) + 512)
     context = ctypes.create_string_buffer(192)  # struct __sk_buff
     struct.pack_into("I", context, 40, ifindex)
+    struct.pack_into("5I", context, 48, *[cb] * 5)
     result = ctypes.create_string_buffer(192)
     attr = ctypes.create_string_buffer(80)
     struct.pack_into(

@@ -29,6 +29,7 @@ from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 from . import audit, dns, figures, host_access, inject, listening, outside6, sockets, unified, veth
 from .contents import Contents, merge
 from .host_side import LINKS, HostSide
+from .loader import port_links
 from .maps import TABLE_MAPS, decode_key
 from .netlink import Netlink
 from .netns import adopt_namespace, ensure_namespace, remove_namespace
@@ -152,15 +153,15 @@ class DataPath:
                 netlink.delete_link(link.ifindex)
                 self._host.pools.ensure(link.name, 0)
                 contents.attached.pop(owner, None)
-        keep = LINKS | {veth.host_name(endpoint_id) for endpoint_id in contents.attached}
-        keep |= sockets.links(self._host.level)
+        keep = LINKS | sockets.links(self._host.level)
+        keep |= {pin for owner in contents.attached for pin in port_links(veth.host_name(owner))}
         for name in self._host.loader.link_names() - keep:
             self._host.loader.detach(name)
         if not self._host.loader.is_switching:
             for endpoint_id, at in contents.attached.items():
                 name = veth.host_name(endpoint_id)
                 with veth.unless_gone():
-                    self._host.loader.ensure_attached(netlink, at.ifindex, "from_container", name)
+                    self._host.loader.ensure_port(netlink, at.ifindex, name)
             self._host.attach_sockets()
         changes, actual = contents.replace(desired)
         if self._host.loader.is_switching:
@@ -209,9 +210,7 @@ class DataPath:
     def _attach(self, endpoint: LocalEndpoint, sandbox: Path, wanted: veth.Wanted) -> None:
         netlink = self._host.netlink()
         at = veth.create(netlink, self.instance, endpoint, sandbox, wanted)
-        self._host.loader.ensure_attached(
-            netlink, at.ifindex, "from_container", veth.host_name(endpoint.endpoint_id)
-        )
+        self._host.loader.ensure_port(netlink, at.ifindex, veth.host_name(endpoint.endpoint_id))
         entries = (endpoint,) if wanted.six is None else (endpoint, wanted.six)
         before = self._contents.change(
             (), [e.key for e in entries]
@@ -235,7 +234,7 @@ class DataPath:
         link = netlink.link(name)
         if link is not None:
             netlink.delete_link(link.ifindex)
-        self._host.loader.detach(name)
+        self._host.loader.detach_port(name)
         self._host.pools.ensure(name, 0)
         contents = self._contents
         entries = contents.local(endpoint_id)

@@ -18,7 +18,7 @@ from . import bpf_syscall as bpf
 from . import carry, nft, outside6, sockets, unified
 from .bpf_syscall import Map
 from .family import V6, family_of
-from .loader import Loader
+from .loader import AT_EGRESS, PORT_PROGRAMS, Loader, port_links
 from .maps import config_value, path_rows
 from .netlink import Link, Netlink
 from .netns import read_sysctl, write_sysctl
@@ -120,7 +120,7 @@ class HostSide:
         netlink = self.netlink()
         for endpoint_id, ifindex in endpoints.items():
             with unless_gone():
-                self.loader.ensure_attached(netlink, ifindex, "from_container", host_name(endpoint_id))
+                self.loader.ensure_port(netlink, ifindex, host_name(endpoint_id))
         self.loader.ensure_attached(netlink, self._vxlan_ifindex, "from_vxlan", "vxlan")
         self.loader.ensure_attached(netlink, self.underlay().ifindex, "from_underlay", "underlay")
         self.loader.ensure_attached(netlink, _LO, "from_host", "lo")
@@ -239,11 +239,17 @@ class HostSide:
         links = {link.ifindex: link for link in netlink.links()}
         places = {"underlay": ("from_underlay", self.underlay().ifindex), "lo": ("from_host", _LO)}
         places["vxlan"] = ("from_vxlan", self._vxlan_ifindex)
-        ids = {host_name(id): id for id, ifindex in endpoints.items() if ifindex in links}
-        places |= {name: ("from_container", endpoints[id]) for name, id in ids.items()}
+        ids: dict[str, str] = {}
+        for id, ifindex in endpoints.items():
+            if ifindex in links:
+                ids |= dict.fromkeys(port_links(host_name(id)), id)
+                places |= {host_name(id) + tail: (name, ifindex) for name, tail in PORT_PROGRAMS.items()}
         have = {name: Program(*at) for name, at in self.loader.look().items()}
         if not self.loader.tcx:
-            have |= {name: Program(netlink.clsact_program(at), at) for name, (_, at) in places.items()}
+            have |= {
+                name: Program(netlink.clsact_program(at, egress=program in AT_EGRESS), at)
+                for name, (program, at) in places.items()
+            }
         places |= sockets.places(self.level)
         numbers = {
             name: bpf.program_id(self.loader.programs[name]) for name in {p for p, _ in places.values()}

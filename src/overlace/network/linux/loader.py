@@ -24,7 +24,10 @@ from .maps import layout_of
 from .netlink import Netlink
 
 BPFFS = Path("/sys/fs/bpf")
-PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_host")
+PROGRAMS = ("from_container", "to_container", "from_underlay", "from_vxlan", "from_host")
+# At a container's interface, and what is behind the interface's name in the pin of their link.
+PORT_PROGRAMS = {"from_container": "", "to_container": "-in"}
+AT_EGRESS = ("to_container",)
 MAPS = (
     "layout",
     "config",
@@ -85,7 +88,7 @@ MAPS = (
     "traces6",
 )
 # The programs for IPv6, by their number in `six_programs`; pinned with a 6 behind their names.
-SIX_PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_outside")
+SIX_PROGRAMS = ("from_container", "from_underlay", "from_vxlan", "from_outside", "to_container")
 # The programs of the socket level, and where they are attached (enum bpf_attach_type): those of socket.c, of socket6.c.
 SOCKET_PROGRAMS = (
     {"connect4": 10, "connect_mapped": 11, "peer4": 29, "peer_mapped": 30},
@@ -319,21 +322,31 @@ class Loader:
             lib.bpf_object__close(obj)
 
     def ensure_attached(self, netlink: Netlink, ifindex: int, program: str, name: str) -> None:
-        """Have `program` at the ingress of `ifindex`, under the link pin `name`. Replaces another program in
-        place and a link whose device is gone. Before kernel 6.6: a clsact filter, which lives with its
-        device."""
+        """Have `program` at `ifindex`, under the link pin `name`. Replaces another program in place and a link whose
+        device is gone. Before kernel 6.6: a clsact filter, which lives with its device."""
         fd = self.programs[program]
         path = self.links / name
+        egress = program in AT_EGRESS
         if self.tcx:
             if self._carries(path, fd, bpf.link_target, ifindex):
                 return
-            link = bpf.create_tcx_link(fd, ifindex)
+            link = bpf.create_tcx_link(fd, ifindex, bpf.TCX_EGRESS if egress else bpf.TCX_INGRESS)
             try:
                 bpf.pin(link, path)
             finally:
                 os.close(link)
             return
-        netlink.ensure_clsact(ifindex, fd, f"overlace_{program}")
+        netlink.ensure_clsact(ifindex, fd, f"overlace_{program}", egress=egress)
+
+    def ensure_port(self, netlink: Netlink, ifindex: int, name: str) -> None:
+        """Have the programs of a container's host-side interface, which has this name."""
+        for program, suffix in PORT_PROGRAMS.items():
+            self.ensure_attached(netlink, ifindex, program, name + suffix)
+
+    def detach_port(self, name: str) -> None:
+        """Take them off; absent is fine."""
+        for pin in port_links(name):
+            self.detach(pin)
 
     def _carries(self, path: Path, fd: int, look: Callable[[int], tuple[int, int]], where: int) -> bool:
         """Whether the link pinned there, if any, is at `where`; then it has program `fd` from now on, else it is gone.
@@ -415,6 +428,11 @@ class Loader:
             self.root.parent.rmdir()
         except OSError:
             pass  # another instance lives there
+
+
+def port_links(name: str) -> set[str]:
+    """Pins of the links at a container's host-side interface of this name."""
+    return {name + suffix for suffix in PORT_PROGRAMS.values()}
 
 
 def _remove_pins(folder: Path) -> None:

@@ -292,21 +292,22 @@ class Netlink:
         body = header + _attr(1, raw) + _attr(2, mac_bytes(mac))
         self._request(_NEWNEIGH, _CREATE | _REPLACE, body, f"neighbour {address}")
 
-    def ensure_clsact(self, ifindex: int, program: int, name: str) -> None:
-        """Attach a program by the older way: clsact ingress, direct action, replacing ours."""
+    def ensure_clsact(self, ifindex: int, program: int, name: str, *, egress: bool = False) -> None:
+        """Attach a program by the older way: clsact ingress or egress, direct action, replacing ours."""
         tc = struct.pack("BxHiIII", 0, 0, ifindex, 0xFFFF0000, 0xFFFFFFF1, 0)
         self._request(
             _NEWQDISC, _CREATE | _EXCL, tc + _text(1, "clsact"), f"clsact on {ifindex}", accept=(17,)
         )
         info = (0x6F << 16) | socket.htons(3)  # priority 111, ETH_P_ALL
-        tc = struct.pack("BxHiIII", 0, 0, ifindex, 1, 0xFFFFFFF2, info)
+        parent = 0xFFFFFFF3 if egress else 0xFFFFFFF2
+        tc = struct.pack("BxHiIII", 0, 0, ifindex, 1, parent, info)
         options = _u32(6, program) + _text(7, name) + _u32(8, 1)  # TCA_BPF_FD, NAME, FLAGS=direct action
         body = tc + _text(1, "bpf") + _attr(2, options)
         self._request(_NEWTFILTER, _CREATE | _REPLACE, body, f"bpf filter on {ifindex}")
 
-    def clsact_program(self, ifindex: int) -> int:
+    def clsact_program(self, ifindex: int, *, egress: bool = False) -> int:
         """The id of the program that ensure_clsact attached there, 0: none."""
-        request = struct.pack("BxHiIII", 0, 0, ifindex, 0, 0xFFFFFFF2, 0)
+        request = struct.pack("BxHiIII", 0, 0, ifindex, 0, 0xFFFFFFF3 if egress else 0xFFFFFFF2, 0)
         try:
             bodies = self._dump(_GETTFILTER, request)
         except OSError:  # no such interface, or no qdisc at it

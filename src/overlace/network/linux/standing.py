@@ -77,4 +77,6 @@ def explain_standing(
 def _place(name: str, underlay: Underlay | None) -> str:
     if name == "underlay" and underlay is not None:
         return f"the underlay's interface {underlay.ifname}"
+    if name.endswith("-in"):
+        return f"interface {name.removesuffix('-in')}, for what the host sends there"
     return f"the cgroup ({name})" if name.startswith("socket-") else f"interface {name}"

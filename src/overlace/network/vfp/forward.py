@@ -171,6 +171,14 @@ def forward_from_container(
     return Way("drop", packet, vni=vni)
 
 
+def forward_from_host(tables: Tables, packet: Packet, pick: Choose = choose) -> Way:
+    """A packet of one of the host's own programs, which has routes to some containers here."""
+    for e in tables:
+        if isinstance(e, LocalEndpoint) and e.address == packet.dst and (e.outbound_nat or e.host_route):
+            return _deliver(tables, e.vni, packet, may_leave=False)
+    return forward_from_wire(tables, packet, 0, pick)
+
+
 def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose = choose) -> Way:
     """A packet arriving on the underlay: plain (vni 0) or taken out of VXLAN `vni`."""
     if vni:

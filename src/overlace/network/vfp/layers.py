@@ -346,6 +346,20 @@ def host_port(state: State, host: str) -> Port:
     return Port(HOST_PORT, 0, (Layer(NAT, (Group("NAT_IN", "IN", 100, tuple(rules)),)),))
 
 
+def routed_here(state: State, address: str) -> Guid | None:
+    """The container here that the host's own programs reach by this address: one with outbound NAT, or on a network with
+    a HostRoute. Its port's layers judge them; nothing of the host's own does."""
+    for guid in sorted(guid for (_, found), guid in state.by_address.items() if found == address):
+        e = state.get(guid, HostComputeEndpoint)
+        network = state.get(e.host_compute_network, HostComputeNetwork) if e is not None else None
+        if e is None or network is None or e.remote or not e.host_compute_namespace:
+            continue
+        open_to_host = p.policy_of(network.policies, p.HostRoute) is not None or network.type == "NAT"
+        if open_to_host or p.policy_of(e.policies, p.OutBoundNat) is not None:
+            return guid
+    return None
+
+
 def network_by_vni(vni: int, state: State) -> HostComputeNetwork | None:
     guid = state.by_vsid.get(vni)
     if guid is not None:

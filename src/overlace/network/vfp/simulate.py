@@ -22,6 +22,7 @@ from overlace.network.vfp.layers import (
     mapping_group,
     multicast_rules,
     network_by_vni,
+    routed_here,
 )
 from overlace.network.vfp.model import (
     HOST_PORT,
@@ -155,11 +156,14 @@ def simulate(
 ) -> Verdict:
     """Walk `packet` through `port` ("host" or a local endpoint's GUID).
 
-    OUT: it leaves the container. IN at the host port: it arrives on the underlay, inside VXLAN `vni` or
-    plain (0). `pick` chooses the backend. Raises KeyError for an unknown port.
+    OUT: it leaves the container, or a program of the host itself. IN at the host port: it arrives on the
+    underlay, inside VXLAN `vni` or plain (0). `pick` chooses the backend. Raises KeyError for an unknown port.
     """
     walk = _Walk(packet, pick)
     if port == HOST_PORT:
+        guid = routed_here(state, packet.dst) if direction == "OUT" else None
+        if guid is not None:
+            return _into(walk, endpoint_port(guid, state, host))
         return _from_wire(walk, state, host, vni)
     p = endpoint_port(port, state, host)
     walk.vni = p.vni

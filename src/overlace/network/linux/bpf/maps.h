@@ -94,6 +94,19 @@ INLINE int end(struct __sk_buff *ctx, __u32 reason, int verdict)
 	return verdict;
 }
 
+/* What a program leaves in cb for note_drop and trace.h; whoever had the packet before left anything there. `vni`: of the
+ * network the packet is on, 0 while it is on none. */
+INLINE void on_network(struct __sk_buff *ctx, __u32 vni)
+{
+	ctx->cb[2] = vni;
+}
+
+INLINE void begin(struct __sk_buff *ctx)
+{
+	ctx->cb[1] = 0;
+	on_network(ctx, 0);
+}
+
 MAP(BPF_MAP_TYPE_HASH, drops, struct dropped, __u64, 8192, BPF_F_NO_PREALLOC);
 
 NOINLINE int note_drop(struct __sk_buff *ctx, __u32 reason)

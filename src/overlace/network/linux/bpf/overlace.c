@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /* The data path's programs, one per kind of interface:
  *   from_container  ingress of the host side of a container's veth
+ *   to_container    egress of the same: what the host's own stack sends there
  *   from_underlay   ingress of the interface that carries the underlay address
  *   from_vxlan      ingress of the kernel's vxlan device (slow path)
  *   from_host       ingress of lo: the host's own connections to published ports
@@ -18,14 +19,14 @@
 char LICENSE[] SEC("license") = "GPL";
 
 #ifndef OVERLACE_IPV6
-enum { SIX_CONTAINER, SIX_UNDERLAY, SIX_VXLAN, SIX_OUTSIDE };
+enum { SIX_CONTAINER, SIX_UNDERLAY, SIX_VXLAN, SIX_OUTSIDE, SIX_TO_CONTAINER, SIX_COUNT };
 
 /* The programs of overlace6.c, by that number. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__type(key, __u32);
 	__type(value, __u32);
-	__uint(max_entries, 4);
+	__uint(max_entries, SIX_COUNT);
 } six_programs SEC(".maps");
 
 /* An IPv6 packet: the other programs' from here on. */
@@ -62,6 +63,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 	if (!port)
 		return drop(ctx, IS_IPV6 ? R_DROP_UNSUPPORTED : R_DROP_NO_PORT); /* or one without IPv6 */
 	vni = port->vni;
+	on_network(ctx, vni);
 	if (!same_mac(eth.src, port->mac))
 		return drop(ctx, R_DROP_SPOOFED);
 #ifndef OVERLACE_IPV6
@@ -176,8 +178,10 @@ SEC("tc")
 int from_container(struct __sk_buff *ctx)
 {
 	__u32 generation = current_generation();
-	int taken = again_from_container(ctx, generation);
+	int taken;
 
+	begin(ctx);
+	taken = again_from_container(ctx, generation);
 	if (taken == MISS)
 		taken = walk_from_container(ctx, generation);
 #ifndef OVERLACE_IPV6
@@ -185,6 +189,50 @@ int from_container(struct __sk_buff *ctx)
 		return six(ctx, SIX_CONTAINER);
 #endif
 	return taken;
+}
+
+/* Whether the frame is for the switch to see: an IP packet that the host's stack sends. Copies that flood.h made for the
+ * container came by another interface and are judged there; nothing else is sent on to a group from one. */
+INLINE int is_from_stack(struct __sk_buff *ctx)
+{
+	__u8 group;
+
+	if (ctx->protocol != bpf_htons(ETH_INNER) || bpf_skb_load_bytes(ctx, 0, &group, 1))
+		return 0;
+	return !ctx->ingress_ifindex || !(group & 1);
+}
+
+/* Connections of the host's own programs to a filtered endpoint are judged like any other's, and what comes through the
+ * host's NAT is known from its first packet. What the switch delivers itself does not come by here (redirect_peer). */
+SEC("tc")
+int to_container(struct __sk_buff *ctx)
+{
+	__u32 ifindex = ctx->ifindex;
+	struct port *port;
+	__u32 bad;
+	ROOM(pkt, p);
+
+#ifndef OVERLACE_IPV6
+	if (ctx->protocol == bpf_htons(ETH_IPV6)) {
+		bpf_tail_call(ctx, &six_programs, SIX_TO_CONTAINER);
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	}
+#endif
+	port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port || !(port->flags & PORT_FILTERED) || !is_from_stack(ctx))
+		return TC_ACT_UNSPEC;
+	begin(ctx);
+	bad = parse(ctx, ETH_LEN, port->vni, p);
+#ifdef OVERLACE_IPV6
+	if (bad == R_DROP_UNSUPPORTED ? is_multicast(p->daddr) : !bad && is_for_routers(p))
+		return TC_ACT_UNSPEC; /* the kernel's own word about the link: no connection begins with it */
+#else
+	if (!bad && p->proto == PROTO_IGMP)
+		return TC_ACT_UNSPEC;
+#endif
+	if (bad)
+		return drop(ctx, bad);
+	return admitted(p, port, ifindex, GOES_IN) ? TC_ACT_UNSPEC : drop(ctx, R_DROP_POLICY);
 }
 
 /* A frame of network `vni` from the host `from`, with `base` bytes of tunnel still in front of it. */
@@ -201,6 +249,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 	ROOM(pkt, p);
 	ROOM(flow, f);
 
+	on_network(ctx, vni);
 	if (!net || (net->flags & NET_LOCAL))
 		return drop(ctx, IS_IPV6 ? R_DROP_UNSUPPORTED : R_DROP_UNKNOWN_VNI);
 	if (bpf_skb_load_bytes(ctx, base, &eth, sizeof(eth)))
@@ -340,8 +389,10 @@ SEC("tc")
 int from_underlay(struct __sk_buff *ctx)
 {
 	__u32 generation = current_generation();
-	int taken = again_from_underlay(ctx, generation);
+	int taken;
 
+	begin(ctx);
+	taken = again_from_underlay(ctx, generation);
 	if (taken == MISS)
 		taken = from_tunnel(ctx, generation);
 #ifdef OVERLACE_IPV6
@@ -363,6 +414,7 @@ int from_vxlan(struct __sk_buff *ctx)
 	host_t provider;
 	__u32 vni;
 
+	begin(ctx);
 	if (get_tunnel(ctx, &vni, &provider))
 		return drop(ctx, R_DROP_GARBAGE);
 #ifdef OVERLACE_IPV6
@@ -410,8 +462,10 @@ int from_host(struct __sk_buff *ctx)
 		return six_outside(ctx);
 
 	__u32 generation = current_generation();
-	int taken = again(ctx, generation);
+	int taken;
 
+	begin(ctx);
+	taken = again(ctx, generation);
 	return taken == MISS ? walk_from_host(ctx, generation) : taken;
 }
 #endif
@@ -421,8 +475,10 @@ SEC("tc")
 int from_outside(struct __sk_buff *ctx)
 {
 	__u32 generation = current_generation();
-	int taken = again(ctx, generation);
+	int taken;
 
+	begin(ctx);
+	taken = again(ctx, generation);
 	return taken == MISS ? walk_from_outside(ctx, generation) : taken;
 }
 #endif

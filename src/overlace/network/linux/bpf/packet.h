@@ -165,7 +165,7 @@ NOINLINE int parse(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p)
 	if (!p)
 		return R_DROP_ERROR;
 	p->tos = 0;
-	ctx->cb[2] = scope;
+	on_network(ctx, scope);
 	bad = read_packet(ctx, l3, scope, p, &mark);
 	if (p->tos == TRACE_TOS)
 		trace_seen(ctx, mark, scope, p);

@@ -408,6 +408,17 @@ NOINLINE int again(struct __sk_buff *ctx, __u32 generation)
 	return go(ctx, s, w, 0);
 }
 
+/* A container's packet beyond its rate. */
+NOINLINE int too_much(struct __sk_buff *ctx)
+{
+	__u32 ifindex = ctx->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+
+	if (port)
+		on_network(ctx, port->vni);
+	return drop(ctx, R_DROP_RATE);
+}
+
 /* The same for a container's packet, which must bear the container's MAC. */
 NOINLINE int again_from_container(struct __sk_buff *ctx, __u32 generation)
 {
@@ -424,7 +435,7 @@ NOINLINE int again_from_container(struct __sk_buff *ctx, __u32 generation)
 		if (!same_mac(s->p.own, w->own) || !fits(ctx, s, w))
 			return MISS;
 		if ((w->flags & W_METERED) && over_limit(ctx))
-			return drop(ctx, R_DROP_RATE);
+			return too_much(ctx);
 		return go(ctx, s, w, 0);
 	}
 	if (!s->p.came.proto || !room || !plain_from_container(ctx, &s->p) || !fits(ctx, s, &room->way))
