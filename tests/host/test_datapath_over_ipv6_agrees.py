@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import test_datapath_agrees as four
 import test_datapath_ipv6_agrees as six
+from datapath_frames import check
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ from overlace.network.linux.maps import (
 from overlace.network.linux.netlink import Address
 from overlace.network.linux.outside6 import own_rows
 from overlace.network.linux.rows import Rows
-from overlace.network.vfp.forward import forward_from_container, forward_from_wire
+from overlace.network.vfp.forward import Way, forward_from_container, forward_from_wire
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.tables import (
     HOST6,
@@ -120,6 +121,10 @@ def run(loader: Loader, program: str, frame: bytes) -> tuple[int, bytes, int]:
     return code, as_over_ipv4(out) if REASONS[reason] == "encapsulated" else out, reason
 
 
+def checked(ways: list[Way], sent: bytes, code: int, out: bytes, reason: int) -> None:
+    check(six.named(ways), sent, code, out, REASONS[reason], four.HOST)
+
+
 @_FEW
 @given(four._tables(), st.data())
 def test_packets_of_containers(loader: Loader, tables: Tables, data: st.DataObject) -> None:
@@ -131,13 +136,11 @@ def test_packets_of_containers(loader: Loader, tables: Tables, data: st.DataObje
         st.lists(st.tuples(four._target, four._proto, four._dport), min_size=1, max_size=8)
     ):
         packet = Packet(source.address, target, proto, next(four._ports), dport)
-        if target in (source.address, four.HOST):
-            continue
         ways = four._ways(
             lambda pick, p=packet: forward_from_container(tables, source.vni, source, four.HOST, p, pick)
         )
         frame = four._eth(four._ip(packet), four._mac_bytes(source.address))
-        four._check(tables, *run(loader, "from_container", frame), ways)
+        checked(ways, frame, *run(loader, "from_container", frame))
 
 
 @_FEW
@@ -151,7 +154,7 @@ def test_packets_of_clients(loader: Loader, tables: Tables, packets: list[tuple[
         packet = Packet(four.OUTSIDE, four.HOST, proto, next(four._ports), dport)
         ways = four._ways(lambda pick, p=packet: forward_from_wire(tables, p, 0, pick))
         frame = four._eth(four._ip(packet), b"\2\0\0\0\0\xdd")
-        four._check(tables, *run(loader, "from_underlay", frame), ways)
+        checked(ways, frame, *run(loader, "from_underlay", frame))
 
 
 @_FEW
@@ -169,7 +172,7 @@ def test_packets_of_the_tunnel(loader: Loader, tables: Tables, data: st.DataObje
         frame = four._tunnelled(four._ip(packet), source)
         code, out, reason = run(loader, "from_underlay", as_over_ipv6(frame))
         assert code != -1
-        four._check(tables, code, out, reason, [way])
+        checked([way], four._eth(four._ip(packet), four._mac_bytes(source.address)), code, out, reason)
         code, _, _ = run(loader, "from_underlay", frame)
         assert code == -1, "a tunnel over IPv4 is none of this host's"
         liar = msgspec.structs.replace(
@@ -191,24 +194,21 @@ def test_ipv6_packets_of_containers_and_of_the_tunnel(
     for target, proto, dport in data.draw(
         st.lists(st.tuples(six._target, six._proto, six._dport), min_size=1, max_size=8)
     ):
-        if source is not None and target != source.address:
+        if source is not None:
             packet = Packet(source.address, target, proto, next(six._ports), dport)
             seen = msgspec.structs.replace(packet, dst=HOST6) if target == six.OWN else packet
-            if target == six.OWN and tables.get(("frontend", 0, HOST6, proto, dport)) is not None:
-                continue  # a port this host publishes: the reference speaks of clients outside only
             ways = four._ways(
                 lambda pick, p=seen: forward_from_container(tables, source.vni, source, four.HOST, p, pick)
             )
-            code, out, reason = run(loader, "from_container", six._eth(six._ip(packet), source.mac))
-            six._check(tables, code, out, REASONS[reason], ways)
+            sent = six._eth(six._ip(packet), source.mac)
+            checked(ways, sent, *run(loader, "from_container", sent))
         if remotes:
             sender = data.draw(st.sampled_from(remotes))
             to = six.address(sender.vni - 4096, data.draw(st.integers(1, 11)))
             packet = Packet(sender.address, to, proto, next(six._ports), dport)
             way = forward_from_wire(tables, packet, sender.vni)
             frame = as_over_ipv6(six._tunnelled(six._ip(packet), sender))
-            code, out, reason = run(loader, "from_underlay", frame)
-            six._check(tables, code, out, REASONS[reason], [way])
+            checked([way], six._eth(six._ip(packet), sender.mac), *run(loader, "from_underlay", frame))
 
 
 _flags = st.sampled_from([0x02, 0x10, 0x18, 0x11, 0x04])

@@ -31,7 +31,7 @@ from overlace.network.vfp.tables import (
 
 from .family import V4, V6, Family, IpNetwork, family_of, of_table
 
-LAYOUT = 17  # as in bpf/types.h
+LAYOUT = 18  # as in bpf/types.h
 OVER_IPV6 = 1 << 16  # added to it where hosts' addresses are IPv6: other programs, other sizes
 KIND_LOCAL, KIND_REMOTE, KIND_VIP, KIND_GATEWAY, KIND_BROADCAST = 1, 2, 3, 4, 5
 FLOOD_TARGETS = 4096  # as in bpf/types.h

@@ -11,7 +11,7 @@ import msgspec
 
 from overlace.network.vfp.access import judge
 from overlace.network.vfp.model import Direction, Packet, network_of, within
-from overlace.network.vfp.simulate import Choose, choose, is_ping, takes
+from overlace.network.vfp.simulate import SCTP, Choose, choose, is_ping, takes
 from overlace.network.vfp.tables import (
     HOST6,
     AccessList,
@@ -27,12 +27,32 @@ from overlace.network.vfp.tables import (
 
 
 class Way(msgspec.Struct, frozen=True):
-    """`action` as in simulate.Verdict; `to` is the endpoint's GUID or the provider address."""
+    """`action` as in simulate.Verdict; `to` is the endpoint's GUID or the provider address. `mac`: the destination MAC it
+    goes on with; `router`: the source MAC, where it is not the sender's own. `reason`: of a drop or an answer, the
+    counter it ends under (reasons.py)."""
 
     action: str
     packet: Packet
     to: str = ""
     vni: int = 0
+    mac: str = ""
+    router: str = ""
+    reason: str = ""
+
+
+def _drop(packet: Packet, vni: int, reason: str) -> Way:
+    return Way("drop", packet, vni=vni, reason=reason)
+
+
+def _refuse(packet: Packet, vni: int) -> Way:
+    """Nobody serves it: said to TCP and UDP, and SCTP, by a reset or ICMP."""
+    told = packet.protocol in (6, 17, SCTP)
+    return _drop(packet, vni, "refused" if told else "drop_no_backend")
+
+
+def _is_overlay(tables: Tables, address: str) -> bool:
+    """Whether it is of one of the overlay's subnets."""
+    return any(isinstance(e, Network) and within(address, e.subnets) for e in tables)
 
 
 def _frontend(tables: Tables, vni: int, packet: Packet) -> Frontend | None:
@@ -106,30 +126,33 @@ def _deliver(tables: Tables, vni: int, packet: Packet, *, may_leave: bool, hop: 
         entry = tables.get(("endpoint", vni, router))
     if isinstance(entry, LocalEndpoint):
         if not _may(tables, entry, "IN", packet):
-            return Way("drop", packet, vni=vni)
-        return Way("deliver", packet, entry.endpoint_id, vni)
+            return _drop(packet, vni, "drop_policy")
+        return Way("deliver", packet, entry.endpoint_id, vni, entry.mac)
     if isinstance(entry, RemoteEndpoint) and may_leave:
-        return Way("encap", packet, entry.provider_address, vni)
+        return Way("encap", packet, entry.provider_address, vni, entry.mac)
     route = _route(tables, vni, packet.dst) if entry is None and may_leave and not hop else None
     if route is not None:
-        return Way("encap", packet, route.provider_address, route.through)
-    return Way("drop", packet, vni=vni)
+        return Way("encap", packet, route.provider_address, route.through, route.mac)
+    return _drop(packet, vni, "drop_no_endpoint")
 
 
-def _balanced(frontend: Frontend, packet: Packet, pick: Choose) -> tuple[int, Packet, str] | None:
-    """Network and packet as they go on, and the endpoint's address where that is not the packet's destination."""
-    if not frontend.backends:
-        return None
+def _balanced(tables: Tables, frontend: Frontend, packet: Packet, vni: int, pick: Choose) -> Way:
+    """To one of the frontend's backends. `vni`: of the client's network, 0 outside. The source stays, unless the client
+    itself is the backend: it would answer itself."""
     backends = tuple(b for b in frontend.backends if takes(b, packet))
     if not backends:
-        return None
+        return _refuse(packet, vni)
     b = pick(backends, packet)
-    if frontend.preserves:
-        return b.vni, msgspec.structs.replace(packet, src=b.source or packet.src), b.address
-    to = msgspec.structs.replace(
-        packet, src=b.source or packet.src, dst=b.address, dport=b.port or packet.dport
-    )
-    return b.vni, to, ""
+    packet = msgspec.structs.replace(packet, src=b.source or packet.src)
+    network = tables.get(("network", b.vni))
+    assert isinstance(network, Network)
+    if (b.vni, b.address) == (vni, packet.src):
+        gateway = network.gateways[0] if ":" not in packet.src else network.other_gateways[0]
+        packet = msgspec.structs.replace(packet, src=gateway)
+    if not frontend.preserves:
+        packet = msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport)
+    way = _deliver(tables, b.vni, packet, may_leave=True, hop=b.address)
+    return msgspec.structs.replace(way, router=network.gateway_mac if way.action == "encap" else "")
 
 
 def forward_from_container(
@@ -138,37 +161,47 @@ def forward_from_container(
     """A packet leaving the local endpoint `source`."""
     network = tables.get(("network", vni))
     if not isinstance(network, Network):
-        return Way("drop", packet, vni=vni)
+        return _drop(packet, vni, "drop_unknown_vni")
     if not _may(tables, source, "OUT", packet):
-        return Way("drop", packet, vni=vni)
+        return _drop(packet, vni, "drop_policy")
     flood = _flooded(tables, vni, packet)
     if flood is not None:
         hosts = flood.providers6 if ":" in packet.dst else flood.providers
         return _replicate(tables, flood, packet, source.address, hosts)
-    frontend = _frontend(tables, vni, packet)
-    if frontend is not None:
-        balanced = _balanced(frontend, packet, pick)
-        if balanced is None:
-            return Way("drop", packet, vni=vni)
-        if is_ping(packet):
-            return Way("answer", packet, vni=vni)
-        vni, packet, member = balanced
-        if member:
-            return _deliver(tables, vni, packet, may_leave=False, hop=member)
     if packet.dst in network.gateways:
-        return Way("answer", packet, vni=vni)
-    hop = _hop(source, packet.dst) if tables.get(("endpoint", vni, packet.dst)) is None else None
+        return Way("answer", packet, vni=vni, reason="answered_echo" if is_ping(packet) else "refused")
+    if _answered(tables, vni, packet.dst):
+        frontend = _frontend(tables, vni, packet)
+        if is_ping(packet) and (frontend is None or frontend.backends):
+            return Way("answer", packet, vni=vni, reason="answered_echo")
+        return _refuse(packet, vni) if frontend is None else _balanced(tables, frontend, packet, vni, pick)
+    if tables.get(("endpoint", vni, packet.dst)) is not None:
+        return _deliver(tables, vni, packet, may_leave=True)
+    hop = _hop(source, packet.dst)
     if hop is not None:
         return _deliver(tables, vni, packet, may_leave=True, hop=hop) if hop else Way("host", packet, vni=vni)
-    known = tables.get(("endpoint", vni, packet.dst)) is not None
-    if known or within(packet.dst, network.subnets) or _route(tables, vni, packet.dst) is not None:
+    if _route(tables, vni, packet.dst) is not None:
         return _deliver(tables, vni, packet, may_leave=True)
-    if source.host_route and packet.dst in (host, HOST6):
+    return _leave(tables, vni, source, host, packet, pick)
+
+
+def _leave(tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: Packet, pick: Choose) -> Way:
+    """To an address that is none of the network's."""
+    own = HOST6 if ":" in packet.dst else host
+    if _is_overlay(tables, packet.dst):
+        return _drop(packet, vni, "drop_isolation")
+    to_host = source.host_route and packet.dst == own
+    if not to_host and not source.outbound_nat:
+        return _drop(packet, vni, "drop_no_outbound")
+    published = _frontend(tables, 0, packet)
+    if published is not None and (own == host or packet.dst == own):
+        way = _balanced(tables, published, msgspec.structs.replace(packet, src=own), 0, pick)
+        return way if way.reason != "refused" else _refuse(packet, vni)
+    if to_host:
         return Way("host", packet, vni=vni)
     if source.leaves(packet.dst):
-        own = HOST6 if ":" in packet.dst else host
         return Way("world", msgspec.structs.replace(packet, src=own), vni=vni)
-    return Way("drop", packet, vni=vni)
+    return _drop(packet, vni, "drop_no_outbound")
 
 
 def forward_from_host(tables: Tables, packet: Packet, pick: Choose = choose) -> Way:
@@ -189,8 +222,4 @@ def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose
     frontend = _frontend(tables, 0, packet)
     if frontend is None:
         return Way("host", packet)
-    balanced = _balanced(frontend, packet, pick)
-    if balanced is None:
-        return Way("drop", packet)
-    vni, packet, member = balanced
-    return _deliver(tables, vni, packet, may_leave=True, hop=member)
+    return _balanced(tables, frontend, packet, 0, pick)

@@ -44,6 +44,7 @@ from overlace.network.vfp.model import (
     Direction,
     Encap,
     Group,
+    Hairpin,
     Layer,
     LoadBalance,
     Meter,
@@ -53,6 +54,7 @@ from overlace.network.vfp.model import (
     Rule,
     SourceNat,
     ToHost,
+    ToPublished,
     host_prefix,
     network_of,
     within,
@@ -62,6 +64,7 @@ from overlace.network.vfp.tables import HOST6, Backend
 FIREWALL = "FW_ADMIN_LAYER_ID"
 METER = "QOS_LAYER"
 BALANCE = "SLB_LB_LAYER"
+HAIRPIN = "SLB_HAIRPIN_LAYER"
 NAT = "SLB_NAT_LAYER"
 ROUTER = "VNET_DR_REDIRECTION_LAYER"
 ENCAP = "VNET_ENCAP_LAYER"
@@ -156,6 +159,17 @@ def balance_group(network: HostComputeNetwork, state: State) -> Group:
     return Group("LB_OUT", "OUT", 100, tuple(rules), exact)
 
 
+def closed_group(balanced: Group) -> Group:
+    """What asks a VIP for a port that no load balancer has: refused, whatever routes lead there."""
+    ports = {c for r in balanced.rules for c in r.condition.dst} - {
+        host_prefix(a) for a in balanced.by_address
+    }
+    rule = Rule(
+        "VIP_CLOSED", 100, Condition(dst=tuple(sorted(ports))), Block("no service has this port of the VIP")
+    )
+    return Group("LB_CLOSED", "OUT", 200, (rule,) if ports else ())
+
+
 def _members(
     lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: State, front: str
 ) -> LoadBalance | Block:
@@ -241,6 +255,20 @@ def behind_rules(network: HostComputeNetwork, state: State) -> tuple[Rule, ...]:
     )
 
 
+def _subnets(state: State) -> tuple[str, ...]:
+    """Of every network: nobody reaches another one's by way of the host."""
+    networks = (state.get(guid, HostComputeNetwork) for guid in state.by_network_name.values())
+    return tuple(s for n in networks if n is not None for s in compile_network(n, state).subnets)
+
+
+def hairpin_group(network: HostComputeNetwork, address: str, state: State) -> Group:
+    """Of a client that is given itself as backend."""
+    gateways = compile_network(network, state).gateways
+    router = next((g for g in gateways if (":" in g) == (":" in address)), "")
+    rule = Rule(f"HAIRPIN_{address}", 100, Condition(src=(host_prefix(address),)), Hairpin(router))
+    return Group("HAIRPIN_OUT", "OUT", 100, (rule,))
+
+
 def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     """The port of a local endpoint. Raises KeyError when there is no such local endpoint."""
     e = state.get(guid, HostComputeEndpoint)
@@ -262,6 +290,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         *(host_prefix(address) for address in mappings.by_address if not within(address, segment.subnets)),
         *(r.prefix for r in compile_routes(network)),
         *(prefix for prefix, _ in routes),
+        *_subnets(state),
     )
     nat_rules = tuple(
         Rule(
@@ -284,12 +313,19 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     if segment.gateways:
         to_gateway = Condition(dst=tuple(host_prefix(gateway) for gateway in segment.gateways))
         router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
+    balanced = balance_group(network, state)
+    published: tuple[Rule, ...] = ()
+    if nats or p.policy_of(network.policies, p.HostRoute) is not None:
+        published = tuple(
+            Rule(f"PUBLISHED_{source}", 100, Condition(dst=(front,), dst_not=inside), ToPublished(source))
+            for source, front in ((host, "0.0.0.0/0"), (HOST6, host_prefix(HOST6)))
+        )
     layers = (
         *meter_layers(e),
         Layer(FIREWALL, firewall_groups(e, network)),
         *multicast_layers(network, state),
-        Layer(BALANCE, (balance_group(network, state),)),
-        Layer(NAT, (Group("NAT_OUT", "OUT", 100, nat_rules),)),
+        Layer(BALANCE, (balanced, closed_group(balanced))),
+        Layer(NAT, (Group("NAT_PUBLISHED", "OUT", 50, published), Group("NAT_OUT", "OUT", 100, nat_rules))),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),
         Layer(ENCAP, (mappings,)),
     )

@@ -113,6 +113,18 @@ class ToHost(msgspec.Struct, frozen=True, tag="host"):
     """To the host's own stack, unchanged."""
 
 
+class ToPublished(msgspec.Struct, frozen=True, tag="published"):
+    """To the port this very host publishes there, with the host's address as source; goes on where it publishes none."""
+
+    address: str
+
+
+class Hairpin(msgspec.Struct, frozen=True, tag="hairpin"):
+    """Source becomes the network's router: a client that is its own backend must not meet itself."""
+
+    address: str
+
+
 class Replicate(msgspec.Struct, frozen=True, tag="replicate"):
     """A copy to each of these ports of the switch, inbound layers and all, and to each of these hosts, at most `rate`
     packets per second. The simulator has no clock."""
@@ -143,7 +155,21 @@ class Deliver(msgspec.Struct, frozen=True, tag="deliver"):
     mac: str
 
 
-Action = Union[Allow, Pass, Meter, Block, LoadBalance, SourceNat, ToHost, Replicate, Answer, Encap, Deliver]
+Action = Union[
+    Allow,
+    Pass,
+    Meter,
+    Block,
+    LoadBalance,
+    Hairpin,
+    SourceNat,
+    ToHost,
+    ToPublished,
+    Replicate,
+    Answer,
+    Encap,
+    Deliver,
+]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -212,6 +238,11 @@ def explain_action(a: Action) -> str:
     if isinstance(a, Replicate):
         hosts = ", ".join(a.provider_addresses) or "no other host"
         return f"copies to {len(a.ports)} ports here and to {hosts}, {a.rate} packets per second at most"
+    if isinstance(a, Hairpin):
+        return f"source becomes the network's router {a.address}: the client is its own backend"
+    if isinstance(a, ToPublished):
+        source = "its IPv6 address" if a.address == HOST6 else a.address
+        return f"to a port this host publishes, source becomes {source}; else on"
     if isinstance(a, ToHost):
         return "to the host's own stack"
     if isinstance(a, Answer):

@@ -12,12 +12,16 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from overlace.network.hns.documents import HostComputeEndpoint
 from overlace.network.hns.state import State
 from overlace.network.vfp.layers import (
+    BALANCE,
     ENCAP,
+    HAIRPIN,
     MULTICAST,
     behind_rules,
     endpoint_port,
+    hairpin_group,
     host_port,
     mapping_group,
     multicast_rules,
@@ -35,6 +39,7 @@ from overlace.network.vfp.model import (
     Direction,
     Encap,
     Group,
+    Hairpin,
     LoadBalance,
     Packet,
     Port,
@@ -42,6 +47,7 @@ from overlace.network.vfp.model import (
     Rule,
     SourceNat,
     ToHost,
+    ToPublished,
     explain_action,
 )
 from overlace.network.vfp.tables import Backend
@@ -105,6 +111,7 @@ class _Walk:
         self.steps: list[Step] = []
         self.candidates: tuple[Backend, ...] = ()
         self.vni = 0
+        self.backend = ""
         self.member = ""  # whose port it goes to under the destination it has
 
     def copy(self) -> _Walk:
@@ -127,7 +134,7 @@ class _Walk:
         if not self.candidates:
             return False
         backend = self.pick(self.candidates, self.packet)
-        self.vni = backend.vni
+        self.vni, self.backend = backend.vni, backend.address
         if backend.source:
             self.change(src=backend.source)
         if action.preserves:
@@ -170,6 +177,8 @@ def simulate(
     if direction == "IN":
         return _into(walk, p)
     for layer in p.layers:
+        if layer.name == BALANCE and is_ping(packet) and _is_vip(state, port, packet.dst):
+            return walk.done("answer")  # a VIP is no machine
         for group in sorted((g for g in layer.groups if g.direction == "OUT"), key=lambda g: g.priority):
             rule = group.match(walk.packet)
             if rule is None:
@@ -177,19 +186,41 @@ def simulate(
             walk.note(p.name, layer.name, group, rule)
             action = rule.action
             if isinstance(action, LoadBalance):
-                if is_ping(packet):  # a VIP answers pings itself: it is no machine
-                    return walk.done("answer")
                 if not walk.rewrite(action):
                     return walk.done("drop", reason=RENUMBERED)
+                _hairpin(walk, state, p)
                 if walk.member:
                     return _mapped(walk, state, host)
                 break
+            if isinstance(action, ToPublished):
+                if host_port(state, host).layers[0].groups[0].match(walk.packet) is None:
+                    walk.steps.pop()
+                    continue
+                walk.change(src=action.address)
+                return _from_wire(walk, state, host, 0)
             verdict = _finish(walk, state, host, action)
             if verdict is not None:
                 return verdict
             if isinstance(action, Allow):
                 break
     return walk.done("drop", reason="no rule of the last layer matched")
+
+
+def _is_vip(state: State, guid: str, address: str) -> bool:
+    e = state.get(guid, HostComputeEndpoint)
+    return e is not None and any((n, a) == (e.host_compute_network, address) for n, a, _, _ in state.by_vip)
+
+
+def _hairpin(walk: _Walk, state: State, p: Port) -> None:
+    """The client on port `p` may have been given itself."""
+    network = network_by_vni(walk.vni, state)
+    if (walk.vni, walk.backend) != (p.vni, walk.packet.src) or network is None:
+        return
+    group = hairpin_group(network, walk.backend, state)
+    rule = group.rules[0]
+    assert isinstance(rule.action, Hairpin)
+    walk.note(p.name, HAIRPIN, group, rule)
+    walk.change(src=rule.action.address)
 
 
 def _finish(walk: _Walk, state: State, host: str, action: object) -> Verdict | None:

@@ -46,15 +46,6 @@ NOINLINE int walk_from_outside(struct __sk_buff *ctx, __u32 generation)
 	return balanced(ctx, p, q);
 }
 
-LOOKUP struct flow *outside_flow_of(const struct port *port, const struct pkt *p)
-{
-	struct flow_key key = { .scope = SCOPE_SANDBOX, .saddr = numbered(port->sandbox), .sport = p->sport, .dport = p->dport };
-
-	key.daddr = p->daddr;
-	key.proto = p->error ? p->error_proto : p->proto;
-	return bpf_map_lookup_elem(&flows, &key);
-}
-
 LOOKUP int is_excepted(const struct port *port, const struct pkt *p)
 {
 	struct exception_key except = { .prefix = 32 + ADDR_BITS, .list = port->exceptions, .to = p->daddr };
@@ -68,16 +59,12 @@ LOOKUP int is_excepted(const struct port *port, const struct pkt *p)
 NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
 {
 	struct config *cfg = settings();
-	struct flow *f;
 	addr_t *own;
 	int host;
 	ROOM(question, q);
 
 	if (!cfg || !p || !port)
 		return drop(ctx, R_DROP_ERROR);
-	f = outside_flow_of(port, p);
-	if (f)
-		return f->kind == F_REPLY ? reply(ctx, p, f) : back_through(ctx, p, f);
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
 	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))

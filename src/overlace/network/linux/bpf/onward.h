@@ -180,25 +180,35 @@ NOINLINE int balanced(struct __sk_buff *ctx, struct pkt *p, struct question *q)
 	return drop(ctx, R_DROP_ERROR);
 }
 
-#ifndef OVERLACE_IPV6
-/* A container's packet to an address outside its network, or with the source of another of its interfaces. MISS: it is
- * for a published port of this very host. */
-NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
+/* A container's answer to a client outside goes the way the client came, whatever routes the container has. MISS: it is
+ * none. */
+NOINLINE int answer_outside(struct __sk_buff *ctx, struct pkt *p, const struct port *port)
 {
-	struct config *cfg = settings();
 	struct flow *f;
-	int host;
 
-	if (!cfg || !p || !port)
-		return drop(ctx, R_DROP_ERROR);
+	if (!p || !port)
+		return MISS;
 
 	struct flow_key key = { .scope = SCOPE_SANDBOX, .saddr = numbered(port->sandbox), .sport = p->sport, .dport = p->dport };
 
 	key.daddr = p->daddr;
 	key.proto = p->error ? p->error_proto : p->proto;
 	f = bpf_map_lookup_elem(&flows, &key);
-	if (f)
-		return f->kind == F_REPLY ? reply(ctx, p, f) : back_through(ctx, p, f);
+	if (!f)
+		return MISS;
+	return f->kind == F_REPLY ? reply(ctx, p, f) : back_through(ctx, p, f);
+}
+
+#ifndef OVERLACE_IPV6
+/* A container's packet to an address outside its network, or with the source of another of its interfaces, that answers
+ * nobody. MISS: it is for a published port of this very host. */
+NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
+{
+	struct config *cfg = settings();
+	int host;
+
+	if (!cfg || !p || !port)
+		return drop(ctx, R_DROP_ERROR);
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
 	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))

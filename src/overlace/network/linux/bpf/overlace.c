@@ -118,6 +118,12 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 			return balanced(ctx, p, q);
 		}
 	}
+	if (!e) {
+		int taken = answer_outside(ctx, p, port);
+
+		if (taken != MISS)
+			return taken;
+	}
 	if (!e && own) {
 		struct route *r;
 		int taken = by_own_route(ctx, p, port);

@@ -5,7 +5,7 @@
 #include <linux/pkt_cls.h>
 #include "address.h"
 
-#define LAYOUT 17
+#define LAYOUT 18
 
 #define ETH_LEN 14
 #define IP_LEN 20
