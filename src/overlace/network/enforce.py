@@ -10,7 +10,6 @@ is made good by comparing everything at the next call.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Protocol
 
@@ -26,19 +25,33 @@ from overlace.network.hns.documents import (
     HostComputeNetwork,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.routes import ANYWHERE, routing_of
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.validate import MIN_MTU
 from overlace.network.vfp.compile import Compiler, vni_of
 from overlace.network.vfp.tables import LocalEndpoint
 
 NAMESPACES = Path("/var/run/netns")
-ANYWHERE = "0.0.0.0/0"
 _log = structlog.get_logger(__name__)
 
 
 class HostDataPath(DataPath, Protocol):
     """What it needs beyond the driver's data path."""
 
+    async def attach(
+        self,
+        endpoint: LocalEndpoint,
+        sandbox: Path,
+        ifname: str,
+        default_route: bool,
+        gateway: str,
+        mtu: int,
+        routes: tuple[str, ...] = (),
+        *,
+        six: LocalEndpoint | None = None,
+        gateway6: str = "",
+        through: tuple[tuple[str, str], ...] = (),
+    ) -> None: ...
     async def free_ifname(self, sandbox: Path, mac: str) -> str: ...
     def port_counters(self, sandbox: Path, mac: str) -> dict[str, int]: ...
 
@@ -56,6 +69,7 @@ class NetworkEnforcer:
         self._compiler = Compiler(service.state, host)
         self._placed: dict[Guid, Path] = {}
         self._sandboxes: dict[Guid, tuple[Path, str]] = {}  # with the MAC inside
+        self._direct: dict[Guid, tuple[str, ...]] = {}  # subnets a placed endpoint's interface was given
         self._doubt = True
 
     async def open(self) -> None:
@@ -98,6 +112,7 @@ class NetworkEnforcer:
             if guid in self._placed and self._place_of(guid) != self._placed[guid]:
                 await self._datapath.detach(guid)
                 del self._placed[guid], self._sandboxes[guid]
+                self._direct.pop(guid, None)
         if doubt:
             await self._datapath.reconcile(self._compiler.tables)
         elif delta:
@@ -119,12 +134,18 @@ class NetworkEnforcer:
         return [d.id for d in self._service.documents.values() if isinstance(d, HostComputeEndpoint)]
 
     def _touched(self, changed: Iterable[Guid]) -> set[Guid]:
-        """Endpoints whose place may differ: their own change, or their namespace's."""
+        """Endpoints whose place or routes may differ: their own change, their namespace's, their network's subnets'."""
         out: set[Guid] = set()
         for guid in changed:
             d = self._service.documents.get(guid)
             if isinstance(d, HostComputeNamespace):
                 out.update(d.endpoints)
+            elif isinstance(d, HostComputeNetwork):
+                for endpoint in self._service.state.endpoints_of.get(guid, ()):
+                    e = self._service.state.get(endpoint, HostComputeEndpoint)
+                    placed = e is not None and endpoint in self._placed
+                    if e is not None and placed and routing_of(e, d).direct != self._direct.get(endpoint):
+                        out.add(endpoint)
             elif guid in self._placed or isinstance(d, HostComputeEndpoint):
                 out.add(guid)
         return out
@@ -166,15 +187,19 @@ class NetworkEnforcer:
             return
         if where.is_absolute() and self._placed.get(guid) == where and not where.exists():
             return  # its container has ended, and took the interface with it
+        routing = routing_of(d, network)
         sandbox = where if where.is_absolute() else await self._datapath.ensure_sandbox(where.name)
         await self._datapath.attach(
             entry,
             sandbox,
             await self._datapath.free_ifname(sandbox, entry.mac),
             self._has_default(d),
-            _gateway(network, d.address),
+            routing.gateway,
             self._mtu(d, network),
+            routing.direct,
+            through=routing.through,
         )
+        self._direct[guid] = routing.direct
         self._placed[guid] = where
         self._sandboxes[guid] = sandbox, entry.mac
 
@@ -195,10 +220,3 @@ class NetworkEnforcer:
             lost = max(lost, overhead.settings.overhead)
         fits = max(self._datapath.underlay().mtu - lost, MIN_MTU)  # of an underlay that became smaller
         return min(asked.settings.mtu or fits, fits) if asked is not None else fits
-
-
-def _gateway(network: HostComputeNetwork, address: str) -> str:
-    for s in network.subnets:
-        if IPv4Address(address) in IPv4Network(s.ip_address_prefix):
-            return next((r.next_hop for r in s.routes if r.destination_prefix == ANYWHERE), "")
-    return ""

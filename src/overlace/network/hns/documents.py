@@ -200,13 +200,15 @@ class HostComputeNetwork(Base, frozen=True, kw_only=True):
         return tuple(s for ipam in self.ipams for s in ipam.subnets)
 
     @property
+    def vsids(self) -> tuple[int, ...]:
+        """The VNIs of its subnets."""
+        policies = (policy for subnet in self.subnets for policy in subnet.policies)
+        return tuple(policy.settings.isolation_id for policy in policies if isinstance(policy, p.Vsid))
+
+    @property
     def vsid(self) -> int:
         """The network's VNI, 0 when it has none."""
-        for subnet in self.subnets:
-            for policy in subnet.policies:
-                if isinstance(policy, p.Vsid):
-                    return policy.settings.isolation_id
-        return 0
+        return next(iter(self.vsids), 0)
 
 
 class IpConfiguration(p.Doc, frozen=True):

@@ -27,6 +27,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.remotes import provider_of, tunnel_to
+from overlace.network.hns.routes import ANYWHERE, ANYWHERE6, gateways_of
 from overlace.network.hns.state import State
 from overlace.network.hns.validate import MIN_MTU, MIN_MTU6
 
@@ -92,6 +93,11 @@ def _network(d: HostComputeNetwork, state: State, address: str, ifname: str, vxl
             raise _no(f"Ipams.Type {ipam.type}", "write Static: addresses are this service's or the client's")
     for subnet in d.subnets:
         _subnet(subnet, address)
+    if len(set(d.vsids)) > 1:
+        raise _no(
+            f"VSID: the subnets of {d.name} have {', '.join(map(str, sorted(set(d.vsids))))}",
+            "give the network's subnets one, or each subnet a network",
+        )
     if d.type == "NAT":
         for other in state.by_network_name.values():
             found = state.get(other, HostComputeNetwork)
@@ -127,6 +133,12 @@ def _subnet(s: Subnet, address: str) -> None:
         if inner.flags:
             raise _no(f"IpSubnets[{inner.ip_address_prefix}].Flags {inner.flags}")
     _metrics(s.routes)
+    for route in s.routes:
+        if route.destination_prefix not in (ANYWHERE, ANYWHERE6):
+            raise _no(
+                f"Subnets[{s.ip_address_prefix}].Routes to {route.destination_prefix}",
+                "write an SDNRoute for the endpoints that shall use it",
+            )
 
 
 def _metrics(routes: Iterable[Route]) -> None:
@@ -135,6 +147,18 @@ def _metrics(routes: Iterable[Route]) -> None:
             raise _no(
                 f"Routes[{route.destination_prefix}].Metric {route.metric}",
                 "leave it out: nothing compares them",
+            )
+
+
+def _hops(d: HostComputeEndpoint, gateways: tuple[str, ...]) -> None:
+    if d.remote and d.routes:
+        raise _no("Routes of a remote endpoint", "leave them out, its own host has them")
+    for route in d.routes:
+        if route.next_hop not in gateways:
+            raise _no(
+                f"Routes[{route.destination_prefix}].NextHop {route.next_hop}",
+                f"containers send to their network's gateway ({', '.join(gateways) or 'it has none'}); "
+                "to send by another endpoint write an SDNRoute",
             )
 
 
@@ -163,6 +187,7 @@ def _mtu(d: HostComputeEndpoint, mtu: int) -> None:
 def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, address: str, mtu: int) -> None:
     _bits(d.flags, int(EndpointFlags.REMOTE), EndpointFlags)
     _metrics(d.routes)
+    _hops(d, gateways_of(network) if network is not None else ())
     _services(d.policies)
     _mtu(d, mtu)
     if not d.remote and len(d.ip_configurations) != 1:

@@ -30,11 +30,11 @@ from overlace.network.hns.documents import (
     normal_mac,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.routes import ANYWHERE, gateways_of
 from overlace.network.hns.state import State
 
 NAT_POOL = ipaddress.IPv4Network("172.16.0.0/16")
 _SUBNET_IDS = uuid.UUID("6f0c7c5e-52ab-4a36-9d27-1b3f1f2a9f10")
-ANYWHERE = "0.0.0.0/0"
 
 
 def fill_router_mac(d: HostComputeNetwork) -> HostComputeNetwork:
@@ -42,7 +42,7 @@ def fill_router_mac(d: HostComputeNetwork) -> HostComputeNetwork:
     restart."""
     if d.type != "Overlay" or p.policy_of(d.policies, p.DrMacAddress) is not None:
         return d
-    gateway = next(r.next_hop for s in d.subnets for r in s.routes if ":" not in r.next_hop)
+    gateway = next(hop for hop in gateways_of(d) if ":" not in hop)
     mac = p.DrMacAddress(p.DrMacAddressSettings(normal_mac(container_mac(gateway))))
     return msgspec.structs.replace(d, policies=(*d.policies, mac))
 

@@ -84,8 +84,7 @@ class State:
             ):  # which of their VIPs are outside may differ
                 self._leave(balancer)
                 self._enter(self.documents[balancer])
-            if d.vsid:
-                self.by_vsid[d.vsid] = d.id
+            self.by_vsid.update(dict.fromkeys(d.vsids, d.id))
             self.by_network_name[d.name.lower()] = d.id
         elif isinstance(d, HostComputeNamespace):
             if d.namespace_id:
@@ -112,8 +111,9 @@ class State:
             return None
         self._leave(guid)
         if isinstance(d, HostComputeNetwork):
-            if self.by_vsid.get(d.vsid) == guid:
-                del self.by_vsid[d.vsid]
+            for vsid in d.vsids:
+                if self.by_vsid.get(vsid) == guid:
+                    del self.by_vsid[vsid]
             if self.by_network_name.get(d.name.lower()) == guid:
                 del self.by_network_name[d.name.lower()]
         elif isinstance(d, HostComputeNamespace):

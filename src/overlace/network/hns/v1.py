@@ -34,6 +34,7 @@ from overlace.network.hns.documents import (
     normal_guid,
 )
 from overlace.network.hns.errors import Code, HcnError
+from overlace.network.hns.routes import ANYWHERE, ANYWHERE6
 from overlace.network.hns.state import State
 from overlace.network.hns.v1_documents import (
     V1Acl,
@@ -57,7 +58,6 @@ from overlace.network.hns.v1_documents import (
     V1VxlanPort,
 )
 
-ANYWHERE, ANYWHERE6 = "0.0.0.0/0", "::/0"
 V1 = Version(1, 0)
 PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "sctp": 132}
 NAMES = {number: name for name, number in PROTOCOLS.items()}

@@ -39,10 +39,10 @@ from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.fill import prefix_of_id
 from overlace.network.hns.modify import normal_policy
 from overlace.network.hns.remotes import is_placeholder
+from overlace.network.hns.routes import ANYWHERE, ANYWHERE6, check_routes
 from overlace.network.hns.state import State
 
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
-ANYWHERE, ANYWHERE6 = "0.0.0.0/0", "::/0"
 MAX_NAT_PREFIXES = 4096  # of one endpoint
 MIN_MTU, MIN_MTU6 = 68, 1280  # RFC 791, RFC 8200
 MAX_OVERHEAD = 65535 - MIN_MTU
@@ -247,6 +247,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
         )
     if not d.mac_address and remote:
         raise HcnError(Code.INVALID_ENDPOINT, "MacAddress is empty: a remote endpoint needs its MAC")
+    check_routes(d)
     nets = [ipaddress.ip_network(s.ip_address_prefix) for s in network.subnets]
     seen: set[str] = set()
     configs: list[IpConfiguration] = []

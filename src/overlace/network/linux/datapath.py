@@ -201,10 +201,12 @@ class DataPath:
         *,
         six: LocalEndpoint | None = None,
         gateway6: str = "",
+        through: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """Give the sandbox an interface `ifname` that is `endpoint`, and enter the endpoint into the tables; `six`:
-        its IPv6 address, of the same id and MAC, and `gateway6` the router that says what leads nowhere."""
-        wanted = veth.Wanted(ifname, default_route, gateway, mtu, routes, six, gateway6)
+        """Give the sandbox an interface `ifname` that is `endpoint`, and enter the endpoint into the tables; `routes`:
+        CIDRs it reaches directly, `through`: by a router, each with its address; `six`: its IPv6 address, of the same id
+        and MAC, and `gateway6` the router that says what leads nowhere."""
+        wanted = veth.Wanted(ifname, default_route, gateway, mtu, routes, through, six, gateway6)
         await self._do(lambda: self._attach(endpoint, sandbox, wanted))
 
     def _attach(self, endpoint: LocalEndpoint, sandbox: Path, wanted: veth.Wanted) -> None:

@@ -33,6 +33,7 @@ class Wanted(msgspec.Struct, frozen=True):
     gateway: str
     mtu: int
     routes: tuple[str, ...] = ()  # CIDRs reached directly: the network's further subnets
+    through: tuple[tuple[str, str], ...] = ()  # CIDRs reached through a router, and its address
     six: LocalEndpoint | None = None  # the interface's IPv6 address, when it has one
     gateway6: str = ""
 
@@ -168,6 +169,9 @@ def configure_inside(endpoint: LocalEndpoint, sandbox: Path, wanted: Wanted) -> 
             for subnet in map(ip_network, wanted.routes):
                 if subnet.version == 4 or wanted.six is not None:
                     netlink.add_route(link.ifindex, str(subnet.network_address), subnet.prefixlen)
+            for to, hop in wanted.through:
+                network = ip_network(to)
+                netlink.add_route(link.ifindex, str(network.network_address), network.prefixlen, hop)
             if wanted.default_route and wanted.gateway:
                 netlink.add_route(link.ifindex, gateway=wanted.gateway)
             if wanted.default_route and wanted.gateway6 and wanted.six is not None:

@@ -36,6 +36,7 @@ from overlace.network.hns.documents import (
     colon_mac,
 )
 from overlace.network.hns.remotes import tunnel_to
+from overlace.network.hns.routes import gateways_of
 from overlace.network.hns.state import State, outside_vips
 from overlace.network.vfp.tables import (
     ANY_PORT,
@@ -93,7 +94,7 @@ def _nats(
 def compile_network(d: HostComputeNetwork, state: State) -> Network:
     """Both families' subnets and gateways; the router's MAC, one for both, is made from an IPv4 gateway."""
     subnets = tuple(s.ip_address_prefix for s in d.subnets)
-    hops = sorted(dict.fromkeys(r.next_hop for s in d.subnets for r in s.routes), key=is_six)
+    hops = sorted(gateways_of(d), key=is_six)
     gateway, *others = hops or [""]
     router = p.policy_of(d.policies, p.DrMacAddress)
     mac = (
