@@ -413,3 +413,36 @@ def test_an_endpoint_has_no_more_outbound_connections_than_its_ports(
     assert reach(free, 5) == 5
     one.hcn.policies("Endpoint", few, "Update", {**usage, "Settings": {"MaxPortPoolUsage": 200}})
     assert reach(box, 9) == 9
+
+
+def test_a_second_endpoint_leads_to_its_networks_subnets_and_by_its_routes(
+    world: World, pair: tuple[HnsHost, HnsHost]
+) -> None:
+    one, two = pair
+    first = network(one)[0]
+    nets = network(one, two, name="wide", vsid=4097, third=5)
+    more = overlay(vsid=4097, third=6)["Ipams"][0]["Subnets"]
+    box, far, further = one.container("twofold"), two.container("wide6"), two.container("wide77")
+    place = one.place(one.hcn.create("Endpoint", local(first, one.address, "10.244.3.80"))["ID"], box.name)
+    by_gateway = [{"DestinationPrefix": "10.77.0.0/16", "NextHop": "10.244.5.1"}]
+    second = one.hcn.create("Endpoint", local(nets[0], one.address, "10.244.5.80", Routes=by_gateway))
+    one.hcn.attach(place, second["ID"])
+    assert "default via 10.244.3.1 dev eth0" in run("ip", "-n", box.name, "route")
+    adding = {"ResourceType": "Subnet", "RequestType": "Add", "Settings": {"Subnets": more}}
+    for host, net in zip(pair, nets, strict=True):  # the endpoint is attached already
+        host.hcn.modify("Network", net, adding)
+    there = two.hcn.create("Endpoint", local(nets[1], two.address, "10.244.6.81"))
+    two.place(there["ID"], far.name)
+    tell(one, nets[0], two, there)
+    tell(two, nets[1], one, second)
+    world.bed.serve(far, 80, "wide6")
+    assert ask(box, "10.244.6.81", 80)[:2] == ["wide6", "10.244.5.80"]
+    assert refuses(box, "10.77.0.9", 80)
+    gateway = [{"NextHop": "10.77.0.1", "DestinationPrefix": "0.0.0.0/0"}]
+    third = {**more[0], "IpAddressPrefix": "10.77.0.0/24", "Routes": gateway}
+    two.hcn.modify("Network", nets[1], {**adding, "Settings": {"Subnets": [third]}})
+    last = two.hcn.create("Endpoint", local(nets[1], two.address, "10.77.0.9"))
+    two.place(last["ID"], further.name)
+    tell(one, nets[0], two, last)  # on a subnet that this host has not
+    world.bed.serve(further, 80, "wide77")
+    assert ask(box, "10.77.0.9", 80)[:2] == ["wide77", "10.244.5.80"]

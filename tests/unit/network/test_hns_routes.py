@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, parse
+from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork, parse, parse_modify
 from overlace.network.hns.enforced import linux_check
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.routes import Routing, routing_of
@@ -103,3 +103,46 @@ def test_a_network_has_one_vni_here_and_all_of_its_own_everywhere(hns: HnsServic
         network(model, subnet(5, vsid=4097), name="other")
     model.delete(HostComputeNetwork, first.id)
     network(model, subnet(5, vsid=4097), name="other")
+
+
+def subnet_route(prefix: str, provider: str) -> dict[str, Any]:
+    settings = {
+        "DestinationPrefix": prefix, "IsolationId": 4096, "ProviderAddress": provider,
+        "DistributedRouterMacAddress": "02-42-0A-F4-07-01",
+    }  # fmt: skip
+    return {"Type": "RemoteSubnetRoute", "Settings": settings}
+
+
+@pytest.mark.parametrize(
+    ("routes", "code"),
+    [
+        (
+            [subnet_route("10.244.7.0/24", "192.0.2.20"), subnet_route("10.244.7.0/24", "192.0.2.21")],
+            Code.POLICY_ALREADY_EXISTS,
+        ),
+        ([subnet_route("10.244.7.0/24", HOST)], Code.INVALID_POLICY),
+        ([subnet_route("10.244.7.0/24", "0.0.0.0")], Code.ADDR_INVALID_OR_RESERVED),
+        ([subnet_route("10.244.7.0/24", "224.0.0.5")], Code.ADDR_INVALID_OR_RESERVED),
+    ],
+)
+def test_a_prefix_is_behind_one_other_host(hns: HnsService, routes: list[dict[str, Any]], code: Code) -> None:
+    net = network(hns, subnet(3))
+    body = {"ResourceType": "Policy", "RequestType": "Add", "Settings": {"Policies": routes}}
+    with pytest.raises(HcnError) as e:
+        hns.modify(HostComputeNetwork, net.id, parse_modify("network", json.dumps(body)))
+    assert e.value.code is code
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ({"Type": "InterfaceParameters", "Settings": {"Mtu": 1500}}, "use 1450 at most"),
+        (
+            {"Type": "OutBoundNAT", "Settings": {"VirtualIP": "nobody"}},
+            "OutBoundNAT.VirtualIP 'nobody' is not an",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(hns: HnsService, policy: dict[str, Any], words: str) -> None:
+    with pytest.raises(HcnError, match=words):
+        endpoint(hns, network(hns, subnet(3)), Policies=[policy])

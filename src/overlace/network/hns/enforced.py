@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 
+from overlace.model.paths import tunnel_overhead
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Document,
@@ -171,8 +172,17 @@ def _services(policies: Iterable[object]) -> None:
             )
 
 
-def _mtu(d: HostComputeEndpoint, mtu: int) -> None:
+def _mtu(d: HostComputeEndpoint, network: HostComputeNetwork | None, address: str, mtu: int) -> None:
+    asked = p.policy_of(d.policies, p.InterfaceParameters)
     overhead = p.policy_of(d.policies, p.EncapOverhead)
+    lost = tunnel_overhead(address) if network is not None and network.type == "Overlay" else 0
+    fits = mtu - max(lost, overhead.settings.overhead if overhead is not None else 0)
+    if asked is not None and asked.settings.mtu > fits:
+        raise HcnError(
+            Code.INVALID_POLICY,
+            f"InterfaceParameters.Mtu {asked.settings.mtu}: a packet of this host has {mtu} bytes, "
+            f"{mtu - fits} of them for the tunnel; use {fits} at most",
+        )
     if overhead is None:
         return
     least = MIN_MTU6 if any(":" in c.ip_address for c in d.ip_configurations) else MIN_MTU
@@ -189,7 +199,7 @@ def _endpoint(d: HostComputeEndpoint, network: HostComputeNetwork | None, addres
     _metrics(d.routes)
     _hops(d, gateways_of(network) if network is not None else ())
     _services(d.policies)
-    _mtu(d, mtu)
+    _mtu(d, network, address, mtu)
     if not d.remote and len(d.ip_configurations) != 1:
         raise _no(f"IpConfigurations: {len(d.ip_configurations)} addresses", "give the endpoint one")
     for policy in d.policies:

@@ -6,10 +6,12 @@ compile.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import ip_address, ip_network
 
 import msgspec
 
+from overlace.network.hns import policies as p
 from overlace.network.hns.addresses import check_address, check_prefix
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
 from overlace.network.hns.errors import Code, HcnError
@@ -45,6 +47,28 @@ def routing_of(d: HostComputeEndpoint, network: HostComputeNetwork) -> Routing:
     hops = {r.destination_prefix: r.next_hop for r in d.routes if ":" not in r.destination_prefix}
     gateway = hops.pop(ANYWHERE, "")
     return Routing(gateway, tuple(direct), tuple((to, hop) for to, hop in hops.items() if to not in direct))
+
+
+def check_subnet_routes(policies: Sequence[p.NetworkPolicy]) -> None:
+    """That each prefix is behind one other host, which this one is not. Raises HcnError."""
+    own = p.policy_of(tuple(policies), p.ProviderAddress)
+    seen: set[str] = set()
+    for policy in policies:
+        if not isinstance(policy, p.RemoteSubnetRoute):
+            continue
+        s = policy.settings
+        if own is not None and s.provider_address == own.settings.provider_address:
+            raise HcnError(
+                Code.INVALID_POLICY,
+                f"RemoteSubnetRoute.ProviderAddress {s.provider_address} of {s.destination_prefix} is this host's own: "
+                "name the host that has the prefix",
+            )
+        if s.destination_prefix in seen:
+            raise HcnError(
+                Code.POLICY_ALREADY_EXISTS,
+                f"RemoteSubnetRoute.DestinationPrefix {s.destination_prefix} is there twice: take the old one out first",
+            )
+        seen.add(s.destination_prefix)
 
 
 def check_routes(d: HostComputeEndpoint) -> None:

@@ -39,7 +39,7 @@ from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.fill import prefix_of_id
 from overlace.network.hns.modify import normal_policy
 from overlace.network.hns.remotes import is_placeholder
-from overlace.network.hns.routes import ANYWHERE, ANYWHERE6, check_routes
+from overlace.network.hns.routes import ANYWHERE, ANYWHERE6, check_routes, check_subnet_routes
 from overlace.network.hns.state import State
 
 MIN_VSID, MAX_VSID = 4096, (1 << 24) - 1
@@ -200,6 +200,7 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
                     f"{MIN_VSID} to {MAX_VSID}",
                 )
         policies.append(policy)
+    check_subnet_routes(policies)
     return msgspec.structs.replace(d, policies=tuple(policies))
 
 
@@ -305,6 +306,8 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
             )
         elif isinstance(policy, p.OutBoundNat):
             six = any(n.version == 6 for n in nets)
+            if policy.settings.virtual_ip:
+                check_usable(policy.settings.virtual_ip, "OutBoundNAT.VirtualIP", loopback=True)
             for prefix in policy.settings.exceptions:
                 check_prefix(prefix, "OutBoundNAT.Exceptions", six=six)
             for prefix in policy.settings.destinations:
