@@ -402,3 +402,19 @@ def test_clsact_where_tcx_is_missing(world: SimpleNamespace) -> None:
     assert "overlace_from_underlay" in run("tc", "-n", world.a.ns, "filter", "show", "dev", "eth0", "ingress")
     world.a.call("destroy")
     assert run("tc", "-n", world.a.ns, "filter", "show", "dev", "eth0", "ingress") == ""
+
+
+def test_it_is_removed_whole_without_the_underlays_address(world: SimpleNamespace) -> None:
+    """Also where programs are attached by the older way, whose place is then not to be found."""
+    script = (
+        "import runpy, sys; from overlace.network.linux import loader; loader.kernel_has_tcx = lambda: False;"
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    world.a.kill()
+    world.a.start(script)
+    run("ip", "-n", world.a.ns, "addr", "flush", "dev", "eth0")
+    world.a.call("destroy")
+    assert not (BPFFS / "overlace" / world.a.instance).exists()
+    assert run("nsenter", f"--net={world.a.path}", "nft", "list", "ruleset") == ""
+    assert not list((world.a.exec_dir / "netns").iterdir())
+    run("ip", "-n", world.a.ns, "addr", "add", f"{world.a.address}/24", "dev", "eth0")

@@ -7,8 +7,10 @@ nor speak the wire itself (session.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
+import msgspec
 import structlog
 
 from overlace.agent.logs import LogStreams
@@ -16,6 +18,7 @@ from overlace.agent.session import AgentSession
 from overlace.agent.standalone.attacher import Attacher, Member
 from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts, Worker
+from overlace.model.errors import Unavailable
 from overlace.model.netview import NetDelta, NetView
 from overlace.model.objects import NodeDescription
 from overlace.model.paths import PathState
@@ -71,6 +74,7 @@ class Agent:
         self._unwritten: set[str] = set()  # keys of the view that the disk does not have as they are
         self._unsettled: set[str] = set()  # keys that the host's network does not have as they are
         self._unsettled_event = asyncio.Event()
+        self._refusing: dict[str, str] = {}  # what the disk refuses to keep, and its words
         self._settler: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -106,7 +110,21 @@ class Agent:
     # -- what the manager says -----------------------------------------------------------------------------------
 
     def description(self) -> NodeDescription:
-        return self._describe()
+        """Of the host as it is; a heartbeat tells the manager of every change."""
+        described = self._describe()
+        if not self._refusing:
+            return described
+        return msgspec.structs.replace(described, trouble=next(iter(self._refusing.values())))
+
+    @contextlib.contextmanager
+    def _kept(self, what: str) -> Iterator[None]:
+        """What is taken in here is to be written down: while the disk refuses, the node's description says so."""
+        try:
+            yield
+        except Unavailable as e:
+            self._refusing[what] = e.message
+            raise
+        self._refusing.pop(what, None)
 
     def paths(self) -> list[PathState]:
         return self._network.paths()
@@ -122,7 +140,8 @@ class Agent:
         self._on_welcome(message)
 
     async def on_assignments(self, message: Assignments) -> None:
-        await self.worker.assign(message)
+        with self._kept("assignments"):
+            await self.worker.assign(message)
 
     async def on_network(self, delta: NetDelta) -> None:
         """Raises ValueError when the delta does not fit, Unavailable when the disk refuses it: the session then asks for
@@ -140,7 +159,8 @@ class Agent:
             self._note({*delta.remove, *(e.key for e in delta.put)})
             self.view.apply(delta)
         self._unsettled_event.set()
-        self._state.put_view(self.view, self._unwritten)
+        with self._kept("network view"):
+            self._state.put_view(self.view, self._unwritten)
         self._unwritten = set()
 
     def _note(self, keys: set[str]) -> None:

@@ -38,9 +38,10 @@ def service_command(arguments: Sequence[str], windows: bool = ON_WINDOWS) -> lis
     return [sys.executable, *_PROGRAM, *verb, *arguments]
 
 
-def _environment() -> dict[str, str]:
-    """What this program needs to be found: a service inherits nothing from us."""
-    return {name: os.environ[name] for name in ("PYTHONPATH",) if os.environ.get(name)}
+def environment() -> dict[str, str]:
+    """What this program needs to be found: a service inherits nothing from us, and starts in another folder."""
+    path = os.environ.get("PYTHONPATH", "")
+    return {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))} if path else {}
 
 
 @click.group()
@@ -62,10 +63,10 @@ def install(shown: bool, arguments: tuple[str, ...]) -> None:
         if shown:
             raise InvalidArgument("--print shows a unit of systemd: leave it out on Windows")
         process.need_privileges()
-        for refused in scm.install(command, _environment()):
+        for refused in scm.install(command, environment()):
             click.echo(f"overlace: this Windows does not note {refused}", err=True)
     else:
-        text = systemd.unit_text(command, _environment())
+        text = systemd.unit_text(command, environment())
         if shown:
             click.echo(text, nl=False)
             return

@@ -139,7 +139,10 @@ def _says(view: View, task: Task, now: int) -> str:
         if node is not None and node.spec.availability == "drain" and task.job_iteration is None:
             return f"runs on {where}, which is drained, until its successor runs"
         return f"runs on {where}"
-    return f"is on its way on {where}: {state.word}" + (f" ({status.err})" if status.err else "")
+    says = f"is on its way on {where}: {state.word}" + (f" ({status.err})" if status.err else "")
+    if state == TaskState.ASSIGNED and node is not None and node.description and node.description.trouble:
+        says += f"; {where} cannot take it: {node.description.trouble}"
+    return says
 
 
 _OVER = {

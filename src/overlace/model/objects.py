@@ -64,6 +64,7 @@ class NodeDescription(msgspec.Struct, frozen=True, kw_only=True):
     # what the host's network cannot do, by the names of capabilities.py, and why, for people
     lacks: dict[str, str] = {}
     can_manage: bool = True  # a daemon on Windows is a worker
+    trouble: str = ""  # what keeps this host from taking what managers tell it, and what helps; for people
 
     @property
     def answers_probes(self) -> bool:

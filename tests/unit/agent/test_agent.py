@@ -6,13 +6,17 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from test_state import disk_full
+from test_state import TASK, disk_full
 from test_worker import FACTS, FakeNetwork, FakeRuntime
 
 from overlace.agent.agent import Agent
 from overlace.agent.state import AgentState
 from overlace.model.errors import Unavailable
 from overlace.model.netview import NetDelta, NetView, NodeEntry
+from overlace.model.objects import NodeDescription
+from overlace.wire.messages import Assignments
+
+HOST = NodeDescription(hostname="one", os="linux", architecture="x86_64")
 
 
 class Network(FakeNetwork):
@@ -67,7 +71,7 @@ def delta(*entries: NodeEntry, base: int, revision: int, before: tuple[NodeEntry
 async def bed(tmp_path):
     path, network = tmp_path / "agent.db", Network()
     agent = Agent(
-        FACTS, FakeRuntime(), network, AgentState(path), lambda: None, lambda a: Session(), print, print
+        FACTS, FakeRuntime(), network, AgentState(path), lambda: HOST, lambda a: Session(), print, print
     )
     await agent.open()
     yield SimpleNamespace(agent=agent, network=network, path=path)
@@ -102,3 +106,18 @@ async def test_what_a_wrong_delta_brought_is_settled_with_the_complete_view(bed)
     await bed.agent.on_network(delta(A, B, base=0, revision=2))
     await bed.network.until(A, B)
     assert written(bed) == {A.key, B.key}
+
+
+async def test_while_the_disk_refuses_the_nodes_description_says_so(bed):
+    assert bed.agent.description() == HOST
+    told = Assignments(sequence=1, complete=True, tasks=(TASK,))
+    with disk_full():
+        with pytest.raises(Unavailable):
+            await bed.agent.on_assignments(told)
+        assert "free some disk space" in bed.agent.description().trouble
+        with pytest.raises(Unavailable):
+            await bed.agent.on_network(delta(A, base=0, revision=1))
+    await bed.agent.on_network(delta(A, base=0, revision=1))
+    assert bed.agent.description().trouble, "its tasks are not kept yet"
+    await bed.agent.on_assignments(told)
+    assert bed.agent.description() == HOST

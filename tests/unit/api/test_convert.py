@@ -17,6 +17,7 @@ from overlace.model.objects import (
     JobStatus,
     Network,
     NetworkAttachment,
+    NodeStatus,
     Secret,
     Service,
     Subnet,
@@ -39,7 +40,7 @@ from overlace.model.specs import (
     TaskSpec,
     UpdateConfig,
 )
-from overlace.model.states import TaskState
+from overlace.model.states import NodeState, TaskState
 
 from .doubles import NODE, NOW, WINDOWS_NODE, container, node
 
@@ -240,3 +241,16 @@ def test_status_of_docker_ps() -> None:
 
 def test_environment_is_the_images_with_the_containers_own() -> None:
     assert merge_env(["PATH=/bin", "A=1"], ["A=2"]) == ["A=2", "PATH=/bin"]
+
+
+def test_a_node_in_trouble_says_so_where_people_look() -> None:
+    one = node()
+    assert one.description is not None and "Message" not in show_node(one, "")["Status"]
+    full = msgspec.structs.replace(one.description, trouble="its disk is full")
+    troubled = msgspec.structs.replace(one, description=full)
+    assert show_node(troubled, "")["Status"]["Message"] == "its disk is full"
+    down = NodeStatus(NodeState.DOWN, "heartbeat failure")
+    assert (
+        show_node(msgspec.structs.replace(troubled, status=down), "")["Status"]["Message"]
+        == "heartbeat failure"
+    )

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from overlace.daemon import systemd
 from overlace.daemon.log_file import LogFile
 from overlace.daemon.scm import error_of
-from overlace.daemon.service import service, service_command
+from overlace.daemon.service import environment, service, service_command
 from overlace.daemon.systemd import install, quoted, remove, unit_text
 from overlace.model.errors import Conflict, Internal, NotFound, PermissionDenied
 
@@ -133,3 +133,16 @@ def test_a_log_file_begins_anew_before_it_grows_large(tmp_path: Path) -> None:
     with LogFile(path, limit=100) as log:
         log.write("after a restart\n")
     assert "after a restart" in path.read_text()
+
+
+def test_a_path_of_the_shell_is_one_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service starts in another folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"src{os.pathsep}/opt/more{os.pathsep}")
+    assert environment()["PYTHONPATH"].split(os.pathsep) == [
+        str(tmp_path / "src"),
+        "/opt/more",
+        str(tmp_path),
+    ]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment() == {}

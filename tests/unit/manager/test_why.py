@@ -240,6 +240,11 @@ def test_where_a_task_is_in_its_life() -> None:
     assert says(**waiting, not_before=NOW + 1500 * SECOND // 1000).endswith("restart delay is over, in 2 s")
     assert says(**waiting).endswith("starts when the task before it has stopped")
     assert says(state=TaskState.FAILED, on="a", err="exit 1") == "failed on a: exit 1"
+    assert says(state=TaskState.ASSIGNED, on="a") == "is on its way on a: assigned"
+    assert a.description is not None
+    a = replace(a, description=replace(a.description, trouble="its disk is full"))
+    assert says(state=TaskState.ASSIGNED, on="a").endswith("; a cannot take it: its disk is full")
+    assert says(state=TaskState.RUNNING, on="a") == "runs on a"
     stopping = {"state": TaskState.RUNNING, "on": "a", "desired_state": TaskState.SHUTDOWN}
     assert says(**stopping) == "is being stopped on a"
 

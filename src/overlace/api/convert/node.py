@@ -10,6 +10,7 @@ from overlace.api.convert.common import Json, document, header
 from overlace.model.generic import offered_documents
 from overlace.model.labels import EMULATED, OS_VERSION
 from overlace.model.objects import Node, NodeDescription
+from overlace.model.states import NodeState
 
 
 def description(found: NodeDescription, ca_cert_pem: str) -> Json:
@@ -49,8 +50,11 @@ def node(found: Node, ca_cert_pem: str) -> Json:
         else {"Platform": {}, "Resources": {}, "Engine": {}, "TLSInfo": {}},
         "Status": {"State": found.status.state.word, "Addr": found.status.addr},
     }
-    if found.status.message:
-        document_["Status"]["Message"] = found.status.message
+    message = found.status.message or (
+        about.trouble if about and found.status.state == NodeState.READY else ""
+    )
+    if message:
+        document_["Status"]["Message"] = message
     if found.manager_status:
         status = found.manager_status
         document_["ManagerStatus"] = {"Reachability": status.reachability, "Addr": status.addr}

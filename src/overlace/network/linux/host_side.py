@@ -6,6 +6,7 @@ once per container is datapath.py's. Synchronous, for one thread.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Mapping
 
@@ -183,9 +184,11 @@ class HostSide:
             if link.name == VXLAN_DEVICE:
                 netlink.delete_link(link.ifindex)
         if not self.loader.tcx:
-            for link in netlink.links():
-                if link.ifindex == _LO or link.ifindex == find_underlay(netlink, self.address).ifindex:
-                    netlink.remove_clsact_filter(link.ifindex)
+            netlink.remove_clsact_filter(_LO)
+            with contextlib.suppress(
+                OSError
+            ):  # an address that went took nothing of ours with it but the way to its device
+                netlink.remove_clsact_filter(find_underlay(netlink, self.address).ifindex)
         self.loader.destroy()
         nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
         netlink.close()
