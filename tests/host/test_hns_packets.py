@@ -414,6 +414,19 @@ def test_an_endpoint_has_no_more_outbound_connections_than_its_ports(
     one.hcn.policies("Endpoint", few, "Update", {**usage, "Settings": {"MaxPortPoolUsage": 200}})
     assert reach(box, 9) == 9
 
+    def pools() -> str:
+        listed = run("nsenter", f"--net={one.path}", "nft", "list", "ruleset")
+        return "\n".join(text for text in listed.splitlines() if "pool_" in text)
+
+    assert "pool_200" in pools() and "pool_3" not in pools()
+    third = one.hcn.create("Endpoint", local(net, one.address, "10.244.3.83"))["ID"]
+    one.hcn.policies("Endpoint", third, "Add", usage)
+    with pytest.raises(Refused):  # no such network namespace: nothing of it stays
+        one.place(third, "/proc/0/ns/net")
+    assert "pool_3" not in pools()
+    one.hcn.delete("Endpoint", few)
+    assert pools() == ""
+
 
 def test_a_second_endpoint_leads_to_its_networks_subnets_and_by_its_routes(
     world: World, pair: tuple[HnsHost, HnsHost]

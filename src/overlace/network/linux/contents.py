@@ -8,7 +8,7 @@ has.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import structlog
 
@@ -56,6 +56,11 @@ class Contents:
         entries = [self.tables.get(key) for key in self._local.get(endpoint_id, ())]
         entries += [entry for entry, _ in self._refused.values()]
         return [e for e in entries if isinstance(e, LocalEndpoint) and e.endpoint_id == endpoint_id]
+
+    @property
+    def local_ids(self) -> Collection[str]:
+        """Of the endpoints that have entries."""
+        return self._local.keys()
 
     def encode(self, entry: Entry) -> list[Row]:
         """The rows of one entry. Raises ValueError for one that cannot be written."""

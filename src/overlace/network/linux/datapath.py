@@ -123,6 +123,8 @@ class DataPath:
     def _apply(self, delta: Delta) -> None:
         self._contents.write(self._contents.change(delta.put, delta.remove))
         self._route(e for e in delta.put if isinstance(e, LocalEndpoint))
+        if any(key[0] == "endpoint" for key in delta.remove):
+            self._host.pools.keep({veth.host_name(i) for i in self._contents.local_ids})
 
     def _route(self, endpoints: Iterable[LocalEndpoint]) -> None:
         """Routes of the host to endpoints with outbound NAT or a host route: the way of the answers, and of the host's
@@ -167,6 +169,7 @@ class DataPath:
         if self._host.loader.is_switching:
             self._host.switch(self._interfaces())
         self._route(e for e in desired if isinstance(e, LocalEndpoint))
+        self._host.pools.keep({veth.host_name(i) for i in self._contents.local_ids})
         put: tuple[Entry, ...] = ()
         if any(changes.put.values()):
             written = changes.put

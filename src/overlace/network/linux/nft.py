@@ -104,14 +104,23 @@ class PortPools:
         return {ifname: most for ifname, most in self._most.items() if most}
 
     def ensure(self, ifname: str, most: int) -> None:
-        """`most` 0: as many as there are. Raises NftError."""
+        """`most` 0: as many as there are. Nothing of an earlier limit stays. Raises NftError."""
         before = self._most.get(ifname, 0)
         if before == most:
             return
+        others = [n for name, n in self._most.items() if name != ifname]
         script: list[str] = []
         for table in (f"{family} {self._table}" for family in FAMILIES):
             if before:
-                script.append(f"delete element {table} pools {{ {ifname} }}")
+                name = f"pool_{before}"
+                script += [
+                    f"delete element {table} pools {{ {ifname} }}",
+                    # packets enter it: whether it is there is not known here, and deleting what is not is refused
+                    f"add element {table} {name} {{ {ifname} ct count over {before} }}",
+                    f"delete element {table} {name} {{ {ifname} }}",
+                ]
+                if before not in others:
+                    script += [f"delete chain {table} {name}", f"delete set {table} {name}"]
             if most:
                 name = f"pool_{most}"
                 script += [
@@ -122,10 +131,14 @@ class PortPools:
                     f"add element {table} pools {{ {ifname} : jump {name} }}",
                 ]
         run_nft("\n".join(script) + "\n")
+        self._most.pop(ifname, None)
         if most:
             self._most[ifname] = most
-        else:
-            del self._most[ifname]
+
+    def keep(self, ifnames: set[str]) -> None:
+        """Of these alone: the others' endpoints are gone. Raises NftError."""
+        for ifname in sorted(self._most.keys() - ifnames):
+            self.ensure(ifname, 0)
 
 
 _NETFILTER = 12  # linux/netlink.h
