@@ -71,8 +71,9 @@ def balancer(*vips: str, port: int = 80, flags: int = 0, of: str = EP, **more: A
 class Host:
     """A served HNS of a Linux host, without its packets."""
 
-    def __init__(self) -> None:
-        self.service = HnsService(facts=HostFacts(HOST, LATEST, linux_check(HOST, "eth0", 4789)))
+    def __init__(self, service: HnsService | None = None) -> None:
+        facts = HostFacts(HOST, LATEST, linux_check(HOST, "eth0", 4789))
+        self.service = service or HnsService(facts=facts)
         self.hns = HnsCalls(self.service)
         self.compiler = Compiler(self.service.state, HOST)
 

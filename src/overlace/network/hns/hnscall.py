@@ -18,7 +18,6 @@ from overlace.network.hns.documents import (
     EndpointResourceSettings,
     HostComputeEndpoint,
     HostComputeNamespace,
-    HostComputeNetwork,
     HostComputeQuery,
     ModifyNamespaceContainer,
     ModifyNamespaceEndpoint,
@@ -34,6 +33,7 @@ from overlace.network.hns.queries import present
 from overlace.network.hns.service import HnsService
 from overlace.network.hns.v1 import from_v1, resource
 from overlace.network.hns.v1_documents import V1Attach, V1Resource, is_v1
+from overlace.network.hns.v1_update import carry_over
 
 ROOMS = {
     "networks": "network",
@@ -128,14 +128,14 @@ def _shown(d: Document, service: HnsService) -> dict[str, Any]:
 
 def _post(service: HnsService, kind: str, guid: str, body: str) -> Any:
     raw = read_object(body)
-    if kind == "network" and not is_v1(kind, raw) and "Ipams" in raw:
-        d: Document = convert(raw, KINDS[kind])
-    else:
-        d = from_v1(kind, raw, service.state)
+    second = kind == "network" and not is_v1(kind, raw) and "Ipams" in raw
+    d: Document = convert(raw, KINDS[kind]) if second else from_v1(kind, raw, service.state)
     if not guid:
         return _shown(service.create(d), service)
     old = _get(service, kind, guid)
-    if isinstance(d, HostComputeNetwork) and isinstance(old, HostComputeNetwork) and not d.name:
+    if not second:
+        d = carry_over(old, d)
+    elif not d.name:
         d = msgspec.structs.replace(d, name=old.name)
     return _shown(service.replace(msgspec.structs.replace(d, id=old.id)), service)
 

@@ -250,9 +250,19 @@ class HnsService:
         d = msgspec.structs.replace(document, id=old.id)
         if isinstance(d, HostComputeEndpoint) and isinstance(old, HostComputeEndpoint):
             if normal_guid(d.host_compute_network, "HostComputeNetwork") != old.host_compute_network:
-                raise HcnError(Code.INVALID_ENDPOINT, "HostComputeNetwork: an endpoint stays on its network")
+                raise HcnError(
+                    Code.INVALID_ENDPOINT,
+                    f"HostComputeNetwork {d.host_compute_network}: an endpoint stays on its network, which is "
+                    f"{old.host_compute_network}",
+                )
             d = msgspec.structs.replace(d, host_compute_namespace=old.host_compute_namespace)
+        if isinstance(d, HostComputeNetwork) and isinstance(old, HostComputeNetwork) and d.type != old.type:
+            raise HcnError(
+                Code.INVALID_NETWORK_TYPE,
+                f"Type {d.type}: network {old.name} is {old.type} and stays so; write that",
+            )
         with self._ledger.batch():
+            self._check_in_use(old, d)
             return self._store(d, whole=True)
 
     def update_load_balancer(self, document: HostComputeLoadBalancer) -> HostComputeLoadBalancer:

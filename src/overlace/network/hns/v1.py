@@ -392,6 +392,11 @@ def _endpoint_v1(d: HostComputeEndpoint, state: State) -> V1Endpoint:
     )
 
 
+def has_v1_word(policy: object) -> bool:
+    """Whether v1 has this policy of endpoints."""
+    return _policy_v1(policy) is not None
+
+
 def _policy_v1(x: Any) -> Any:
     """None for what v1 has no policy for."""
     match x:
