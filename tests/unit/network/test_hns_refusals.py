@@ -283,6 +283,24 @@ def test_a_subnet_does_not_go_when_its_vip_outside_is_anothers(host: Host) -> No
     assert hr == Code.PORT_ALREADY_EXISTS and "10.7.1.9" in text
 
 
+def test_a_subnet_does_not_make_an_address_in_use_its_broadcast_address(host: Host) -> None:
+    host.made("LoadBalancer", balancer("10.7.1.255"), LB)
+    more = {"ResourceType": "Subnet", "RequestType": "Add", "Settings": {"Subnets": [subnet("10.7.1.0/24")]}}
+    hr, text = host.modify("Network", NET, more)
+    assert hr == Code.ADDR_INVALID_OR_RESERVED and LB in text and "broadcast address of 10.7.1.0/24" in text
+    held = host.shown("Network", NET)["Ipams"][0]["Subnets"][0]
+    changed = {
+        **more,
+        "RequestType": "Update",
+        "Settings": {"Subnets": [{**held, "IpAddressPrefix": "10.1.1.0/25"}]},
+    }
+    assert not host.modify("Network", NET, changed)[0]
+    host.made("Endpoint", endpoint("10.1.1.63"), FAR)
+    changed["Settings"] = {"Subnets": [{**held, "IpAddressPrefix": "10.1.1.0/26"}]}
+    hr, text = host.modify("Network", NET, changed)
+    assert hr == Code.ADDR_INVALID_OR_RESERVED and FAR in text
+
+
 def test_an_endpoint_in_use_is_named_when_it_has_no_name(host: Host) -> None:
     host.made("LoadBalancer", balancer("10.1.1.99"), LB)
     reply = host.hns.call("DeleteEndpoint", 0, EP, None)

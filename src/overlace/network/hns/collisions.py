@@ -93,7 +93,23 @@ def check_network_fits(d: HostComputeNetwork, state: State) -> None:
                     Code.ADDR_INVALID_OR_RESERVED,
                     f"Routes.NextHop {route.next_hop} is the address of {holder}: use another, or delete that one",
                 )
+    before = state.get(d.id, HostComputeNetwork)
+    if before is None or _prefixes(before) != _prefixes(d):
+        nets = [ipaddress.ip_network(prefix) for prefix in _prefixes(d)]
+        for guid in state.endpoints_of.get(d.id, ()):
+            endpoint = state.get(guid, HostComputeEndpoint)
+            for config in endpoint.ip_configurations if endpoint is not None else ():
+                field = f"Subnets: endpoint {guid} has IpAddress"
+                check_not_edge(ipaddress.ip_address(config.ip_address), nets, field)
+        for (network, vip), holders in state.vips.items():
+            if network == d.id:
+                field = f"Subnets: load balancer {min(holders)} has FrontendVIPs"
+                check_not_edge(ipaddress.ip_address(vip), nets, field)
     for guid in state.network_balancers.get(d.id, ()):
         balancer = state.get(guid, HostComputeLoadBalancer)
         if balancer is not None:
             check_outer(balancer, d, state)
+
+
+def _prefixes(d: HostComputeNetwork) -> list[str]:
+    return [s.ip_address_prefix for s in d.subnets]
