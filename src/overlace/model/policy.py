@@ -18,6 +18,7 @@ from ipaddress import IPv4Network, IPv6Network
 import msgspec
 
 from overlace.model.errors import InvalidArgument
+from overlace.model.protocols import PROTOCOLS
 
 PREFIX = "overlace.policy."
 ALLOW_FROM = "overlace.policy.allow-from"
@@ -26,7 +27,6 @@ LABELS = (ALLOW_FROM, ALLOW_TO)
 STACK = "com.docker.stack.namespace"
 NOBODY, INGRESS, INTERNET = "none", "ingress", "internet"
 OUTSIDE = {ALLOW_FROM: INGRESS, ALLOW_TO: INTERNET}  # the word for what is outside the overlay
-PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NUMBERS = re.compile(r"[0-9.]+(/[0-9]+)?")
 

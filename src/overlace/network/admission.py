@@ -13,8 +13,9 @@ import msgspec
 
 from overlace.model.errors import InvalidArgument, Unavailable
 from overlace.model.netview import NetView
+from overlace.model.protocols import WITH_PORTS
 from overlace.network.base import TaskNetwork
-from overlace.network.endpoints import PROTOCOLS, LocalTask
+from overlace.network.endpoints import LocalTask
 from overlace.network.hostports import HostPort, plan_host_ports
 from overlace.network.overlay_documents import gateway_network
 from overlace.network.records import LocalAddresses, Record, Records
@@ -103,7 +104,7 @@ class Admission:
         taken = dict(by_documents)
         for r in self._records:
             for p in r.local.task.host_ports:
-                taken[(PROTOCOLS[p.protocol], p.published_port)] = r.asked.task_name
+                taken[(WITH_PORTS[p.protocol], p.published_port)] = r.asked.task_name
         return taken
 
 

@@ -46,7 +46,7 @@ from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
 from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
 from overlace.network.switch import Switch
-from overlace.network.vfp.compile import LOCAL_VNI, Compiler
+from overlace.network.vfp.compile import Compiler, vni_of
 from overlace.network.vfp.tables import LocalEndpoint
 from overlace.network.ways import Interface, Ways
 
@@ -406,7 +406,7 @@ class OverlayDriver:
         guid = guid_of("endpoint", network_id, record.asked.task_id)
         network = hns.state.get(guid_of("network", network_id), HostComputeNetwork)
         if network is not None:
-            vni = network.vsid or LOCAL_VNI
+            vni = vni_of(network)
             address6 = "" if self._windows else record.local.address6(network_id)
             entry, six = (
                 found

@@ -12,11 +12,11 @@ import msgspec
 
 from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
 from overlace.model.paths import tunnel_overhead
+from overlace.model.protocols import WITH_PORTS
 from overlace.network.base import TaskNetwork
 from overlace.network.hns import policies as p
 from overlace.network.policy import HOSTS, Party, Peers, names_of, plan_acls
 
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 LOCAL_SUBNET = "172.17.0.0/16"  # of the node's own NAT network, Docker's default
 LOCAL_NETWORK = "bridge"  # name and id of the node's own NAT network
 
@@ -80,7 +80,7 @@ def endpoint_policies(
         out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))
     if published:
         out += [
-            p.PortMapping(p.PortMappingSettings(PROTOCOLS[x.protocol], x.target_port, x.published_port))
+            p.PortMapping(p.PortMappingSettings(WITH_PORTS[x.protocol], x.target_port, x.published_port))
             for x in t.host_ports
         ]
     if network is not None:
@@ -114,10 +114,10 @@ def _acls(
         return ()
     watched = {peer.name for peer in known} | ({t.task_name} if not t.service_id else set())
     peers.watch_also(t.task_id, {(network.id, name) for name in watched} | {HOSTS})
-    ports = [(PROTOCOLS[x.protocol], x.target_port) for x in t.host_ports] if published else []
+    ports = [(WITH_PORTS[x.protocol], x.target_port) for x in t.host_ports] if published else []
     if service is not None:
         ports += [
-            (PROTOCOLS[x.protocol], x.target_port) for x in service.ports if x.publish_mode == "ingress"
+            (WITH_PORTS[x.protocol], x.target_port) for x in service.ports if x.publish_mode == "ingress"
         ]
     hosts = (n.addresses[network.id] for n in view.of(NodeEntry) if network.id in n.addresses)
     return plan_acls(

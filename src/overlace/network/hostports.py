@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from overlace.model.errors import Conflict, InvalidArgument
+from overlace.model.protocols import WITH_PORTS
 from overlace.model.specs import PortConfig
-from overlace.network.endpoints import PROTOCOLS
 
 PROC_NET = Path("/proc/thread-self/net")  # `self` is the main thread's, which may stand elsewhere
 DYNAMIC = range(32768, 61000)  # Docker takes unnamed host ports from the kernel's ephemeral range
@@ -51,7 +51,7 @@ def plan_host_ports(
     out: list[PortConfig] = []
     used: set[HostPort] = set(taken)
     for p in wanted:
-        protocol = PROTOCOLS.get(p.protocol)
+        protocol = WITH_PORTS.get(p.protocol)
         if protocol is None:
             raise InvalidArgument(f"port protocol {p.protocol!r}: use tcp, udp or sctp")
         if not 0 < p.target_port < 65536 or not 0 <= p.published_port < 65536:

@@ -20,9 +20,9 @@ from overlace.model.netview import (
     ServiceEntry,
     container_mac,
 )
+from overlace.model.protocols import WITH_PORTS
 from overlace.network.endpoints import (
     LOCAL_NETWORK,
-    PROTOCOLS,
     LocalTask,
     container_of,
     endpoint_policies,
@@ -371,7 +371,7 @@ class OverlayPlanner:
                 continue
             mapping = msgspec.structs.replace(
                 spread,
-                protocol=PROTOCOLS[port.protocol],
+                protocol=WITH_PORTS[port.protocol],
                 internal_port=port.target_port,
                 external_port=port.published_port,
             )

@@ -51,7 +51,6 @@ class Path:
         self._small, self._floor = (SMALL6, FLOOR6) if six else (SMALL, FLOOR)
         self._kinds = CHECKS[:2] if six else CHECKS  # the kernel does not fragment what it tunnels over IPv6
         self.state: PathWord = "new"
-        self.since = 0
         self.checksum: ChecksumWord = ""
         self.fragments: FragmentWord = ""
         self.mtu = 0

@@ -21,12 +21,12 @@ from typing import Literal
 import msgspec
 
 from overlace.model.policy import Items, holds, meet
+from overlace.model.protocols import ICMP, ICMPV6
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import MAX_ADDRESSES
 
 LISTED, PEERS, ADDRESSES, BY_HOSTS, OVERLAYS, OUTSIDE, REST = 1000, 1200, 1500, 2000, 3000, 4000, 65500
 ANY = "256"
-ICMP, ICMPV6 = 1, 58
 HOSTS = ("", "")  # what a task watches to hear of hosts' addresses
 What = tuple[int, str]  # protocol (0: any), ports of the receiver ("": any)
 Way = Literal["In", "Out"]

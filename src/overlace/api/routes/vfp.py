@@ -10,6 +10,7 @@ from aiohttp import web
 from overlace.api.backend import Switch
 from overlace.api.call import Call, Route, answer
 from overlace.model.errors import Unavailable
+from overlace.model.protocols import WORDS
 from overlace.network.vfp.flows import UnifiedFlow
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.reasons import MEANINGS
@@ -56,7 +57,7 @@ def show_flow(f: UnifiedFlow) -> dict[str, object]:
     """A unified flow as a document; what it goes on as is left out where nothing was rewritten."""
 
     def words(p: Packet) -> str:
-        protocol = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6", 132: "sctp"}.get(p.protocol, str(p.protocol))
+        protocol = WORDS.get(p.protocol, str(p.protocol))
         src, dst = (f"[{a}]" if ":" in a else a for a in (p.src, p.dst))
         return f"{src}:{p.sport} > {dst}:{p.dport} {protocol}"
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
-ICMPV6 = 58
-PINGS = (PROTOCOLS["icmp"], ICMPV6)
+from overlace.model.protocols import ICMP, ICMPV6
+
+PINGS = (ICMP, ICMPV6)
 Kind = Literal["start", "rule", "encap", "underlay", "decap", "end", "look"]
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from overlace.manager.netviews import is_serving
-from overlace.manager.trace.answer import ICMPV6, PROTOCOLS, Broken, Question
+from overlace.manager.trace.answer import Broken, Question
 from overlace.manager.trace.hosts import Host, Hosts, task_network
 from overlace.manager.trace.places import (
     SOMEBODY,
@@ -33,6 +33,7 @@ from overlace.manager.trace.places import (
 from overlace.manager.trace.walk import End, Walk
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
 from overlace.model.objects import Network, Node, Service, Task
+from overlace.model.protocols import ICMPV6, PROTOCOLS
 from overlace.model.specs import PortConfig
 from overlace.network.endpoints import LOCAL_NETWORK
 from overlace.network.names import Names, lookup

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
-from overlace.manager.trace.answer import PROTOCOLS, Broken, LiveMember, Origin, Question, Reached, Trace
+from overlace.manager.trace.answer import Broken, LiveMember, Origin, Question, Reached, Trace
 from overlace.manager.trace.looked import by_name, hosts_on, with_findings, with_live, with_paths
 from overlace.manager.trace.members import (
     explain_each,
@@ -26,6 +26,7 @@ from overlace.model.errors import InvalidArgument
 from overlace.model.findings import Arm, Collect, Inject, Said
 from overlace.model.findings import Question as HostQuestion
 from overlace.model.paths import PathState
+from overlace.model.protocols import PROTOCOLS
 from overlace.model.states import NodeState
 from overlace.store.base import View
 

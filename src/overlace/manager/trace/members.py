@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from overlace.manager.paths import explain_path
-from overlace.manager.trace.answer import PROTOCOLS, Broken, LiveMember, Origin, Reached, Trace
+from overlace.manager.trace.answer import Broken, LiveMember, Origin, Reached, Trace
 from overlace.manager.trace.looked import break_trace, by_name, explain_sightings, see
 from overlace.model.findings import Examine, Said, Socket
 from overlace.model.objects import Network
 from overlace.model.paths import PathState
+from overlace.model.protocols import PROTOCOLS
 from overlace.network.vfp.model import within
 from overlace.store.base import View
 

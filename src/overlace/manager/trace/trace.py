@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from overlace.manager.netviews import is_serving
-from overlace.manager.trace.answer import PROTOCOLS, Broken, Member, Origin, Question, Reached, Trace
+from overlace.manager.trace.answer import Broken, Member, Origin, Question, Reached, Trace
 from overlace.manager.trace.first_packet import FirstPacket, Maker, Stopped
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.manager.trace.places import (
@@ -23,6 +23,7 @@ from overlace.manager.trace.places import (
 from overlace.manager.trace.walk import End, Walk, show_packet
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import Network, Service, Task
+from overlace.model.protocols import PROTOCOLS
 from overlace.network.vfp.model import within
 from overlace.network.vfp.tables import Backend
 from overlace.store.base import View

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from overlace.manager.trace.answer import ICMPV6, PINGS, PROTOCOLS, Broken, Hop, Kind
+from overlace.manager.trace.answer import PINGS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.model.objects import VXLAN_PORT, Task
 from overlace.model.paths import tunnel_overhead
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO
+from overlace.model.protocols import WORDS
 from overlace.model.states import NodeState, TaskState
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
@@ -29,11 +30,10 @@ from overlace.network.vfp.simulate import Step, Verdict, choose, simulate
 from overlace.network.vfp.tables import Backend
 
 UNDERLAY = "underlay"
-_WORDS = {number: word for word, number in PROTOCOLS.items()} | {ICMPV6: "icmpv6"}
 
 
 def show_packet(packet: Packet) -> str:
-    word = _WORDS.get(packet.protocol, str(packet.protocol))
+    word = WORDS.get(packet.protocol, str(packet.protocol))
     if not packet.dport:
         return f"{packet.src} > {packet.dst} {word}"
     src, dst = (f"[{a}]" if ":" in a else a for a in (packet.src, packet.dst))

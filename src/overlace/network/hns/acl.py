@@ -20,11 +20,11 @@ from typing import Literal
 
 import msgspec
 
+from overlace.model.protocols import WITH_PORTS
 from overlace.network.hns import policies as p
 from overlace.network.hns.errors import Code, HcnError
 
 ANY_PROTOCOL = 256
-TCP, UDP, SCTP = 6, 17, 132
 VXLAN = 252  # no protocol of IP but HNS's word for VXLAN: UDP to the VXLAN port
 ANY_PORT = (0, 65535)
 MAX_RULES = 512  # of one direction of one endpoint, protocols and ports written out
@@ -127,7 +127,9 @@ def _parse(kind: str, s: p.AclSettings | p.TierAclRule, direction: str, action: 
         local_ports=_ports(s.local_ports, f"{kind}.LocalPorts"),
         remote_ports=_ports(s.remote_ports, f"{kind}.RemotePorts"),
     )
-    if (acl.local_ports or acl.remote_ports) and not (acl.protocols and {*acl.protocols} <= {TCP, UDP, SCTP}):
+    if (acl.local_ports or acl.remote_ports) and not (
+        acl.protocols and {*acl.protocols} <= {*WITH_PORTS.values()}
+    ):
         raise _bad(
             f"{kind}.Protocols",
             s.protocols,

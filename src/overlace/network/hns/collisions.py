@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
+from overlace.model.protocols import WITH_PORTS
 from overlace.network.hns.addresses import check_not_edge
 from overlace.network.hns.documents import (
     HostComputeEndpoint,
@@ -18,7 +19,7 @@ from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.remotes import is_placeholder
 from overlace.network.hns.state import State, outer_keys, vip_keys
 
-PROTOCOLS = {0: "any", 6: "tcp", 17: "udp", 132: "sctp"}
+BALANCED = {0: "any", **{number: word for word, number in WITH_PORTS.items()}}
 
 
 def check_outer(
@@ -33,7 +34,7 @@ def check_outer(
             of = f" of {address}" if address else ""
             raise HcnError(
                 Code.PORT_ALREADY_EXISTS,
-                f"ExternalPort {port}/{PROTOCOLS.get(protocol, protocol)}{of} is taken by "
+                f"ExternalPort {port}/{BALANCED.get(protocol, protocol)}{of} is taken by "
                 f"{holder if holder not in (None, d.id) else 'this document itself'}: choose another",
             )
         seen.add(key)
@@ -60,7 +61,7 @@ def check_vips(d: HostComputeLoadBalancer, network: HostComputeNetwork, state: S
     seen: set[tuple[str, str, int, int]] = set()
     for key in vip_keys(d):
         _, vip, protocol, port = key
-        what = f"FrontendVIPs {vip} with ExternalPort {port}/{PROTOCOLS.get(protocol, protocol)}"
+        what = f"FrontendVIPs {vip} with ExternalPort {port}/{BALANCED.get(protocol, protocol)}"
         if key in seen:
             raise HcnError(Code.PORT_ALREADY_EXISTS, f"{what} is given twice: keep one")
         holder = state.by_vip.get(key)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from overlace.model.protocols import PROTOCOLS, TCP, UDP
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Dns,
@@ -59,7 +60,6 @@ from overlace.network.hns.v1_documents import (
 )
 
 V1 = Version(1, 0)
-PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "sctp": 132}
 NAMES = {number: name for name, number in PROTOCOLS.items()}
 
 
@@ -253,7 +253,7 @@ def _balancer(v: V1PolicyList) -> HostComputeLoadBalancer:
             raise HcnError(Code.INVALID_POLICY, "Policies: VIPs, SourceVIP and IsDSR are of the whole list")
         flags = int(PortMappingFlags.EnableInternalLoadBalancer) if x.ilb else 0
         both = x.protocol == 0 and bool(x.internal_port or x.external_port)
-        for protocol in (6, 17) if both else (x.protocol,):
+        for protocol in (TCP, UDP) if both else (x.protocol,):
             mappings.append(LoadBalancerPortMapping(protocol, x.internal_port, x.external_port, flags=flags))
     return HostComputeLoadBalancer(
         id=v.id,

@@ -24,7 +24,7 @@ from overlace.network.hns.addresses import (
     check_subnet_prefix,
     check_usable,
 )
-from overlace.network.hns.collisions import PROTOCOLS, check_network_fits, check_not_vip, check_outer
+from overlace.network.hns.collisions import BALANCED, check_network_fits, check_not_vip, check_outer
 from overlace.network.hns.documents import (
     EndpointFlags,
     HostComputeEndpoint,
@@ -443,5 +443,5 @@ def check_sdn_route(s: p.SdnRouteSettings, field: str) -> None:
 
 
 def check_protocol(number: int, field: str, *, any_protocol: bool) -> None:
-    if number not in PROTOCOLS or (number == 0 and not any_protocol):
+    if number not in BALANCED or (number == 0 and not any_protocol):
         raise HcnError(Code.BAD_PARAMETER, f"{field} {number}: use 6 (TCP), 17 (UDP) or 132 (SCTP)")

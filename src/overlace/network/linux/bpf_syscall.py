@@ -20,8 +20,8 @@ _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH = 24, 26, 27
 _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 28, 29, 34
 TCX_INGRESS, TCX_EGRESS = 46, 47
 _BATCH = 4096
-_PER_CPU = (5, 6, 10)  # hash, array, LRU hash: enum bpf_map_type
-_FEW = 4  # up to so many rows go one by one
+_PER_CPU = (5, 6, 10)  # hash, array and LRU hash per processor: enum bpf_map_type
+_FEW = 4  # fewer rows go one by one
 _ENOTSUPP = 524  # the kernel's own, not in errno
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 
 from overlace.model.findings import OpenSockets, Socket
+from overlace.model.protocols import SCTP, TCP, UDP
 
 PROC = Path("/proc")
 MAX_SOCKETS = 256  # told of one task
-_TCP, _UDP, _SCTP = 6, 17, 132
 # proc(5): the state in the fourth column of /proc/net/tcp and udp
-_TABLES = {_TCP: (("tcp", "tcp6"), "0A"), _UDP: (("udp", "udp6"), "07")}
+_TABLES = {TCP: (("tcp", "tcp6"), "0A"), UDP: (("udp", "udp6"), "07")}
 _SCTP_LISTENING = "10"  # enum sctp_sock_state in include/net/sctp/constants.h
 _STOPPED = ("T", "t")  # proc_pid_stat(5)
 
@@ -90,7 +90,7 @@ def _sockets(pids: Sequence[int], protocol: int, proc: Path) -> tuple[Socket, ..
 
 
 def _rows(net: Path, protocol: int) -> Iterator[tuple[Socket, int]]:
-    if protocol == _SCTP:
+    if protocol == SCTP:
         if net.exists() and not (net / "sctp").exists():
             raise OSError(errno.EPROTONOSUPPORT, "the kernel has no SCTP")
         yield from read_sctp((net / "sctp/eps").read_text())

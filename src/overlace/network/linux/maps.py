@@ -1,7 +1,7 @@
-"""Tables as rows of BPF maps: the one place that packs the layouts of bpf/types.h. Pure.
+"""Tables as rows of BPF maps, and settings: packed as bpf/types.h lays them out. Pure.
 
-Owns LAYOUT (what an upgrade compares) and the encoding of every entry. Which rows two entries share: rows.py. Must not
-touch the kernel.
+Owns LAYOUT (what an upgrade compares), the names of reasons, and the encoding of every entry. What programs write is read
+by unified.py, figures.py and inject.py. Which rows two entries share: rows.py. Must not touch the kernel.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
+from overlace.model.protocols import TCP
 from overlace.network.counted import Hit
 from overlace.network.vfp.flows import TUNNEL, UnifiedFlow, Verdict
 from overlace.network.vfp.model import HOST_PORT, Packet
@@ -129,7 +130,7 @@ def service_of(flow: UnifiedFlow, known: Mapping[Asked, str], vni_of: Callable[[
     p = flow.came
     out = Asked(vni_of(flow.point), p.src, p.sport, p.dst, p.dport)
     back = Asked(vni_of(flow.to_endpoint), p.dst, p.dport, p.src, p.sport)
-    return (known.get(out) or known.get(back) or "") if p.protocol == 6 else ""
+    return (known.get(out) or known.get(back) or "") if p.protocol == TCP else ""
 
 
 def named(

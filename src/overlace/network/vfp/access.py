@@ -1,6 +1,7 @@
 """Who may open connections to and from an endpoint, packet by packet: the definition the data path must agree with.
 
-Owns how a list of rules judges and which packets belong to an allowed connection (pure). Must not know HNS documents.
+Owns how a list of rules judges and which packets belong to an allowed connection (pure). No daemon keeps Connections:
+bpf/access.h is the same in C, and tests compare the two. Must not know HNS documents.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Sequence
 
 import msgspec
 
+from overlace.model.protocols import WITH_PORTS
 from overlace.network.vfp.model import Direction, Packet, within
 from overlace.network.vfp.tables import AccessRule
 
-TCP, UDP, SCTP = 6, 17, 132
 NO_RULE = 512  # place of the rule when none decides
 
 
@@ -21,7 +22,7 @@ def holds(rule: AccessRule, direction: Direction, packet: Packet) -> bool:
     """Whether the rule speaks of this packet, which enters (IN) or leaves (OUT) the endpoint."""
     local, remote = (packet.src, packet.dst) if direction == "OUT" else (packet.dst, packet.src)
     ports = (packet.sport, packet.dport) if direction == "OUT" else (packet.dport, packet.sport)
-    if packet.protocol not in (TCP, UDP, SCTP):
+    if packet.protocol not in WITH_PORTS.values():
         ports = (0, 0)
     return (
         rule.protocol in (0, packet.protocol)

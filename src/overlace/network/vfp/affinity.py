@@ -2,7 +2,7 @@
 
 Owns the choice (pure): rendezvous hashing, the backend with the highest weight for this client. Every host makes the same
 one from the same list, in any order; a backend that goes gives its clients to all others alike, and one that comes takes
-only those that prefer it. bpf/affinity.h is the same in C.
+only those that prefer it. bpf/affinity.h is the same in C; no daemon runs this one, tests compare the two.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from itertools import product
 
 from overlace.model.netview import container_mac
 from overlace.model.objects import VXLAN_PORT
+from overlace.model.protocols import UDP
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import (
-    UDP,
     VXLAN,
     is_closed,
     is_filtered,
@@ -334,8 +334,8 @@ def compile_document(d: Document, state: State, host: str) -> list[Entry]:
 
 
 def compile_all(state: State, host: str) -> Tables:
-    """From nothing: the definition the incremental compiler must agree with. Of several documents that make an entry of
-    one key, the one with the smallest id counts."""
+    """From nothing: the definition the incremental compiler must agree with, which tests compare. Of several documents
+    that make an entry of one key, the one with the smallest id counts."""
     documents = sorted(state.documents.values(), key=lambda d: d.id, reverse=True)
     return Tables(e for d in documents for e in compile_document(d, state, host))
 

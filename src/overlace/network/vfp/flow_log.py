@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from overlace.model.protocols import WORDS
 from overlace.network.vfp.flows import UnifiedFlow
 
 IDLE = 30  # seconds without a packet: what no TCP segment closed, or what went away without a word
@@ -61,7 +62,7 @@ def see(flow: UnifiedFlow) -> Seen:
     came, went = flow.came, flow.went
     facts: dict[str, object] = {
         "port": flow.point,
-        "protocol": {1: "icmp", 6: "tcp", 17: "udp"}.get(came.protocol, str(came.protocol)),
+        "protocol": WORDS.get(came.protocol, str(came.protocol)),
         "src": came.src,
         "sport": came.sport,
         "dst": came.dst,

@@ -1,8 +1,8 @@
 """Where the tables send a packet: what a data path filled from them must do with the first packet of a
 connection.
 
-Owns the reading of the tables (pure), written apart from the layers so that each checks the other. Must not
-know HNS.
+Owns the reading of the tables (pure), written apart from the layers so that each checks the other. No daemon runs
+it: tests compare layers and data path with it. Must not know HNS.
 """
 
 from __future__ import annotations

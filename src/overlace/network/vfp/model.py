@@ -17,7 +17,6 @@ import msgspec
 from overlace.network.vfp.tables import HOST6, Backend
 
 Direction = Literal["OUT", "IN"]
-ICMP, ICMP6 = 1, 58
 HOST_PORT = "host"  # the switch port of the host itself; endpoint ports are named by GUID
 
 

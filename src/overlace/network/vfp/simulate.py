@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from overlace.network.hns.documents import HostComputeEndpoint
+from overlace.model.protocols import ICMP, ICMPV6, SCTP
 from overlace.network.hns.state import State
 from overlace.network.vfp.layers import (
     BALANCE,
@@ -30,8 +31,6 @@ from overlace.network.vfp.layers import (
 )
 from overlace.network.vfp.model import (
     HOST_PORT,
-    ICMP,
-    ICMP6,
     Allow,
     Answer,
     Block,
@@ -52,7 +51,6 @@ from overlace.network.vfp.model import (
 )
 from overlace.network.vfp.tables import Backend
 
-SCTP = 132
 RENUMBERED = "SCTP to another port than the published one: its checksum covers the ports"
 
 
@@ -98,7 +96,7 @@ def choose(backends: Sequence[Backend], packet: Packet) -> Backend:
 
 def is_ping(packet: Packet) -> bool:
     """Of ICMP, the packet's own: rules see no more of it."""
-    return packet.protocol == (ICMP6 if ":" in packet.dst else ICMP)
+    return packet.protocol == (ICMPV6 if ":" in packet.dst else ICMP)
 
 
 Choose = Callable[[Sequence[Backend], Packet], Backend]

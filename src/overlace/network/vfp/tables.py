@@ -267,7 +267,7 @@ class Tables:
             self._by_key[entry.key] = entry
 
     def diff(self, desired: Tables) -> Delta:
-        """What turns self into `desired`."""
+        """What turns self into `desired`: what tests compare a compiler's deltas with."""
         put = tuple(e for k, e in desired._by_key.items() if self._by_key.get(k) != e)
         remove = tuple(k for k in self._by_key if k not in desired._by_key)
         return Delta(put, remove)

@@ -30,15 +30,15 @@
 #define AFFINITY_PROTOCOL 0x80000000
 #define FRONTEND_PRESERVES 1
 #define BACKENDS 65536 /* of a frontend with session affinity, as far as they are compared */
-#define SCTP_IDLE 600 /* the same for SCTP, whose ends send heartbeats (RFC 9260 section 8.3) */
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
+#define SCTP_IDLE 600 /* the same for SCTP, whose ends send heartbeats (RFC 9260 section 8.3) */
 #define TIME_WAIT 64 /* about seconds: how long an ended connection may be remembered by its ends; Linux forgets after 60 */
 #define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
 #define AT_TUNNEL 0x80000000
 #define MISS 0x100 /* no end of the packet's way: somebody else must do */
 #define OTHER_FAMILY 0x101 /* the same: it is an IPv6 packet, for the programs of overlace6.c */
 
-/* Where a packet ended. datapath.py reads these names from here. */
+/* Where a packet ended. maps.py has their names, in this order. */
 enum reason {
 	R_DELIVERED, /* into a local container */
 	R_ENCAPSULATED, /* to another host, header pushed by this program */
@@ -58,7 +58,7 @@ enum reason {
 	R_DROP_NO_OUTBOUND, /* outside the overlay, and the endpoint may not go there */
 	R_DROP_GARBAGE, /* truncated or malformed */
 	R_DROP_ARP, /* question for an unknown address */
-	R_DROP_UNSUPPORTED, /* not IPv4, multicast, broadcast */
+	R_DROP_UNSUPPORTED, /* not carried: neither IP nor ARP, some IPv6 headers, multicast nobody replicates */
 	R_DROP_NO_PORT, /* interface without a registered endpoint */
 	R_DROP_ERROR, /* a kernel helper refused */
 	R_DROP_POLICY, /* no access rule lets it in or out */
