@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from overlace.model.errors import InvalidArgument, OutOfSequence, PermissionDenied, Unavailable, Unimplemented
+from overlace.model.family import is_six
 from overlace.model.ids import new_id
 from overlace.model.objects import Cluster, Node, NodeDescription, NodeStatus
 from overlace.model.specs import NodeSpec
@@ -51,10 +52,10 @@ def explain_apart(view: View, joining: NodeDescription | None) -> str:
     other an IPv6 one. Empty: they can, or it is not known."""
     if joining is None or not joining.underlay_address:
         return ""
-    own, six = joining.underlay_address, ":" in joining.underlay_address
+    own, six = joining.underlay_address, is_six(joining.underlay_address)
     for node in view.all(Node):
         d = node.description
-        if node.removed or d is None or not d.underlay_address or (":" in d.underlay_address) == six:
+        if node.removed or d is None or not d.underlay_address or is_six(d.underlay_address) == six:
             continue
         mine, theirs = ("IPv6", "IPv4") if six else ("IPv4", "IPv6")
         if joining.os == "windows" and not six:

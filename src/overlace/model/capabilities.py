@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.objects import NetworkAttachment, Node, NodeDescription, Task
 from overlace.model.traffic import AFFINITY as AFFINITY_LABEL
 from overlace.model.traffic import kept_affinity
@@ -33,7 +34,7 @@ def usable(networks: Iterable[NetworkAttachment], lacks: Mapping[str, str]) -> t
     if IPV6 not in lacks:
         return tuple(networks)
     return tuple(
-        msgspec.structs.replace(n, addresses=tuple(a for a in n.addresses if ":" not in a)) for n in networks
+        msgspec.structs.replace(n, addresses=tuple(a for a in n.addresses if not is_six(a))) for n in networks
     )
 
 

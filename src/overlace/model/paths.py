@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from overlace.model.family import is_six
+
 PathWord = Literal["new", "ok", "lossy", "down"]
 FragmentWord = Literal["", "ok", "lost"]
 ChecksumWord = Literal["", "ok", "bad", "mended"]
@@ -17,7 +19,7 @@ ChecksumWord = Literal["", "ok", "bad", "mended"]
 def tunnel_overhead(address: str) -> int:
     """Bytes around an inner IP packet on the underlay of hosts with such addresses: outer IPv4 (20) or IPv6 (40) header,
     UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5)."""
-    return 70 if ":" in address else 50
+    return 70 if is_six(address) else 50
 
 
 class PathState(msgspec.Struct, frozen=True, kw_only=True):

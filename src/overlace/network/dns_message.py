@@ -19,6 +19,7 @@ import dns.rdataclass
 import dns.rdatatype
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.network.names import Answer
 
 TTL = 0  # seconds: a change of tasks is seen by the next query
@@ -109,7 +110,7 @@ def _record(rdtype: int, rdata: bytes) -> bytes:
 def build(query: Query, answer: Answer, rcode: int = 0) -> Wire:
     """The answer to a query; names that DNS cannot carry are left out."""
     records = [
-        _record(28, socket.inet_pton(socket.AF_INET6, a)) if ":" in a else _record(1, socket.inet_aton(a))
+        _record(28, socket.inet_pton(socket.AF_INET6, a)) if is_six(a) else _record(1, socket.inet_aton(a))
         for a in answer.addresses
     ]
     for name in answer.names:

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from overlace.model.errors import Unavailable
+from overlace.model.family import is_six
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState, tunnel_overhead
@@ -240,9 +241,9 @@ class OverlayDriver:
         self._view = view
         self._names.update(view, None if first else changed)
         if changed is None or first or any(key.startswith("node/") for key in changed):
-            six = ":" in self._datapath.underlay().address
+            six = is_six(self._datapath.underlay().address)
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.measurable)
-            others = (n for n in others if (":" in n.provider_address) == six)
+            others = (n for n in others if is_six(n.provider_address) == six)
             self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
         await self._passes.follow(None if first else changed, ())
         await self._names.told()

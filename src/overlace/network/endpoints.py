@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
 from overlace.model.paths import tunnel_overhead
 from overlace.model.protocols import WITH_PORTS
@@ -43,7 +44,7 @@ class LocalTask(msgspec.Struct, frozen=True, kw_only=True):
     def address6(self, network_id: str) -> str:
         """Its IPv6 address on a network, with prefix length; "" when it has none."""
         own = (x for a in self.task.attachments if a.network_id == network_id for x in a.addresses)
-        return next((x for x in own if ":" in x), "")
+        return next((x for x in own if is_six(x)), "")
 
 
 def endpoint_policies(
@@ -73,7 +74,7 @@ def endpoint_policies(
         out.append(p.EncapOverhead(p.EncapOverheadSettings(tunnel_overhead(provider_address))))
         if not network.internal:
             addressed6 = six and local.address6(network_id)
-            known = tuple(s for s in overlays if addressed6 or ":" not in s)
+            known = tuple(s for s in overlays if addressed6 or not is_six(s))
             out.append(p.OutBoundNat(p.OutBoundNatSettings(exceptions=known)))
     mtu = local.mtu.get(network_id, 0)
     if mtu:
@@ -124,12 +125,12 @@ def _acls(
         own,
         addresses[0],
         known,
-        gateway=next((g for g in gateways if ":" not in g), ""),
+        gateway=next((g for g in gateways if not is_six(g)), ""),
         hosts=sorted(h.split("/")[0] for h in hosts),
         overlays=overlays,
         published=ports,
         address6=addresses[1],
-        gateway6=next((g for g in gateways if ":" in g), ""),
+        gateway6=next((g for g in gateways if is_six(g)), ""),
     )
 
 

@@ -14,6 +14,7 @@ from sys import intern
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, ServiceEntry
 
 REVERSE, REVERSE6 = ".in-addr.arpa", ".ip6.arpa"
@@ -179,7 +180,7 @@ def lookup(names: Names, networks: Sequence[str], qname: str, qtype: str) -> Ans
             if found is not None:
                 known = True
                 if found:
-                    return Answer(True, tuple(a for a in found if qtype in (_RECORD[":" in a], "ANY")))
+                    return Answer(True, tuple(a for a in found if qtype in (_RECORD[is_six(a)], "ANY")))
     return EMPTY if known else UNKNOWN
 
 

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.netview import (
     EndpointEntry,
     Entry,
@@ -283,7 +284,7 @@ class OverlayPlanner:
             gateways = [gateway]
             if network is not None:
                 gateway = gateway_of(network, address)
-                gateways = sorted(network.gateways, key=lambda g: ":" in g)
+                gateways = sorted(network.gateways, key=is_six)
                 configs += self._host.addressed(network, [a] if (a := local.address6(network_id)) else ())
             routes = [Route(gateway, ANYWHERE)]
             if network is not None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.netview import EndpointEntry, NetView, NetworkEntry, NodeEntry, container_mac
 from overlace.model.traffic import host_access, multicast_rate
 from overlace.network.base import TaskNetwork
@@ -74,12 +75,12 @@ class Host(msgspec.Struct, frozen=True):
 
     def reach(self, node: NodeEntry) -> str:
         """The node's address, if there is a tunnel to it: over IPv6 there is none from a host that has IPv4."""
-        alike = (":" in node.provider_address) == (":" in self.provider_address)
+        alike = is_six(node.provider_address) == is_six(self.provider_address)
         return node.provider_address if alike or not self.provider_address else ""
 
     def takes(self, address: str) -> bool:
         """Whether this host's HNS takes an address or prefix of this family on overlay networks."""
-        return not (self.windows and ":" in address)
+        return not (self.windows and is_six(address))
 
     def addressed(self, network: NetworkEntry, addresses: Iterable[str]) -> tuple[IpConfiguration, ...]:
         """The addresses (with or without prefix) that this host's HNS takes, as the network's."""
@@ -94,7 +95,7 @@ def network_documents(host: Host, n: NetworkEntry) -> list[Document]:
         Subnet(
             ip_address_prefix=s,
             policies=(vsid,),
-            routes=(Route(gateway, ANYWHERE6 if ":" in s else ANYWHERE),),
+            routes=(Route(gateway, ANYWHERE6 if is_six(s) else ANYWHERE),),
         )
         for s, gateway in zip(n.subnets, n.gateways, strict=False)
         if host.takes(s)

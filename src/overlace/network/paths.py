@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.paths import ChecksumWord, FragmentWord, PathState, PathWord
 
 SMALL, SMALL6 = 128, 160  # bytes of the outer IP packet of a plain probe
@@ -47,7 +48,7 @@ class Path:
         self, node: str, address: str, widest: int, now: float, period: float = 1.0, *, checks: bool = True
     ) -> None:
         self.node, self.address, self.widest, self.period = node, address, widest, period
-        six = ":" in address
+        six = is_six(address)
         self._small, self._floor = (SMALL6, FLOOR6) if six else (SMALL, FLOOR)
         self._kinds = CHECKS[:2] if six else CHECKS  # the kernel does not fragment what it tunnels over IPv6
         self.state: PathWord = "new"

@@ -20,6 +20,7 @@ from typing import Literal
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.policy import Items, holds, meet
 from overlace.model.protocols import ICMP, ICMPV6
 from overlace.network.hns import policies as p
@@ -68,8 +69,8 @@ def shorten(addresses: Iterable[str]) -> Sequence[str]:
 
 @lru_cache(maxsize=256)  # every task of a host on a network names the same services
 def _shorten(addresses: tuple[str, ...]) -> tuple[str, ...]:
-    four = collapse_addresses(IPv4Network(a) for a in addresses if ":" not in a)
-    six = collapse_addresses(IPv6Network(a) for a in addresses if ":" in a)
+    four = collapse_addresses(IPv4Network(a) for a in addresses if not is_six(a))
+    six = collapse_addresses(IPv6Network(a) for a in addresses if is_six(a))
     return (*map(str, four), *map(str, six))
 
 
@@ -90,8 +91,8 @@ class _Acls:
         what: What = (0, ""),
     ) -> None:
         protocol, ports = what
-        if not self.six and any(":" in r for r in remote):
-            remote = [r for r in remote if ":" not in r]
+        if not self.six and any(is_six(r) for r in remote):
+            remote = [r for r in remote if not is_six(r)]
             if not remote:
                 return
         for i in range(0, max(len(remote), 1), MAX_ADDRESSES):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 
+from overlace.model.family import is_six
+
 # what connect(2) makes of route types, Linux fib_props (net/ipv4/fib_semantics.c); WSAENETUNREACH is ENETUNREACH there
 _WORDS = {
     errno.ENETUNREACH: "no route",
@@ -20,7 +22,7 @@ _WORDS = {
 
 def wrong_with_route(address: str, port: int) -> str:
     """What keeps packets to this address in the host; empty: nothing does."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    family = socket.AF_INET6 if is_six(address) else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((address, port))

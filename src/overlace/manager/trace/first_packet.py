@@ -32,6 +32,7 @@ from overlace.manager.trace.places import (
 )
 from overlace.manager.trace.walk import End, Walk
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
+from overlace.model.family import is_six
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.protocols import ICMPV6, PROTOCOLS
 from overlace.model.specs import PortConfig
@@ -110,7 +111,7 @@ class Maker:
 
     def _packet(self, src: str, dst: str, port: int) -> Packet:
         if self._question.protocol == "icmp":
-            return Packet(src, dst, ICMPV6 if ":" in dst else self._protocol, 0, 0)
+            return Packet(src, dst, ICMPV6 if is_six(dst) else self._protocol, 0, 0)
         return Packet(src, dst, self._protocol, SOURCE_PORT, port)
 
     def _start(self) -> tuple[Task, Host]:
@@ -258,7 +259,7 @@ class Maker:
         """What the containers' DNS answers for a name on the networks of the sender; empty: nothing."""
         names = Names()
         names.update(host.view, None)
-        six = isinstance(self._source, AtTask) and ":" in self._source.address
+        six = isinstance(self._source, AtTask) and is_six(self._source.address)
         answer = lookup(names, mine, text, "AAAA" if six else "A")
         return answer.addresses[0] if answer.addresses else ""
 
@@ -302,7 +303,7 @@ class Maker:
             tasks = [self._only]
         host = self._entry(tasks, host_mode=port.publish_mode == "host")
         number = self._number(port, tasks, host)
-        if (":" in src) != (":" in host.address):
+        if is_six(src) != is_six(host.address):
             raise InvalidArgument(
                 f"{src} is of another family than {host.address}, the address {host.name} is known by: "
                 "only that is traced from outside"

@@ -13,6 +13,7 @@ import msgspec
 from overlace.manager.paths import explain_path
 from overlace.manager.trace.answer import Broken, LiveMember, Origin, Reached, Trace
 from overlace.manager.trace.looked import break_trace, by_name, explain_sightings, see
+from overlace.model.family import is_six
 from overlace.model.findings import Examine, Said, Socket
 from overlace.model.objects import Network
 from overlace.model.paths import PathState
@@ -97,7 +98,7 @@ def explain_sockets(sockets: Sequence[Socket], r: Reached, protocol: str) -> Bro
     fitting = [
         s
         for s in there
-        if s.address in (r.address, "::") or (s.address == "0.0.0.0" and ":" not in r.address)
+        if s.address in (r.address, "::") or (s.address == "0.0.0.0" and not is_six(r.address))
     ]
     where = f"{r.name} on {r.host}"
     if not there:

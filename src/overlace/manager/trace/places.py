@@ -13,6 +13,7 @@ import msgspec
 from overlace.manager.control.lookup import find
 from overlace.manager.netviews import takes_part
 from overlace.model.errors import InvalidArgument, NotFound
+from overlace.model.family import is_six
 from overlace.model.objects import Node, Service, Task
 from overlace.model.states import TaskState
 from overlace.store.base import View
@@ -157,12 +158,12 @@ def task_addresses(task: Task) -> dict[str, tuple[str, ...]]:
 
 def bare(addresses: Iterable[str]) -> tuple[str, ...]:
     """Without prefix length, IPv4 first."""
-    return tuple(sorted((a.split("/")[0] for a in addresses), key=lambda a: ":" in a))
+    return tuple(sorted((a.split("/")[0] for a in addresses), key=is_six))
 
 
 def facing(addresses: Sequence[str], other: str) -> str:
     """The one that can speak with an address: of the same family; "" when there is none."""
-    return next((a for a in addresses if (":" in a) == (":" in other)), "")
+    return next((a for a in addresses if is_six(a) == is_six(other)), "")
 
 
 def _tasks(view: View, text: str) -> list[Task]:

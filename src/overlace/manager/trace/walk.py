@@ -12,6 +12,7 @@ import msgspec
 
 from overlace.manager.trace.answer import PINGS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
+from overlace.model.family import is_six
 from overlace.model.objects import VXLAN_PORT, Task
 from overlace.model.paths import tunnel_overhead
 from overlace.model.policy import ALLOW_FROM, ALLOW_TO
@@ -36,7 +37,7 @@ def show_packet(packet: Packet) -> str:
     word = WORDS.get(packet.protocol, str(packet.protocol))
     if not packet.dport:
         return f"{packet.src} > {packet.dst} {word}"
-    src, dst = (f"[{a}]" if ":" in a else a for a in (packet.src, packet.dst))
+    src, dst = (f"[{a}]" if is_six(a) else a for a in (packet.src, packet.dst))
     return f"{src}:{packet.sport} > {dst}:{packet.dport} {word}"
 
 

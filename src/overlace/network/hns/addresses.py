@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Union
 
+from overlace.model.family import is_six
 from overlace.network.hns.errors import Code, HcnError
 
 IPNetwork = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
@@ -33,7 +34,7 @@ _RESERVED: tuple[IPNetwork, ...] = tuple(
 def check_address(text: str, field: str, *, six: bool = False) -> IPAddress:
     """`six`: it may be an IPv6 address too. Raises HcnError."""
     try:
-        if six and ":" in text:
+        if six and is_six(text):
             return ipaddress.IPv6Address(text)
         return ipaddress.IPv4Address(text)
     except ValueError:
@@ -64,7 +65,7 @@ def check_usable(text: str, field: str, *, six: bool = False, loopback: bool = F
 def check_prefix(text: str, field: str, *, six: bool = False, loose: bool = False) -> IPNetwork:
     """`six`: it may be an IPv6 prefix too; `loose`: bits behind the length are cleared instead of refused. Raises
     HcnError."""
-    kind = ipaddress.IPv6Network if six and ":" in text else ipaddress.IPv4Network
+    kind = ipaddress.IPv6Network if six and is_six(text) else ipaddress.IPv4Network
     try:
         length = text.partition("/")[2]
         if "/" in text and not (length.isascii() and length.isdigit()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address, ip_network
 
+from overlace.model.family import is_six
 from overlace.model.paths import tunnel_overhead
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
@@ -185,7 +186,7 @@ def _mtu(d: HostComputeEndpoint, network: HostComputeNetwork | None, address: st
         )
     if overhead is None:
         return
-    least = MIN_MTU6 if any(":" in c.ip_address for c in d.ip_configurations) else MIN_MTU
+    least = MIN_MTU6 if any(is_six(c.ip_address) for c in d.ip_configurations) else MIN_MTU
     if mtu - overhead.settings.overhead < least:
         raise HcnError(
             Code.INVALID_POLICY,
@@ -253,7 +254,7 @@ def _routes(routes: Iterable[p.SdnRouteSettings], network: HostComputeNetwork | 
             raise _no(f"SDN route to {r.destination_prefix} without NextHop", remedy)
         if not r.next_hop:
             continue
-        if r.next_hop != address and (":" in r.destination_prefix) != (":" in r.next_hop):
+        if r.next_hop != address and is_six(r.destination_prefix) != is_six(r.next_hop):
             remedy = "let both be of one family"
             raise _no(f"SDN route to {r.destination_prefix} by {r.next_hop}", remedy)
         if r.next_hop != address and not any(ip_address(r.next_hop) in s for s in subnets):
@@ -298,7 +299,7 @@ def _preserved(d: HostComputeLoadBalancer, m: LoadBalancerPortMapping, address: 
         raise _no(
             "PortMappings.Flags: EnablePreserveDip (8) on the host's own address", "name other FrontendVIPs"
         )
-    if any(":" in vip for vip in d.frontend_vips):
+    if any(is_six(vip) for vip in d.frontend_vips):
         raise _no("PortMappings.Flags: EnablePreserveDip (8) of an IPv6 VIP", "use IPv4")
     if m.internal_port not in (0, m.external_port):
         raise _no(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.netview import container_mac
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
@@ -42,7 +43,7 @@ def fill_router_mac(d: HostComputeNetwork) -> HostComputeNetwork:
     restart."""
     if d.type != "Overlay" or p.policy_of(d.policies, p.DrMacAddress) is not None:
         return d
-    gateway = next(hop for hop in gateways_of(d) if ":" not in hop)
+    gateway = next(hop for hop in gateways_of(d) if not is_six(hop))
     mac = p.DrMacAddress(p.DrMacAddressSettings(normal_mac(container_mac(gateway))))
     return msgspec.structs.replace(d, policies=(*d.policies, mac))
 
@@ -77,7 +78,7 @@ def _with_ids(s: Subnet, network: str) -> Subnet:
 
 
 def _nat_subnet(state: State) -> Subnet:
-    taken = [ipaddress.IPv4Network(a) for a in (state.host,) if a and ":" not in a]
+    taken = [ipaddress.IPv4Network(a) for a in (state.host,) if a and not is_six(a)]
     taken += [
         ipaddress.IPv4Network(s.ip_address_prefix)
         for d in state.documents.values()
@@ -133,7 +134,7 @@ def fill_endpoint(d: HostComputeEndpoint, network: HostComputeNetwork, state: St
                 Code.INVALID_ENDPOINT, f"MacAddress: the MacPool of network {network.name} has none left"
             )
         return msgspec.structs.replace(d, mac_address=mac)
-    if d.address and ":" not in d.address:
+    if d.address and not is_six(d.address):
         return msgspec.structs.replace(d, mac_address=normal_mac(container_mac(d.address)))
     return d
 

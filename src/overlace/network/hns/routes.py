@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.network.hns import policies as p
 from overlace.network.hns.addresses import check_address, check_prefix
 from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
@@ -44,7 +45,7 @@ def routing_of(d: HostComputeEndpoint, network: HostComputeNetwork) -> Routing:
         for s in network.subnets
         if (net := ip_network(s.ip_address_prefix)).version == 4 and address not in net
     ]
-    hops = {r.destination_prefix: r.next_hop for r in d.routes if ":" not in r.destination_prefix}
+    hops = {r.destination_prefix: r.next_hop for r in d.routes if not is_six(r.destination_prefix)}
     gateway = hops.pop(ANYWHERE, "")
     return Routing(gateway, tuple(direct), tuple((to, hop) for to, hop in hops.items() if to not in direct))
 
@@ -77,7 +78,7 @@ def check_routes(d: HostComputeEndpoint) -> None:
     for r in d.routes:
         check_prefix(r.destination_prefix, "Routes.DestinationPrefix", six=True)
         check_address(r.next_hop, "Routes.NextHop", six=True)
-        if (":" in r.destination_prefix) != (":" in r.next_hop):
+        if is_six(r.destination_prefix) != is_six(r.next_hop):
             raise HcnError(
                 Code.INVALID_IP,
                 f"Routes[{r.destination_prefix}].NextHop {r.next_hop}: let both be of one family",

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.protocols import PROTOCOLS, TCP, UDP
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
@@ -110,7 +111,7 @@ def _network(v: V1Network) -> HostComputeNetwork:
         Subnet(
             ip_address_prefix=s.address_prefix,
             policies=tuple(_isolation(x) for x in s.policies) or tuple(shared),
-            routes=(Route(s.gateway_address, ANYWHERE6 if ":" in s.gateway_address else ANYWHERE),)
+            routes=(Route(s.gateway_address, ANYWHERE6 if is_six(s.gateway_address) else ANYWHERE),)
             if s.gateway_address
             else (),
         )
@@ -365,8 +366,8 @@ def _network_v1(d: HostComputeNetwork) -> V1Network:
 
 def _endpoint_v1(d: HostComputeEndpoint, state: State) -> V1Endpoint:
     network = state.get(d.host_compute_network, HostComputeNetwork)
-    four = next((c for c in d.ip_configurations if ":" not in c.ip_address), IpConfiguration())
-    six = next((c for c in d.ip_configurations if ":" in c.ip_address), IpConfiguration())
+    four = next((c for c in d.ip_configurations if not is_six(c.ip_address)), IpConfiguration())
+    six = next((c for c in d.ip_configurations if is_six(c.ip_address)), IpConfiguration())
     overhead = p.policy_of(d.policies, p.EncapOverhead)
     gateways = {r.destination_prefix: r.next_hop for r in d.routes}
     return V1Endpoint(

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import check_acls, judging, read_sets, set_names
 from overlace.network.hns.addresses import (
@@ -189,7 +190,7 @@ def check_network(d: HostComputeNetwork, state: State, *, overlay_six: bool = Fa
             check_port(policy.settings.port, "VxlanPort.Port")
         elif isinstance(policy, p.RemoteSubnetRoute):
             s = policy.settings
-            six = any(":" in subnet.ip_address_prefix for subnet in d.subnets)
+            six = any(is_six(subnet.ip_address_prefix) for subnet in d.subnets)
             check_prefix(s.destination_prefix, "RemoteSubnetRoute.DestinationPrefix", six=six)
             field = "RemoteSubnetRoute.ProviderAddress"
             check_usable(s.provider_address, field, six=overlay_six, loopback=True)
@@ -253,7 +254,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
     seen: set[str] = set()
     configs: list[IpConfiguration] = []
     for config in d.ip_configurations:
-        v6 = any(n.version == 6 for n in nets) and ":" in config.ip_address
+        v6 = any(n.version == 6 for n in nets) and is_six(config.ip_address)
         address = check_address(config.ip_address, "IpConfigurations.IpAddress", six=v6)
         config = msgspec.structs.replace(config, ip_address=str(address))
         configs.append(config)
@@ -320,7 +321,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
                     f"EncapOverhead.Overhead {overhead}: use 0 to {MAX_OVERHEAD} bytes, 50 for VXLAN",
                 )
         elif isinstance(policy, p.InterfaceParameters):
-            least = MIN_MTU6 if any(":" in c.ip_address for c in d.ip_configurations) else MIN_MTU
+            least = MIN_MTU6 if any(is_six(c.ip_address) for c in d.ip_configurations) else MIN_MTU
             if policy.settings.mtu and policy.settings.mtu < least:
                 raise HcnError(
                     Code.INVALID_POLICY,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
+from overlace.model.family import is_six
 from overlace.model.findings import Finding
 from overlace.network.vfp.flows import TableFill
 from overlace.network.vfp.tables import Key, LocalEndpoint
@@ -185,7 +186,7 @@ def explain_inside(
                 what = f"interface {ifname} of the container of {endpoint.address} is down"
                 remedy = f"nsenter --net={sandbox} ip link set {ifname} up, or docker service update --force"
                 found.append(Finding(what=what, remedy=remedy, about=about))
-            six = ":" in endpoint.address
+            six = is_six(endpoint.address)
             there = netlink.addresses(socket.AF_INET6 if six else socket.AF_INET)
             if endpoint.address not in {a.address for a in there if a.ifindex == link.ifindex}:
                 what = f"interface {ifname} of the container has lost its address {endpoint.address}"

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.model.findings import Finding, Inject, OpenSockets, Sighting
 from overlace.network.balancing import Balancing, Wish
 from overlace.network.base import Inside
@@ -131,12 +132,12 @@ class DataPath:
         own questions. And their share of its ports."""
         netlink = self._host.netlink()
         for endpoint in endpoints:
-            if ":" not in endpoint.address:
+            if not is_six(endpoint.address):
                 self._host.pools.ensure(veth.host_name(endpoint.endpoint_id), endpoint.nat_ports)
             at = self._contents.attached.get(endpoint.endpoint_id)
             if at and (endpoint.outbound_nat or endpoint.host_route):
                 with veth.unless_gone():
-                    if ":" in endpoint.address:
+                    if is_six(endpoint.address):
                         outside6.ensure_forwarding(netlink)
                     veth.route_from_host(netlink, endpoint, at.ifindex)
 

@@ -12,6 +12,8 @@ from typing import Union
 
 import msgspec
 
+from overlace.model.family import is_six
+
 IpNetwork = Union[IPv4Network, IPv6Network]
 
 
@@ -54,7 +56,7 @@ V6 = Family(6, 128, "6")
 
 def family_of(address: str) -> Family:
     """Of an address or a prefix, by its text."""
-    return V6 if ":" in address else V4
+    return V6 if is_six(address) else V4
 
 
 def of_table(name: str) -> tuple[Family, str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
+from overlace.model.family import is_six
 from overlace.model.findings import Inject, Sighting
 
 from .bpf_syscall import Map
@@ -118,7 +119,7 @@ def _read_transport(ask: Inject, protocol: int, body: bytes) -> str:
 
 def _end(address: bytes, port: bytes) -> str:
     text, number = str(ip_address(address)), int.from_bytes(port, "big")
-    return f"[{text}]:{number}" if ":" in text else f"{text}:{number}"
+    return f"[{text}]:{number}" if is_six(text) else f"{text}:{number}"
 
 
 def inject(namespace: Path | None, ask: Inject) -> str:
@@ -128,7 +129,7 @@ def inject(namespace: Path | None, ask: Inject) -> str:
     """
     packet = make_packet(ask)
 
-    six = ":" in ask.target
+    six = is_six(ask.target)
     icmp = _ICMP6 if six else _ICMP
     kinds = tuple(dict.fromkeys((icmp if ask.protocol in (_ICMP, _ICMP6) else ask.protocol, icmp)))
 

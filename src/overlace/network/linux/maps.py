@@ -14,6 +14,7 @@ from socket import AF_INET, AF_INET6, inet_pton
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.network.vfp.tables import (
     AccessList,
     Backend,
@@ -224,7 +225,7 @@ def _reach(entry: LocalEndpoint, sandbox: int) -> Row:
 
 def endpoint_table(entry: RemoteEndpoint) -> str:
     """The table its row is in."""
-    return "endpoints6" if ":" in entry.address else "endpoints"
+    return "endpoints6" if is_six(entry.address) else "endpoints"
 
 
 def encode_remotes(entries: Sequence[RemoteEndpoint], hosts: Family = V4) -> dict[bytes, bytes]:
@@ -237,7 +238,7 @@ def encode_remotes(entries: Sequence[RemoteEndpoint], hosts: Family = V4) -> dic
         outer = AF_INET6 if hosts is V6 else AF_INET
         behind = {a: inet_pton(outer, a) + bytes(8) for a in {e.provider_address for e in entries}}
         networks = {vni: struct.pack("I", vni) for vni in {e.vni for e in entries}}
-        family = AF_INET6 if entries and ":" in entries[0].address else AF_INET
+        family = AF_INET6 if entries and is_six(entries[0].address) else AF_INET
         keys = [networks[e.vni] + inet_pton(family, e.address) for e in entries]
     except struct.error as e:
         raise ValueError(f"VNIs {sorted({each.vni for each in entries})}: {e}") from e

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.network.vfp.tables import LocalEndpoint
 
 from .maps import Attachment
@@ -226,7 +227,7 @@ def unless_gone() -> Iterator[None]:
 def route_from_host(host: Netlink, endpoint: LocalEndpoint, ifindex: int) -> None:
     """The way of answers, translated back, into the container. The neighbour is written down: containers are
     not asked by ARP, the data path would drop their replies."""
-    six = ":" in endpoint.address
+    six = is_six(endpoint.address)
     if six:
         open_interface(host_name(endpoint.endpoint_id))
     host.add_neighbour(ifindex, endpoint.address, endpoint.mac)

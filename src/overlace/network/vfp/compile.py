@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from itertools import product
 
+from overlace.model.family import is_six
 from overlace.model.netview import container_mac
 from overlace.model.objects import VXLAN_PORT
 from overlace.model.protocols import UDP
@@ -63,11 +64,6 @@ LOCAL_VNI = 1  # the node's own NAT network in the tables: no overlay ever has i
 
 def vni_of(network: HostComputeNetwork) -> int:
     return network.vsid or LOCAL_VNI
-
-
-def is_six(text: str) -> bool:
-    """Whether an address or prefix is IPv6."""
-    return ":" in text
 
 
 def _of_family(texts: Iterable[str], address: str) -> tuple[str, ...]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
+from overlace.model.family import is_six
+from overlace.model.protocols import SCTP
 from overlace.network.vfp.access import judge
 from overlace.network.vfp.model import Direction, Packet, network_of, within
-from overlace.network.vfp.simulate import SCTP, Choose, choose, is_ping, takes
+from overlace.network.vfp.simulate import Choose, choose, is_ping, takes
 from overlace.network.vfp.tables import (
     HOST6,
     AccessList,
@@ -105,14 +107,14 @@ def _flooded(tables: Tables, vni: int, packet: Packet) -> Flood | None:
     network = tables.get(("network", vni))
     if not isinstance(flood, Flood) or not isinstance(network, Network) or not network.flood:
         return None
-    if ":" in packet.dst:
+    if is_six(packet.dst):
         return flood if flood.locals6 and within(packet.dst, ("ff00::/8",)) else None
     group = within(packet.dst, ("224.0.0.0/4", "255.255.255.255/32"))
     return flood if group or packet.dst in flood.broadcasts else None
 
 
 def _replicate(tables: Tables, flood: Flood, packet: Packet, sender: str, hosts: tuple[str, ...]) -> Way:
-    found = flood.locals6 if ":" in packet.dst else flood.locals
+    found = flood.locals6 if is_six(packet.dst) else flood.locals
     here = (tables.get(("endpoint", flood.vni, address)) for address in found if address != sender)
     to = [e.endpoint_id for e in here if isinstance(e, LocalEndpoint) and _may(tables, e, "IN", packet)]
     return Way("replicate", packet, ",".join((*to, *hosts)), flood.vni)
@@ -147,7 +149,7 @@ def _balanced(tables: Tables, frontend: Frontend, packet: Packet, vni: int, pick
     network = tables.get(("network", b.vni))
     assert isinstance(network, Network)
     if (b.vni, b.address) == (vni, packet.src):
-        gateway = network.gateways[0] if ":" not in packet.src else network.other_gateways[0]
+        gateway = network.gateways[0] if not is_six(packet.src) else network.other_gateways[0]
         packet = msgspec.structs.replace(packet, src=gateway)
     if not frontend.preserves:
         packet = msgspec.structs.replace(packet, dst=b.address, dport=b.port or packet.dport)
@@ -166,7 +168,7 @@ def forward_from_container(
         return _drop(packet, vni, "drop_policy")
     flood = _flooded(tables, vni, packet)
     if flood is not None:
-        hosts = flood.providers6 if ":" in packet.dst else flood.providers
+        hosts = flood.providers6 if is_six(packet.dst) else flood.providers
         return _replicate(tables, flood, packet, source.address, hosts)
     if packet.dst in network.gateways:
         return Way("answer", packet, vni=vni, reason="answered_echo" if is_ping(packet) else "refused")
@@ -187,7 +189,7 @@ def forward_from_container(
 
 def _leave(tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: Packet, pick: Choose) -> Way:
     """To an address that is none of the network's."""
-    own = HOST6 if ":" in packet.dst else host
+    own = HOST6 if is_six(packet.dst) else host
     if _is_overlay(tables, packet.dst):
         return _drop(packet, vni, "drop_isolation")
     to_host = source.host_route and packet.dst == own

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from overlace.model.family import is_six
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import Tier, is_closed, is_filtered, judging, read_sets, resolve, tiers_of
 from overlace.network.hns.documents import (
@@ -183,7 +184,7 @@ def _members(
         for e in found
         if e is not None and not (preserves and e.remote)
         for c in e.ip_configurations
-        if (":" in c.ip_address) == (":" in front)
+        if is_six(c.ip_address) == is_six(front)
     )
     if not backends:
         return Block(f"{lb.name} has no task that takes connections")
@@ -264,7 +265,7 @@ def _subnets(state: State) -> tuple[str, ...]:
 def hairpin_group(network: HostComputeNetwork, address: str, state: State) -> Group:
     """Of a client that is given itself as backend."""
     gateways = compile_network(network, state).gateways
-    router = next((g for g in gateways if (":" in g) == (":" in address)), "")
+    router = next((g for g in gateways if is_six(g) == is_six(address)), "")
     rule = Rule(f"HAIRPIN_{address}", 100, Condition(src=(host_prefix(address),)), Hairpin(router))
     return Group("HAIRPIN_OUT", "OUT", 100, (rule,))
 
@@ -303,7 +304,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         )
         for i, nat in enumerate(nats)
         for source, anywhere in ((host, "0.0.0.0/0"), (HOST6, "::/0"))
-        if (wanted := tuple(c for c in nat.destinations if (":" in c) == (source == HOST6)))
+        if (wanted := tuple(c for c in nat.destinations if is_six(c) == (source == HOST6)))
         or not nat.destinations
     )
     if p.policy_of(network.policies, p.HostRoute) is not None:
@@ -360,9 +361,7 @@ def host_port(state: State, host: str) -> Port:
                 if (at, s.protocol, s.external_port) != (address, protocol, number):
                     continue
                 for front in mapped_at(d, s, host):
-                    own = [
-                        c.ip_address for c in d.ip_configurations if (":" in c.ip_address) == (":" in front)
-                    ]
+                    own = [c.ip_address for c in d.ip_configurations if is_six(c.ip_address) == is_six(front)]
                     backends = tuple(Backend(vni_of(network), a, s.internal_port) for a in own[:1])
                     condition = Condition(dst=(host_prefix(front),), protocol=protocol, dport=number)
                     action = LoadBalance(backends) if backends else Block(f"{d.name} has no such address")

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from overlace.network.hns.documents import HostComputeEndpoint
+from overlace.model.family import is_six
 from overlace.model.protocols import ICMP, ICMPV6, SCTP
+from overlace.network.hns.documents import HostComputeEndpoint
 from overlace.network.hns.state import State
 from overlace.network.vfp.layers import (
     BALANCE,
@@ -96,7 +97,7 @@ def choose(backends: Sequence[Backend], packet: Packet) -> Backend:
 
 def is_ping(packet: Packet) -> bool:
     """Of ICMP, the packet's own: rules see no more of it."""
-    return packet.protocol == (ICMPV6 if ":" in packet.dst else ICMP)
+    return packet.protocol == (ICMPV6 if is_six(packet.dst) else ICMP)
 
 
 Choose = Callable[[Sequence[Backend], Packet], Backend]
