@@ -264,6 +264,24 @@ async def test_drain_waits_for_the_old_task_to_stop_but_not_for_the_restart_dela
     assert new.status.timestamp > old.status.timestamp
 
 
+async def test_a_drain_empties_a_node_at_once_though_updates_start_first_and_no_node_takes_the_successor() -> (
+    None
+):
+    swarm = await swarm_of(1)
+    start_first = msgspec.structs.replace(
+        service(1), update_config=UpdateConfig(parallelism=1, order="start-first")
+    )
+    id = await swarm.add_service(start_first)
+    await swarm.run(5)
+    await set_node(swarm, "n1", availability="drain")
+    started = swarm.now
+    await swarm.run(60, until=lambda: not swarm.running(id))
+    assert not swarm.running(id) and swarm.now - started < 15 * SECOND
+    await set_node(swarm, "n1", availability="active")
+    await swarm.run(60, until=lambda: len(swarm.running(id)) == 1)
+    assert len(swarm.running(id)) == 1
+
+
 async def test_a_replacement_does_not_wait_for_ever_for_its_predecessor() -> None:
     swarm = await swarm_of(2)
     id = await swarm.add_service(service(1))

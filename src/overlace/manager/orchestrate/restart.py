@@ -156,14 +156,9 @@ def _runs(task: Task) -> bool:
 
 
 def _waits_in_vain(work: Work, old: Task, successor: Task) -> bool:
-    """Whether a task on a drained node has waited long enough for a successor that no node takes: the node is to be
-    emptied, as Docker does at once."""
-    if not work.lost(old) or successor.status.state >= TaskState.ASSIGNED or not successor.status.err:
-        return False
-    due = max(successor.created_at, successor.not_before) + OLD_TASK_TIMEOUT
-    if work.now < due:
-        work.wake_at(due)
-    return work.now >= due
+    """Whether a task on a drained node would wait for a successor that no node takes, as the scheduler has said of it:
+    the node is to be emptied, as Docker does at once."""
+    return work.lost(old) and successor.status.state < TaskState.ASSIGNED and bool(successor.status.err)
 
 
 def _drop_doubles(work: Work, slot: Slot) -> None:
