@@ -7,22 +7,34 @@ real HNS, VFP or Docker on Windows: Linux plays those, and the containers are Li
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from overlace.lab import Lab, processes
 from overlace.lab.cluster import Cluster, TaskInfo
-from overlace.lab.shop import image_name, push_images, source_dir
+from overlace.lab.shop import LINUX, WINDOWS, image_name, push_images, source_dir
 from overlace.lab.windows import host as windows
+from overlace.network.hns import policies as p
+from overlace.network.hns.documents import HostComputeEndpoint, HostComputeNetwork
+from overlace.network.hns.journal import Journal
+from overlace.network.hns.state import State
+from overlace.network.linux.netns import run_inside
+from overlace.network.vfp.model import HOST_PORT, Packet
+from overlace.network.vfp.simulate import simulate
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(240)]
 HOST = "windows-1"
@@ -160,6 +172,170 @@ def test_secrets_and_configs_reach_a_task_on_windows(lab: Lab) -> None:
     record = Path(windows.record_of(lab.host(HOST))).read_text()
     assert "s3cret" not in record, "a secret is given to nobody but its container"
     lab.docker("linux-1", "service", "rm", "vault")
+
+
+def containers_of(lab: Lab, host: str, service: str) -> list[str]:
+    return lab.docker(host, "ps", "-q", "--filter", f"name={service}").stdout.split()
+
+
+def peers_of(lab: Lab, host: str, service: str) -> set[str]:
+    """Whom the tasks of a service on this host have connections with, by their own sockets."""
+    found = set()
+    for container in containers_of(lab, host, service):
+        about = json.loads(lab.docker(host, "inspect", container).stdout)[0]
+        pid = str(about["State"]["Pid"])
+        shown = subprocess.run(
+            ["nsenter", "-t", pid, "-n", "ss", "-Htn", "sport", "=", ":80"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        found |= {
+            row.split()[4].rpartition(":")[0].strip("[]").removeprefix("::ffff:")
+            for row in shown.splitlines()
+        }
+    return found
+
+
+def test_a_published_port_shows_the_client_on_linux_and_its_entry_on_windows(lab: Lab) -> None:
+    """HNS sends no answer back through the node its client came in by; ours does. One service has tasks on both."""
+    push_images(lab.registry, {"both": (LINUX, WINDOWS)})
+    lab.docker(
+        "linux-1", "service", "create", "--detach", "--name", "both", "--mode", "global", "--publish", "8085:80",
+        "--env", "NODE_OS={{.Node.Platform.OS}}", "--env", "SECRET_FILE=/etc/hosts", "--env", "CONFIG_FILE=/etc/hosts",
+        image_name(lab.registry, "both"), "store",
+    )  # fmt: skip
+    until("a task on each host", lambda: _nodes_of(lab, "both") == {HOST, "linux-1"})
+    view = json.loads(lab.docker("linux-1", "network", "inspect", "ingress").stdout)[0]
+    client = lab.host("client")
+    held = []
+    try:
+        until("both tasks answering", lambda: {_os_at(lab, 8085) for _ in range(4)} == {"linux", "windows"})
+        for _ in range(8):
+            held.append(
+                run_inside(
+                    Path("/var/run/netns") / client.netns,
+                    lambda: socket.create_connection((lab.host("linux-1").address, 8085), 5),
+                )
+            )
+        assert peers_of(lab, "linux-1", "both") == {client.address}
+        until("connections at the Windows host", lambda: peers_of(lab, HOST, "both"))
+        (seen,) = peers_of(lab, HOST, "both")
+        assert ip_address(seen) in ip_network(view["IPAM"]["Config"][0]["Subnet"])
+    finally:
+        for connection in held:
+            connection.close()
+    told = json.loads(lab.docker("linux-1", "inspect", "--type", "service", "both").stdout)[0]
+    assert told["Notes"][0].startswith(f"{HOST}: answers to clients outside do not go back")
+    node = json.loads(lab.docker("linux-1", "node", "inspect", HOST).stdout)[0]
+    assert "com.overlace.lacks.client-address" in node["Description"]["Engine"]["Labels"]
+    lab.docker("linux-1", "service", "rm", "both")
+
+
+def hns_of(lab: Lab, folder: Path) -> State:
+    """The documents that the Windows host's HNS holds."""
+    shutil.copytree(Path(lab.host(HOST).data_root) / "hns", folder)
+    state = State()
+    for d in Journal(folder).load().values():
+        state.put(d)
+    return state
+
+
+def test_a_policy_becomes_acls_in_hns_that_hold(lab: Lab, tmp_path: Path) -> None:
+    """At the receiver's end: packets are put into the tunnel as the Linux host would send them, past its own ACLs."""
+    until("the shop answering before", lambda: all_well(lab))
+    allow = "overlace.policy.allow-from=shop_web:tcp/80,shop_web:udp/9999"
+    lab.docker("linux-1", "service", "update", "--detach", "--label-add", allow, "shop_order")
+    seen = itertools.count()
+
+    def own(state: State) -> HostComputeEndpoint:
+        return next(e for e in named(state, "shop_order") if not e.remote)
+
+    def named(state: State, service: str) -> list[HostComputeEndpoint]:
+        every = [d for d in state.documents.values() if isinstance(d, HostComputeEndpoint)]
+        shop = next(n.id for n in state.documents.values() if n.name == "shop_shop")
+        return [e for e in every if e.name.startswith(f"{service}.") and e.host_compute_network == shop]
+
+    def acls() -> list[p.AclSettings]:
+        policies = own(hns_of(lab, tmp_path / str(next(seen)))).policies
+        return [x.settings for x in policies if isinstance(x, p.Acl)]
+
+    until("ACLs at the Windows host's HNS", lambda: any(a.local_ports == "9999" for a in acls()))
+    state = hns_of(lab, tmp_path / "last")
+    order_, web, store = own(state), named(state, "shop_web")[0], named(state, "shop_store")[0]
+    network = state.get(order_.host_compute_network, HostComputeNetwork)
+    assert network is not None and web.remote and store.remote
+    pid = json.loads(lab.docker(HOST, "inspect", containers_of(lab, HOST, "shop_order")[0]).stdout)[0][
+        "State"
+    ]["Pid"]
+    inside = Path(f"/proc/{pid}/ns/net")
+
+    def bound(port: int) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind(("0.0.0.0", port))
+        made.settimeout(5)
+        return made
+
+    with (
+        run_inside(inside, lambda: bound(9999)) as allowed,
+        run_inside(inside, lambda: bound(9998)) as other,
+        run_inside(
+            Path("/var/run/netns") / lab.host("linux-1").netns,
+            lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+        ) as wire,
+    ):
+        expected = []
+        for sender, port in ((store, 9999), (web, 9998), (store, 9998), (web, 9999)):
+            packet = Packet(sender.address, order_.address, 17, 40000, port)
+            verdict = simulate(state, lab.host(HOST).address, HOST_PORT, "IN", packet, network.vsid)
+            if verdict.action == "deliver":
+                expected.append((sender.address, port))
+            wire.sendto(_tunnelled(packet, network.vsid, order_.mac_address), (lab.host(HOST).address, 4789))
+        assert expected == [(web.address, 9999)], "what the simulator says of the documents"
+        assert allowed.recvfrom(100)[1][0] == web.address, "the last one sent: those before it did not come"
+        for silent in (allowed, other):
+            silent.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                silent.recv(100)
+    for source, broken in (("shop_web", False), ("shop_store", True)):
+        command = [sys.executable, "-m", "overlace.cli.main", "trace", source, "shop_order", "--port", "80"]
+        done = subprocess.run(
+            [*command, "-H", lab.host("linux-1").docker_host or ""],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert bool(done.returncode) == broken, done.stdout
+        assert ("overlace.policy.allow-from" in done.stdout) == broken
+    assert all_well(lab), "web still reaches order"
+    lab.docker(
+        "linux-1", "service", "update", "--detach", "--label-rm", "overlace.policy.allow-from", "shop_order"
+    )
+    until("no ACLs any more", lambda: not acls())
+
+
+def _tunnelled(packet: Packet, vni: int, mac: str) -> bytes:
+    """As the Linux host encapsulates it: VXLAN header (RFC 7348), Ethernet, IPv4, UDP without checksum."""
+    body = struct.pack("!HHHH", packet.sport, packet.dport, 12, 0) + b"ping"
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 17, 0)
+    ends = socket.inet_aton(packet.src) + socket.inet_aton(packet.dst)
+    total = sum(struct.unpack("!10H", head + ends))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF)
+    ethernet = bytes.fromhex(mac.replace("-", "")) + b"\2\0\0\0\0\1" + b"\x08\x00"
+    return struct.pack("!BxxxI", 8, vni << 8) + ethernet + head + ends + body
+
+
+def _nodes_of(lab: Lab, service: str) -> set[str]:
+    return {t.node for t in Cluster(lab).tasks() if t.service == service and t.state == "running"}
+
+
+def _os_at(lab: Lab, port: int) -> str:
+    try:
+        answer = json.loads(ask(lab, "linux-1", port))
+    except ValueError:
+        return ""
+    return str(answer["chain"][0]["os"])
 
 
 def test_an_update_replaces_the_task_while_the_service_answers(lab: Lab) -> None:

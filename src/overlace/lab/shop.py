@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from overlace.lab.layout import WINDOWS_BUILD
@@ -18,7 +19,7 @@ from overlace.runtime.oci.mkimage import Variant, push, write_layout
 LINUX = Platform(os="linux", architecture="amd64")
 # The payload is the Linux program: the lab's Windows hosts are emulated, and their images say windows.
 WINDOWS = Platform(os="windows", architecture="amd64", os_version=WINDOWS_BUILD)
-SERVICES = {"web": LINUX, "order": WINDOWS, "store": LINUX}
+SERVICES: dict[str, tuple[Platform, ...]] = {"web": (LINUX,), "order": (WINDOWS,), "store": (LINUX,)}
 
 
 def source_dir() -> Path:
@@ -33,15 +34,15 @@ def image_name(registry: str, service: str) -> str:
     return f"{registry}/shop-{service}:1"
 
 
-def push_images(registry: str) -> dict[str, str]:
+def push_images(registry: str, services: Mapping[str, tuple[Platform, ...]] = SERVICES) -> dict[str, str]:
     """Compile the shop, pack one image per service and push them; return digests by image name.
 
     Raises Internal with the compiler's words, Unavailable with the registry's.
     """
-    return asyncio.run(_push_images(registry))
+    return asyncio.run(_push_images(registry, services))
 
 
-async def _push_images(registry: str) -> dict[str, str]:
+async def _push_images(registry: str, services: Mapping[str, tuple[Platform, ...]]) -> dict[str, str]:
     digests = {}
     with tempfile.TemporaryDirectory(prefix="overlace-shop-") as scratch:
         root = Path(scratch)
@@ -51,7 +52,7 @@ async def _push_images(registry: str) -> dict[str, str]:
             ["gcc", "-O2", "-static", "-pthread", "-o", str(binary), str(source_dir() / "shop.c")],
             timeout=120,
         )
-        for service, platform in SERVICES.items():
+        for service, platforms in services.items():
             rootfs = root / "rootfs" / service
             for folder in ("etc", "proc", "sys", "dev", "run", "tmp"):
                 (rootfs / folder).mkdir(parents=True)
@@ -64,7 +65,7 @@ async def _push_images(registry: str) -> dict[str, str]:
                 "StopSignal": "SIGTERM",
                 "WorkingDir": "/",
             }
-            write_layout(root / "layout", [Variant(platform, rootfs, config)], service)
+            write_layout(root / "layout", [Variant(p, rootfs, config) for p in platforms], service)
             name = image_name(registry, service)
             digests[name] = await push(root / "layout", service, name)
     return digests

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 import msgspec
 
 from overlace.manager.allocate.book import version_of
+from overlace.model.capabilities import CLIENT_ADDRESS
 from overlace.model.netview import (
     EndpointEntry,
     Entry,
@@ -81,6 +82,7 @@ def node_entry(node: Node) -> NodeEntry | None:
         addresses=node.network_addresses,
         mtu=d.mtu,
         answers_probes=msgspec.UNSET if d.answers_probes else False,
+        sees_clients=False if CLIENT_ADDRESS in d.lacks else msgspec.UNSET,
     )
 
 

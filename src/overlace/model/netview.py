@@ -29,6 +29,9 @@ class NodeEntry(msgspec.Struct, frozen=True, tag="node"):
     mtu: int = 1500
     # left out where it does, so that agents of before it know what is sent, and its checksum
     answers_probes: bool | msgspec.UnsetType = msgspec.UNSET
+    # the same of whether answers to clients outside go back through the node they came in by, so that containers see the
+    # clients' own addresses; where they do not, containers see that node's
+    sees_clients: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def key(self) -> str:

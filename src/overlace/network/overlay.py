@@ -38,6 +38,7 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNamespace,
     IpConfiguration,
+    LoadBalancerFlags,
     LoadBalancerPortMapping,
     NamespaceResource,
     PortMappingFlags,
@@ -66,7 +67,8 @@ Source = tuple[str, ...]  # what documents are made from: ("network", id), ("end
 class OverlayPlanner:
     """Keeps the documents this node must have, following a view and the local tasks.
 
-    `windows`: leave out what Windows' HNS refuses (load balancers without members or source VIP, IPv6).
+    `windows`: leave out what Windows' HNS refuses (load balancers without members or source VIP, IPv6). `direct`: the
+    host's data path is ours, which gives clients' own addresses to every container that can answer them.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class OverlayPlanner:
         provider_address: str,
         *,
         windows: bool = False,
+        direct: bool = True,
         local_subnet: str = "172.17.0.0/16",
     ) -> None:
         self.windows = windows
+        self._direct = direct
         self._host = Host(node_id, provider_address, windows, local_subnet)
         self.documents: dict[Guid, Document] = {}
         self._made: dict[Source, tuple[Guid, ...]] = {}
@@ -86,7 +90,8 @@ class OverlayPlanner:
         self._by_node: dict[str, dict[str, None]] = {}
         self._peers = Peers()
         self._unreachable: frozenset[str] = frozenset()
-        self._provider: dict[str, str] = {}  # provider address as last seen, by node
+        # provider address as last seen, and whether containers there see clients outside, by node
+        self._provider: dict[str, tuple[str, bool]] = {}
         self._tasks_of: dict[str, set[str]] = {}  # network id -> local task ids
         self._task_networks: dict[str, tuple[tuple[str, str], ...]] = {}  # task -> (network, service)
         self._subnets: dict[str, tuple[str, ...]] = {}  # by network id
@@ -143,10 +148,11 @@ class OverlayPlanner:
                 networks[("node", rest)] = None
                 task_sources.update({("task", t): None for t in self._peers.watchers(*HOSTS)})
                 node = view.node(rest)
-                address = node.provider_address if node is not None else ""
-                if self._provider.get(rest, "") != address:
-                    if address:
-                        self._provider[rest] = address
+                nobody = ("", True)
+                seen = (node.provider_address, node.sees_clients is not False) if node is not None else nobody
+                if self._provider.get(rest, nobody) != seen:
+                    if seen != nobody:
+                        self._provider[rest] = seen
                     else:
                         del self._provider[rest]
                     dirty_endpoints.update(self._by_node.get(rest, ()))
@@ -348,6 +354,7 @@ class OverlayPlanner:
             host_compute_network=guid_of("network", network_id),
             host_compute_endpoints=tuple(members),
             source_vip=source_vip,
+            flags=int(LoadBalancerFlags.EnableDirectServerReturn) if self._direct else 0,
         )
         spread = LoadBalancerPortMapping()
         if entry.affinity:  # Windows has its own idea of how long
@@ -367,6 +374,11 @@ class OverlayPlanner:
                     port_mappings=(every,),
                 )
             )
+        translated = tuple(g for g in members if source_vip and not self._sees_clients(serving[g]))
+        if translated and self.windows:
+            base = msgspec.structs.replace(base, flags=0)  # Windows' documents have all or none
+        elif self._direct:
+            base = msgspec.structs.replace(base, source_translated=translated)
         for port in entry.ports:
             if port.publish_mode != "ingress" or not port.published_port:
                 continue
@@ -379,6 +391,9 @@ class OverlayPlanner:
             guid = guid_of("port", network_id, service_id, port.protocol, str(port.published_port))
             out.append(msgspec.structs.replace(base, id=guid, port_mappings=(mapping,)))
         return out
+
+    def _sees_clients(self, node_id: str) -> bool:
+        return node_id == self._host.node_id or self._provider.get(node_id, ("", True))[1]
 
 
 def _named(e: Entry | None) -> Place | None:

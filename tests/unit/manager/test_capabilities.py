@@ -8,13 +8,14 @@ import pytest
 from control_kit import Kit, spec, words
 
 from overlace.api.convert.node import description
+from overlace.manager.netviews import node_entry
 from overlace.manager.orchestrate.global_ import plan_slots
 from overlace.manager.orchestrate.work import Work
 from overlace.manager.schedule.explain import Look, explain_look
 from overlace.manager.schedule.occupancy import Occupancy
 from overlace.manager.schedule.place import plan_placement
 from overlace.manager.schedule.remedy import Remedy, explain_remedies
-from overlace.model.capabilities import needed_by
+from overlace.model.capabilities import explain_clients, needed_by
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import (
     Network,
@@ -29,11 +30,12 @@ from overlace.model.objects import (
 )
 from overlace.model.specs import ContainerSpec, NetworkSpec, TaskSpec
 from overlace.model.states import NodeState, TaskState
-from overlace.network.hns.versions import LATEST, lacks
+from overlace.network.hns.versions import LATEST, NO_WAY_BACK, lacks
 from overlace.store.base import Put
 from overlace.store.memory import State
 from overlace.wire.messages import Hello
 
+replace = msgspec.structs.replace
 AFFINITY = {"overlace.session-affinity": "client-ip"}
 ON_BACK = (NetworkAttachment("back", ("10.0.1.5/24",)),)
 ON_SIX = (NetworkAttachment("six", ("10.0.1.5/24", "fd00::5/64")),)
@@ -119,6 +121,20 @@ def test_windows_says_what_it_lacks_by_version() -> None:
     assert set(lacks((7, 2))) == {"ipv6", "session-affinity", "direct-return", "overlay"}
     assert "routing mesh" in lacks((7, 2))["overlay"] and "2019" in lacks((7, 2))["overlay"]
     assert needed_by(task(ON_SIX, **AFFINITY)) == ("overlay", "session-affinity")
+
+
+async def test_people_hear_whose_tasks_do_not_see_their_clients() -> None:
+    assert LINUX.description is not None
+    blind = replace(LINUX, id="w", description=replace(LINUX.description, hostname="w", lacks=NO_WAY_BACK))
+    assert explain_clients([LINUX]) == ""
+    assert explain_clients([LINUX, blind]).startswith(
+        "w: answers to clients outside do not go back through the node"
+    )
+    entry, seeing = node_entry(blind), node_entry(LINUX)
+    assert entry is not None and entry.sees_clients is False
+    assert seeing is not None and seeing.sees_clients is msgspec.UNSET
+    shown = description(blind.description, "")["Engine"]["Labels"]  # type: ignore[arg-type]
+    assert shown["com.overlace.lacks.client-address"] == NO_WAY_BACK["client-address"]
 
 
 def test_it_travels_and_docker_clients_see_what_they_know() -> None:

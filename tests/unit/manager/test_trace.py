@@ -33,6 +33,7 @@ from overlace.model.specs import (
     TaskSpec,
 )
 from overlace.model.states import NodeState, TaskState
+from overlace.network.hns.versions import NO_WAY_BACK
 from overlace.store.base import Put
 from overlace.store.memory import MemoryStore
 
@@ -178,6 +179,20 @@ async def test_a_client_outside(swarm: Swarm) -> None:
     assert one.outcome == "reaches web.2.web2task on two" and one.members == ()
     own = await swarm.trace("client", "web", port=80)
     assert own.broken is None and any("from outside it is 8080" in n for n in own.notes)
+
+
+async def test_a_client_outside_is_not_seen_by_a_host_that_cannot_answer_it(swarm: Swarm) -> None:
+    win = swarm.objects[(Node.kind, "win")]
+    assert isinstance(win, Node) and win.description is not None
+    lacking = replace(win.description, emulated=False, lacks=NO_WAY_BACK)
+    swarm.change(Node, "win", description=lacking)
+    swarm.task("web", 3, "win", "ingress", "back")
+    t = await swarm.trace("client", "web.3", via="one")
+    assert t.broken is None and t.hops[-1].packet.startswith("10.0.0.2:40000 > "), "node one's own address"
+    assert any(n.startswith("win: answers to clients outside do not go back") for n in t.notes)
+    assert any("(sees 10.0.0.2 as the client)" in h.effect for h in t.hops)
+    other = await swarm.trace("client", "web.2", via="one")
+    assert other.hops[-1].packet.startswith("192.0.2.10:") and not any("win:" in n for n in other.notes)
 
 
 async def test_the_way_out(swarm: Swarm) -> None:

@@ -39,7 +39,7 @@ from overlace.network.vfp.tables import (
 )
 
 from .agreement import disagreements, wrong_facts
-from .world import HOST, ME, OTHER, World, endpoint, port, running, service, task
+from .world import HOST, ME, OTHER, World, endpoint, node, port, running, service, task
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +65,14 @@ def rich() -> World:
     )
     w.run(task("t3", ("back", "10.0.1.11/24"), ("ingress", "10.0.0.11/24"), service="db"))
     w.run(task("t6"))  # on the host's own network
+    w.change(  # a Windows host, whose containers do not see clients outside
+        put=(
+            replace(
+                node("node-windows", "172.28.1.13", ingress="10.0.0.4"), os="windows", sees_clients=False
+            ),
+            endpoint("t7", "ingress", "node-windows", "10.0.0.13", "db"),
+        )
+    )
     network = w.hns.get(HostComputeNetwork, guid_of("network", "back"))
     named = p.SetPolicy(
         p.SetPolicySettings(id="few", name="few", policy_type="IPSET", values="10.0.1.9,10.0.1.12")
@@ -284,6 +292,8 @@ MUTATIONS: dict[str, Mutation] = {
     "a backend is lost": _members(lambda b: b[1:]),
     "backends on their own port": _members(lambda b: tuple(replace(x, port=0) for x in b)),
     "backends in another network": _members(lambda b: tuple(replace(x, vni=x.vni + 1) for x in b)),
+    "all see their clients": _members(lambda b: tuple(replace(x, source="") for x in b)),
+    "nobody sees its clients": _members(lambda b: tuple(replace(x, source="10.0.0.2") for x in b)),
     "no affinity": on(Frontend, lambda e: replace(e, affinity=0)),
     "affinity of all protocols": on(Frontend, lambda e: replace(e, affinity_protocol=False)),
     "destinations are rewritten all the same": on(Frontend, lambda e: replace(e, preserves=False)),

@@ -309,3 +309,39 @@ def test_hosts_that_left_are_forgotten() -> None:
     w.change(remove=(f"node/{OTHER}",))
     assert OTHER not in w.planner._by_node and OTHER not in w.planner._provider
     assert ME in w.planner._by_node and ME in w.planner._provider
+
+
+def test_backends_that_cannot_answer_clients_outside_see_this_node() -> None:
+    w = shop()
+    w.change(
+        put=(
+            service("web", "ingress", "10.0.0.5", port(80, 8080)),
+            endpoint("t1", "ingress", OTHER, "10.0.0.7"),
+            endpoint("t2", "ingress", "win", "10.0.0.8"),
+            blind := msgspec.structs.replace(
+                node("win", "172.28.1.13", ingress="10.0.0.4"), os="windows", sees_clients=False
+            ),
+        )
+    )
+    seen = {b.address: b.source for b in w.data_path.get(("frontend", 0, HOST, 6, 8080)).backends}
+    assert seen == {"10.0.0.7": "", "10.0.0.8": "10.0.0.2"}
+    inside = w.data_path.get(("frontend", 4096, "10.0.0.5", 0, 0))
+    assert {b.source for b in inside.backends} == {""}, "a container that asks is answered by its own address"
+    w.change(put=(msgspec.structs.replace(blind, sees_clients=msgspec.UNSET),))
+    assert {b.source for b in w.data_path.get(("frontend", 0, HOST, 6, 8080)).backends} == {""}
+
+
+def test_windows_documents_translate_all_backends_or_none() -> None:
+    w = shop(windows=True)
+    blind = msgspec.structs.replace(node("win", "172.28.1.13", ingress="10.0.0.4"), sees_clients=False)
+    web, one = (
+        service("web", "ingress", "10.0.0.5", port(80, 8080)),
+        endpoint("t1", "ingress", OTHER, "10.0.0.7"),
+    )
+    w.change(put=(web, one))
+    guid = guid_of("port", "ingress", "web", "tcp", "8080")
+    assert w.hns.get(HostComputeLoadBalancer, guid).flags == 1
+    w.change(put=(blind, endpoint("t2", "ingress", "win", "10.0.0.8")))
+    lb = w.hns.get(HostComputeLoadBalancer, guid)
+    assert (lb.flags, lb.source_vip, lb.source_translated) == (0, "10.0.0.2", ())
+    assert w.hns.get(HostComputeLoadBalancer, guid_of("vip", "ingress", "web")).flags == 1

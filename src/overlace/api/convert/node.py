@@ -8,7 +8,7 @@ from __future__ import annotations
 from overlace.api.convert.cluster import tls_info
 from overlace.api.convert.common import Json, document, header
 from overlace.model.generic import offered_documents
-from overlace.model.labels import EMULATED, OS_VERSION
+from overlace.model.labels import EMULATED, LACKS, OS_VERSION
 from overlace.model.objects import Node, NodeDescription
 from overlace.model.states import NodeState
 
@@ -21,6 +21,7 @@ def description(found: NodeDescription, ca_cert_pem: str) -> Json:
         platform["OSVersion"] = found.os_version
         if found.os == "windows":
             labels.setdefault(OS_VERSION, found.os_version)
+    labels |= {f"{LACKS}.{name}": why for name, why in found.lacks.items()}
     if found.emulated:
         labels[EMULATED] = found.os
     return {

@@ -11,9 +11,11 @@ from overlace.api.convert.service import service as show_service
 from overlace.api.convert.service import service_status
 from overlace.api.logs import stream_task_logs
 from overlace.manager.control import lookup
+from overlace.model.capabilities import explain_clients
 from overlace.model.objects import Node, Service
 from overlace.model.specs import ServiceSpec
-from overlace.model.states import NodeState
+from overlace.model.states import NodeState, TaskState
+from overlace.store.base import View
 
 
 def _show(call: Call, found: Service, defaults: bool = False) -> msgspec.Raw:
@@ -43,8 +45,22 @@ async def list_services(call: Call) -> web.StreamResponse:
 
 
 async def inspect(call: Call) -> web.StreamResponse:
-    _, found = find(call)
-    return answer(_show(call, found, call.flag("insertDefaults")))
+    manager, found = find(call)
+    shown = _show(call, found, call.flag("insertDefaults"))
+    notes = _notes(manager.store.view(), found)
+    if notes:  # as in list_services
+        shown = msgspec.Raw(bytes(shown)[:-1] + b',"Notes":' + msgspec.json.encode(notes) + b"}")
+    return answer(shown)
+
+
+def _notes(view: View, found: Service) -> list[str]:
+    """What a service as it runs now has otherwise than its spec makes one expect; ours, not Docker's."""
+    ports = found.endpoint.ports if found.endpoint is not None else ()
+    if not any(p.publish_mode == "ingress" for p in ports):
+        return []
+    ids = {t.node_id for t in view.tasks_of_service(found.id) if t.status.state == TaskState.RUNNING}
+    where = explain_clients(n for i in ids if (n := view.get(Node, i)) is not None)
+    return [where] if where else []
 
 
 async def create(call: Call) -> web.StreamResponse:

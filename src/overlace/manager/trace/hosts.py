@@ -9,6 +9,7 @@ import msgspec
 
 from overlace.manager.netviews import plan_view, takes_part
 from overlace.manager.trace.places import as_containers
+from overlace.model.capabilities import CLIENT_ADDRESS
 from overlace.model.netview import NetView
 from overlace.model.objects import Node, Task
 from overlace.model.states import NodeState
@@ -60,7 +61,8 @@ def plan_host(view: View, node: Node) -> Host:
     windows = description is not None and description.os == "windows"
     address = description.underlay_address if description is not None else ""
     net_view = NetView(plan_view(view, node.id))
-    planner = OverlayPlanner(node.id, address, windows=windows)
+    direct = description is None or CLIENT_ADDRESS not in description.lacks
+    planner = OverlayPlanner(node.id, address, windows=windows, direct=direct)
     found = as_containers(t for t in view.tasks_of_node(node.id) if takes_part(t))
     tasks = {
         # which address a task without networks has is the host's own business: any will do here

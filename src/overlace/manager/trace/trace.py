@@ -21,6 +21,7 @@ from overlace.manager.trace.places import (
     short_name,
 )
 from overlace.manager.trace.walk import End, Walk, show_packet
+from overlace.model.capabilities import explain_clients
 from overlace.model.errors import InvalidArgument
 from overlace.model.objects import Network, Service, Task
 from overlace.model.protocols import PROTOCOLS
@@ -153,6 +154,10 @@ class _Answer:
             self._notes.append(
                 f"the answer goes back through {host.name}, which gives it the published address again"
             )
+            last = self._named(end.where)
+            where = explain_clients([last.node]) if last is not None else ""
+            if where:
+                self._notes.append(where)
         for h in {host.name: host, end.where: self._named(end.where)}.values():
             if h is None:
                 continue

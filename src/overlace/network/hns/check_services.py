@@ -79,6 +79,11 @@ def check_load_balancer(d: HostComputeLoadBalancer, state: State, *, ours: bool)
         raise HcnError(Code.NETWORK_NOT_FOUND, f"HostComputeNetwork {network_id}: create the network first")
     if d.source_vip:
         check_address(d.source_vip, "SourceVIP")
+    translated = tuple(normal_guid(e, "OverlaceSourceTranslated") for e in d.source_translated)
+    if translated and not d.source_vip:
+        raise HcnError(
+            Code.BAD_PARAMETER, "OverlaceSourceTranslated needs a SourceVIP: what would those endpoints see?"
+        )
     vips = tuple(str(check_usable(vip, "FrontendVIPs", six=ours)) for vip in d.frontend_vips)
     if not d.port_mappings:
         raise HcnError(Code.BAD_PARAMETER, "PortMappings is empty: name at least one mapping")
@@ -96,7 +101,11 @@ def check_load_balancer(d: HostComputeLoadBalancer, state: State, *, ours: bool)
         check_port(m.external_port, "PortMappings.ExternalPort")
         check_internal_port(m.internal_port, "PortMappings.InternalPort")
     d = msgspec.structs.replace(
-        d, host_compute_endpoints=endpoints, host_compute_network=network_id, frontend_vips=vips
+        d,
+        host_compute_endpoints=endpoints,
+        host_compute_network=network_id,
+        source_translated=translated,
+        frontend_vips=vips,
     )
     check_vips(d, network, state)
     check_outer(d, network, state)

@@ -258,6 +258,8 @@ class HostComputeLoadBalancer(Base, frozen=True, kw_only=True):
     host_compute_endpoints: tuple[Guid, ...] = ()
     source_vip: str = msgspec.field(default="", name="SourceVIP")
     frontend_vips: tuple[str, ...] = msgspec.field(default=(), name="FrontendVIPs")
+    # ours, not of the schema: endpoints that see SourceVIP as their client though the others see the client itself
+    source_translated: tuple[Guid, ...] = msgspec.field(default=(), name="OverlaceSourceTranslated")
     port_mappings: tuple[LoadBalancerPortMapping, ...] = ()
     flags: Annotated[int, msgspec.Meta(ge=0), LoadBalancerFlags] = 0
 

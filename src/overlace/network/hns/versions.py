@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from overlace.model.capabilities import AFFINITY, DIRECT_RETURN, IPV6, OVERLAY
+from overlace.model.capabilities import AFFINITY, CLIENT_ADDRESS, DIRECT_RETURN, IPV6, OVERLAY
 from overlace.network.hns import policies as p
 from overlace.network.hns.acl import VXLAN, parse_acl, parse_tier
 from overlace.network.hns.documents import (
@@ -102,6 +102,12 @@ def lacks(version: HnsVersion) -> dict[str, str]:
     if not supports(version, "SessionAffinity"):
         out[AFFINITY] = f"{own} keeps no client with its task; that came with HNS 12.0"
     return out
+
+
+NO_WAY_BACK = {  # of a host with Windows' HNS; emulated ones have our data path
+    CLIENT_ADDRESS: "answers to clients outside do not go back through the node they came in by (HNS, on every Windows), "
+    "so tasks see that node's address on the ingress network in place of the client's"
+}
 
 
 def check_version(d: Document, version: HnsVersion) -> None:

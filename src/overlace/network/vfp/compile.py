@@ -291,6 +291,11 @@ def rules_for(protocols: int, *ranges: int) -> int:
     return n
 
 
+def seen_as(lb: HostComputeLoadBalancer, e: HostComputeEndpoint, address: str) -> str:
+    """What the member sees at this address as its client: SourceVIP, or, empty, the client itself."""
+    return lb.source_vip if e.id in lb.source_translated and is_six(lb.source_vip) == is_six(address) else ""
+
+
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
     network = state.get(d.host_compute_network, HostComputeNetwork)
     if network is None:
@@ -302,17 +307,20 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
     out: list[Entry] = []
     for m in d.port_mappings:
         preserves = bool(m.flags & PortMappingFlags.PRESERVE_DIP)  # another host knows nobody by that address
-        addresses = [
-            c.ip_address for e in members if not (preserves and e.remote) for c in e.ip_configurations
+        backends = [
+            Backend(vni, c.ip_address, m.internal_port, seen_as(d, e, c.ip_address))
+            for e in members
+            if not (preserves and e.remote)
+            for c in e.ip_configurations
         ]
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
         where = [(vni, vip) for vip in d.frontend_vips]
         where += [(0, at) for at in outer_addresses(d, network, host) if not internal]
         for scope, front in where:
-            backends = tuple(Backend(vni, a, m.internal_port) for a in _of_family(addresses, front))
+            own = tuple(b for b in backends if is_six(b.address) == is_six(front))
             kept = (m.affinity, apart, preserves)
-            out.append(Frontend(scope, front, m.protocol, m.external_port, backends, *kept))
+            out.append(Frontend(scope, front, m.protocol, m.external_port, own, *kept))
     return out
 
 

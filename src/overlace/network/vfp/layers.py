@@ -33,6 +33,7 @@ from overlace.network.vfp.compile import (
     outer_addresses,
     overlay_prefixes,
     routes_of,
+    seen_as,
     vni_of,
 )
 from overlace.network.vfp.model import (
@@ -180,7 +181,7 @@ def _members(
     found = (state.get(e, HostComputeEndpoint) for e in lb.host_compute_endpoints)
     preserves = bool(m.flags & PortMappingFlags.PRESERVE_DIP)
     backends = tuple(
-        Backend(vni_of(network), c.ip_address, m.internal_port)
+        Backend(vni_of(network), c.ip_address, m.internal_port, seen_as(lb, e, c.ip_address))
         for e in found
         if e is not None and not (preserves and e.remote)
         for c in e.ip_configurations

@@ -22,7 +22,7 @@ import structlog
 
 from overlace.model.errors import Conflict, NotFound, OverlaceError, Unavailable
 from overlace.model.findings import Question, Said
-from overlace.model.netview import NetView, NodeEntry
+from overlace.model.netview import NetView
 from overlace.model.paths import PathState
 from overlace.model.system import ON_WINDOWS
 from overlace.network import hostports
@@ -40,7 +40,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.plan import Create, Operation
 from overlace.network.hns.state import State
-from overlace.network.hns.versions import lacks
+from overlace.network.hns.versions import NO_WAY_BACK, lacks
 from overlace.network.hostports import HostPort
 from overlace.network.keeping import Keeping
 from overlace.network.overlay import OverlayPlanner
@@ -108,7 +108,6 @@ class WindowsDriver:
         self._planner: OverlayPlanner | None = None
         self._shape: Shape | None = None
         self._wanted = Wanted()
-        self._new_hosts: list[NodeEntry] = []  # of the view, since the last pass
         self._node_id = ""
         self._inside: dict[
             Guid, str
@@ -131,7 +130,7 @@ class WindowsDriver:
         self._node_id = node_id
         self._records.load()
         self._planner = OverlayPlanner(
-            node_id, self._address, windows=True, local_subnet=str(self.local_subnet)
+            node_id, self._address, windows=True, direct=False, local_subnet=str(self.local_subnet)
         )
         for record in self._records:
             self._names.know(record)
@@ -183,7 +182,7 @@ class WindowsDriver:
             "documents": len(self._host.documents),
             "tasks": len(self._records.ids()),
             "refused": self._refusals.texts(),
-            "lacks": lacks(version) if version is not None else {},
+            "lacks": NO_WAY_BACK | (lacks(version) if version is not None else {}),
         }
 
     def paths(self) -> list[PathState]:
@@ -250,8 +249,6 @@ class WindowsDriver:
         first = self._view is None
         self._view = view
         self._ways.follow(view, self._node_id, None if first else changed)
-        nodes = (view.node(key.partition("/")[2]) for key in changed or () if key.startswith("node/"))
-        self._new_hosts += [node for node in nodes if node is not None]
         self._names.update(view, None if first else changed)
         try:
             await self._passes.follow(None if first else changed)
@@ -312,8 +309,6 @@ class WindowsDriver:
         planner, to = self._open_planner(), self._shape
         assert to is not None
         held = {guid_of("namespace", r.asked.task_id) for r in self._records if not _has_namespace(r)}
-        self._wanted.know(self._seen().of(NodeEntry) if ids is None else self._new_hosts)
-        self._new_hosts = []
         looked = self._wanted.form(planner.documents, to, ids, held)
         return None if ids is None else looked
 
