@@ -87,3 +87,22 @@ def test_a_pod_asks_a_service_whose_pod_is_on_another_subnet(world: World, nodes
     world.bed.serve(world.bed.client, 8088, "outside")
     assert ask(client, world.bed.client_address, 8088)[0] == "outside"
     assert refuses(client, "10.97.0.1", 80)
+
+
+def test_a_node_port_whose_pods_are_elsewhere_is_answered_through_the_source_vip(
+    world: World, nodes: tuple[Node, Node]
+) -> None:
+    """The other host has no load balancer: its answers come back by the source VIP's subnet alone."""
+    one, two = nodes
+    near, here = one.pod(5, "portnear")
+    _, there = two.pod(8, "portfar")
+    one.kube_proxy()
+    far = one.remote(two.host.address, "10.244.7.8", "02-11-0A-F4-07-08")
+    for where, name in ((here, "near"), (there, "far")):
+        world.bed.serve(where, 8000, name)
+    one.balance([], 30080, [far, near])
+    seen = {tuple(ask(world.bed.client, one.host.address, 30080)[:2]) for _ in range(8)}
+    assert seen == {("far", "10.244.3.2"), ("near", world.bed.client_address)}
+    with connect(world.bed.client, one.host.address, 30080) as connection:
+        line(connection)
+        assert echo(connection, os.urandom(100_000))

@@ -147,7 +147,12 @@ def test_kube_proxys_documents_are_taken_and_balance() -> None:
     assert node.tables.get(("endpoint", 4096, "10.96.0.10")) is None  # kube-proxy's placeholder is nobody
     far = node.send("10.96.0.10")
     assert (far.action, far.provider_address, far.packet.dst) == ("encap", OTHER, "10.244.7.8")
-    assert node.tables.get(("frontend", 0, HOST, 6, 30080)) is not None
+    port = node.tables.get(("frontend", 0, HOST, 6, 30080))
+    assert isinstance(
+        port, Frontend
+    )  # kube-proxy's has no DSR: the other host knows no way back but the source VIP
+    assert {b.address: b.source for b in port.backends} == {"10.244.3.5": "", "10.244.7.8": "10.244.3.2"}
+    assert {b.source for b in vip.backends} == {""}
     source = node.hns.state.by_address[(node.network, "10.244.3.2")]
     policies = node.hns.get(HostComputeEndpoint, source).policies
     assert [x.settings.provider_address for x in policies] == [HOST]  # type: ignore[attr-defined]
@@ -179,6 +184,31 @@ def test_only_a_name_behind_this_host_may_become_a_vip() -> None:
         node.balancer(["10.96.0.20"], 80, 80, node.pod)
     with pytest.raises(HcnError, match=r"FrontendVIPs 10.244.3.5 is an endpoint's address"):
         node.balancer(["10.244.3.5"], 80, 80, node.pod)
+
+
+def test_with_direct_return_backends_elsewhere_see_the_client() -> None:
+    node = Node()
+    far = node.remote("10.244.7.8", OTHER)
+    node.balancer([], 30080, 8080, far, Flags=1)
+    port = node.tables.get(("frontend", 0, HOST, 6, 30080))
+    assert isinstance(port, Frontend) and [b.source for b in port.backends] == [""]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("198.51.100.1", "no address of the network's"),
+        ("10.244.3.5", "is the address of an attached endpoint"),
+        ("10.244.3.9", "is the address of an endpoint of another host"),
+    ],
+)
+def test_a_source_vip_is_an_address_of_the_network_that_answers_come_back_to(source: str, words: str) -> None:
+    node = Node()
+    far = node.remote("10.244.7.8", OTHER)
+    node.remote("10.244.3.9", OTHER)
+    with pytest.raises(HcnError, match=words):
+        node.balancer([], 30080, 8080, far, SourceVIP=source)
+    node.balancer([], 30080, 8080, far, SourceVIP=HOST)  # kube-proxy's choice for some services
 
 
 @pytest.mark.parametrize(("address", "provider"), [(OTHER, OTHER), ("203.0.113.7", HOST)])

@@ -66,6 +66,7 @@ def linux_check(
             network = state.get(d.host_compute_network, HostComputeNetwork)
             _balancer(d, network, address)
             _backends(d, network, state)
+            _source(d, network, state, address)
         elif isinstance(d, HostComputeNamespace):
             _namespace(d)
         elif isinstance(d, HostComputeRoute):
@@ -291,6 +292,30 @@ def _backends(d: HostComputeLoadBalancer, network: HostComputeNetwork | None, st
                 f"HostComputeEndpoints {guid}: a backend outside the overlay, {e.address} behind {provider_of(e)}",
                 "let the service's backends be containers of the overlay",
             )
+
+
+def _source(
+    d: HostComputeLoadBalancer, network: HostComputeNetwork | None, state: State, address: str
+) -> None:
+    """That answers to SourceVIP come back to this host and are nobody's but the load balancer's."""
+    if not d.source_vip or network is None or d.source_vip == address:
+        return
+    if not any(ip_address(d.source_vip) in ip_network(s.ip_address_prefix) for s in network.subnets):
+        raise HcnError(
+            Code.INVALID_IP,
+            f"SourceVIP {d.source_vip} is no address of the network's: name a free one of it, or this host's {address}",
+        )
+    holder = state.get(state.by_address.get((network.id, d.source_vip), ""), HostComputeEndpoint)
+    if holder is not None and (holder.remote or holder.host_compute_namespace):
+        whose = (
+            "an endpoint of another host"
+            if holder.remote
+            else "an attached endpoint, which would get the answers"
+        )
+        raise HcnError(
+            Code.ADDR_INVALID_OR_RESERVED,
+            f"SourceVIP {d.source_vip} is the address of {whose}: name one that no container has",
+        )
 
 
 def _preserved(d: HostComputeLoadBalancer, m: LoadBalancerPortMapping, address: str) -> None:

@@ -33,6 +33,7 @@ from overlace.network.hns.documents import (
     HostComputeLoadBalancer,
     HostComputeNetwork,
     HostComputeRoute,
+    LoadBalancerFlags,
     PortMappingFlags,
     colon_mac,
 )
@@ -291,9 +292,13 @@ def rules_for(protocols: int, *ranges: int) -> int:
     return n
 
 
-def seen_as(lb: HostComputeLoadBalancer, e: HostComputeEndpoint, address: str) -> str:
-    """What the member sees at this address as its client: SourceVIP, or, empty, the client itself."""
-    return lb.source_vip if e.id in lb.source_translated and is_six(lb.source_vip) == is_six(address) else ""
+def seen_as(lb: HostComputeLoadBalancer, e: HostComputeEndpoint, address: str, *, outside: bool) -> str:
+    """What the member sees at this address as its client: SourceVIP, or, empty, the client itself. Of clients `outside`,
+    members on other hosts see SourceVIP unless the load balancer has direct return: their answers come back through this
+    host by it alone."""
+    direct = lb.flags & LoadBalancerFlags.EnableDirectServerReturn
+    translated = e.id in lb.source_translated or (outside and e.remote and not direct)
+    return lb.source_vip if translated and is_six(lb.source_vip) == is_six(address) else ""
 
 
 def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
@@ -307,18 +312,19 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
     out: list[Entry] = []
     for m in d.port_mappings:
         preserves = bool(m.flags & PortMappingFlags.PRESERVE_DIP)  # another host knows nobody by that address
-        backends = [
-            Backend(vni, c.ip_address, m.internal_port, seen_as(d, e, c.ip_address))
-            for e in members
-            if not (preserves and e.remote)
-            for c in e.ip_configurations
+        found = [
+            (e, c.ip_address) for e in members if not (preserves and e.remote) for c in e.ip_configurations
         ]
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
         where = [(vni, vip) for vip in d.frontend_vips]
         where += [(0, at) for at in outer_addresses(d, network, host) if not internal]
         for scope, front in where:
-            own = tuple(b for b in backends if is_six(b.address) == is_six(front))
+            own = tuple(
+                Backend(vni, a, m.internal_port, seen_as(d, e, a, outside=not scope))
+                for e, a in found
+                if is_six(a) == is_six(front)
+            )
             kept = (m.affinity, apart, preserves)
             out.append(Frontend(scope, front, m.protocol, m.external_port, own, *kept))
     return out

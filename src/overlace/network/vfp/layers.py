@@ -153,7 +153,7 @@ def balance_group(network: HostComputeNetwork, state: State) -> Group:
         for vip in lb.frontend_vips:
             for m in lb.port_mappings:
                 condition = Condition(dst=(host_prefix(vip),), protocol=m.protocol, dport=m.external_port)
-                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m, state, vip))
+                rule = Rule(f"LB_{lb.name}_{vip}", 100, condition, _members(lb, m, state, vip, outside=False))
                 if m.protocol == 0 and m.external_port == 0:
                     exact[vip] = rule
                 else:
@@ -173,15 +173,15 @@ def closed_group(balanced: Group) -> Group:
 
 
 def _members(
-    lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: State, front: str
+    lb: HostComputeLoadBalancer, m: LoadBalancerPortMapping, state: State, front: str, *, outside: bool
 ) -> LoadBalance | Block:
-    """Each member by its address of the family `front` has."""
+    """Each member by its address of the family `front` has; `outside`: for clients outside the overlay."""
     network = state.get(lb.host_compute_network, HostComputeNetwork)
     assert network is not None
     found = (state.get(e, HostComputeEndpoint) for e in lb.host_compute_endpoints)
     preserves = bool(m.flags & PortMappingFlags.PRESERVE_DIP)
     backends = tuple(
-        Backend(vni_of(network), c.ip_address, m.internal_port, seen_as(lb, e, c.ip_address))
+        Backend(vni_of(network), c.ip_address, m.internal_port, seen_as(lb, e, c.ip_address, outside=outside))
         for e in found
         if e is not None and not (preserves and e.remote)
         for c in e.ip_configurations
@@ -351,7 +351,12 @@ def host_port(state: State, host: str) -> Port:
             for front in outer_addresses(d, network, host):
                 condition = Condition(dst=(host_prefix(front),), protocol=protocol, dport=number)
                 rules.append(
-                    Rule(f"LB_HOST_{d.name}_{number}", 100, condition, _members(d, target, state, front))
+                    Rule(
+                        f"LB_HOST_{d.name}_{number}",
+                        100,
+                        condition,
+                        _members(d, target, state, front, outside=True),
+                    )
                 )
         elif d.host_compute_namespace:
             for policy in d.policies:
@@ -377,7 +382,12 @@ def host_port(state: State, host: str) -> Port:
                 if not m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER:
                     condition = Condition(dst=(host_prefix(vip),), protocol=m.protocol, dport=m.external_port)
                     rules.append(
-                        Rule(f"LB_HOST_{lb.name}_{vip}", 100, condition, _members(lb, m, state, vip))
+                        Rule(
+                            f"LB_HOST_{lb.name}_{vip}",
+                            100,
+                            condition,
+                            _members(lb, m, state, vip, outside=True),
+                        )
                     )
     return Port(HOST_PORT, 0, (Layer(NAT, (Group("NAT_IN", "IN", 100, tuple(rules)),)),))
 
