@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from datapath_bed import ask, connect, echo, line
-from hns_bed import local, overlay, remote
+from hns_bed import Refused, local, overlay, remote
 from hns_hosts import HnsHost, World, refuses, two_hosts
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -106,3 +106,10 @@ def test_a_node_port_whose_pods_are_elsewhere_is_answered_through_the_source_vip
     with connect(world.bed.client, one.host.address, 30080) as connection:
         line(connection)
         assert echo(connection, os.urandom(100_000))
+    source = one.host.hcn.enumerate("Endpoint")
+    addresses = {e: one.host.hcn.get("Endpoint", e)["IpConfigurations"][0]["IpAddress"] for e in source}
+    (vip,) = (e for e, address in addresses.items() if address == "10.244.3.2")
+    with pytest.raises(Refused, match="is SourceVIP of load balancer"):
+        one.host.place(vip, str(one.host.container("portsource")))
+    again = one.host.hcn.create("Endpoint", {"HostComputeNetwork": one.network})
+    assert again["IpConfigurations"][0]["IpAddress"] not in addresses.values()

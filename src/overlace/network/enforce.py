@@ -187,6 +187,13 @@ class NetworkEnforcer:
             return
         if where.is_absolute() and self._placed.get(guid) == where and not where.exists():
             return  # its container has ended, and took the interface with it
+        balancer = self._service.state.source_vips(network.id).get(d.address)
+        if balancer is not None:
+            raise HcnError(
+                Code.NAMESPACE_ATTACH_FAILED,
+                f"endpoint {guid}: its address {d.address} is SourceVIP of load balancer {balancer}, whose answers its "
+                "container would get: attach another endpoint",
+            )
         routing = routing_of(d, network)
         sandbox = where if where.is_absolute() else await self._datapath.ensure_sandbox(where.name)
         await self._datapath.attach(

@@ -211,6 +211,13 @@ def test_a_source_vip_is_an_address_of_the_network_that_answers_come_back_to(sou
     node.balancer([], 30080, 8080, far, SourceVIP=HOST)  # kube-proxy's choice for some services
 
 
+def test_hns_gives_no_endpoint_a_source_vip() -> None:
+    node = Node()
+    node.balancer([], 30080, 8080, node.remote("10.244.7.8", OTHER))  # its SourceVIP is nobody's endpoint
+    made = _create(node.hns, "endpoint", {"HostComputeNetwork": node.network})
+    assert node.hns.get(HostComputeEndpoint, made).address == "10.244.3.3"
+
+
 @pytest.mark.parametrize(("address", "provider"), [(OTHER, OTHER), ("203.0.113.7", HOST)])
 def test_a_backend_outside_the_overlay_is_refused_by_name(address: str, provider: str) -> None:
     """A node's own address, and a public one: kube-proxy creates endpoints for both."""

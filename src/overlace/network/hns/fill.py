@@ -198,14 +198,14 @@ def _free_address(network: HostComputeNetwork, state: State, subnet_id: str) -> 
         part = ipaddress.ip_network(wanted) if wanted is not None else net
         if part.version != net.version or not part.subnet_of(net):  # type: ignore[arg-type]
             continue
-        gateways = {r.next_hop for r in s.routes}
+        kept = {*(r.next_hop for r in s.routes), *state.source_vips(network.id)}
         # the subnet's first is kept for a gateway even where none is named
         first = max(0, 2 - (int(part[0]) - int(net[0])))
         for number in range(first, min(part.num_addresses, 1 << 20)):
             if part[number] == net[-1]:
                 break
             address = str(part[number])
-            if address in gateways or (network.id, address) in state.vips:
+            if address in kept or (network.id, address) in state.vips:
                 continue
             if (network.id, address) not in state.by_address:
                 return IpConfiguration(address, net.prefixlen, subnet_id)

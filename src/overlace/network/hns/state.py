@@ -155,6 +155,13 @@ class State:
         """Who has which port of the host's own addresses."""
         return {(protocol, port): d for (address, protocol, port), d in self.by_outer.items() if not address}
 
+    def source_vips(self, network: Guid) -> dict[str, Guid]:
+        """Addresses that its load balancers ask other hosts' backends from, and whose each is."""
+        balancers = (
+            self.get(guid, HostComputeLoadBalancer) for guid in self.network_balancers.get(network, ())
+        )
+        return {lb.source_vip: lb.id for lb in balancers if lb is not None and lb.source_vip}
+
     def namespace_of(self, endpoint: Guid) -> HostComputeNamespace | None:
         e = self.get(endpoint, HostComputeEndpoint)
         return self.get(e.host_compute_namespace, HostComputeNamespace) if e is not None else None
