@@ -1,11 +1,13 @@
-"""Traffic that goes on while something happens to a host: echoes over a connection, and numbered datagrams whose loss is
-counted.
+"""Traffic that goes on while something happens to a host: echoes over a connection, numbered datagrams whose loss is
+counted; and floods.
 
 Owns its threads and sockets. Must not know what happens meanwhile.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
 import socket
 import struct
 import threading
@@ -18,6 +20,41 @@ from overlace.network.linux.netns import run_inside
 
 _ROOM = 128 << 20  # bytes of receive buffer: all of a stream, so that a slow reader loses nothing
 _BURST = 32  # datagrams sent at once when the machine was busy meanwhile
+
+
+class _Piece(ctypes.Structure):  # struct iovec
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+class _Header(ctypes.Structure):  # struct msghdr
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("pieces", ctypes.c_void_p),
+        ("count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Message(ctypes.Structure):  # struct mmsghdr
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint32))
+
+
+def flood(connected: socket.socket, data: bytes, times: int) -> None:
+    """Send as fast as the kernel takes it: sendmmsg(2), a thousand datagrams a call."""
+    most = 1000
+    held = ctypes.create_string_buffer(data, len(data))
+    piece = _Piece(ctypes.addressof(held), len(data))
+    one = _Message(_Header(pieces=ctypes.addressof(piece), count=1))
+    batch = (_Message * most)(*[one] * most)
+    libc = ctypes.CDLL(None, use_errno=True)
+    while times:
+        sent = libc.sendmmsg(connected.fileno(), batch, min(times, most), 0)
+        if sent < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        times -= sent
 
 
 class Traffic:

@@ -1,4 +1,4 @@
-"""Millions of mutated frames, from a seed: none crashes a program, none is believed that should not be, and afterwards good
+"""Millions of mutated frames, from a seed: none crashes a program, none is believed that should not be, and then good
 ones still pass."""
 
 from __future__ import annotations

@@ -7,11 +7,13 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 from datapath_bed import Container, made_bed, network, run
+from datapath_streams import Traffic, flood
 
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import AccessList, AccessRule, Flood
@@ -145,13 +147,54 @@ def test_igmp_is_ignored_and_a_stranger_cannot_flood(world: SimpleNamespace) -> 
     assert world.b.counters()["drop_wrong_provider"] == before + 1
 
 
-def test_more_than_the_rate_is_dropped_and_counted(world: SimpleNamespace) -> None:
+def sender(where: Path, to: str, port: int, by: str = "") -> socket.socket:
+    """A connected socket; `by`: the interface's address, for groups."""
+
+    def body() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        if by:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(by))
+        made.connect((to, port))
+        return made
+
+    return run_inside(where, body)
+
+
+MANY = 100_000
+
+
+def test_a_flood_is_dropped_but_for_its_rate_and_breaks_no_connection(world: SimpleNamespace) -> None:
     carry(world, 50)
+    world.bed.serve(world.b1.path, 80, "b1")
+    flows = [Traffic(world.a1.path, "10.0.1.7", 80), Traffic(world.a2.path, "10.0.1.7", 80)]
     before = world.a.counters()
-    with inbox(world.b1) as there:
-        send(world.a1, GROUP, b"much", 300)
+    with inbox(world.b1) as there, sender(world.a1.path, GROUP, PORT, world.a1.address) as many:
+        flood(many, b"much", MANY)
         got = len(taken(there))
     after = world.a.counters()
-    assert 10 <= got <= 60
-    assert after["drop_flood"] - before["drop_flood"] >= 200
-    assert after["drop_flood"] - before["drop_flood"] + after["replicated"] - before["replicated"] >= 300
+    dropped, copied = (after[n] - before[n] for n in ("drop_flood", "replicated"))
+    assert dropped + copied == MANY and 10 <= copied < MANY / 100, "what the rate allows"
+    assert got == copied
+    for flow in flows:
+        flow.finish()
+        assert flow.count and not flow.broken
+
+
+def test_a_strangers_flood_breaks_no_connection(world: SimpleNamespace) -> None:
+    """VXLAN from nobody's host, as fast as it can be sent."""
+    world.bed.serve(world.b1.path, 81, "b1")
+    flow = Traffic(world.a1.path, "10.0.1.7", 81)
+    inner = bytes(12) + b"\x08\x00" + _ip("10.0.1.5", "10.0.1.7")
+    before = world.b.counters()["drop_wrong_provider"]
+    with sender(world.bed.client, world.b.address, 4789) as many:
+        flood(many, struct.pack("!BxxxI", 8, 4097 << 8) + inner, MANY)
+    flow.finish()
+    assert world.b.counters()["drop_wrong_provider"] - before > MANY / 2, "most of it got there"
+    assert flow.count and not flow.broken
+
+
+def _ip(source: str, target: str) -> bytes:
+    body = struct.pack("!HHHH", 5000, PORT, 12, 0) + b"much"
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, 17, 0)
+    return head + socket.inet_aton(source) + socket.inet_aton(target) + body

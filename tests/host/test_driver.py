@@ -110,6 +110,34 @@ def test_a_task_that_stops_serving_leaves_name_and_vip_but_keeps_its_connections
     old.close()
 
 
+def test_no_new_connection_goes_to_an_unhealthy_task_or_an_unreachable_host(bed: DriverBed) -> None:
+    """By VIP and by published port, on every host, from the moment the hosts are told; and back again."""
+    s = shop(bed)
+    a, b = s.a, s.b
+    bed.serve(a.sandbox, 80, "A")
+    bed.serve(b.sandbox, 80, "B")
+    three = bed.add("three")
+    of_b = [e for e in bed.entries.values() if isinstance(e, EndpointEntry) and e.task_id == "tb"]
+
+    def answers() -> set[str]:
+        got = [ask(a.sandbox, "10.0.1.100", 80)[0] for _ in range(40)]
+        for host in (s.one, three):
+            got += [ask(bed.client, host.address, 8080)[0] for _ in range(40)]
+        return set(got)
+
+    assert answers() == {"A", "B"}
+    bed.change(*(msgspec.structs.replace(e, serving=False) for e in of_b))
+    assert answers() == {"A"}, "unhealthy: it would answer"
+    bed.change(*of_b)
+    assert answers() == {"A", "B"}
+    run("ip", "-n", bed.switch, "link", "set", "p-two", "down")
+    bed.change(*(msgspec.structs.replace(e, serving=False) for e in of_b))
+    assert answers() == {"A"}, "every one of them is answered"
+    run("ip", "-n", bed.switch, "link", "set", "p-two", "up")
+    bed.change(*of_b)
+    assert answers() == {"A", "B"}
+
+
 def test_networks_are_apart_and_names_too(bed: DriverBed) -> None:
     s = shop(bed)
     two, a = s.two, s.a
