@@ -170,6 +170,8 @@ def _show_group(g: dict[str, Any]) -> None:
     click.echo(f"    GROUP : {g['Name']}")
     click.echo(f"        Priority : {g['Priority']}")
     click.echo(f"        Direction : {g['Direction']}")
+    for word, value in g.get("Conditions", {}).items():
+        click.echo(f"        {word} : {value}")
     for r in g["Rules"]:
         click.echo(f"      RULE : {r['Name']}")
         click.echo(f"          Priority : {r['Priority']}")

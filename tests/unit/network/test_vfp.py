@@ -3,6 +3,8 @@ packet."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,7 @@ from overlace.model.policy import ALLOW_FROM, ALLOW_TO, parse_items
 from overlace.network.linux.maps import REASONS
 from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.compile import compile_all
-from overlace.network.vfp.model import HOST_PORT, Packet
+from overlace.network.vfp.model import HOST_PORT, Allow, Condition, Group, Packet, Rule
 from overlace.network.vfp.reasons import explain_counters
 from overlace.network.vfp.show import find_ports, local_ports, show_port
 from overlace.network.vfp.simulate import simulate
@@ -103,6 +105,30 @@ def _by_guid(*members: tuple[str, str, str], vni: int, port: int = 0) -> tuple[B
     )
 
 
+def test_a_packet_that_does_not_meet_its_condition_passes_by_a_whole_group() -> None:
+    any_rule, exact = (Rule(name, 100, Condition(), Allow()) for name in ("any", "exact"))
+    group = Group("G", "OUT", 100, (any_rule,), {"10.0.0.9": exact}, any_rule, Condition(protocol=6))
+    for dst in ("10.0.0.8", "10.0.0.9"):
+        assert group.match(Packet("10.0.0.1", dst, 6, 1, 2)) is not None
+        assert group.match(Packet("10.0.0.1", dst, 17, 1, 2)) is None
+
+
+def test_the_hairpin_and_ports_of_this_very_host_are_steps_of_the_way() -> None:
+    w = running()
+    own = guid_of("endpoint", "back", "t1")
+
+    def first(backends: Sequence[Backend], packet: Packet) -> Backend:
+        return next(b for b in backends if b.address == packet.src)
+
+    vip = simulate(w.hns.state, HOST, own, "OUT", Packet("10.0.1.9", "10.0.1.5", 6, 40000, 80), pick=first)
+    assert (vip.action, vip.port, vip.packet.src, vip.packet.dst) == ("deliver", own, "10.0.1.1", "10.0.1.9")
+    assert [s.rule for s in vip.steps if s.layer == "SLB_HAIRPIN_LAYER"] == ["HAIRPIN_10.0.1.9"]
+    published = walk(w, "back", HOST, 8080)
+    assert published.packet.src == HOST and published.packet.dst in {"10.0.0.9", "10.0.0.10"}
+    closed = walk(w, "back", HOST, 22)
+    assert (closed.action, closed.packet.src) == ("world", HOST)
+
+
 def test_layers_explain_themselves() -> None:
     w = running()
     guid = guid_of("endpoint", "back", "t1")
@@ -111,7 +137,11 @@ def test_layers_explain_themselves() -> None:
     rules = {r.name: r for layer in shown.layers or () for g in layer.groups for r in g.rules}
     assert rules["LB_web_10.0.1.5"].type == "lb" and "10.0.1.10" in rules["LB_web_10.0.1.5"].action
     assert f"VXLAN 4097 to {PA}" in rules["MAP_web.1.t2"].action
-    assert rules["OUTBOUND_NAT"].conditions["Destination IP not"].startswith("10.0.1.0/24")
+    groups = {g.name: g for layer in shown.layers or () for g in layer.groups}
+    assert groups["NAT_OUT"].conditions["Destination IP not"].startswith("10.0.1.0/24")
+    assert (
+        rules["OUTBOUND_NAT"].conditions["Destination IP"] == "0.0.0.0/0" and not groups["LB_OUT"].conditions
+    )
     (published,) = (
         r
         for layer in show_port(HOST_PORT, w.hns.state, HOST, layers=True).layers or ()

@@ -298,9 +298,7 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         Rule(
             f"OUTBOUND_NAT{f'_{i}' if i else ''}{'' if source == host else '_IPV6'}",
             100,
-            Condition(
-                dst=wanted or (anywhere,), dst_not=(*inside, *overlay_prefixes(e, state), *nat.exceptions)
-            ),
+            Condition(dst=wanted or (anywhere,), dst_not=(*overlay_prefixes(e, state), *nat.exceptions)),
             SourceNat(source, nat.max_port_pool_usage),
         )
         for i, nat in enumerate(nats)
@@ -309,17 +307,18 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         or not nat.destinations
     )
     if p.policy_of(network.policies, p.HostRoute) is not None:
-        to_host = Condition(dst=(host_prefix(host), host_prefix(HOST6)), dst_not=inside)
+        to_host = Condition(dst=(host_prefix(host), host_prefix(HOST6)))
         nat_rules = (Rule("HOST_ROUTE", 50, to_host, ToHost()), *nat_rules)
     router: tuple[Rule, ...] = ()
     if segment.gateways:
         to_gateway = Condition(dst=tuple(host_prefix(gateway) for gateway in segment.gateways))
         router = (Rule("DR", 100, to_gateway, Answer(segment.gateway_mac)),)
+    outside = Condition(dst_not=inside)
     balanced = balance_group(network, state)
     published: tuple[Rule, ...] = ()
     if nats or p.policy_of(network.policies, p.HostRoute) is not None:
         published = tuple(
-            Rule(f"PUBLISHED_{source}", 100, Condition(dst=(front,), dst_not=inside), ToPublished(source))
+            Rule(f"PUBLISHED_{source}", 100, Condition(dst=(front,)), ToPublished(source))
             for source, front in ((host, "0.0.0.0/0"), (HOST6, host_prefix(HOST6)))
         )
     layers = (
@@ -327,7 +326,13 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
         Layer(FIREWALL, firewall_groups(e, network)),
         *multicast_layers(network, state),
         Layer(BALANCE, (balanced, closed_group(balanced))),
-        Layer(NAT, (Group("NAT_PUBLISHED", "OUT", 50, published), Group("NAT_OUT", "OUT", 100, nat_rules))),
+        Layer(
+            NAT,
+            (
+                Group("NAT_PUBLISHED", "OUT", 50, published, condition=outside),
+                Group("NAT_OUT", "OUT", 100, nat_rules, condition=outside),
+            ),
+        ),
         Layer(ROUTER, (Group("DR_OUT", "OUT", 100, router),)),
         Layer(ENCAP, (mappings,)),
     )

@@ -76,7 +76,7 @@ class Allow(msgspec.Struct, frozen=True, tag="allow"):
 
 
 class Pass(msgspec.Struct, frozen=True, tag="pass"):
-    """Leaves the rest of its group out and lets the next group decide."""
+    """Counts the packet, leaves the rest of its group out and lets the next group decide: VFP's mirror to a counter."""
 
 
 class Meter(msgspec.Struct, frozen=True, tag="meter"):
@@ -179,8 +179,8 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Rules of one direction. `by_address` makes the exact-destination rules O(1): their key is the
-    address."""
+    """Rules of one direction, for packets that meet `condition`; others pass by the whole group. `by_address` makes the
+    exact-destination rules O(1): their key is the address."""
 
     name: str
     direction: Direction
@@ -188,8 +188,11 @@ class Group(msgspec.Struct, frozen=True):
     rules: tuple[Rule, ...] = ()
     by_address: dict[str, Rule] = {}
     default: Rule | None = None
+    condition: Condition = Condition()
 
     def match(self, packet: Packet) -> Rule | None:
+        if not self.condition.matches(packet):
+            return None
         exact = self.by_address.get(packet.dst)
         best = exact if exact is not None and exact.condition.matches(packet) else None
         for rule in self.rules:
@@ -227,7 +230,7 @@ def explain_action(a: Action) -> str:
         whole = ", destination kept" if a.preserves else ""
         return f"balance over {members}{kept}{whole}"
     if isinstance(a, Pass):
-        return "pass on to the next tier"
+        return "count, and pass on to the next tier"
     if isinstance(a, Meter):
         return f"at most {a.rate} bytes per second"
     if isinstance(a, SourceNat):

@@ -55,6 +55,7 @@ class GroupShown(Shown, frozen=True):
     direction: str  # OUT: from the container | IN: to it
     priority: int
     rules: tuple[RuleShown, ...]
+    conditions: dict[str, str] = {}  # of the whole group, as a rule's
 
 
 class LayerShown(Shown, frozen=True):
@@ -115,6 +116,7 @@ def _group(g: Group, hits: Mapping[str, HitsShown] | None = None) -> GroupShown:
         name=g.name,
         direction=g.direction,
         priority=g.priority,
+        conditions=show_conditions(g.condition),
         rules=tuple(
             _rule(r, hits.get(r.name, HitsShown()) if hits is not None else None) for r in (*rules, *last)
         ),
