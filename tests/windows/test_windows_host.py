@@ -409,6 +409,20 @@ def test_a_restart_of_one_part_ends_no_container_and_drops_nothing(
     assert order(lab).id == task
 
 
+def test_names_are_answered_while_the_agent_is_away(lab: Lab) -> None:
+    """The container of order looks its next service up for every request."""
+    until("the shop answering before", lambda: all_well(lab))
+    until("names in reserve", lambda: list(Path(lab.host(HOST).data_root).rglob("standby.place")))
+    lab.stop_daemon(HOST, CRASHED)
+    try:
+        until("names while the agent is away", lambda: all_well(lab), 20)
+        assert lab.docker(HOST, "version", check=False).returncode, "it is away"
+    finally:
+        lab.start_host(HOST)
+    until("the node ready", lambda: states(lab)[HOST] == "ready")
+    until("the shop answering after", lambda: all_well(lab))
+
+
 def test_an_hns_that_hangs_holds_up_what_is_new_and_nothing_else(lab: Lab) -> None:
     """It answers no call and does not end. What runs keeps its packets; what began meanwhile goes on when it is back."""
     until("the shop answering before", lambda: all_well(lab))

@@ -21,6 +21,7 @@ from overlace.agent.state import AgentState
 from overlace.agent.worker import NodeFacts
 from overlace.daemon.drivers import make_driver, remove_network
 from overlace.daemon.facts import System, describe
+from overlace.daemon.standby import standby_for
 from overlace.model.architecture import fold_architecture
 from overlace.model.errors import OverlaceError
 from overlace.model.generic import GenericResources
@@ -93,6 +94,7 @@ class NodeHost:
             platform=platform,
         )
         self._agent_folder = data_root / "agent"
+        self._standby = standby_for(self.driver, data_root, self._agent_folder / "agent.db")
         self.state = AgentState(self._agent_folder / "agent.db")
         self.agent = Agent(
             facts,
@@ -124,14 +126,22 @@ class NodeHost:
         )
 
     async def open(self) -> None:
+        if self._standby is not None:
+            await self._standby.relieve()
         await self.agent.open()
+        if self._standby is not None:
+            self._standby.start()
 
     async def close(self) -> None:
         await self.agent.close()
         self.state.close()
+        if self._standby is not None:
+            await self._standby.close()
 
     async def leave(self) -> None:
         """Stop and take away everything; what does not end in time (`LEAVE_SECONDS`) is left to `sweep`."""
+        if self._standby is not None:
+            await self._standby.leave()
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self.agent.leave()

@@ -96,7 +96,7 @@ class WindowsDriver:
         self._address = underlay_address
         self._under = HostPaths(underlay_address, mtu, mtu_now)
         self._ways = HostWays(self._under, lambda news: self.on_paths(news), patience)
-        self._names = HostNames(underlay_address, dns_port, upstreams, search, dns_datagrams_at)
+        self.names = HostNames(underlay_address, dns_port, upstreams, search, dns_datagrams_at)
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
         self._passes = Passes(self._pass)
@@ -133,7 +133,7 @@ class WindowsDriver:
             node_id, self._address, windows=True, direct=False, local_subnet=str(self.local_subnet)
         )
         for record in self._records:
-            self._names.know(record)
+            self.names.know(record)
         if not await self._listen():
             self._watch.refused()
         self._passes.suspect()
@@ -146,13 +146,13 @@ class WindowsDriver:
 
     async def _listen(self) -> bool:
         """Names are answered and paths measured; False where one of them has to be tried again."""
-        named, measured = await self._names.serve(), await self._ways.open()
+        named, measured = await self.names.serve(), await self._ways.open()
         return named and measured
 
     async def close(self) -> None:
         await self._ways.close()
         await self._watch.end()
-        await self._names.close()
+        await self.names.close()
         await self._passes.ended()
         self._pool.shutdown(wait=False)
         self._pool = ThreadPoolExecutor(1, "overlace-hns")  # starts its thread when it is used
@@ -161,7 +161,7 @@ class WindowsDriver:
         """Nothing is kept: a Windows host has no containers outside of services (api/routes/single.py refuses them)."""
         await self._ways.close()
         await self._watch.end()
-        await self._names.close()
+        await self.names.close()
         await self._passes.ended()
         await self._do(lambda: sweep(self._host))
         self._records.clear()
@@ -191,7 +191,7 @@ class WindowsDriver:
 
     async def ask(self, question: Question) -> Said:
         """Look at this host, as far as documents tell."""
-        return await look(question, self._differences, self._refusals.texts(), self._names.why_not)
+        return await look(question, self._differences, self._refusals.texts(), self.names.why_not)
 
     async def _differences(self) -> list[Operation]:
         """What a pass over everything would do now."""
@@ -249,7 +249,7 @@ class WindowsDriver:
         first = self._view is None
         self._view = view
         self._ways.follow(view, self._node_id, None if first else changed)
-        self._names.update(view, None if first else changed)
+        self.names.update(view, None if first else changed)
         try:
             await self._passes.follow(None if first else changed)
         except OverlaceError as e:
@@ -281,8 +281,8 @@ class WindowsDriver:
                 self._shape = Shape(
                     version=version,
                     resolver=self._address,
-                    upstreams=self._names.upstreams,
-                    search=self._names.search,
+                    upstreams=self.names.upstreams,
+                    search=self.names.search,
                     nat=self._host.borrowed(),
                 )
             ids |= {guid_of("namespace", t) for t in touched}  # its container may be known now
@@ -393,7 +393,7 @@ class WindowsDriver:
         if sandbox and record.sandbox != sandbox:
             record = msgspec.structs.replace(record, sandbox=sandbox)
             self._records.put(record)
-        self._names.know(record)
+        self.names.know(record)
         await self._passes.follow(set(), (task.task_id,))
         addresses: dict[str, str] = {}
         macs: dict[str, str] = {}
@@ -419,7 +419,7 @@ class WindowsDriver:
             raise self._refusals.explain(task.task_name, (guid_of("namespace", task.task_id),))
         return Attached(
             sandbox=Path(sandbox) if sandbox else None,
-            resolv_conf=self._names.resolv_conf(record),
+            resolv_conf=self.names.resolv_conf(record),
             addresses=addresses,
             macs=macs,
             gateways=gateways,
@@ -451,7 +451,7 @@ class WindowsDriver:
     async def _forget(self, record: Record) -> None:
         """Give back; the record's file goes last, so that a crash in between is finished by `keep_only`."""
         task_id = record.asked.task_id
-        self._names.forget(record)
+        self.names.forget(record)
         container = _container(record)
         for guid in _endpoints(record):
             self._inside.pop(guid, None)

@@ -28,8 +28,8 @@ class HostNames:
     def __init__(
         self, address: str, port: int, upstreams: Sequence[str], search: Sequence[str], datagrams_at: str = ""
     ) -> None:
-        self._address, self._port = address, port
-        self._datagrams_at = datagrams_at or address
+        self.address, self.port = address, port
+        self.datagrams_at = datagrams_at or address
         self._resolver = Resolver(list(upstreams))
         self.search = tuple(search)
         self._askers: dict[
@@ -46,9 +46,11 @@ class HostNames:
         if self._resolver.serving(KEY):
             return True
         try:
-            udp, tcp = _bind(self._datagrams_at, self._address, self._port)
+            udp, tcp = _bind(self.datagrams_at, self.address, self.port)
         except OSError as e:
-            why = f"names are not answered: {self._address} port {self._port} cannot be bound ({e.strerror or e})"
+            why = (
+                f"names are not answered: {self.address} port {self.port} cannot be bound ({e.strerror or e})"
+            )
             if why != self.why_not:
                 log.error(why)
             self.why_not = why
@@ -86,7 +88,7 @@ class HostNames:
     def resolv_conf(self, record: Record) -> str:
         """What the task's container reads. On the node's own network alone there are no names of the swarm."""
         if record.asked.attachments:
-            return container_resolv_conf(self.search, (), self._address)
+            return container_resolv_conf(self.search, (), self.address)
         return host_resolv_conf(record.asked.nameservers or self.upstreams, self.search, ())
 
 
