@@ -155,7 +155,7 @@ def _tables(draw: st.DrawFn) -> Tables:
     for third in draw(st.lists(_third, unique=True)):
         hop = f"10.0.{third}.{draw(_last)}"
         entries.append(Behind(4096 + third, draw(_hop_prefix), hop, draw(st.sampled_from("ab"))))
-    for port in draw(st.lists(st.sampled_from([80, 8080]), unique=True)):
+    for port in draw(st.lists(st.sampled_from([80, 8080]), min_size=1, unique=True)):
         members = tuple(b for b in backends if b.vni == 4096 and draw(st.booleans()))
         preserves = draw(st.booleans()) and all(b.address in here for b in members)
         kept = draw(st.sampled_from([(0, False), (3600, False)]))
@@ -168,6 +168,20 @@ _target = st.one_of(
     st.sampled_from([OUTSIDE, "10.9.9.9", "192.0.2.1", ROUTED_BY_HOP, ELSEWHERE, HOST]),
 )
 _proto, _dport = st.sampled_from([6, 17, 132]), st.sampled_from([80, 443, 8080])
+
+
+def _questions(tables: Tables, vni: int) -> st.SearchStrategy[list[tuple[str, int, int]]]:
+    """Addresses, protocols and ports to ask for: half of them served there."""
+    served = [
+        (e.address, protocol, port)
+        for e in tables
+        if isinstance(e, Frontend) and e.vni == vni
+        for protocol in ([e.protocol] if e.protocol else [6, 17])
+        for port in ([e.port] if e.port else [80, 443])
+    ]
+    any_of_them = st.tuples(_target, _proto, _dport)
+    each = st.one_of(st.sampled_from(served), any_of_them) if served else any_of_them
+    return st.lists(each, min_size=1, max_size=8)
 
 
 def _fill(loader: Loader, tables: Tables, source: LocalEndpoint | None) -> None:
@@ -281,9 +295,7 @@ def test_packets_of_containers(loader: Loader, tables: Tables, data: st.DataObje
     assume(locals_)
     source = data.draw(st.sampled_from(locals_))
     _fill(loader, tables, source)
-    for target, proto, dport in data.draw(
-        st.lists(st.tuples(_target, _proto, _dport), min_size=1, max_size=8)
-    ):
+    for target, proto, dport in data.draw(_questions(tables, source.vni)):
         packet = Packet(source.address, target, proto, next(_ports), dport)
         ways = _ways(lambda pick, p=packet: forward_from_container(tables, source.vni, source, HOST, p, pick))
         frame = _eth(_ip(packet), _mac_bytes(source.address))
@@ -293,10 +305,10 @@ def test_packets_of_containers(loader: Loader, tables: Tables, data: st.DataObje
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(_tables(), st.lists(st.tuples(_proto, st.sampled_from([22, 80, 8080])), min_size=1, max_size=8))
-def test_packets_of_clients(loader: Loader, tables: Tables, packets: list[tuple[int, int]]) -> None:
+@given(_tables(), st.data())
+def test_packets_of_clients(loader: Loader, tables: Tables, data: st.DataObject) -> None:
     _fill(loader, tables, None)
-    for proto, dport in packets:
+    for _, proto, dport in data.draw(_questions(tables, 0)):
         packet = Packet(OUTSIDE, HOST, proto, next(_ports), dport)
         ways = _ways(lambda pick, p=packet: forward_from_wire(tables, p, 0, pick))
         frame = _eth(_ip(packet), b"\2\0\0\0\0\xdd")
