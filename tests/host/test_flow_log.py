@@ -80,3 +80,27 @@ def test_the_end_of_a_tcp_connection_is_told(end: str) -> None:
                 time.sleep(0.2)
             ended = [h for h in told if h.event == "ended"]
             assert {h.why for h in ended} == {end} and all(h.bytes > 5000 for h in ended)
+
+
+@pytest.mark.parametrize("address", ["10.0.1.6", "10.0.1.9", "10.0.1.7"])
+def test_a_connection_that_is_refused_ends_by_that(address: str) -> None:
+    """At once, not by silence: at a container's own address on another host and on this one, and at a service's."""
+    with made_bed() as bed:
+        a, b = bed.host("a"), bed.host("b")
+        one, two, near = Container(a, "one"), Container(b, "two"), Container(a, "near")
+        one.join(NET, "10.0.1.5")
+        two.join(NET, "10.0.1.6")
+        near.join(NET, "10.0.1.7")
+        bed.frontend(Frontend(4097, "10.0.1.9", 0, 0, (Backend(4097, "10.0.1.6", 80),)))
+        log = FlowLog()
+        log.look([])
+        a.call("flows")
+        with pytest.raises(ConnectionRefusedError):
+            connect(one.path, address, 80)
+        told: list[Happened] = []
+        deadline = time.monotonic() + IDLE / 2
+        while not any(h.event == "ended" for h in told):
+            assert time.monotonic() < deadline, told
+            told += log.look([see(flow) for flow in close_both(a.call("flows")) if flow.came.protocol == 6])
+            time.sleep(0.2)
+        assert [(h.event, h.why, h.packets) for h in told] == [("opened", "", 1), ("ended", "rst", 1)]

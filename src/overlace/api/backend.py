@@ -329,6 +329,9 @@ class Switch(Protocol):
     async def flows(self, port: str = "") -> list[UnifiedFlow]:
         """Raises NotFound."""
 
+    async def watched(self) -> int:
+        """Seconds to come in which every connection is remembered; 0: short ones are not."""
+
     async def drops(self) -> dict[tuple[str, str], int]:
         """By network and reason."""
 

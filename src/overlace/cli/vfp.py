@@ -15,8 +15,13 @@ import click
 
 from overlace.cli.asking import ask, host_option
 from overlace.network.vfp.flow_log import FlowLog, Happened, Seen
+from overlace.network.vfp.reasons import MEANINGS
 
 BASE = "/overlace/v1/vfp"
+NOT_WATCHED = (
+    "note: nobody looked at flows until now, so TCP connections between two containers of less than eight packets one "
+    "way are not among them; from now on, and for two minutes after each look, every connection is"
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the documents instead.")
 
 
@@ -251,13 +256,16 @@ def counters(host: str, port: str, every: bool, as_json: bool) -> None:
 def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: bool) -> None:
     """Connections the switch remembers, busiest first: what came, what it went on as and where.
 
-    Each direction is a flow of its own, at the port where it enters this host's switch.
+    Each direction is a flow of its own, at the port where it enters this host's switch. --follow also shows what is
+    dropped; of PORT: on its networks.
     """
     url = f"{BASE}/flows?port={quote(port)}"
+    if follow and (rate or every):
+        raise click.UsageError("--follow goes with neither --rate nor --all")
+    if not ask(host, f"{BASE}/watched")["Seconds"]:
+        click.echo(NOT_WATCHED, err=True)
     if follow:
-        if rate or every:
-            raise click.UsageError("--follow goes with neither --rate nor --all")
-        follow_flows(lambda: ask(host, url), as_json)
+        follow_flows(lambda: ask(host, url), _drops(host, port), as_json)
     found = ask(host, url)
     if rate:
         found = rates(found, lambda: ask(host, url))
@@ -294,23 +302,41 @@ def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: 
     )
 
 
-def follow_flows(look: Callable[[], list[dict[str, Any]]], as_json: bool) -> NoReturn:
-    """What happens to flows, a line each, seen every second."""
+def _drops(host: str, port: str) -> Callable[[], list[dict[str, Any]]]:
+    """Asks what was dropped; with a port, on its networks."""
+    if not port:
+        return lambda: list(ask(host, f"{BASE}/drops"))
+    networks = {p["Network"] for p in _layers(host, port)}
+    return lambda: [d for d in ask(host, f"{BASE}/drops") if d["Network"] in networks]
+
+
+def follow_flows(
+    look: Callable[[], list[dict[str, Any]]], drops: Callable[[], list[dict[str, Any]]], as_json: bool
+) -> NoReturn:
+    """What happens to flows, and what is dropped, a line each, seen every second."""
     log = FlowLog()
     while True:
-        for line in follow_lines(log.look(map(_seen, look())), as_json):
+        dropped = {(d["Network"], d["Reason"]): d["Packets"] for d in drops()}
+        for line in follow_lines([*log.look(map(_seen, look())), *log.drops(dropped)], as_json):
             click.echo(line)
         time.sleep(1.0)
 
 
+def _key(f: dict[str, Any]) -> str:
+    """Names a flow from one look to the next."""
+    return f"{f['Port']} {f['Vni']} {f['Came']}"
+
+
 def _seen(f: dict[str, Any]) -> Seen:
-    key = f"{f['Port']} {f['Vni']} {f['Came']}"
-    return Seen(key, f["Packets"], f["Bytes"], f["IdleSeconds"], f, f["Seconds"], f["Closed"])
+    return Seen(_key(f), f["Packets"], f["Bytes"], f["IdleSeconds"], f, f["Seconds"], f["Closed"])
 
 
 def follow_lines(happened: Iterable[Happened], as_json: bool) -> Iterator[str]:
     """`as_json`: one document a line, as `flows --json` has them, with the event."""
     for h in happened:
+        if h.event in ("dropped", "limited"):
+            yield _drop_line(h, as_json)
+            continue
         if as_json:
             more = {"Seconds": h.seconds, "Why": h.why} if h.event == "ended" else {}
             yield json.dumps({"Event": h.event, **h.facts, "Packets": h.packets, "Bytes": h.bytes, **more})
@@ -330,16 +356,25 @@ def follow_lines(happened: Iterable[Happened], as_json: bool) -> Iterator[str]:
         yield f"{h.event:<7} {f['Came']}  {verdict}  {where}  packets {h.packets}  bytes {h.bytes}{end}"
 
 
+def _drop_line(h: Happened, as_json: bool) -> str:
+    network, reason = str(h.facts["network"]), str(h.facts["reason"])
+    if as_json:
+        return json.dumps({"Event": h.event, "Network": network, "Reason": reason, "Packets": h.packets})
+    return (
+        f"{h.event:<7} {reason}  network {network or '-'}  packets {h.packets}  ({MEANINGS.get(reason, '')})"
+    )
+
+
 def rates(before: list[dict[str, Any]], again: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The flows of a second look, a second later, with what was added in between."""
-    known = {(f["Port"], f["Vni"], f["Came"]): f for f in before}
+    known = {_key(f): f for f in before}
     start = time.monotonic()
     time.sleep(1.0)
     after = again()
     seconds = time.monotonic() - start
     found = []
     for f in after:
-        old = known.get((f["Port"], f["Vni"], f["Came"]), {"Packets": 0, "Bytes": 0})
+        old = known.get(_key(f), {"Packets": 0, "Bytes": 0})
         gained = {key: max(0, round((f[key] - old[key]) / seconds)) for key in ("Packets", "Bytes")}
         found.append({**f, **gained})
     return sorted(found, key=lambda f: -int(f["Bytes"]))

@@ -226,6 +226,7 @@ class OverlayDriver:
             path.hits,
             path.balancing,
             self._notices.since,
+            path.watched,
         )
 
     def _open_parts(self) -> tuple[OverlayPlanner, HnsService, Compiler]:

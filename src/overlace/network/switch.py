@@ -23,8 +23,8 @@ from overlace.network.vfp.show import HitsShown, PortShown, find_ports, local_po
 
 
 class Switch:
-    """`host`: the host's underlay address; `counters`, `flows`, `drops`, `hits` and
-    `balancing`: read the data path's."""
+    """`host`: the host's underlay address; `counters`, `flows`, `drops`, `hits`, `balancing` and `watched`: read the data
+    path's."""
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Switch:
         hits: Callable[[], Awaitable[list[Hit]]] | None = None,
         balancing: Callable[[], Balancing] | None = None,
         notices: Callable[[int], list[tuple[int, Notice]]] | None = None,
+        watched: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
         self._state = state
         self._host = host
@@ -45,6 +46,7 @@ class Switch:
         self._hits = hits
         self._balancing = balancing
         self._notices = notices
+        self._watched = watched
 
     def notices(self, after: int) -> list[tuple[int, Notice]]:
         """What people should hear of this host's network that came later than `after` (ns since the epoch)."""
@@ -98,6 +100,11 @@ class Switch:
             key = (names.get(vni, ""), reason)
             found[key] = found.get(key, 0) + n
         return found
+
+    async def watched(self) -> int:
+        """Seconds to come in which every connection is remembered, since somebody looks at flows; 0: short ones between
+        two containers are not."""
+        return await self._watched() if self._watched is not None else 0
 
     async def flows(self, port: str = "") -> list[UnifiedFlow]:
         """Unified flows, busiest first; of the ports a person means by `port`, or all. Raises NotFound."""

@@ -162,3 +162,34 @@ async def test_refusals_are_one_sentence(
     assert "use unix:///path/to/socket or tcp://HOST:PORT" in await fails("ports", "-H", "ssh://host")
     status, body, _ = await api("GET", "/overlace/v1/vfp/ports")
     assert status == 503 and "docker swarm init" in body["message"]
+
+
+async def test_flows_say_what_they_cannot_show(host: FakeBackend) -> None:
+    said = await overlace("flows")
+    assert "less than eight packets" in said.stderr and "less than" not in said.stdout
+
+    async def watched() -> int:
+        return 17
+
+    host.switch = Switch(running().hns.state, HOST, counts, flows, watched=watched)
+    assert (await overlace("flows", "--json")).stderr == ""
+
+
+async def test_drops_are_followed_like_flows(host: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped, looks = {(4097, "drop_policy"): 2, (4096, "drop_arp"): 1}, 0
+
+    async def drops() -> dict[tuple[int, str], int]:
+        return dropped
+
+    def between_looks(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        dropped[4097, "drop_policy"] += 3
+        dropped[4096, "drop_arp"] += 1
+        if looks == 2:
+            raise KeyboardInterrupt
+
+    host.switch = Switch(running().hns.state, HOST, counts, flows, drops)
+    monkeypatch.setattr("overlace.cli.vfp.time.sleep", between_looks)
+    said = [x for x in (await overlace("flows", "--follow", "10.0.1.9")).stdout.splitlines() if "drop" in x]
+    assert len(said) == 1 and said[0].startswith("dropped drop_policy  network back  packets 3"), said

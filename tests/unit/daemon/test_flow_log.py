@@ -151,5 +151,10 @@ def test_followed_on_a_terminal() -> None:
     assert line.startswith("opened  10.0.1.5:1 > 10.0.1.6:80 tcp") and "to 192.0.2.2 of 10.0.1.2:80 " in line
     (line,) = follow_lines([Happened("ended", 2, 120, shown)], True)
     assert json.loads(line)["Event"] == "ended" and json.loads(line)["To"] == "192.0.2.2"
+    drop = Happened("dropped", 3, 0, {"network": "shop", "reason": "drop_policy"})
+    (line,) = follow_lines([drop], False)
+    assert line.startswith("dropped drop_policy  network shop  packets 3  (by an ACL")
+    (line,) = follow_lines([drop], True)
+    assert json.loads(line) == {"Event": "dropped", "Network": "shop", "Reason": "drop_policy", "Packets": 3}
     refused = click.testing.CliRunner().invoke(flows, ["--follow", "--rate"])
     assert refused.exit_code == 2 and "--follow goes with neither" in refused.output

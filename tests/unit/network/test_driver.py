@@ -219,6 +219,9 @@ class MemoryDataPath:
     async def mend(self) -> Mended:
         return Mended(("the vxlan device is gone",))
 
+    async def watched(self) -> int:
+        return 0
+
     def balancing(self) -> Balancing:
         return Balancing("socket", "/cgroup")
 

@@ -86,6 +86,10 @@ async def flows(call: Call) -> web.StreamResponse:
     return answer([show_flow(f) for name in names for f in await switch.flows(name)])
 
 
+async def watched(call: Call) -> web.StreamResponse:
+    return answer({"Seconds": await _switch(call).watched()})
+
+
 async def drops(call: Call) -> web.StreamResponse:
     found = await _switch(call).drops()
     return answer(
@@ -101,5 +105,6 @@ ROUTES = [
     Route("GET", "/overlace/v1/vfp/layers", layers),
     Route("GET", "/overlace/v1/vfp/counters", counters),
     Route("GET", "/overlace/v1/vfp/flows", flows),
+    Route("GET", "/overlace/v1/vfp/watched", watched),
     Route("GET", "/overlace/v1/vfp/drops", drops),
 ]

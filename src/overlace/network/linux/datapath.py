@@ -424,6 +424,10 @@ class DataPath:
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
         return unified.named(self._host.loader.maps, names, vni_of)
 
+    async def watched(self) -> int:
+        """Seconds to come in which every connection is remembered from its first packet on; 0: short ones are not."""
+        return await self._do(lambda: unified.watched(self._host.map("watched")))
+
     async def fill(self) -> list[TableFill]:
         """How full each table is. Counting reads a table whole: not for every second."""
         return await self._do(self._fill)

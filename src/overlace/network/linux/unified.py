@@ -50,6 +50,12 @@ def watch(watched: Map, seconds: int = WATCH) -> None:
     watched.update(_ZERO, struct.pack("I", until))
 
 
+def watched(watched: Map) -> int:
+    """For how many seconds to come every connection is remembered; 0: short ones are not, and were not."""
+    (until,) = struct.unpack("I", watched.lookup(_ZERO) or _ZERO)
+    return max(0, int(until) - (time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30))
+
+
 def _packet(protocol: int, src: bytes, dst: bytes, sport: bytes, dport: bytes) -> Packet:
     return Packet(
         _text(src), _text(dst), protocol, int.from_bytes(sport, "big"), int.from_bytes(dport, "big")

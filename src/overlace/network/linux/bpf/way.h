@@ -45,14 +45,46 @@ INLINE void came(struct pkt *p, __u32 point, __u32 generation)
 	__builtin_memset(p->came.pad, 0, sizeof(p->came.pad));
 }
 
+/* What resets a connection is no flow of its own: the flow it answers is told. The packet is as it goes on, this way. */
+NOINLINE int note_reset(const struct pkt *p, __u32 verdict, __u32 target, __u32 vni)
+{
+	struct config *cfg = settings();
+	struct way_key asked = {};
+	struct way *w;
+
+	if (!p || !cfg || p->proto != PROTO_TCP || !(p->tcp_flags & TCP_RST))
+		return 0;
+	if (verdict == W_DELIVER)
+		asked.point = target;
+	else if (verdict == W_ENCAPSULATE)
+		asked.point = AT_TUNNEL | vni;
+	else if (verdict == W_LOOPBACK)
+		asked.point = cfg->lo_ifindex;
+	else if (verdict == W_UNDERLAY)
+		asked.point = cfg->underlay_ifindex;
+	else
+		return 0;
+	asked.saddr = p->daddr;
+	asked.daddr = p->saddr;
+	asked.sport = p->dport;
+	asked.dport = p->sport;
+	asked.proto = PROTO_TCP;
+	w = bpf_map_lookup_elem(&ways, &asked);
+	if (w)
+		w->flags |= TCP_RST;
+	return 0;
+}
+
 /* The packet, as it is now, goes this way, and so do those that come like it. `target`: ifindex of W_DELIVER. */
 NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const struct hop *hop)
 {
 	struct scratch *s = scratch();
 	struct way *w, *old;
 
-	if (!p || !s || !p->generation)
+	if (!p || !s)
 		return 0;
+	if (!p->generation)
+		return note_reset(p, verdict, target, hop ? hop->vni : 0);
 	w = &s->way;
 	__builtin_memset(w, 0, sizeof(*w));
 	w->generation = p->generation;
@@ -149,8 +181,11 @@ INLINE void keep(struct seen *s, struct scratch *room)
 {
 	struct way *w = &room->way;
 
-	if (s->p.tcp_flags & (TCP_FIN | TCP_RST))
+	if (s->p.tcp_flags & (TCP_FIN | TCP_RST)) {
+		if (s->p.tcp_flags & TCP_RST)
+			note_reset(&s->p, w->verdict, w->ifindex, w->vni);
 		return;
+	}
 	if (s->p.proto == PROTO_TCP && !s->packets && stays_newcomer(s))
 		return;
 	w->generation = s->p.generation;
