@@ -313,8 +313,59 @@ async def test_a_policy_that_does_not_name_the_sender(swarm: Swarm) -> None:
     t = await swarm.trace("web", "order")
     where, reason, remedy = broken(t)
     assert where == "one" and "an ACL of priority 1200 blocks it" in reason, "it never crosses the underlay"
-    assert remedy.startswith("the label overlace.policy.allow-from of order does not let web in")
+    assert (
+        "service order has overlace.policy.allow-from=db, which does not let service web in (tcp/80)"
+        in reason
+    )
+    assert remedy.startswith(
+        "docker service update --label-add 'overlace.policy.allow-from=db, web:tcp/80' order (in a compose file"
+    )
     assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID OUT FW_ACL_OUT/ACL_OUT")
+
+
+async def label(swarm: Swarm, service: str, **labels: str) -> None:
+    found = swarm.objects[("service", f"id-{service}")]
+    assert isinstance(found, Service)
+    named = {f"overlace.policy.{k.replace('_', '-')}": v for k, v in labels.items()}
+    swarm.put(replace(found, spec=replace(found.spec, labels=named)))
+
+
+async def test_what_a_remedy_says_lets_the_packet_pass(swarm: Swarm) -> None:
+    await label(swarm, "order", allow_from="none")
+    await label(swarm, "web", allow_to="db:tcp/5432")
+    _, reason, remedy = broken(await swarm.trace("web.1", "order"))
+    assert "service order has overlace.policy.allow-from=none" in reason
+    assert (
+        "service web has overlace.policy.allow-to=db:tcp/5432, which does not let service order out" in reason
+    )
+    first, second = (part.split("'")[1].split("=", 1)[1] for part in remedy.split("; and "))
+    assert (first, second) == ("web:tcp/80", "db:tcp/5432, order:tcp/80")
+    await label(swarm, "order", allow_from=first)
+    _, reason, _ = broken(await swarm.trace("web.1", "order"))
+    assert "service order has" not in reason
+    await label(swarm, "web", allow_to=second)
+    assert (await swarm.trace("web.1", "order")).broken is None
+
+
+async def test_a_network_s_policy_is_named_as_the_network_s(swarm: Swarm) -> None:
+    back = swarm.objects[("network", "back")]
+    assert isinstance(back, Network)
+    swarm.put(replace(back, spec=replace(back.spec, labels={"overlace.policy.allow-from": "none"})))
+    _, reason, remedy = broken(await swarm.trace("web.1", "order"))
+    assert "network back has overlace.policy.allow-from=none, which does not let service web in" in reason
+    assert "networks: {back: {allow-from: [web:tcp/80]}}" in remedy
+    await label(swarm, "order", allow_from="web")  # its own comes first
+    assert (await swarm.trace("web.1", "order")).broken is None
+
+
+async def test_clients_outside_are_refused_by_a_label_too(swarm: Swarm) -> None:
+    await label(swarm, "web", allow_from="db")
+    _, reason, remedy = broken(await swarm.trace("client", "web"))
+    assert "service web has overlace.policy.allow-from=db" in reason and "(ingress)" in reason
+    assert "allow-from=db, ingress:tcp/80'" in remedy
+    await label(swarm, "web", allow_to="none")
+    _, reason, remedy = broken(await swarm.trace("web.1", "internet", port=443))
+    assert "web has overlace.policy.allow-to=none" in reason and "allow-to=internet:tcp/443'" in remedy
 
 
 async def test_a_windows_host_without_its_own_address_balances_nothing(swarm: Swarm) -> None:

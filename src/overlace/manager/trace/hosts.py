@@ -90,6 +90,10 @@ class Hosts:
         )
 
     @property
+    def view(self) -> View:
+        return self._view
+
+    @property
     def nodes(self) -> list[Node]:
         """Nodes that have described themselves, by name."""
         return self._nodes

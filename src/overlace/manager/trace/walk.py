@@ -12,16 +12,15 @@ import msgspec
 
 from overlace.manager.trace.answer import PINGS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
+from overlace.manager.trace.policies import explain_refusal
 from overlace.model.family import is_six
 from overlace.model.objects import VXLAN_PORT, Task
 from overlace.model.paths import tunnel_overhead
-from overlace.model.policy import ALLOW_FROM, ALLOW_TO
 from overlace.model.protocols import WORDS
 from overlace.model.states import NodeState, TaskState
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     HostComputeEndpoint,
-    HostComputeLoadBalancer,
     HostComputeNetwork,
 )
 from overlace.network.vfp.compile import compile_network
@@ -162,7 +161,11 @@ class Walk:
                 reason = verdict.reason or "dropped"
                 if not steps or not _says(steps[-1], reason):
                     self.note("rule", host.name, "switch", reason, packet, ok=False)
-                return self._broken(host.name, reason, self._remedy(host, verdict), packet)
+                blocked = bool(steps) and steps[-1].layer.startswith("FW_")
+                refusal = explain_refusal(self._hosts.view, packet) if blocked else None
+                if refusal is None:
+                    return self._broken(host.name, reason, self._remedy(host, verdict), packet)
+                return self._broken(host.name, f"{reason}: {refusal.reason}", refusal.remedy, packet)
             case "encap":
                 return self._tunnel(host, verdict)
             case "deliver":
@@ -240,25 +243,7 @@ class Walk:
         packet = verdict.packet
         step = verdict.steps[-1] if verdict.steps else None
         if step is not None and step.layer.startswith("FW_"):
-            task = host.tasks.get(step.port)
-            name = (task.service_name or task.name) if task is not None else "the service"
-            where = "(docker service inspect shows what it holds; overlace policy show shows all)"
-            if task is not None and task.attachment:
-                return (
-                    f"the labels {ALLOW_FROM} and {ALLOW_TO} of both ends do not let it pass; container {name} keeps "
-                    "those it was made with (docker run --label), a service's change: docker service update "
-                    f"--label-add {where}"
-                )
-            if step.direction == "IN":
-                return (
-                    f"the label {ALLOW_FROM} of {name} does not let it in, or {ALLOW_TO} of the sender does not let it "
-                    f"out: docker service update --label-add {ALLOW_FROM}=... {name} {where}"
-                )
-            peer = _service_at(host, verdict.vni, packet.dst) or "the receiver"
-            return (
-                f"the label {ALLOW_FROM} of {peer} does not let {name} in, or {ALLOW_TO} of {name} does not let it out: "
-                f"docker service update --label-add {ALLOW_FROM}=... {peer} {where}"
-            )
+            return "an ACL document says so: overlace vfp rules on that host shows them, overlace policy show all labels"
         if step is not None and step.layer.startswith("SLB_"):
             return "docker service ps --no-trunc says what keeps its tasks from running"
         network = network_by_vni(verdict.vni, host.state)
@@ -283,19 +268,6 @@ class Walk:
 
 def _says(step: Step, reason: str) -> bool:
     return reason in step.effect
-
-
-def _service_at(host: Host, vni: int, address: str) -> str:
-    """The service behind a VIP or a task's address, as the host's documents name it; empty: nobody's."""
-    network = network_by_vni(vni, host.state)
-    if network is None:
-        return ""
-    for guid in host.state.network_balancers.get(network.id, ()):
-        lb = host.state.get(guid, HostComputeLoadBalancer)
-        if lb is not None and address in lb.frontend_vips:
-            return lb.name
-    e = host.state.get(host.state.by_address.get((network.id, address), ""), HostComputeEndpoint)
-    return e.name.rsplit(".", 2)[0] if e is not None else ""
 
 
 def _mtu(host: Host) -> int:
