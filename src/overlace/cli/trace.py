@@ -22,6 +22,7 @@ BASE = "/overlace/v1/trace"
 @click.option("--proto", default="tcp", show_default=True, help="tcp, udp, sctp or icmp.")
 @click.option("--port", default=0, help="Destination port. Default: the target's own, else 80.")
 @click.option("--via", default="", metavar="NODE", help="The node a client outside talks to.")
+@click.option("-6", "--ipv6", is_flag=True, help="Over IPv6, where FROM and TO do not say.")
 @click.option("--size", default=0, metavar="BYTES", help="Size of the IP packet in question.")
 @click.option("--live", is_flag=True, help="Also send a marked packet and show where it was seen.")
 @host_option
@@ -32,6 +33,7 @@ def trace(
     proto: str,
     port: int,
     via: str,
+    ipv6: bool,
     size: int,
     live: bool,
     host: str,
@@ -50,6 +52,7 @@ def trace(
         "proto": proto,
         "port": port,
         "via": via,
+        "ipv6": int(ipv6),
         "size": size,
         "live": int(live),
     }

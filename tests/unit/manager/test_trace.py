@@ -495,3 +495,76 @@ async def test_a_containers_policy_is_named(swarm: Swarm) -> None:
     )
     assert (await swarm.trace("fade", "db")).broken is None
     assert (await swarm.trace("web.1", "db")).broken is not None
+
+
+def ingress6(swarm: Swarm, *ports: PortConfig) -> None:
+    """The ingress network has IPv6, and web publishes `ports`."""
+    dual(swarm)
+    swarm.change(
+        Network, "ingress", subnets=(Subnet("10.0.0.0/24", "10.0.0.1"), Subnet("fd00:0::/64", "fd00:0::1"))
+    )
+    for slot, last in ((1, 20), (2, 21)):
+        task = swarm.objects[("task", f"web{slot}task")]
+        assert isinstance(task, Task)
+        networks = tuple(
+            replace(a, addresses=(*a.addresses, f"fd00:0::{last}/64")) if a.network_id == "ingress" else a
+            for a in task.networks
+        )
+        swarm.put(replace(task, networks=networks))
+    web = swarm.objects[("service", "id-web")]
+    assert isinstance(web, Service) and web.endpoint is not None
+    vips = (*web.endpoint.virtual_ips, VirtualIP("ingress", "fd00:0::5/64"))
+    swarm.put(
+        replace(web, endpoint=replace(web.endpoint, ports=ports or web.endpoint.ports, virtual_ips=vips))
+    )
+
+
+async def test_a_published_port_is_traced_for_clients_of_ipv6(swarm: Swarm) -> None:
+    ingress6(swarm)
+    t = await swarm.trace("2001:db8::77", "web", port=8080)
+    assert t.broken is None and t.outcome.startswith("reaches web."), t.outcome
+    assert t.question == "[2001:db8::77]:40000 > [::]:8080 tcp" and ":: stands for any" in " ".join(t.notes)
+    assert {m.address for m in t.members} == {"fd00::20", "fd00::21"} and all(m.ok for m in t.members)
+    assert "[2001:db8::77]:40000 > [fd00::2" in t.hops[-1].packet, (
+        "the client's address reaches the container"
+    )
+    for source in ("internet", "client"):
+        t = await swarm.trace(source, "web", ipv6=True, via="two")
+        assert t.broken is None and t.question == "[2001:db8::10]:40000 > [::]:8080 tcp"
+    assert (await swarm.trace("client", "web.2", ipv6=True)).outcome == "reaches web.2.web2task on two"
+
+
+@pytest.mark.parametrize("proto", ["udp", "sctp"])
+async def test_other_protocols_are_traced_in_both_families(swarm: Swarm, proto: str) -> None:
+    ingress6(swarm, PortConfig(protocol=proto, target_port=53, published_port=53))
+    for six in (False, True):
+        t = await swarm.trace("client", "web", protocol=proto, ipv6=six)
+        assert t.broken is None and t.question.endswith(f":53 {proto}"), t.outcome
+    ingress6(swarm, PortConfig(protocol="sctp", target_port=53, published_port=54))
+    assert (
+        "checksum covers the ports"
+        in broken(await swarm.trace("client", "web", protocol="sctp", ipv6=True))[1]
+    )
+
+
+async def test_an_ingress_network_without_ipv6_says_so(swarm: Swarm) -> None:
+    _, reason, remedy = broken(await swarm.trace("2001:db8::77", "web"))
+    assert "the ingress network has no IPv6" in reason and "--ingress --ipv6" in remedy
+
+
+async def test_the_family_can_be_asked_for(swarm: Swarm) -> None:
+    dual(swarm)
+    assert (await swarm.trace("db", "web", ipv6=True)).question.startswith("[fd00:1::")
+    assert (await swarm.trace("db", "web.2", ipv6=True)).question.startswith("[fd00:1::")
+    _, reason, _ = broken(await swarm.trace("db", "order.1", ipv6=True))
+    assert "order.1.order1task has no IPv6 address on back" in reason
+
+
+async def test_what_is_copied_to_everybody_is_told(swarm: Swarm) -> None:
+    back = swarm.objects[("network", "back")]
+    assert isinstance(back, Network)
+    swarm.put(replace(back, spec=replace(back.spec, options={"overlace.multicast": "true"})))
+    t = await swarm.trace("db", "239.1.2.3", protocol="udp", port=9)
+    assert t.broken is None and t.outcome.startswith("copied by one to every other endpoint"), t.outcome
+    copies = [h.effect for h in t.hops if h.what == "copy"]
+    assert "to container of web.1.web1task" in copies and "to host two, for its containers" in copies

@@ -15,7 +15,7 @@ from overlace.model.errors import InvalidArgument
 
 async def trace(call: Call) -> web.StreamResponse:
     """Query: from, to, proto (tcp), port (0: the target's own), via (the node a client talks to), size (bytes of the IP
-    packet, 0: a small one), live (1: send a marked packet too)."""
+    packet, 0: a small one), ipv6 (1: over IPv6 where neither end says), live (1: send a marked packet too)."""
     manager = call.manager()
     for name in ("from", "to"):
         if not call.text(name):
@@ -33,6 +33,7 @@ async def trace(call: Call) -> web.StreamResponse:
         port=int(port),
         via=call.text("via"),
         size=int(size),
+        ipv6=call.text("ipv6") in ("1", "true"),
     )
     live = call.text("live") in ("1", "true")
     found = await trace_hosts(

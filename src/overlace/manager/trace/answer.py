@@ -28,6 +28,7 @@ class Question(Doc, frozen=True):
     protocol: str = "tcp"
     port: int = 0
     via: str = ""
+    ipv6: bool = False  # over IPv6, where the ends do not say which
     size: int = 0  # bytes of the IP packet; 0: a small one
 
 

@@ -15,16 +15,20 @@ from overlace.manager.trace.answer import Broken, Question
 from overlace.manager.trace.hosts import Host, Hosts, task_network
 from overlace.manager.trace.places import (
     SOMEBODY,
+    SOMEBODY6,
     SOMEWHERE,
+    SOMEWHERE6,
     AtAddress,
     AtNode,
     AtService,
     AtTask,
     Outside,
     Place,
+    bare,
     called,
     facing,
     find_place,
+    of_family,
     running_tasks,
     service_at,
     short_name,
@@ -40,6 +44,7 @@ from overlace.network.endpoints import LOCAL_NETWORK
 from overlace.network.names import Names, lookup
 from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.vfp.model import Packet, within
+from overlace.network.vfp.tables import HOST6
 from overlace.store.base import View
 
 SOURCE_PORT = 40000
@@ -79,6 +84,8 @@ class Maker:
         self._question = question
         self._protocol = PROTOCOLS[question.protocol]
         self._source: Place = find_place(view, question.source, "FROM")
+        named = self._source.address if isinstance(self._source, (AtTask, AtAddress)) else ""
+        self._six = question.ipv6 or ":" in named
         self._only: Task | None = None
         self._assumed = False
         self.notes: list[str] = []
@@ -191,7 +198,7 @@ class Maker:
                 return target.address, self._port(), str(target), []
             network = self._common(task, mine, theirs, str(target), on)
             service = self._view.get(Service, target.task.service_id)
-            to = target.address or theirs[network][0]
+            to = target.address or self._of(theirs[network], str(target), network)
             return to, self._port(service), str(target), [network]
         if isinstance(target, AtService):
             return self._to_service(task, mine, target.service)
@@ -199,14 +206,27 @@ class Maker:
             return target.address, self._port(), str(target), []
         if isinstance(target, AtAddress):
             return target.address, self._port(), str(target), self._holding(target.address, mine)
-        return SOMEWHERE, self._port(), f"{target} ({SOMEWHERE} stands for it)", []
+        somewhere = SOMEWHERE6 if self._six else SOMEWHERE
+        return somewhere, self._port(), f"{target} ({somewhere} stands for it)", []
+
+    def _of(self, addresses: Sequence[str], words: str, network_id: str) -> str:
+        """The one of the family that is asked for. Raises Stopped when there is none."""
+        found = of_family(addresses, six=self._six)
+        if not found and (self._question.ipv6 or not addresses):
+            name = next(iter(self._network_names([network_id])), network_id)
+            raise Stopped(
+                words,
+                f"{words} has no {'IPv6' if self._six else 'IPv4'} address on {name}",
+                "give it a network with IPv6 (docker network create -d overlay --ipv6) on a Linux host",
+            )
+        return found or addresses[0]
 
     def _to_service(
         self, task: Task, mine: Sequence[str], service: Service
     ) -> tuple[str, int, str, list[str]]:
-        vips: dict[str, str] = {}
+        vips: dict[str, list[str]] = {}
         for v in service.endpoint.virtual_ips if service.endpoint is not None else ():
-            vips.setdefault(v.network_id, v.address.split("/")[0])  # the IPv4 one comes first
+            vips.setdefault(v.network_id, []).append(v.address.split("/")[0])
         tasks = running_tasks(self._view, service)
         wanted = {n.target for n in service.spec.task_template.networks or service.spec.networks}
         on = [n for n in mine if n in vips or n in wanted]
@@ -214,13 +234,15 @@ class Maker:
             task, mine, dict.fromkeys([*vips, *wanted]), f"service {service.spec.name}", on
         )
         port = self._port(service)
+        name = f"service {service.spec.name}"
         if vips.get(network):
-            return vips[network], port, f"service {service.spec.name} (VIP {vips[network]})", [network]
+            vip = self._of(vips[network], name, network)
+            return vip, port, f"{name} (VIP {vip})", [network]
         serving = [t for t in tasks if is_serving(t)]
         for t in serving:
             for a in t.networks:
                 if a.network_id == network and a.addresses:
-                    address = a.addresses[0].split("/")[0]
+                    address = self._of(bare(a.addresses), name, network)
                     self.notes.append(
                         f"{service.spec.name} has no VIP (endpoint mode dnsrr): DNS gives {len(serving)} "
                         f"addresses, this is {short_name(t)}'s"
@@ -259,8 +281,7 @@ class Maker:
         """What the containers' DNS answers for a name on the networks of the sender; empty: nothing."""
         names = Names()
         names.update(host.view, None)
-        six = isinstance(self._source, AtTask) and is_six(self._source.address)
-        answer = lookup(names, mine, text, "AAAA" if six else "A")
+        answer = lookup(names, mine, text, "AAAA" if self._six else "A")
         return answer.addresses[0] if answer.addresses else ""
 
     def _holding(self, address: str, networks: Sequence[str]) -> list[str]:
@@ -280,13 +301,14 @@ class Maker:
 
     def _from_outside(self) -> tuple[Host, Packet, str]:
         """(the host it arrives at, packet, the target in words)."""
-        src = self._source.address if isinstance(self._source, (AtNode, AtAddress)) else SOMEBODY
-        if src == SOMEBODY:
-            self.notes.append(f"{SOMEBODY} stands for any address outside the swarm")
+        somebody = SOMEBODY6 if self._six else SOMEBODY
+        src = self._source.address if isinstance(self._source, (AtNode, AtAddress)) else somebody
+        if src == somebody:
+            self.notes.append(f"{somebody} stands for any address outside the swarm")
         target = find_place(self._view, self._question.target, "TO")
         if isinstance(target, AtNode):
             host = self._host(target.node)
-            return host, self._packet(src, host.address, self._port()), str(target)
+            return host, self._packet(src, self._own_address(host, src), self._port()), str(target)
         if isinstance(target, (AtAddress, Outside)):
             raise Stopped(
                 "outside",
@@ -303,12 +325,20 @@ class Maker:
             tasks = [self._only]
         host = self._entry(tasks, host_mode=port.publish_mode == "host")
         number = self._number(port, tasks, host)
-        if is_six(src) != is_six(host.address):
+        own = self._own_address(host, src)
+        return host, self._packet(src, own, number), f"{target}, published at {host.name}:{number}"
+
+    def _own_address(self, host: Host, src: str) -> str:
+        """The address of the host that such a client talks to. Raises InvalidArgument when none is known."""
+        if facing([host.address], src):
+            return host.address
+        if ":" not in src:
             raise InvalidArgument(
-                f"{src} is of another family than {host.address}, the address {host.name} is known by: "
-                "only that is traced from outside"
+                f"{src} is IPv4, and {host.name} is known by {host.address} alone: its IPv4 addresses are its own "
+                "business; trace from an IPv6 address, or --ipv6"
             )
-        return host, self._packet(src, host.address, number), f"{target}, published at {host.name}:{number}"
+        self.notes.append(f"{HOST6} stands for any global IPv6 address of {host.name}")
+        return HOST6
 
     def _published(self, service: Service | None, words: str) -> PortConfig:
         ports = [p for p in _ports(service) if p.protocol == self._question.protocol]
@@ -356,6 +386,8 @@ class Maker:
             return self._host(self._source.node)
         holding = {t.node_id for t in tasks}
         ready = [n for n in self._hosts.nodes if (h := self._hosts.get(n.id)) is not None and h.up]
+        if self._six:
+            ready = [n for n in ready if n.description is None or n.description.os != "windows"] or ready
         if host_mode:
             chosen = [n for n in ready if n.id in holding]
             words = "host-mode ports answer on the tasks' own nodes only; this is"

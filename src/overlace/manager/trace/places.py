@@ -22,6 +22,7 @@ OUTSIDE = ("internet", "client")
 # RFC 5737: addresses that stand for any other
 SOMEWHERE = "192.0.2.1"
 SOMEBODY = "192.0.2.10"
+SOMEWHERE6, SOMEBODY6 = "2001:db8::1", "2001:db8::10"  # RFC 3849
 MIN_PREFIX = 4
 
 
@@ -163,7 +164,12 @@ def bare(addresses: Iterable[str]) -> tuple[str, ...]:
 
 def facing(addresses: Sequence[str], other: str) -> str:
     """The one that can speak with an address: of the same family; "" when there is none."""
-    return next((a for a in addresses if is_six(a) == is_six(other)), "")
+    return of_family(addresses, six=":" in other)
+
+
+def of_family(addresses: Iterable[str], *, six: bool) -> str:
+    """The first of a family; "" when there is none."""
+    return next((a for a in addresses if (":" in a) == six), "")
 
 
 def _tasks(view: View, text: str) -> list[Task]:

@@ -16,6 +16,8 @@ from overlace.manager.trace.places import (
     AtNode,
     AtService,
     AtTask,
+    bare,
+    facing,
     find_place,
     running_tasks,
     short_name,
@@ -113,7 +115,10 @@ class _Answer:
     def _address_of(self, task: Task) -> str:
         """The task's address on the network its published ports lead into."""
         on = {n.id for n in self._view.all(Network) if n.spec.ingress}
-        return next((a.addresses[0].split("/")[0] for a in task.networks if a.network_id in on), "")
+        found = (
+            facing(bare(a.addresses), self._first.packet.dst) for a in task.networks if a.network_id in on
+        )
+        return next(found, "")
 
     def _every_member(self, backends: Sequence[Backend]) -> tuple[list[Member], list[tuple[End, Walk]]]:
         """Walk to each backend."""
@@ -176,6 +181,13 @@ class _Answer:
     def _not_meant(self, end: End) -> Broken | None:
         """An end that is one, but not where the person wanted to go."""
         if end.kind == "host" and self._question.target != end.where:
+            if ":" in end.packet.dst and not self._ingress_has_ipv6():
+                return Broken(
+                    where=end.where,
+                    reason="the ingress network has no IPv6, so that published ports are reached over IPv4 alone",
+                    remedy="make it anew before the first service that publishes: docker network rm ingress; docker "
+                    "network create -d overlay --ingress --ipv6 ingress",
+                )
             return Broken(
                 where=end.where,
                 reason=f"nothing of the swarm takes port {end.packet.dport} on {end.where}",
@@ -193,6 +205,9 @@ class _Answer:
                     )
         return None
 
+    def _ingress_has_ipv6(self) -> bool:
+        return any(":" in s.subnet for n in self._view.all(Network) if n.spec.ingress for s in n.subnets)
+
     def _outcome(self, end: End, members: Sequence[Member]) -> str:
         broken = end.broken or self._not_meant(end)
         if broken is not None:
@@ -205,6 +220,8 @@ class _Answer:
             return f"reaches {name} on {end.where}{share}"
         if end.kind == "answered":
             return f"answered by the switch of {end.where}"
+        if end.kind == "copied":
+            return f"copied by {end.where} to every other endpoint of its network that may have it"
         if end.kind == "outside":
             return f"leaves the swarm at {end.where} as {show_packet(end.packet)}"
         return f"reaches the programs of {end.where} itself"

@@ -7,6 +7,7 @@ person asked for: trace.py turns the question into a first packet and the end in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import msgspec
 
@@ -41,8 +42,8 @@ def show_packet(packet: Packet) -> str:
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True):
-    """`kind`: task (in a container), answered (by the switch itself), outside (left the swarm), host (the
-    host's own stack) or broken."""
+    """`kind`: task (in a container), answered (by the switch itself), copied (broadcast or multicast), outside (left the
+    swarm), host (the host's own stack) or broken."""
 
     kind: str
     where: str
@@ -150,16 +151,16 @@ class Walk:
 
     def _follow(self, host: Host, verdict: Verdict, packet: Packet) -> End:
         steps = verdict.steps
+        said = verdict.action == "drop" and bool(steps) and _says(steps[-1], verdict.reason or "dropped")
         for i, step in enumerate(steps):
-            last = i == len(steps) - 1
-            ok = not (last and verdict.action == "drop")
+            ok = not (said and i == len(steps) - 1)
             what = f"{step.layer} {step.direction} {step.group}/{step.rule}"
             self.note("rule", host.name, what, step.effect, step.packet, ok=ok)
         packet = verdict.packet
         match verdict.action:
             case "drop":
                 reason = verdict.reason or "dropped"
-                if not steps or not _says(steps[-1], reason):
+                if not said:
                     self.note("rule", host.name, "switch", reason, packet, ok=False)
                 blocked = bool(steps) and steps[-1].layer.startswith("FW_")
                 refusal = explain_refusal(self._hosts.view, packet) if blocked else None
@@ -172,6 +173,8 @@ class Walk:
                 return self._deliver(host, verdict)
             case "world":
                 return self._into_the_world(host, packet)
+            case "replicate":
+                return self._copied(host, verdict)
             case "answer":
                 if packet.protocol in PINGS:
                     self.note("end", host.name, "switch", "the switch answers the ping itself", packet)
@@ -184,8 +187,24 @@ class Walk:
                     "name the task or service meant",
                     packet,
                 )
-        self.note("end", host.name, "host", "to the host's own programs: no published port is meant", packet)
-        return End(kind="host", where=host.name, packet=packet)
+            case "host":
+                meant = "to the host's own programs: no published port is meant"
+                self.note("end", host.name, "host", meant, packet)
+                return End(kind="host", where=host.name, packet=packet)
+        assert_never(verdict.action)
+
+    def _copied(self, host: Host, verdict: Verdict) -> End:
+        """Broadcast or multicast: one copy to each other endpoint here, one to each host with more of them."""
+        packet, names = verdict.packet, []
+        for to in verdict.copies:
+            peer, task = self._hosts.at(to), host.tasks.get(to)
+            if peer is not None:
+                names.append(f"host {peer.name}, for its containers")
+            else:
+                names.append(f"container of {task.name}" if task is not None else to)
+        for name in names or ["nobody else on the network"]:
+            self.note("end", host.name, "copy", f"to {name}", packet)
+        return End(kind="copied", where=host.name, packet=packet)
 
     def _tunnel(self, host: Host, verdict: Verdict) -> End:
         packet, pa = verdict.packet, verdict.provider_address

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -72,12 +73,15 @@ class Step(msgspec.Struct, frozen=True):
     packet: Packet
 
 
+Action = Literal["deliver", "encap", "answer", "host", "world", "replicate", "drop"]
+
+
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """`action`: deliver (to `port`), encap (to `provider_address` in `vni`), answer (by the router), host
     (the host's own stack), world (out on the underlay, source translated) replicate or drop. `packet` is what arrives
     there."""
 
-    action: str
+    action: Action
     packet: Packet
     port: str = ""
     vni: int = 0
@@ -142,7 +146,7 @@ class _Walk:
             self.change(dst=backend.address, dport=backend.port or self.packet.dport)
         return True
 
-    def done(self, action: str, **facts: object) -> Verdict:
+    def done(self, action: Action, **facts: object) -> Verdict:
         known: dict[str, object] = {"vni": self.vni, "candidates": self.candidates, **facts}
         return msgspec.convert(
             {"action": action, "packet": self.packet, "steps": tuple(self.steps), **known},
