@@ -228,7 +228,10 @@ def test_dead_backend(world: World) -> None:
         whole = world.trace("web", "pool", "--port", "80", "--live")
         assert [m["Answer"][:8] for m in whole["Live"]["Members"]] == ["accepted"] * 3
         tasks = world.tasks("pool")
-        for slot, end, word in ((2, signal.SIGSTOP, "is stopped"), (3, signal.SIGKILL, "nothing in pool.3")):
+        for slot, end, word in (
+            (2, signal.SIGSTOP, "is stopped"),
+            (3, signal.SIGKILL, "nothing listens on tcp port 80"),
+        ):
             task = tasks[slot]
             host = world.lab.host(task["host"])
             server = web_server(f"{host.exec_root}/network/netns/{task['id']}")

@@ -5,6 +5,7 @@ Owns just that; the client is engine.py's.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +23,22 @@ def ask(host: str, url: str) -> Any:
         return Engine.of_user(host).call("GET", url)
     except EngineError as error:
         raise OverlaceError(error.text or error.message) from None
+
+
+def json_option(command: F) -> F:
+    """`--format json`, as docker has it, or `--json`: the command gets `as_json`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, form: str, as_json: bool, **kwargs: Any) -> Any:
+        return command(*args, as_json=as_json or form == "json", **kwargs)
+
+    words = "How it is printed."
+    kinds = click.Choice(("table", "json"))
+    run = click.option("--json", "as_json", is_flag=True, help="The same as --format json.")(run)
+    made: Any = click.option("--format", "form", type=kinds, default="table", show_default=True, help=words)(
+        run
+    )
+    return made  # type: ignore[no-any-return]
 
 
 def host_option(command: F) -> F:

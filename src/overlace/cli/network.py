@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import click
 
-from overlace.cli.asking import ask, host_option
+from overlace.cli.asking import ask, host_option, json_option
 from overlace.cli.vfp import table
 
 WORDS = {"new": "measuring", "unknown": "?", "down": "DOWN", "unmeasured": "not measured"}
@@ -26,8 +26,8 @@ def network() -> None:
 @network.command()
 @click.argument("name")
 @host_option
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def health(name: str, host: str, form: str) -> None:
+@json_option
+def health(name: str, host: str, as_json: bool) -> None:
     """How the hosts of network NAME reach each other through the overlay's own UDP port.
 
     Every host sends small probes to every host it shares a network with: FROM stands at the left, TO above. A cell says
@@ -35,7 +35,7 @@ def health(name: str, host: str, form: str) -> None:
     pair is broken, and says what to do. Ask a manager.
     """
     found = ask(host, f"/overlace/v1/networks/{quote(name, safe='')}/health")
-    if form == "json":
+    if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         show(found)

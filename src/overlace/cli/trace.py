@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import click
 
-from overlace.cli.asking import ask, host_option
+from overlace.cli.asking import ask, host_option, json_option
 
 BASE = "/overlace/v1/trace"
 
@@ -20,13 +20,24 @@ BASE = "/overlace/v1/trace"
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("--proto", default="tcp", show_default=True, help="tcp, udp, sctp or icmp.")
-@click.option("--port", default=0, help="Destination port. Default: the target's own, else 80.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Destination port. Default: the target's own, else 80.",
+)
 @click.option("--via", default="", metavar="NODE", help="The node a client outside talks to.")
 @click.option("-6", "--ipv6", is_flag=True, help="Over IPv6, where FROM and TO do not say.")
-@click.option("--size", default=0, metavar="BYTES", help="Size of the IP packet in question.")
+@click.option(
+    "--size",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="BYTES",
+    help="Size of the IP packet in question.",
+)
 @click.option("--live", is_flag=True, help="Also send a marked packet and show where it was seen.")
 @host_option
-@click.option("--json", "as_json", is_flag=True, help="Print the document instead.")
+@json_option
 def trace(
     source: str,
     target: str,

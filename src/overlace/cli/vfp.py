@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import click
 
-from overlace.cli.asking import ask, host_option
+from overlace.cli.asking import ask, host_option, json_option
 from overlace.network.vfp.flow_log import FlowLog, Happened, Seen
 from overlace.network.vfp.reasons import MEANINGS
 
@@ -22,7 +22,6 @@ NOT_WATCHED = (
     "note: nobody looked at flows until now, so TCP connections between two containers of less than eight packets one "
     "way are not among them; from now on, and for two minutes after each look, every connection is"
 )
-_json = click.option("--json", "as_json", is_flag=True, help="Print the documents instead.")
 
 
 @click.group()
@@ -51,7 +50,7 @@ def _tell(found: Any, as_json: bool, head: Sequence[str], rows: Iterable[Sequenc
 
 @vfp.command()
 @host_option
-@_json
+@json_option
 def ports(host: str, as_json: bool) -> None:
     """The switch's ports: the host's own and one per container and network."""
     found = ask(host, f"{BASE}/ports")
@@ -93,7 +92,7 @@ def _head(port: dict[str, Any]) -> None:
 @vfp.command()
 @click.argument("port", default="")
 @host_option
-@_json
+@json_option
 def layers(host: str, port: str, as_json: bool) -> None:
     """The layers of PORT (every port when not given) in the order a packet from the container meets them.
 
@@ -141,7 +140,7 @@ def layers(host: str, port: str, as_json: bool) -> None:
 @click.option("--layer", "only_layer", default="", metavar="NAME", help="Only this layer.")
 @click.option("--group", "only_group", default="", metavar="NAME", help="Only this group.")
 @host_option
-@_json
+@json_option
 def rules(host: str, port: str, only_layer: str, only_group: str, as_json: bool) -> None:
     """The rules of PORT (every port when not given), as `vfpctrl /list-rule` prints them.
 
@@ -196,9 +195,10 @@ def _show_group(g: dict[str, Any]) -> None:
 
 
 def _rule_counters(host: str, port: str, every: bool, as_json: bool) -> None:
+    ports = _layers(host, port)
     found = [
         {"Port": p["FriendlyName"], "Group": g["Name"], "Direction": g["Direction"], **r}
-        for p in _layers(host, port)
+        for p in ports
         for layer in p["Layers"]
         for g in layer["Groups"]
         for r in g["Rules"]
@@ -219,13 +219,23 @@ def _rule_counters(host: str, port: str, every: bool, as_json: bool) -> None:
             for r in found
         ),
     )
+    if not found and not as_json:
+        judged = any(
+            r.get("Hits") for p in ports for layer in p["Layers"] for g in layer["Groups"] for r in g["Rules"]
+        )
+        nothing = (
+            "no rule has counted anything yet; --all shows them"
+            if judged
+            else "no access rules judge it, so none count"
+        )
+        click.echo(f"\n{port}: {nothing}.")
 
 
 @vfp.command()
 @click.argument("port", default="")
 @click.option("--all", "-a", "every", is_flag=True, help="Also what has not happened.")
 @host_option
-@_json
+@json_option
 def counters(host: str, port: str, every: bool, as_json: bool) -> None:
     """Packets by what became of them, since this host's data path was made; those of PORT by the access rules that had
     a say about them.
@@ -252,7 +262,7 @@ def counters(host: str, port: str, every: bool, as_json: bool) -> None:
     "--follow", "-f", is_flag=True, help="Print connections as they are opened and end, until Ctrl-C."
 )
 @host_option
-@_json
+@json_option
 def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: bool) -> None:
     """Connections the switch remembers, busiest first: what came, what it went on as and where.
 
@@ -382,7 +392,7 @@ def rates(before: list[dict[str, Any]], again: Callable[[], list[dict[str, Any]]
 
 @vfp.command()
 @host_option
-@_json
+@json_option
 def drops(host: str, as_json: bool) -> None:
     """Packets the switch dropped, by network and reason."""
     found = ask(host, f"{BASE}/drops")

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from overlace.cli.asking import host_option, json_option
 from overlace.cli.engine import Engine, EngineError
 from overlace.model.errors import OverlaceError
 
@@ -23,14 +24,12 @@ _FEW = 8
 
 @click.command()
 @click.argument("what", metavar="TASK|SERVICE")
-@click.option("-H", "--host", default="", help="Daemon to ask; else DOCKER_HOST, else this host's own.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the answer as JSON (times in ns since the epoch)."
-)
+@host_option
+@json_option
 def why(what: str, host: str, as_json: bool) -> None:
     """Say why a task or service is where it is, or waits, and what would help.
 
-    A task is named by its id or as SERVICE.SLOT. Ask a manager.
+    A task is named by its id or as SERVICE.SLOT. Ask a manager. Times in JSON are ns since the epoch.
     """
     try:
         found = Engine.of_user(host).call("GET", f"/overlace/v1/why?of={urllib.parse.quote(what)}")

@@ -29,6 +29,8 @@ from overlace.model.specs import (
     NetworkAttachmentConfig,
     NetworkSpec,
     PortConfig,
+    ReplicatedService,
+    ServiceMode,
     ServiceSpec,
     TaskSpec,
 )
@@ -568,3 +570,25 @@ async def test_what_is_copied_to_everybody_is_told(swarm: Swarm) -> None:
     assert t.broken is None and t.outcome.startswith("copied by one to every other endpoint"), t.outcome
     copies = [h.effect for h in t.hops if h.what == "copy"]
     assert "to container of web.1.web1task" in copies and "to host two, for its containers" in copies
+
+
+async def test_words_that_go_with_nothing_are_refused(swarm: Swarm) -> None:
+    with pytest.raises(InvalidArgument, match="only a client outside chooses the node"):
+        await swarm.trace("web", "db", via="two")
+    for wrong in ("nosuch", "db"):
+        with pytest.raises(InvalidArgument, match=f"--via '{wrong}' is no node"):
+            await swarm.trace("client", "web", via=wrong)
+    where, reason, _ = broken(await swarm.trace("10.0.1.250", "web"))
+    assert (
+        where == "10.0.1.250"
+        and reason == "10.0.1.250 is an address of network back, and no task that runs has it"
+    )
+
+
+async def test_a_service_scaled_to_nothing_is_to_be_scaled(swarm: Swarm) -> None:
+    db = swarm.objects[("service", "id-db")]
+    assert isinstance(db, Service)
+    swarm.put(replace(db, spec=replace(db.spec, mode=ServiceMode(replicated=ReplicatedService(replicas=0)))))
+    del swarm.objects[("task", "db1task")]
+    for source, target in (("web", "db"), ("db", "web")):
+        assert broken(await swarm.trace(source, target))[2] == "it is scaled to 0: docker service scale db=1"

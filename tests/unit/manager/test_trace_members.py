@@ -57,10 +57,10 @@ async def judged(
 @pytest.mark.parametrize(
     ("sockets", "words"),
     [
-        ((), "nothing in store.2 on beta listens on tcp port 80"),
+        ((), "store.2 on beta: nothing listens on tcp port 80"),
         ((Socket(address="::", port=5432),), "port 80, only on 5432"),
         ((Socket(address="127.0.0.1", port=80),), "at 127.0.0.1 alone, not at 10.0.1.7"),
-        ((Socket(address="127.0.0.11", port=80),), "nothing in store.2"),
+        ((Socket(address="127.0.0.11", port=80),), "store.2 on beta: nothing listens"),
         ((Socket(address="0.0.0.0", port=80, stopped=True),), "is stopped (SIGSTOP)"),
     ],
 )

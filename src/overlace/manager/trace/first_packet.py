@@ -26,6 +26,7 @@ from overlace.manager.trace.places import (
     Place,
     bare,
     called,
+    explain_none,
     facing,
     find_place,
     of_family,
@@ -35,8 +36,7 @@ from overlace.manager.trace.places import (
     task_addresses,
 )
 from overlace.manager.trace.walk import End, Walk
-from overlace.model.errors import FailedPrecondition, InvalidArgument, Unavailable
-from overlace.model.family import is_six
+from overlace.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.protocols import ICMPV6, PROTOCOLS
 from overlace.model.specs import PortConfig
@@ -93,6 +93,12 @@ class Maker:
     def make(self) -> FirstPacket:
         """Raises Stopped; NotFound and InvalidArgument for words that mean nothing; Unavailable, FailedPrecondition."""
         source, sender = str(self._source), None
+        inside = isinstance(self._source, (AtTask, AtService, AtNode))
+        if self._question.via and inside:
+            raise InvalidArgument(
+                f"--via {self._question.via!r}: only a client outside chooses the node it talks to: leave it out, "
+                "or make FROM client"
+            )
         try:
             if isinstance(self._source, (AtTask, AtService)):
                 sender, host = self._start()
@@ -134,7 +140,7 @@ class Maker:
                 raise Stopped(
                     name,
                     f"service {name} has no task that could send",
-                    "docker service ps --no-trunc says what keeps its tasks from running",
+                    explain_none(source.service),
                 )
             task = tasks[0]
             if len(tasks) > 1:
@@ -251,7 +257,7 @@ class Maker:
         raise Stopped(
             service.spec.name,
             f"service {service.spec.name} has no task that takes connections",
-            "docker service ps --no-trunc says what keeps its tasks from running",
+            explain_none(service),
         )
 
     def _common(
@@ -305,6 +311,14 @@ class Maker:
         src = self._source.address if isinstance(self._source, (AtNode, AtAddress)) else somebody
         if src == somebody:
             self.notes.append(f"{somebody} stands for any address outside the swarm")
+        for network in self._view.all(Network):
+            if within(src, tuple(s.subnet for s in network.subnets)):
+                raise Stopped(
+                    src,
+                    f"{src} is an address of network {network.spec.name}, and no task that runs has it",
+                    f"docker network inspect -v {network.spec.name} shows who holds what; a task of that address "
+                    "may have been replaced",
+                )
         target = find_place(self._view, self._question.target, "TO")
         if isinstance(target, AtNode):
             host = self._host(target.node)
@@ -378,7 +392,10 @@ class Maker:
     def _entry(self, tasks: Sequence[Task], *, host_mode: bool) -> Host:
         """The node the client talks to."""
         if self._question.via:
-            place = find_place(self._view, self._question.via, "--via")
+            try:
+                place = find_place(self._view, self._question.via, "--via")
+            except NotFound:
+                place = None
             if not isinstance(place, AtNode):
                 raise InvalidArgument(f"--via {self._question.via!r} is no node: docker node ls lists them")
             return self._host(place.node)

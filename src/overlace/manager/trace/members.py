@@ -100,26 +100,26 @@ def explain_sockets(sockets: Sequence[Socket], r: Reached, protocol: str) -> Bro
         for s in there
         if s.address in (r.address, "::") or (s.address == "0.0.0.0" and not is_six(r.address))
     ]
-    where = f"{r.name} on {r.host}"
+    who = f"{r.name} on {r.host}: "
     if not there:
         others = sorted({s.port for s in sockets if not s.address.startswith("127.")})
         rest = f", only on {_ports(others)}" if others else ""
         return Broken(
             where=r.host,
-            reason=f"nothing in {where} listens on {protocol} port {r.port}{rest}",
+            reason=f"{who}nothing listens on {protocol} port {r.port}{rest}",
             remedy=REMEDY,
         )
     if not fitting:
         held = ", ".join(sorted({s.address for s in there}))
         return Broken(
             where=r.host,
-            reason=f"the program of {where} listens on {protocol} port {r.port} at {held} alone, not at {r.address}",
+            reason=f"{who}its program listens on {protocol} port {r.port} at {held} alone, not at {r.address}",
             remedy=f"have it listen on {'::' if ':' in r.address else '0.0.0.0'}",
         )
     if all(s.stopped for s in fitting):
         return Broken(
             where=r.host,
-            reason=f"the program of {where} that listens on {protocol} port {r.port} is stopped (SIGSTOP): "
+            reason=f"{who}its program that listens on {protocol} port {r.port} is stopped (SIGSTOP): "
             "connections wait for ever",
             remedy=f"let it go on (docker kill -s CONT CONTAINER on {r.host}), or docker service update --force",
         )

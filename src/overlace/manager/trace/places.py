@@ -209,6 +209,19 @@ def service_at(view: View, address: str) -> Service | None:
     return None
 
 
+def explain_none(service: Service | None) -> str:
+    """What to do about a service that has no task to speak with."""
+    if (
+        service is not None
+        and service.spec.mode.replicated is not None
+        and service.spec.mode.replicated.replicas == 0
+    ):
+        return f"it is scaled to 0: docker service scale {service.spec.name}=1"
+    name = f" {service.spec.name}" if service is not None else ""
+    keeps = f"docker service ps --no-trunc{name} says what keeps its tasks from running"
+    return f"{keeps}; overlace why{name} what would help"
+
+
 def running_tasks(view: View, service: Service) -> list[Task]:
     """The service's tasks that hold addresses, those that run first."""
     tasks = [t for t in view.tasks_of_service(service.id) if takes_part(t)]

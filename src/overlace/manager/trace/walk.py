@@ -13,6 +13,7 @@ import msgspec
 
 from overlace.manager.trace.answer import PINGS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
+from overlace.manager.trace.places import explain_none, service_at
 from overlace.manager.trace.policies import explain_refusal
 from overlace.model.family import is_six
 from overlace.model.objects import VXLAN_PORT, Task
@@ -264,7 +265,7 @@ class Walk:
         if step is not None and step.layer.startswith("FW_"):
             return "an ACL document says so: overlace vfp rules on that host shows them, overlace policy show all labels"
         if step is not None and step.layer.startswith("SLB_"):
-            return "docker service ps --no-trunc says what keeps its tasks from running"
+            return explain_none(service_at(self._hosts.view, packet.dst))
         network = network_by_vni(verdict.vni, host.state)
         if network is None:
             return "the host takes no part in that network: does a task there need it?"
