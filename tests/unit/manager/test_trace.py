@@ -585,6 +585,15 @@ async def test_words_that_go_with_nothing_are_refused(swarm: Swarm) -> None:
     )
 
 
+async def test_fifty_backends_are_told_in_few_words(swarm: Swarm) -> None:
+    for slot in range(3, 51):
+        swarm.task("web", slot, "one" if slot % 2 else "two", "ingress", "back")
+    t = await swarm.trace("db", "web")
+    assert len(t.members) == 32 and t.outcome.endswith("all 32 backends that were looked at can be reached")
+    assert any("50 backends; the first 32 are looked at" in n for n in t.notes)
+    assert any(h.effect.endswith(" and 42 more") for h in t.hops)
+
+
 async def test_a_service_scaled_to_nothing_is_to_be_scaled(swarm: Swarm) -> None:
     db = swarm.objects[("service", "id-db")]
     assert isinstance(db, Service)

@@ -124,7 +124,9 @@ class _Answer:
         """Walk to each backend."""
         members, ends = [], []
         if len(backends) > MAX_MEMBERS:
-            self._notes.append(f"{len(backends)} backends; the first {MAX_MEMBERS} are looked at")
+            self._notes.append(
+                f"{len(backends)} backends; the first {MAX_MEMBERS} are looked at: name a task (web.40) for another"
+            )
         held = {
             a.split("/")[0]: t.name for t in self._view.all(Task) for n in t.networks for a in n.addresses
         }
@@ -215,7 +217,8 @@ class _Answer:
             share = f" for {len(bad)} of {len(members)} backends" if bad else ""
             return f"broken at {broken.where}{share}: {broken.reason}"
         if end.kind == "task":
-            share = f"; all {len(members)} backends can be reached" if members else ""
+            seen = " that were looked at" if len(members) == MAX_MEMBERS else ""
+            share = f"; all {len(members)} backends{seen} can be reached" if members else ""
             name = end.task.name if end.task is not None else end.packet.dst
             return f"reaches {name} on {end.where}{share}"
         if end.kind == "answered":

@@ -32,6 +32,8 @@ from overlace.network.vfp.simulate import Step, Verdict, choose, simulate
 from overlace.network.vfp.tables import Backend
 
 UNDERLAY = "underlay"
+FEW = 8  # of a rule's backends that are shown
+_WORDS = {number: word for word, number in PROTOCOLS.items()} | {ICMPV6: "icmpv6"}
 
 
 def show_packet(packet: Packet) -> str:
@@ -156,7 +158,7 @@ class Walk:
         for i, step in enumerate(steps):
             ok = not (said and i == len(steps) - 1)
             what = f"{step.layer} {step.direction} {step.group}/{step.rule}"
-            self.note("rule", host.name, what, step.effect, step.packet, ok=ok)
+            self.note("rule", host.name, what, _short(step.effect), step.packet, ok=ok)
         packet = verdict.packet
         match verdict.action:
             case "drop":
@@ -284,6 +286,12 @@ class Walk:
             f"nobody holds {packet.dst} on network {network.name}: docker network inspect -v {network.name} on "
             "a node shows who holds what; a task of that address may have been replaced"
         )
+
+
+def _short(effect: str) -> str:
+    """A rule's action with the first few of what it lists: `overlace vfp rules` has all."""
+    first, rest = (parts := effect.split(", "))[:FEW], len(parts) - FEW
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _says(step: Step, reason: str) -> bool:
