@@ -181,8 +181,8 @@ def test_nothing_listens(world: World) -> None:
     broken(
         world.trace("web", "store", "--port", "81"),
         B,
-        "nothing in store.1",
-        "listens on tcp port 81, only on 80",
+        "store.1",
+        "nothing listens on tcp port 81, only on 80",
     )
     live = world.trace("web", "store", "--port", "81", "--live")["Live"]
     assert live["Answer"].startswith("refused") and live["Broken"]["Where"] == B

@@ -52,10 +52,10 @@ def trace(
 ) -> None:
     """What a packet FROM one place TO another experiences, hop by hop.
 
-    FROM and TO are a task (web.1), a service, a container's id, a node, an address, `client` (outside) or
-    `internet`. The manager computes the answer from what each host was told, and asks the hosts on the way what they
-    measured and whether their kernels hold what they should. With --live one marked packet is sent by the sender's host,
-    from inside the sender's container. Exits 1 when the way is broken, and says where and what to do.
+    FROM and TO are a task (web.1; of a global service agent.HOSTNAME), a service, a container's id, a node, an address,
+    `client` (outside) or `internet`. The manager computes the answer from what each host was told, and asks the hosts on
+    the way what they measured and whether their kernels hold what they should. With --live one marked packet is sent by
+    the sender's host, from inside the sender's container. Exits 1 when the way is broken, and says where and what to do.
     """
     asked = {
         "from": source,

@@ -26,6 +26,7 @@ from overlace.model.objects import (
 )
 from overlace.model.specs import (
     EndpointSpec,
+    GlobalService,
     NetworkAttachmentConfig,
     NetworkSpec,
     PortConfig,
@@ -601,3 +602,20 @@ async def test_a_service_scaled_to_nothing_is_to_be_scaled(swarm: Swarm) -> None
     del swarm.objects[("task", "db1task")]
     for source, target in (("web", "db"), ("db", "web")):
         assert broken(await swarm.trace(source, target))[2] == "it is scaled to 0: docker service scale db=1"
+
+
+async def test_a_task_of_a_global_service_is_named_by_its_node(swarm: Swarm) -> None:
+    db = swarm.objects[("service", "id-db")]
+    assert isinstance(db, Service)
+    swarm.put(replace(db, spec=replace(db.spec, mode=ServiceMode(global_=GlobalService()))))
+    del swarm.objects[("task", "db1task")]
+    for number, node in enumerate(("one", "two")):
+        task = swarm.task("db", 0, node, "back")
+        del swarm.objects[("task", task.id)]
+        id = f"db{number}global"
+        swarm.put(replace(task, id=id, name=f"db.{node}.{id}", slot=0, node_id=node))
+    assert (await swarm.trace("web.1", "db.two")).outcome == "reaches db.two.db1global on two"
+    swarm.change(Task, "db1global", name="db.4tpz.db1global")  # what swarm calls it: by the node's id
+    assert (await swarm.trace("web.1", "db.two")).outcome == "reaches db.4tpz.db1global on two"
+    with pytest.raises(NotFound):
+        await swarm.trace("web.1", "db.nosuch")

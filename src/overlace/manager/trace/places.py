@@ -172,9 +172,24 @@ def of_family(addresses: Iterable[str], *, six: bool) -> str:
     return next((a for a in addresses if (":" in a) == six), "")
 
 
+def _on_node(view: View, text: str) -> list[Task]:
+    """The tasks of a global service on the node that `service.hostname` names."""
+    for at in (i for i, c in enumerate(text) if c == "."):
+        service = view.by_name(Service, text[:at])
+        if service is None or service.spec.mode.global_ is None:
+            continue
+        there = {
+            n.id
+            for n in view.all(Node)
+            if n.description is not None and n.description.hostname == text[at + 1 :]
+        }
+        return [t for t in view.tasks_of_service(service.id) if t.node_id in there]
+    return []
+
+
 def _tasks(view: View, text: str) -> list[Task]:
-    """By full name, service.slot (the newest that is not over, else the newest), name of a container of `docker run`, id
-    or container id, or the beginning of these two."""
+    """By full name, service.slot, of a global service service.hostname (the newest that is not over, else the newest),
+    name of a container of `docker run`, id or container id, or the beginning of these two."""
     exact = view.get(Task, text.rpartition(".")[2])
     if exact is not None and text in (exact.id, exact.name):
         return as_containers(
@@ -186,7 +201,7 @@ def _tasks(view: View, text: str) -> list[Task]:
     long = {name for name in names if name == text or name.endswith(f"_{text}")}
     if len(long) == 1 or text in long:
         text = text if text in long else long.pop()
-    slot = [t for t in view.all(Task) if t.name.rpartition(".")[0] == text]
+    slot = [t for t in view.all(Task) if t.name.rpartition(".")[0] == text] or _on_node(view, text)
     if slot:
         return [max(slot, key=lambda t: (t.status.state == TaskState.RUNNING, takes_part(t), t.created_at))]
     named = as_containers(t for t in view.all(Task) if t.attachment and t.name == text and takes_part(t))
