@@ -37,6 +37,7 @@ from overlace.manager.trace.places import (
 )
 from overlace.manager.trace.walk import End, Walk
 from overlace.model.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from overlace.model.family import is_six
 from overlace.model.objects import Network, Node, Service, Task
 from overlace.model.protocols import ICMPV6, PROTOCOLS
 from overlace.model.specs import PortConfig
@@ -85,7 +86,7 @@ class Maker:
         self._protocol = PROTOCOLS[question.protocol]
         self._source: Place = find_place(view, question.source, "FROM")
         named = self._source.address if isinstance(self._source, (AtTask, AtAddress)) else ""
-        self._six = question.ipv6 or ":" in named
+        self._six = question.ipv6 or is_six(named)
         self._only: Task | None = None
         self._assumed = False
         self.notes: list[str] = []
@@ -346,7 +347,7 @@ class Maker:
         """The address of the host that such a client talks to. Raises InvalidArgument when none is known."""
         if facing([host.address], src):
             return host.address
-        if ":" not in src:
+        if not is_six(src):
             raise InvalidArgument(
                 f"{src} is IPv4, and {host.name} is known by {host.address} alone: its IPv4 addresses are its own "
                 "business; trace from an IPv6 address, or --ipv6"

@@ -164,12 +164,12 @@ def bare(addresses: Iterable[str]) -> tuple[str, ...]:
 
 def facing(addresses: Sequence[str], other: str) -> str:
     """The one that can speak with an address: of the same family; "" when there is none."""
-    return of_family(addresses, six=":" in other)
+    return of_family(addresses, six=is_six(other))
 
 
 def of_family(addresses: Iterable[str], *, six: bool) -> str:
     """The first of a family; "" when there is none."""
-    return next((a for a in addresses if (":" in a) == six), "")
+    return next((a for a in addresses if is_six(a) == six), "")
 
 
 def _on_node(view: View, text: str) -> list[Task]:

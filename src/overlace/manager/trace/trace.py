@@ -25,6 +25,7 @@ from overlace.manager.trace.places import (
 from overlace.manager.trace.walk import End, Walk, show_packet
 from overlace.model.capabilities import explain_clients
 from overlace.model.errors import InvalidArgument
+from overlace.model.family import is_six
 from overlace.model.objects import Network, Service, Task
 from overlace.model.protocols import PROTOCOLS
 from overlace.network.vfp.model import within
@@ -183,7 +184,7 @@ class _Answer:
     def _not_meant(self, end: End) -> Broken | None:
         """An end that is one, but not where the person wanted to go."""
         if end.kind == "host" and self._question.target != end.where:
-            if ":" in end.packet.dst and not self._ingress_has_ipv6():
+            if is_six(end.packet.dst) and not self._ingress_has_ipv6():
                 return Broken(
                     where=end.where,
                     reason="the ingress network has no IPv6, so that published ports are reached over IPv4 alone",
@@ -208,7 +209,7 @@ class _Answer:
         return None
 
     def _ingress_has_ipv6(self) -> bool:
-        return any(":" in s.subnet for n in self._view.all(Network) if n.spec.ingress for s in n.subnets)
+        return any(is_six(s.subnet) for n in self._view.all(Network) if n.spec.ingress for s in n.subnets)
 
     def _outcome(self, end: End, members: Sequence[Member]) -> str:
         broken = end.broken or self._not_meant(end)

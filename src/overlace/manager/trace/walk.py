@@ -33,7 +33,6 @@ from overlace.network.vfp.tables import Backend
 
 UNDERLAY = "underlay"
 FEW = 8  # of a rule's backends that are shown
-_WORDS = {number: word for word, number in PROTOCOLS.items()} | {ICMPV6: "icmpv6"}
 
 
 def show_packet(packet: Packet) -> str:
