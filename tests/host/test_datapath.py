@@ -15,7 +15,7 @@ import pytest
 from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, ping
 
 from overlace.network.linux.netns import run_inside
-from overlace.network.vfp.tables import Backend, Delta, Frontend
+from overlace.network.vfp.tables import HOST4, Backend, Delta, Frontend
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(90)]
 UDP, TCP = 17, 6
@@ -51,10 +51,10 @@ def world() -> Iterator[SimpleNamespace]:
         tasks = [(Backend(4096, "10.0.0.5", p), Backend(4096, "10.0.0.6", p)) for p in (80, 53)]
         for host in bed.hosts:
             host.put(
-                Frontend(0, host.address, TCP, 8080, tasks[0]),
-                Frontend(0, host.address, UDP, 5353, tasks[1]),
-                Frontend(0, host.address, TCP, 8081),
-                Frontend(0, host.address, UDP, 8081),
+                Frontend(0, HOST4, TCP, 8080, tasks[0]),
+                Frontend(0, HOST4, UDP, 5353, tasks[1]),
+                Frontend(0, HOST4, TCP, 8081),
+                Frontend(0, HOST4, UDP, 8081),
             )
         yield SimpleNamespace(
             bed=bed, a=a, b=b, c=c, web1=web1, web2=web2, shell=shell, other=other, client=bed.client
@@ -149,7 +149,7 @@ def test_one_source_port_through_two_hosts_to_one_backend(world: SimpleNamespace
     backend = (Backend(4096, "10.0.0.6", 80),)
     udp = (Backend(4096, "10.0.0.6", 53),)
     for host in world.bed.hosts:
-        host.put(Frontend(0, host.address, TCP, 8090, backend), Frontend(0, host.address, UDP, 8091, udp))
+        host.put(Frontend(0, HOST4, TCP, 8090, backend), Frontend(0, host.address, UDP, 8091, udp))
     one, two = (getattr(world, h) for h in hosts)
     client = world.bed.client_address
     source = (client, 46000 + ["ac", "ca", "bc", "cb"].index(hosts))
@@ -231,7 +231,7 @@ def test_a_closed_udp_port_behind_a_frontend_is_reported_to_the_client(world: Si
     """The backend's ICMP error is about a packet with other addresses than the client sent."""
     closed = (Backend(4096, "10.0.0.6", 999), Backend(4096, "10.0.0.5", 999))
     for host in world.bed.hosts:
-        host.put(Frontend(0, host.address, UDP, 9999, closed))
+        host.put(Frontend(0, HOST4, UDP, 9999, closed))
     with pytest.raises(ConnectionRefusedError):
         ask_udp(world.shell.path, "10.0.1.6", 999)
     for _ in range(2):
@@ -305,7 +305,7 @@ def test_local_network_is_this_hosts_own(world: SimpleNamespace) -> None:
     box.join(bridge, "172.30.0.2", outbound=True)
     twin.join(bridge, "172.30.0.3", outbound=True)
     world.bed.serve(box.path, 80, "bridged")
-    world.a.put(Frontend(0, world.a.address, TCP, 8088, (Backend(900, "172.30.0.2", 80),)))
+    world.a.put(Frontend(0, HOST4, TCP, 8088, (Backend(900, "172.30.0.2", 80),)))
     assert ask(world.client, world.a.address, 8088)[:2] == ["bridged", world.bed.client_address]
     assert ask(world.a.path, "127.0.0.1", 8088)[0] == "bridged"
     assert ask(box.path, world.bed.client_address, 90)[:2] == ["outside", world.a.address]

@@ -11,7 +11,7 @@ import pytest
 from datapath_bed import Container, ask, ask_udp, connect, echo, line, made_bed, network, ping
 
 from overlace.network.vfp.access import NO_RULE
-from overlace.network.vfp.tables import AccessList, AccessRule, Backend, Frontend, LocalEndpoint
+from overlace.network.vfp.tables import HOST4, AccessList, AccessRule, Backend, Frontend, LocalEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 NET = network(4097, "10.0.1.0/24")
@@ -39,7 +39,7 @@ def world() -> Iterator[SimpleNamespace]:
         bed.serve(bed.client, 9000, "outside")
         bed.serve(bed.client, 9000, "outside", socket.SOCK_DGRAM)
         bed.frontend(Frontend(4097, VIP, 0, 0, (Backend(4097, "10.0.1.5"),)))
-        a.put(Frontend(0, a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
+        a.put(Frontend(0, HOST4, 6, 8080, (Backend(4097, "10.0.1.5", 80),)))
         yield SimpleNamespace(bed=bed, a=a, db=db, web=web, cron=cron, near=near)
 
 

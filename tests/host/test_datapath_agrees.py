@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from overlace.network.linux import bpf_syscall, figures, unified
+from overlace.network.linux.edges import own_rows4
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import (
     REASONS,
@@ -28,6 +29,7 @@ from overlace.network.linux.maps import (
     config_value,
     encode,
 )
+from overlace.network.linux.netlink import Address
 from overlace.network.linux.rows import Rows
 from overlace.network.vfp.access import Connections
 from overlace.network.vfp.affinity import preferred
@@ -36,6 +38,7 @@ from overlace.network.vfp.model import Direction, Packet
 from overlace.network.vfp.simulate import Choose
 from overlace.network.vfp.tables import (
     ANY_PORT,
+    HOST4,
     AccessList,
     AccessRule,
     Backend,
@@ -51,6 +54,7 @@ from overlace.network.vfp.tables import (
 )
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(300)]
+SECOND = "192.0.2.11"  # another address of the host's
 HOST, PEERS, OUTSIDE = "172.28.1.11", ("172.28.1.12", "172.28.1.13"), "172.28.1.200"
 NETWORKS = (
     Network(4096, ("10.0.0.0/24",), "10.0.0.1", "02:42:0a:00:00:01", ingress=True),
@@ -70,6 +74,7 @@ def loader() -> Iterator[Loader]:
     made = Loader(f"agree{secrets.token_hex(3)}")
     made.open()
     made.maps["config"].update(bytes(4), config_value(_LO, HOST, 24, 1500, _LO, _LO, 4789))
+    made.maps["own_addresses"].put_many(own_rows4([Address(_LO, a, 24) for a in (HOST, SECOND)], HOST))
     yield made
     made.destroy()
 
@@ -159,7 +164,17 @@ def _tables(draw: st.DrawFn) -> Tables:
         members = tuple(b for b in backends if b.vni == 4096 and draw(st.booleans()))
         preserves = draw(st.booleans()) and all(b.address in here for b in members)
         kept = draw(st.sampled_from([(0, False), (3600, False)]))
-        entries.append(Frontend(0, HOST, draw(st.sampled_from([6, 17])), port, members, *kept, preserves))
+        entries.append(
+            Frontend(
+                0,
+                draw(st.sampled_from([HOST, HOST4])),
+                draw(st.sampled_from([6, 17])),
+                port,
+                members,
+                *kept,
+                preserves,
+            )
+        )
     return Tables(entries)
 
 
@@ -274,7 +289,7 @@ def _answered(
         _checked(loader, "from_underlay", _tunnelled(ip, there), sent, [back], way.vni)
     elif way.action == "deliver":
         here = next(e for e in tables if isinstance(e, LocalEndpoint) and e.endpoint_id == way.to)
-        if here.address != way.packet.dst and way.packet.dst == packet.dst and packet.dst != HOST:
+        if here.address != way.packet.dst and way.packet.dst == packet.dst and packet.dst not in (HOST, SECOND):
             return  # a router, or the destination of a service that preserves it
         key, ports = struct.pack("I", _LO), loader.maps["ports"]
         before = ports.lookup(key)
@@ -309,10 +324,12 @@ def test_packets_of_containers(loader: Loader, tables: Tables, data: st.DataObje
 def test_packets_of_clients(loader: Loader, tables: Tables, data: st.DataObject) -> None:
     _fill(loader, tables, None)
     for _, proto, dport in data.draw(_questions(tables, 0)):
-        packet = Packet(OUTSIDE, HOST, proto, next(_ports), dport)
-        ways = _ways(lambda pick, p=packet: forward_from_wire(tables, p, 0, pick))
+        own = data.draw(st.sampled_from((HOST, HOST, SECOND, "192.0.2.12")))
+        packet = Packet(OUTSIDE, own, proto, next(_ports), dport)
+        ways = _ways(lambda pick, p=packet: forward_from_wire(tables, p, 0, pick, (HOST, SECOND)))
         frame = _eth(_ip(packet), b"\2\0\0\0\0\xdd")
         way = _checked(loader, "from_underlay", frame, frame, ways, 0)
+        _checked(loader, "from_edge", frame, frame, ways, 0)
         _answered(loader, tables, None, packet, way, Way(TO_CLIENT, reverse(packet)))
 
 

@@ -34,6 +34,7 @@ from overlace.network.linux import bpf_syscall, nft, veth
 from overlace.network.linux.loader import BPFFS, port_links
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.tables import (
+    HOST4,
     AccessList,
     AccessRule,
     Backend,
@@ -380,7 +381,7 @@ def test_clsact_where_tcx_is_missing(world: SimpleNamespace) -> None:
     world.a.start(script)
     one = Container(world.a, "older")
     one.join(NET, "10.0.1.5", outbound=True)
-    published = Frontend(0, world.a.address, 6, 8080, (Backend(4097, "10.0.1.5", 80),))
+    published = Frontend(0, HOST4, 6, 8080, (Backend(4097, "10.0.1.5", 80),))
     world.a.put(RemoteEndpoint(4097, "10.0.1.6", mac_of("10.0.1.6"), world.b.address), published)
     world.bed.serve(one.path, 80, "older")
     links = BPFFS / "overlace" / world.a.instance / "links"

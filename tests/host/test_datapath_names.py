@@ -21,7 +21,7 @@ from overlace.network.linux.maps import (
     encode,
 )
 from overlace.network.linux.rows import Rows
-from overlace.network.vfp.tables import Backend, Frontend, LocalEndpoint, RemoteEndpoint
+from overlace.network.vfp.tables import HOST4, Backend, Frontend, LocalEndpoint, RemoteEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(180)]
 TCP = 6
@@ -46,7 +46,7 @@ def test_a_port_that_stands_for_another_connection_is_given_to_nobody_else() -> 
         web.join(INGRESS, "10.0.0.5")
         bed.serve(web.path, 80, "web")
         for host in bed.hosts:
-            host.put(Frontend(0, host.address, TCP, 8080, (Backend(4096, "10.0.0.5", 80),)))
+            host.put(Frontend(0, HOST4, TCP, 8080, (Backend(4096, "10.0.0.5", 80),)))
         for first, second, number in ((one, other, 46000), (behind, one, 46001)):
             source = (bed.client_address, number)
             with connect(bed.client, first.address, 8080, source=source) as mine:

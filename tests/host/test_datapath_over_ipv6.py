@@ -17,7 +17,7 @@ from test_datapath_multicast import inbox, send, taken
 from test_probes import Watched
 
 from overlace.network.linux.netns import run_inside
-from overlace.network.vfp.tables import Backend, Flood, Frontend, Network
+from overlace.network.vfp.tables import HOST4, Backend, Flood, Frontend, Network
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 NET = Network(
@@ -49,8 +49,7 @@ def made_world(families: str) -> Iterator[SimpleNamespace]:
             Frontend(4097, VIP6, 0, 0, (Backend(4097, ONE6), Backend(4097, TWO6))),
         )
         for host in (a, b):
-            at = host.client_address or "192.0.0.8"
-            host.put(Frontend(0, at, 6, 8080, (Backend(4097, ONE, 80), Backend(4097, TWO, 80))))
+            host.put(Frontend(0, HOST4, 6, 8080, (Backend(4097, ONE, 80), Backend(4097, TWO, 80))))
         yield SimpleNamespace(bed=bed, a=a, b=b, web1=web1, web2=web2, shell=shell)
 
 
@@ -131,7 +130,7 @@ def test_one_client_port_through_both_hosts_to_one_container(both: SimpleNamespa
     """The container cannot tell the two apart: the later one gets another source port, and each its own answers."""
     only = (Backend(4097, TWO, 80),)
     for host in (both.a, both.b):
-        host.put(Frontend(0, host.client_address, 6, 8081, only))
+        host.put(Frontend(0, HOST4, 6, 8081, only))
     source = (both.bed.client_address, 40123)
     with (
         connect(both.bed.client, both.a.client_address, 8081, source=source) as first,

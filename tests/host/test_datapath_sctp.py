@@ -14,7 +14,7 @@ import pytest
 from datapath_bed import Container, made_bed, network
 
 from overlace.network.linux.netns import run_inside
-from overlace.network.vfp.tables import AccessList, AccessRule, Backend, Frontend
+from overlace.network.vfp.tables import HOST4, AccessList, AccessRule, Backend, Frontend
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 NET, INGRESS = network(4097, "10.0.1.0/24"), network(4096, "10.0.0.0/24", ingress=True)
@@ -78,7 +78,7 @@ def test_to_a_vip_and_back(world: SimpleNamespace, where: str) -> None:
 
 
 def test_a_published_port_through_another_host(world: SimpleNamespace) -> None:
-    world.a.put(Frontend(0, world.a.address, SCTP, 3868, (Backend(4096, "10.0.0.7", 3868),)))
+    world.a.put(Frontend(0, HOST4, SCTP, 3868, (Backend(4096, "10.0.0.7", 3868),)))
     with raw(world.bed.client) as client, raw(world.far.path) as server:
         client.sendto(packet(6000, 3868, 1), (world.a.address, 0))
         assert got(server) == (world.bed.client_address, "10.0.0.7", packet(6000, 3868, 1))
@@ -87,7 +87,7 @@ def test_a_published_port_through_another_host(world: SimpleNamespace) -> None:
 
 
 def test_ports_are_never_translated(world: SimpleNamespace) -> None:
-    world.a.put(Frontend(0, world.a.address, SCTP, 3900, (Backend(4096, "10.0.0.7", 3868),)))
+    world.a.put(Frontend(0, HOST4, SCTP, 3900, (Backend(4096, "10.0.0.7", 3868),)))
     before = world.a.counters()["refused"]
     with raw(world.bed.client) as client, raw(world.far.path) as server:
         client.sendto(packet(6000, 3900, 1), (world.a.address, 0))

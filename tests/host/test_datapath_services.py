@@ -25,7 +25,7 @@ from datapath_bed import (
 
 from overlace.network.linux.netns import run_inside
 from overlace.network.vfp.affinity import preferred
-from overlace.network.vfp.tables import Backend, Delta, Frontend, RemoteEndpoint
+from overlace.network.vfp.tables import HOST4, Backend, Delta, Frontend, RemoteEndpoint
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(120)]
 NET = network(4097, "10.0.1.0/24")
@@ -96,22 +96,20 @@ def test_a_client_gets_the_same_backend_through_every_host(world: SimpleNamespac
         run("ip", "-n", world.bed.client.name, "addr", "add", address + "/24", "dev", "eth0")
         seen = set()
         for host in (world.a, world.b):
-            host.put(
-                msgspec.structs.replace(NET, ingress=True), Frontend(0, host.address, 6, 8080, MEMBERS, 3600)
-            )
+            host.put(msgspec.structs.replace(NET, ingress=True), Frontend(0, HOST4, 6, 8080, MEMBERS, 3600))
             seen.add(ask(world.bed.client, host.address, 8080, source=(address, 0))[0])
         assert seen == {"s" + preferred(MEMBERS, address).address[-1]}
     for host in (world.a, world.b):
-        host.call("apply", Delta(put=(NET,), remove=(("frontend", 0, host.address, 6, 8080),)))
+        host.call("apply", Delta(put=(NET,), remove=(("frontend", 0, HOST4, 6, 8080),)))
 
 
 def test_published_ports_keep_clients_too(world: SimpleNamespace) -> None:
     ingress = msgspec.structs.replace(NET, ingress=True)
     world.b.put(ingress)
-    world.a.put(ingress, Frontend(0, world.a.address, 6, 8080, MEMBERS, 3600))
+    world.a.put(ingress, Frontend(0, HOST4, 6, 8080, MEMBERS, 3600))
     seen = [ask(world.bed.client, world.a.address, 8080) for _ in range(10)]
     assert len({s[0] for s in seen}) == 1 and {s[1] for s in seen} == {world.bed.client_address}
-    world.a.call("apply", Delta(put=(NET,), remove=(("frontend", 0, world.a.address, 6, 8080),)))
+    world.a.call("apply", Delta(put=(NET,), remove=(("frontend", 0, HOST4, 6, 8080),)))
     world.b.put(NET)
 
 

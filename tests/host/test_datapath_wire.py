@@ -26,7 +26,7 @@ from datapath_bed import (
 )
 
 from overlace.network.linux.netns import run_inside
-from overlace.network.vfp.tables import Backend, Frontend
+from overlace.network.vfp.tables import HOST4, Backend, Frontend
 
 pytestmark = [pytest.mark.host, pytest.mark.timeout(60)]
 NET = network(4097, "10.0.1.0/24")
@@ -49,7 +49,7 @@ def world() -> Iterator[SimpleNamespace]:
         bed.serve(two.path, 80, "two")
         bed.serve(two.path, 53, "two", socket.SOCK_DGRAM)
         for host in bed.hosts:
-            host.put(Frontend(0, host.address, 17, 53, (Backend(4096, "10.0.0.6"),)))
+            host.put(Frontend(0, HOST4, 17, 53, (Backend(4096, "10.0.0.6"),)))
         yield SimpleNamespace(bed=bed, a=a, b=b, one=one, two=two)
 
 
@@ -343,12 +343,12 @@ def test_no_offload_on_the_underlay(world: SimpleNamespace) -> None:
             line(connection)
             assert echo(connection, bytes(range(256)) * 4096)
         for host in world.bed.hosts:
-            host.put(Frontend(0, host.address, 6, 8080, (Backend(4096, "10.0.0.6", 80),)))
+            host.put(Frontend(0, HOST4, 6, 8080, (Backend(4096, "10.0.0.6", 80),)))
             with connect(world.bed.client, host.address, 8080) as connection:
                 line(connection)
                 assert echo(connection, bytes(range(256)) * 4096)
             assert ask_udp(world.bed.client, host.address, 53)[0] == "two"
-        world.a.put(Frontend(0, world.a.address, 6, 8089))
+        world.a.put(Frontend(0, HOST4, 6, 8089))
         with pytest.raises(ConnectionRefusedError):
             ask(world.bed.client, world.a.address, 8089)
     finally:

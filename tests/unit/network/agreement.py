@@ -82,7 +82,7 @@ def disagreements(
             for vni, dst in ((0, own), (0, packet.dst), *((n, packet.dst) for n in networks)):
                 arrived = Packet(packet.src, dst, packet.protocol, packet.sport, packet.dport)
                 v = simulate(state, host, HOST_PORT, "IN", arrived, vni, pick)
-                way = forward_from_wire(tables, arrived, vni, pick)
+                way = forward_from_wire(tables, arrived, vni, pick, (host,))
                 out += _differ(f"from VXLAN {vni}", arrived, way, v, tables)
     return out
 

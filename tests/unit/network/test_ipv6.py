@@ -29,7 +29,15 @@ from overlace.network.names import EMPTY, UNKNOWN, Answer, Names, lookup
 from overlace.network.overlay_documents import guid_of
 from overlace.network.policy import Party, plan_acls, shorten
 from overlace.network.vfp.compile import compile_all
-from overlace.network.vfp.tables import HOST6, AccessList, Frontend, LocalEndpoint, Network, RemoteEndpoint
+from overlace.network.vfp.tables import (
+    HOST4,
+    HOST6,
+    AccessList,
+    Frontend,
+    LocalEndpoint,
+    Network,
+    RemoteEndpoint,
+)
 
 from .test_dns import addresses, query
 from .world import BACK6, ME, NETS, both, endpoint, network, port, running6, service, task6
@@ -306,7 +314,7 @@ def test_published_ports_are_at_the_hosts_addresses_of_the_families_the_ingress_
         NETS[0], subnets=("10.0.0.0/24", "fd00::/64"), gateways=("10.0.0.1", "fd00::1")
     )
     web = service("web", "ingress", "10.0.0.5", port(80, 8080))
-    for entry, fronts in ((NETS[0], {"172.28.1.11"}), (ingress, {"172.28.1.11", HOST6})):
+    for entry, fronts in ((NETS[0], {HOST4}), (ingress, {HOST4, HOST6})):
         w.change(put=(entry, web))
         found = {e.address for e in w.compiler.tables if isinstance(e, Frontend) and e.vni == 0}
         assert found == fronts
@@ -326,7 +334,7 @@ def test_ports_in_host_mode_are_at_both_where_the_task_has_both() -> None:
     w.run(t)
     fronts = {e.address: e for e in w.compiler.tables if isinstance(e, Frontend) and e.port == 9090}
     assert {a: f.backends[0].address for a, f in fronts.items()} == {
-        "172.28.1.11": "10.0.1.19",
+        HOST4: "10.0.1.19",
         HOST6: "fd00:1::19",
     }
     w.stop("t9")

@@ -18,7 +18,7 @@ from overlace.network.hns.service import HnsService, HostFacts
 from overlace.network.vfp.compile import compile_all
 from overlace.network.vfp.model import Packet
 from overlace.network.vfp.simulate import Verdict, simulate
-from overlace.network.vfp.tables import Frontend, Tables
+from overlace.network.vfp.tables import HOST4, Frontend, Tables
 
 from .agreement import disagreements, wrong_facts
 
@@ -147,7 +147,7 @@ def test_kube_proxys_documents_are_taken_and_balance() -> None:
     assert node.tables.get(("endpoint", 4096, "10.96.0.10")) is None  # kube-proxy's placeholder is nobody
     far = node.send("10.96.0.10")
     assert (far.action, far.provider_address, far.packet.dst) == ("encap", OTHER, "10.244.7.8")
-    port = node.tables.get(("frontend", 0, HOST, 6, 30080))
+    port = node.tables.get(("frontend", 0, HOST4, 6, 30080))
     assert isinstance(
         port, Frontend
     )  # kube-proxy's has no DSR: the other host knows no way back but the source VIP

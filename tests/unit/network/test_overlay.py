@@ -323,12 +323,12 @@ def test_backends_that_cannot_answer_clients_outside_see_this_node() -> None:
             ),
         )
     )
-    seen = {b.address: b.source for b in w.data_path.get(("frontend", 0, HOST, 6, 8080)).backends}
+    seen = {b.address: b.source for b in w.data_path.get(("frontend", 0, HOST4, 6, 8080)).backends}
     assert seen == {"10.0.0.7": "", "10.0.0.8": "10.0.0.2"}
     inside = w.data_path.get(("frontend", 4096, "10.0.0.5", 0, 0))
     assert {b.source for b in inside.backends} == {""}, "a container that asks is answered by its own address"
     w.change(put=(msgspec.structs.replace(blind, sees_clients=msgspec.UNSET),))
-    assert {b.source for b in w.data_path.get(("frontend", 0, HOST, 6, 8080)).backends} == {""}
+    assert {b.source for b in w.data_path.get(("frontend", 0, HOST4, 6, 8080)).backends} == {""}
 
 
 def test_windows_documents_translate_all_backends_or_none() -> None:

@@ -17,7 +17,7 @@ from overlace.network.vfp.model import HOST_PORT, Allow, Condition, Group, Packe
 from overlace.network.vfp.reasons import explain_counters
 from overlace.network.vfp.show import find_ports, local_ports, show_port
 from overlace.network.vfp.simulate import simulate
-from overlace.network.vfp.tables import Backend, Frontend, LocalEndpoint, Tables
+from overlace.network.vfp.tables import HOST4, Backend, Frontend, LocalEndpoint, Tables
 
 from .agreement import disagreements, wrong_facts
 from .world import HOST, ME, NETS, OTHER, PA, THIRD, World, endpoint, node, port, running, service, shop, task
@@ -79,15 +79,15 @@ def test_the_tables_hold_what_the_data_path_needs() -> None:
     assert t.get(("frontend", 4097, "10.0.1.5", 0, 0)) == Frontend(
         4097, "10.0.1.5", 0, 0, _by_guid(("back", "t1", "10.0.1.9"), ("back", "t2", "10.0.1.10"), vni=4097)
     )
-    assert t.get(("frontend", 0, HOST, 6, 8080)) == Frontend(
+    assert t.get(("frontend", 0, HOST4, 6, 8080)) == Frontend(
         0,
-        HOST,
+        HOST4,
         6,
         8080,
         _by_guid(("ingress", "t1", "10.0.0.9"), ("ingress", "t2", "10.0.0.10"), vni=4096, port=80),
     )
-    assert t.get(("frontend", 0, HOST, 6, 9090)) == Frontend(
-        0, HOST, 6, 9090, (Backend(4097, "10.0.1.9", 80),)
+    assert t.get(("frontend", 0, HOST4, 6, 9090)) == Frontend(
+        0, HOST4, 6, 9090, (Backend(4097, "10.0.1.9", 80),)
     )
     assert t.get(("network", 4096)).ingress and not t.get(("network", 4097)).ingress
     local = t.get(("endpoint", 4097, "10.0.1.9"))
@@ -96,7 +96,7 @@ def test_the_tables_hold_what_the_data_path_needs() -> None:
     assert t.get(("endpoint", 4097, "10.0.1.2")) is None  # our source VIP: no container carries it
     assert t.get(("endpoint", 4097, "10.0.1.3")) is not None  # the other host's does cross the wire
     w.change(remove=("service/ingress/web",))
-    assert t.get(("frontend", 0, HOST, 6, 8080)) is None and not t.get(("network", 4096)).ingress
+    assert t.get(("frontend", 0, HOST4, 6, 8080)) is None and not t.get(("network", 4096)).ingress
 
 
 def _by_guid(*members: tuple[str, str, str], vni: int, port: int = 0) -> tuple[Backend, ...]:
@@ -149,7 +149,7 @@ def test_layers_explain_themselves() -> None:
         for r in g.rules
         if r.conditions.get("Destination ports") == "8080"
     )
-    assert published.conditions["Destination IP"] == f"{HOST}/32" and published.type == "lb"
+    assert published.conditions["Destination IP"] == f"{HOST4}/32,{HOST}/32" and published.type == "lb"
 
 
 def test_people_name_ports_in_many_ways() -> None:

@@ -29,6 +29,8 @@ from overlace.network.vfp.tables import Delta, Entry, LocalEndpoint, Tables
 
 from . import audit, dns, figures, host_access, inject, listening, outside6, sockets, unified, veth
 from .contents import Contents, merge
+from .edges import PREFIX as EDGE_PREFIX
+from .edges import AddressNews
 from .host_side import LINKS, HostSide
 from .loader import port_links
 from .maps import TABLE_MAPS, decode_key
@@ -64,6 +66,7 @@ class DataPath:
         self._host = HostSide(instance, underlay_address, vxlan_port, balancing)
         self._pool = ThreadPoolExecutor(1, "overlace-datapath")
         self._contents = Contents(self._host.map, self._host.hosts)
+        self._news: AddressNews | None = None
 
     async def _do(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -73,10 +76,23 @@ class DataPath:
     async def open(self) -> None:
         """Settings, vxlan device, programs and maps (adopted when pinned), NAT table. Call reconcile()
         next."""
-        await self._do(self._open)
+        self._news = await self._do(self._open)
+        self._news.start()
 
-    def _open(self) -> None:
+    def _open(self) -> AddressNews:
         host = self._host
+        news = AddressNews(self._follow_addresses)  # before the first look, which is then not older
+        try:
+            self._open_host(host)
+        except BaseException:
+            news.abandon()
+            raise
+        return news
+
+    async def _follow_addresses(self) -> None:
+        await self._do(self._host.follow_addresses)
+
+    def _open_host(self, host: HostSide) -> None:
         host.open()
         self._contents.attached = veth.attachments(host.netlink().links(), self.instance)
         if not host.loader.is_switching:  # else reconcile() does, when the new maps are filled
@@ -87,8 +103,14 @@ class DataPath:
 
     async def close(self) -> None:
         """Let go; traffic continues."""
+        await self._end_news()
         await self._do(self._host.close)
         self._end_worker()
+
+    async def _end_news(self) -> None:
+        if self._news is not None:
+            await self._news.close()
+            self._news = None
 
     def _end_worker(self) -> None:
         self._pool.shutdown()
@@ -97,6 +119,7 @@ class DataPath:
     async def destroy(self) -> None:
         """Remove everything of this instance: interfaces, programs, pins, vxlan device, NAT table, sandboxes.
         Works on an object that was never opened. Sysctls stay as they are."""
+        await self._end_news()
         await self._do(self._destroy)
         self._end_worker()
 
@@ -159,7 +182,8 @@ class DataPath:
         keep = LINKS | sockets.links(self._host.level)
         keep |= {pin for owner in contents.attached for pin in port_links(veth.host_name(owner))}
         for name in self._host.loader.link_names() - keep:
-            self._host.loader.detach(name)
+            if not name.startswith(EDGE_PREFIX):  # those are followed apart
+                self._host.loader.detach(name)
         if not self._host.loader.is_switching:
             for endpoint_id, at in contents.attached.items():
                 name = veth.host_name(endpoint_id)

@@ -62,6 +62,11 @@ def _named_as_ours(name: str) -> bool:
     return len(tail) == 8 and all(c in "0123456789abcdef" for c in tail)
 
 
+def is_pair(link: Link) -> bool:
+    """Whether it is the host's end of such a pair, of whatever instance."""
+    return link.kind == "veth" and link.name.startswith(ACCESS_PREFIX) and _named_as_ours(link.name)
+
+
 def stray(folder: Path, links: Iterable[Link], instance: str, wanted: Iterable[str]) -> set[str]:
     """Endpoint ids (names of leftover links) of accesses that are there and not wanted."""
     files = folder.iterdir() if folder.is_dir() else ()

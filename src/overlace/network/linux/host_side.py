@@ -16,8 +16,9 @@ from overlace.model.findings import Finding
 from overlace.network.balancing import Balancing, Wish
 
 from . import bpf_syscall as bpf
-from . import carry, nft, outside6, sockets, unified
+from . import carry, nft, sockets, unified
 from .bpf_syscall import Map
+from .edges import Edges
 from .family import V6, family_of
 from .loader import AT_EGRESS, PORT_PROGRAMS, Loader, port_links
 from .maps import config_value, path_rows
@@ -43,6 +44,7 @@ class HostSide:
         self.address = underlay_address
         self.hosts = family_of(underlay_address)
         self.loader = Loader(instance, hosts=self.hosts)
+        self.edges = Edges(self.loader)
         self.pools = nft.PortPools(instance)
         self.level = Balancing("packet", "the data path is not open")
         self._vxlan_port = vxlan_port
@@ -125,6 +127,7 @@ class HostSide:
         self.loader.ensure_attached(netlink, self._vxlan_ifindex, "from_vxlan", "vxlan")
         self.loader.ensure_attached(netlink, self.underlay().ifindex, "from_underlay", "underlay")
         self.loader.ensure_attached(netlink, _LO, "from_host", "lo")
+        self.edges.attach(netlink)
         self.attach_sockets()
 
     def attach_sockets(self) -> None:
@@ -165,10 +168,16 @@ class HostSide:
         self._follow_addresses()
 
     def _follow_addresses(self) -> None:
-        """The host's own IPv6 addresses may have changed since the last look."""
-        table = self.map("own_addresses6")
-        if outside6.follow(self.netlink(), self.underlay().ifindex, table):
+        """The host's own addresses may have changed since the last look."""
+        under = self.underlay()
+        if self.edges.follow(self.netlink(), under.ifindex, under.client_address):
             unified.renew(self.map("generation"))
+
+    def follow_addresses(self) -> None:
+        """Published ports are at the addresses this host has now."""
+        self._follow_addresses()
+        if not self.loader.is_switching:
+            self.edges.attach(self.netlink())
 
     def close(self) -> None:
         """Let go; traffic continues."""
@@ -184,11 +193,8 @@ class HostSide:
             if link.name == VXLAN_DEVICE:
                 netlink.delete_link(link.ifindex)
         if not self.loader.tcx:
-            netlink.remove_clsact_filter(_LO)
-            with contextlib.suppress(
-                OSError
-            ):  # an address that went took nothing of ours with it but the way to its device
-                netlink.remove_clsact_filter(find_underlay(netlink, self.address).ifindex)
+            for link in netlink.links():
+                netlink.remove_clsact_filter(link.ifindex)
         self.loader.destroy()
         nft.run_nft(nft.remove_table(nft.table_name(self.instance)))
         netlink.close()
@@ -230,8 +236,7 @@ class HostSide:
             self._underlay = now
             self._configure()
             unified.renew(self.map("generation"))  # flows remember its MAC
-        else:
-            self._follow_addresses()
+        self.follow_addresses()
         return now
 
     # looking after itself
@@ -247,6 +252,7 @@ class HostSide:
             if ifindex in links:
                 ids |= dict.fromkeys(port_links(host_name(id)), id)
                 places |= {host_name(id) + tail: (name, ifindex) for name, tail in PORT_PROGRAMS.items()}
+        places |= {name: ("from_edge", at) for name, at in self.edges.links().items() if at in links}
         have = {name: Program(*at) for name, at in self.loader.look().items()}
         if not self.loader.tcx:
             have |= {

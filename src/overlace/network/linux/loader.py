@@ -24,7 +24,7 @@ from .maps import layout_of
 from .netlink import Netlink
 
 BPFFS = Path("/sys/fs/bpf")
-PROGRAMS = ("from_container", "to_container", "from_underlay", "from_vxlan", "from_host")
+PROGRAMS = ("from_container", "to_container", "from_underlay", "from_vxlan", "from_host", "from_edge")
 # At a container's interface, and what is behind the interface's name in the pin of their link.
 PORT_PROGRAMS = {"from_container": "", "to_container": "-in"}
 AT_EGRESS = ("to_container",)
@@ -72,6 +72,7 @@ MAPS = (
     "routes6",
     "exceptions6",
     "floods6",
+    "own_addresses",
     "own_addresses6",
     "reaches6",
     "choices6",

@@ -38,6 +38,7 @@ class Link(msgspec.Struct, frozen=True):
     alias: str
     up: bool
     kind: str
+    hardware: int = 1  # ARPHRD_* of linux/if_arp.h; 1: Ethernet
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -95,7 +96,7 @@ def mac_bytes(mac: str) -> bytes:
 
 
 def _read_link(body: bytes) -> Link:
-    _, _, ifindex, flags, _ = struct.unpack_from("BxHiII", body)
+    _, hardware, ifindex, flags, _ = struct.unpack_from("BxHiII", body)
     name, mtu, mac, alias, kind = "", 0, "", "", ""
     for attribute, value in _attrs(body[16:]):
         if attribute == _IFLA_IFNAME:
@@ -108,7 +109,7 @@ def _read_link(body: bytes) -> Link:
             alias = value.rstrip(b"\0").decode(errors="replace")
         elif attribute == _IFLA_LINKINFO:
             kind = next((v.rstrip(b"\0").decode() for k, v in _attrs(value) if k == 1), "")
-    return Link(ifindex, name, mtu, mac, alias, bool(flags & _IFF_UP), kind)
+    return Link(ifindex, name, mtu, mac, alias, bool(flags & _IFF_UP), kind, hardware)
 
 
 class Netlink:

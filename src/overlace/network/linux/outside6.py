@@ -1,16 +1,14 @@
 """The host's own IPv6, where the overlay's ends: its addresses, by which published ports are reached and which containers
 have outside, and forwarding.
 
-Owns finding the addresses, their rows of `own_addresses6` (bpf/maps.h) and the sysctls. Must not know endpoints.
+Owns which addresses count, their rows of `own_addresses6` (bpf/maps.h) and the sysctls. Must not know endpoints.
 """
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
 from ipaddress import IPv6Address
 
-from .bpf_syscall import Map
 from .netlink import Address, Netlink
 from .netns import read_sysctl, write_sysctl
 
@@ -31,16 +29,6 @@ def own_rows(addresses: Iterable[Address], underlay: int) -> dict[bytes, bytes]:
         return {}
     best = min(found)[2]
     return {_ANY: best, _LOOPBACK: best, **{packed: packed for _, _, packed in found}}
-
-
-def follow(netlink: Netlink, underlay: int, table: Map) -> bool:
-    """Bring the map up to the addresses this host has now; False: nothing had changed."""
-    want, have = own_rows(netlink.addresses(socket.AF_INET6), underlay), dict(table.items())
-    if want == have:
-        return False
-    table.put_many(want)
-    table.delete_many(k for k in have if k not in want)
-    return True
 
 
 def ensure_forwarding(netlink: Netlink) -> None:

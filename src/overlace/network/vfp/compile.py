@@ -42,6 +42,7 @@ from overlace.network.hns.routes import gateways_of
 from overlace.network.hns.state import State, outside_vips
 from overlace.network.vfp.tables import (
     ANY_PORT,
+    HOST4,
     HOST6,
     AccessList,
     AccessRule,
@@ -102,7 +103,7 @@ def compile_network(d: HostComputeNetwork, state: State) -> Network:
         else ""
     )
     balancers = (state.get(lb, HostComputeLoadBalancer) for lb in state.network_balancers.get(d.id, ()))
-    ingress = any(lb is not None and outer_addresses(lb, d, "host") for lb in balancers)
+    ingress = any(lb is not None and outer_addresses(lb, d) for lb in balancers)
     return Network(
         vni_of(d), subnets, gateway, mac, ingress=ingress, local=d.type == "NAT",
         flood=bool(d.multicast_rate) and d.type == "Overlay", other_gateways=tuple(others),
@@ -198,18 +199,18 @@ def compile_endpoint(d: HostComputeEndpoint, state: State, host: str) -> list[En
     for policy in d.policies:
         if isinstance(policy, p.PortMapping):
             s = policy.settings
-            for front in mapped_at(d, s, host):
+            for front in mapped_at(d, s):
                 own = _of_family((c.ip_address for c in d.ip_configurations), front)
                 backends = tuple(Backend(vni, a, s.internal_port) for a in own[:1])
                 out.append(Frontend(0, front, s.protocol, s.external_port, backends))
     return out
 
 
-def mapped_at(d: HostComputeEndpoint, s: p.PortMappingSettings, host: str) -> list[str]:
+def mapped_at(d: HostComputeEndpoint, s: p.PortMappingSettings) -> list[str]:
     """Where a mapped port is found: at the address it names, else at the host's own of each family the endpoint has."""
     if s.vip:
         return [s.vip]
-    return [host, *([HOST6] if any(is_six(c.ip_address) for c in d.ip_configurations) else [])]
+    return [HOST4, *([HOST6] if any(is_six(c.ip_address) for c in d.ip_configurations) else [])]
 
 
 def routes_of(d: HostComputeEndpoint, state: State) -> list[p.SdnRouteSettings]:
@@ -275,12 +276,12 @@ def compile_access(
     return [AccessList(vni, address, "IN", lists[0]), AccessList(vni, address, "OUT", lists[1])]
 
 
-def outer_addresses(d: HostComputeLoadBalancer, network: HostComputeNetwork, host: str) -> list[str]:
+def outer_addresses(d: HostComputeLoadBalancer, network: HostComputeNetwork) -> list[str]:
     """Where clients outside the overlay find the load balancer: at the host's own addresses, IPv6 where the network has
     it, when it has no VIP, else at those of its VIPs that are outside the network and routed to this host (kube-proxy's
     external and ingress IPs)."""
     if not d.frontend_vips:
-        return [host, *([HOST6] if any(is_six(s.ip_address_prefix) for s in network.subnets) else [])]
+        return [HOST4, *([HOST6] if any(is_six(s.ip_address_prefix) for s in network.subnets) else [])]
     return outside_vips(d, network)
 
 
@@ -301,7 +302,7 @@ def seen_as(lb: HostComputeLoadBalancer, e: HostComputeEndpoint, address: str, *
     return lb.source_vip if translated and is_six(lb.source_vip) == is_six(address) else ""
 
 
-def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -> list[Entry]:
+def compile_load_balancer(d: HostComputeLoadBalancer, state: State) -> list[Entry]:
     network = state.get(d.host_compute_network, HostComputeNetwork)
     if network is None:
         return []
@@ -318,7 +319,7 @@ def compile_load_balancer(d: HostComputeLoadBalancer, state: State, host: str) -
         internal = bool(m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER)
         apart = m.distribution_type == Distribution.SOURCE_IP_PROTOCOL
         where = [(vni, vip) for vip in d.frontend_vips]
-        where += [(0, at) for at in outer_addresses(d, network, host) if not internal]
+        where += [(0, at) for at in outer_addresses(d, network) if not internal]
         for scope, front in where:
             own = tuple(
                 Backend(vni, a, m.internal_port, seen_as(d, e, a, outside=not scope))
@@ -336,7 +337,7 @@ def compile_document(d: Document, state: State, host: str) -> list[Entry]:
     if isinstance(d, HostComputeEndpoint):
         return compile_endpoint(d, state, host)
     if isinstance(d, HostComputeLoadBalancer):
-        return compile_load_balancer(d, state, host)
+        return compile_load_balancer(d, state)
     if isinstance(d, HostComputeRoute):
         network = state.get(d.host_compute_network, HostComputeNetwork)
         return [*behind(d.routes, vni_of(network), host, d.id)] if network is not None else []
@@ -367,7 +368,7 @@ class Compiler:
 
     def _leads_in(self, d: HostComputeLoadBalancer) -> bool:
         network = self._state.get(d.host_compute_network, HostComputeNetwork)
-        return network is not None and bool(outer_addresses(d, network, self._host))
+        return network is not None and bool(outer_addresses(d, network))
 
     def update(self, changed: Iterable[Guid]) -> Delta:
         """Recompile the documents in `changed` and what depends on them; returns what the data path must

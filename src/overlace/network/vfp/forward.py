@@ -7,6 +7,8 @@ it: tests compare layers and data path with it. Must not know HNS.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
 from overlace.model.family import is_six
@@ -15,6 +17,7 @@ from overlace.network.vfp.access import judge
 from overlace.network.vfp.model import Direction, Packet, network_of, within
 from overlace.network.vfp.simulate import Choose, choose, is_ping, takes
 from overlace.network.vfp.tables import (
+    HOST4,
     HOST6,
     AccessList,
     Behind,
@@ -63,6 +66,15 @@ def _frontend(tables: Tables, vni: int, packet: Packet) -> Frontend | None:
         if isinstance(found, Frontend):
             return found
     return None
+
+
+def _published(tables: Tables, packet: Packet, own: Collection[str]) -> Frontend | None:
+    """The port of one address, else of all those of this host, `own`."""
+    found = _frontend(tables, 0, packet)
+    if found is None and packet.dst in own:
+        anywhere = HOST6 if is_six(packet.dst) else HOST4
+        return _frontend(tables, 0, msgspec.structs.replace(packet, dst=anywhere))
+    return found
 
 
 def _may(tables: Tables, endpoint: LocalEndpoint, direction: Direction, packet: Packet) -> bool:
@@ -195,7 +207,7 @@ def _leave(tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: P
     to_host = source.host_route and packet.dst == own
     if not to_host and not source.outbound_nat:
         return _drop(packet, vni, "drop_no_outbound")
-    published = _frontend(tables, 0, packet)
+    published = _published(tables, packet, (host,))
     if published is not None and (own == host or packet.dst == own):
         way = _balanced(tables, published, msgspec.structs.replace(packet, src=own), 0, pick)
         return way if way.reason != "refused" else _refuse(packet, vni)
@@ -206,22 +218,27 @@ def _leave(tables: Tables, vni: int, source: LocalEndpoint, host: str, packet: P
     return _drop(packet, vni, "drop_no_outbound")
 
 
-def forward_from_host(tables: Tables, packet: Packet, pick: Choose = choose) -> Way:
+def forward_from_host(
+    tables: Tables, packet: Packet, pick: Choose = choose, own: Collection[str] = ()
+) -> Way:
     """A packet of one of the host's own programs, which has routes to some containers here."""
     for e in tables:
         if isinstance(e, LocalEndpoint) and e.address == packet.dst and (e.outbound_nat or e.host_route):
             return _deliver(tables, e.vni, packet, may_leave=False)
-    return forward_from_wire(tables, packet, 0, pick)
+    return forward_from_wire(tables, packet, 0, pick, own)
 
 
-def forward_from_wire(tables: Tables, packet: Packet, vni: int = 0, pick: Choose = choose) -> Way:
-    """A packet arriving on the underlay: plain (vni 0) or taken out of VXLAN `vni`."""
+def forward_from_wire(
+    tables: Tables, packet: Packet, vni: int = 0, pick: Choose = choose, own: Collection[str] = ()
+) -> Way:
+    """A packet arriving on the underlay: plain (vni 0) or taken out of VXLAN `vni`. `own`: addresses of this host, where
+    its published ports are."""
     if vni:
         flood = _flooded(tables, vni, packet)
         if flood is not None:
             return _replicate(tables, flood, packet, "", ())
         return _deliver(tables, vni, packet, may_leave=False)
-    frontend = _frontend(tables, 0, packet)
+    frontend = _published(tables, packet, own)
     if frontend is None:
         return Way("host", packet)
     return _balanced(tables, frontend, packet, 0, pick)

@@ -61,7 +61,7 @@ from overlace.network.vfp.model import (
     network_of,
     within,
 )
-from overlace.network.vfp.tables import HOST6, Backend
+from overlace.network.vfp.tables import HOST4, HOST6, Backend
 
 FIREWALL = "FW_ADMIN_LAYER_ID"
 METER = "QOS_LAYER"
@@ -339,6 +339,11 @@ def endpoint_port(guid: Guid, state: State, host: str) -> Port:
     return Port(guid, segment.vni, layers)
 
 
+def found_at(front: str, host: str) -> tuple[str, ...]:
+    """Prefixes of packets to a published port. Of all the host's IPv4 addresses the simulator knows the one."""
+    return (host_prefix(HOST4), host_prefix(host)) if front == HOST4 else (host_prefix(front),)
+
+
 def host_port(state: State, host: str) -> Port:
     """The host's own port: published ports lead into networks, everything else is the host's."""
     rules: list[Rule] = []
@@ -353,8 +358,8 @@ def host_port(state: State, host: str) -> Port:
             continue
         if isinstance(d, HostComputeLoadBalancer):
             target = next(m for m in d.port_mappings if (m.protocol, m.external_port) == (protocol, number))
-            for front in outer_addresses(d, network, host):
-                condition = Condition(dst=(host_prefix(front),), protocol=protocol, dport=number)
+            for front in outer_addresses(d, network):
+                condition = Condition(dst=found_at(front, host), protocol=protocol, dport=number)
                 rules.append(
                     Rule(
                         f"LB_HOST_{d.name}_{number}",
@@ -371,10 +376,10 @@ def host_port(state: State, host: str) -> Port:
                 at = "" if s.vip == state.host else s.vip
                 if (at, s.protocol, s.external_port) != (address, protocol, number):
                     continue
-                for front in mapped_at(d, s, host):
+                for front in mapped_at(d, s):
                     own = [c.ip_address for c in d.ip_configurations if is_six(c.ip_address) == is_six(front)]
                     backends = tuple(Backend(vni_of(network), a, s.internal_port) for a in own[:1])
-                    condition = Condition(dst=(host_prefix(front),), protocol=protocol, dport=number)
+                    condition = Condition(dst=found_at(front, host), protocol=protocol, dport=number)
                     action = LoadBalance(backends) if backends else Block(f"{d.name} has no such address")
                     rules.append(Rule(f"NAT_{d.name}_{number}", 100, condition, action))
     for guid in sorted(lb for found in state.network_balancers.values() for lb in found):
@@ -382,10 +387,10 @@ def host_port(state: State, host: str) -> Port:
         network = state.get(lb.host_compute_network, HostComputeNetwork) if lb is not None else None
         if lb is None or network is None or not lb.frontend_vips:
             continue
-        for vip in outer_addresses(lb, network, host):
+        for vip in outer_addresses(lb, network):
             for m in lb.port_mappings:
                 if not m.flags & PortMappingFlags.INTERNAL_LOAD_BALANCER:
-                    condition = Condition(dst=(host_prefix(vip),), protocol=m.protocol, dport=m.external_port)
+                    condition = Condition(dst=found_at(vip, host), protocol=m.protocol, dport=m.external_port)
                     rules.append(
                         Rule(
                             f"LB_HOST_{lb.name}_{vip}",
@@ -394,6 +399,9 @@ def host_port(state: State, host: str) -> Port:
                             _members(lb, m, state, vip, outside=True),
                         )
                     )
+    rules.sort(
+        key=lambda rule: len(rule.condition.dst)
+    )  # a port of one address is asked before that of them all
     return Port(HOST_PORT, 0, (Layer(NAT, (Group("NAT_IN", "IN", 100, tuple(rules)),)),))
 
 

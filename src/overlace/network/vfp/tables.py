@@ -15,9 +15,9 @@ from typing import Literal, Union
 
 import msgspec
 
-# The host's own IPv6 addresses, whichever it has: where published ports are, what NAT gives a packet as source. (Of IPv4
-# a host has one, its underlay address. IPv6 addresses come and go with advertisements: the data path keeps them itself.)
-HOST6 = "::"
+# The host's own addresses of a family, whichever it has: where published ports are. They come and go, and the data path
+# follows them itself. HOST6 is also what NAT gives an IPv6 packet as source (of IPv4 that is the underlay address).
+HOST4, HOST6 = "0.0.0.0", "::"
 
 
 class Network(msgspec.Struct, frozen=True, tag="network"):
@@ -160,7 +160,7 @@ class Backend(msgspec.Struct, frozen=True):
 
 class Frontend(msgspec.Struct, frozen=True, tag="frontend"):
     """A load-balanced address. In a network (`vni` > 0): a service VIP, protocol 0 and port 0 meaning all of
-    them. On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own, or HOST6.
+    them. On the underlay (`vni` 0): a published port of this node; `address` is one of the node's own, HOST4 or HOST6.
     Backends are picked per connection; an established connection keeps its backend for as long as it lives,
     even when the list changes. A frontend without backends refuses (TCP reset or drop), it never leaks to
     the host."""

@@ -92,6 +92,7 @@ typedef six_t addr_t;
 #define ways ways6
 #define fragments fragments6
 #define traces traces6
+#define own_addresses own_addresses6
 
 /* The number in place of an address. */
 INLINE addr_t numbered(__u32 n)

@@ -1,19 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* IPv6 where the overlay ends: clients outside and on this host who ask published ports, and containers' packets to
- * addresses outside. IPv4 has the same in overlace.c and onward.h, by its one underlay address; here any of the host's. */
+ * addresses outside. IPv4 has the same in overlace.c and onward.h. */
 #pragma once
 #include "neighbour.h"
 #include "onward.h"
-
-/* Where the frontend of a published port is, if the packet is for one: the port of one address, else of all the host's. */
-LOOKUP int find_published(const struct pkt *p, addr_t *front)
-{
-	*front = p->daddr;
-	if (frontend_of(0, front, p->dport, p->proto))
-		return 1;
-	*front = numbered(0);
-	return own_address(&p->daddr) && frontend_of(0, front, p->dport, p->proto);
-}
 
 /* A packet outside the tunnel: a client's, here or elsewhere, to a published port, or none of ours. */
 NOINLINE int walk_from_outside(struct __sk_buff *ctx, __u32 generation)
@@ -40,6 +30,7 @@ NOINLINE int walk_from_outside(struct __sk_buff *ctx, __u32 generation)
 		q->source = *named;
 	}
 	q->out = here ? OUT_HOST : OUT_UNDERLAY;
+	q->ifindex = ctx->ifindex;
 	p->origin = here ? FROM_HOST : FROM_UNDERLAY;
 	p->complain = p->daddr;
 	came(p, ctx->ifindex, generation);
@@ -73,7 +64,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_ISOLATION);
 	if (p->proto == PROTO_UDP && p->dport == cfg->vxlan_port)
 		return drop(ctx, R_DROP_ISOLATION);
-	own = own_address(&p->daddr);
+	own = is_loopback(p->daddr) ? 0 : own_address(&p->daddr);
 	host = (port->flags & PORT_HOST) && own;
 	if (!host && (!(port->flags & PORT_OUTBOUND) || is_loopback(p->daddr) || !goes_outside()))
 		return answer_no_route(ctx, p);

@@ -13,6 +13,7 @@ struct question {
 	addr_t front; /* the frontend's address; the packet may carry another name of it (127.0.0.1) */
 	addr_t source; /* address the backend shall see, unless its row names another */
 	__u32 out; /* where replies go */
+	__u32 ifindex; /* OUT_UNDERLAY: where the client is */
 	__be16 port; /* the frontend's; 0: the packet's */
 };
 
@@ -49,11 +50,13 @@ LOOKUP void forget_reply(const struct pkt *p, __u32 vni, const struct flow *f, c
 LOOKUP struct flow *answered_by(const struct flow *reply, __u8 proto)
 {
 	struct flow_key key = {
-		.scope = reply->vni, .saddr = reply->daddr, .daddr = reply->saddr, .sport = reply->dport, .dport = reply->sport,
-		.proto = proto,
+		.saddr = reply->daddr, .daddr = reply->saddr, .sport = reply->dport, .dport = reply->sport, .proto = proto,
 	};
-	struct flow *f = bpf_map_lookup_elem(&flows, &key);
+	struct flow *f;
 
+	if (reply->out == OUT_ENDPOINT)
+		key.scope = reply->vni;
+	f = bpf_map_lookup_elem(&flows, &key);
 	if (!f && key.scope) {
 		key.scope = 0;
 		f = bpf_map_lookup_elem(&flows, &key);
@@ -159,7 +162,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 	answers->daddr = p->saddr;
 	answers->sport = p->dport;
 	answers->dport = p->sport;
-	answers->vni = q->client_vni;
+	answers->vni = q->out == OUT_UNDERLAY ? q->ifindex : q->client_vni;
 	answers->peer_vni = f->peer_vni;
 	answers->sandbox = f->sandbox;
 	answers->seen = f->seen;
@@ -172,7 +175,7 @@ INLINE int bind_reply(const struct pkt *p, const struct question *q, struct flow
 	if (name(key, answers))
 		return -1;
 	f->sport = key->dport;
-	forget_reply(p, f->peer_vni, f, f->state & STATE_PRESERVED ? &q->front : &f->daddr);
+	forget_reply(p, f->peer_vni, f, !(f->state & STATE_PRESERVED) ? &f->daddr : is_none(q->front) ? &p->daddr : &q->front);
 	return bpf_map_update_elem(&flows, key, answers, BPF_ANY);
 }
 

@@ -134,16 +134,17 @@ INLINE struct config *settings(void)
 	return bpf_map_lookup_elem(&config, &zero);
 }
 
-#ifdef OVERLACE_IPV6
-/* The host's own addresses, each with the global one that stands for it towards containers: of ::1 another one. In the
- * row of :: is what stands for any. Without a global address there are no rows: IPv6 ends at this host then. */
-MAP(BPF_MAP_TYPE_HASH, own_addresses6, addr_t, addr_t, 1024, BPF_F_NO_PREALLOC);
+/* The host's own addresses, each with the global one that stands for it towards containers: of ::1 another one (127.0.0.0/8
+ * has no rows). In the row of :: and 0.0.0.0 is what stands for any. Without a global IPv6 address own_addresses6 has no
+ * rows: IPv6 ends at this host then. */
+MAP(BPF_MAP_TYPE_HASH, own_addresses, addr_t, addr_t, 1024, BPF_F_NO_PREALLOC);
 
 LOOKUP addr_t *own_address(const addr_t *addr)
 {
-	return bpf_map_lookup_elem(&own_addresses6, addr);
+	return bpf_map_lookup_elem(&own_addresses, addr);
 }
 
+#ifdef OVERLACE_IPV6
 /* Whether hosts outside can answer this one. */
 LOOKUP int goes_outside(void)
 {

@@ -5,6 +5,54 @@
 #include "answer.h"
 #include "flow.h"
 
+/* Where the frontend of a published port is, if the packet is for one: the port of one address, else of all the host's. */
+LOOKUP int find_published(const struct pkt *p, addr_t *front)
+{
+	*front = p->daddr;
+	if (frontend_of(0, front, p->dport, p->proto))
+		return 1;
+	*front = numbered(0);
+	return frontend_of(0, front, p->dport, p->proto) && own_address(&p->daddr);
+}
+
+/* Out of which interface an answer goes to its client outside, who came in by `in` (0: the underlay's): there, where a route
+ * leads to the client that way, else where the host's routes lead. A host that does not forward has no such question. */
+NOINLINE __u32 way_out(struct __sk_buff *ctx, const struct pkt *p, __u32 in)
+{
+	struct config *cfg = settings();
+	struct bpf_fib_lookup route = {};
+	long found;
+
+	if (!cfg || !p)
+		return in;
+	if (!in)
+		in = cfg->underlay_ifindex;
+#ifdef OVERLACE_IPV6
+	route.family = FAMILY_INET6;
+	__builtin_memcpy(route.ipv6_src, &p->saddr, sizeof(p->saddr));
+	__builtin_memcpy(route.ipv6_dst, &p->daddr, sizeof(p->daddr));
+#else
+	if (in == cfg->underlay_ifindex && ((p->daddr ^ cfg->underlay_addr) & cfg->underlay_mask) == 0)
+		return in;
+	route.family = FAMILY_INET;
+	route.ipv4_src = p->saddr;
+	route.ipv4_dst = p->daddr;
+#endif
+	route.l4_protocol = p->proto;
+	route.ifindex = in;
+	found = bpf_fib_lookup(ctx, &route, sizeof(route), BPF_FIB_LOOKUP_OUTPUT);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS || found > BPF_FIB_LKUP_RET_NOT_FWDED)
+		return in;
+	route.l4_protocol = p->proto;
+	route.sport = route.dport = 0;
+	route.tot_len = 0;
+	route.ifindex = cfg->lo_ifindex;
+	found = bpf_fib_lookup(ctx, &route, sizeof(route), 0);
+	if (found == BPF_FIB_LKUP_RET_SUCCESS || found == BPF_FIB_LKUP_RET_NO_NEIGH)
+		return route.ifindex;
+	return in;
+}
+
 /* Send to the endpoint of network `vni` that has the destination, the one `nat` gives it if given; `to`: to another one. */
 NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr_t *to, struct flow *nat)
 {
@@ -68,8 +116,10 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 			whole->state |= STATE_CLOSED;
 	}
 	if (f->out == OUT_UNDERLAY) {
-		remember(p, W_UNDERLAY, 0, 0);
-		return to_client(ctx, cfg, f->daddr);
+		__u32 out = way_out(ctx, p, f->vni);
+
+		remember(p, W_UNDERLAY, out, 0);
+		return to_client(ctx, cfg, out, p->daddr);
 	}
 	if (f->out == OUT_HOST) {
 		remember(p, W_LOOPBACK, 0, 0);
@@ -144,12 +194,14 @@ INLINE int to_backend(struct __sk_buff *ctx, struct pkt *p, const struct questio
 
 	if (f->state & STATE_PRESERVED) {
 		f->daddr = q->front;
-#ifdef OVERLACE_IPV6
-		addr_t *own = is_none(q->front) ? own_address(&p->daddr) : 0;
+		if (is_none(q->front)) { /* a port of all of the host's addresses: 127.0.0.1 has the row of them all */
+			addr_t *own = own_address(&p->daddr);
 
-		if (own) /* a port of all of the host's addresses */
-			f->daddr = *own;
-#endif
+			if (!own)
+				own = own_address(&q->front);
+			if (own)
+				f->daddr = *own;
+		}
 	}
 	return forward(ctx, p, f->vni, &backend, f);
 }
@@ -201,11 +253,13 @@ NOINLINE int answer_outside(struct __sk_buff *ctx, struct pkt *p, const struct p
 
 #ifndef OVERLACE_IPV6
 /* A container's packet to an address outside its network, or with the source of another of its interfaces, that answers
- * nobody. MISS: it is for a published port of this very host. */
+ * nobody. MISS: it is for a published port of this very host, which is in the caller's room q then. */
 NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
 {
 	struct config *cfg = settings();
+	addr_t *own;
 	int host;
+	ROOM(question, q);
 
 	if (!cfg || !p || !port)
 		return drop(ctx, R_DROP_ERROR);
@@ -219,10 +273,11 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_UNSUPPORTED);
 	if (p->proto == PROTO_UDP && p->dport == cfg->vxlan_port)
 		return drop(ctx, R_DROP_ISOLATION); /* translated, it would look like tunnel traffic of this host */
-	host = (port->flags & PORT_HOST) && p->daddr == cfg->underlay_addr;
+	own = own_address(&p->daddr);
+	host = (port->flags & PORT_HOST) && own;
 	if (!host && (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000)))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
-	if (frontend_of(0, &p->daddr, p->dport, p->proto))
+	if (find_published(p, &q->front))
 		return MISS;
 
 	struct exception_key except = { .prefix = 64, .list = port->exceptions, .to = p->daddr };

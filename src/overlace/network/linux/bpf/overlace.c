@@ -3,6 +3,7 @@
  *   from_container  ingress of the host side of a container's veth
  *   to_container    egress of the same: what the host's own stack sends there
  *   from_underlay   ingress of the interface that carries the underlay address
+ *   from_edge       ingress of every other one with an address of the host's: clients of published ports
  *   from_vxlan      ingress of the kernel's vxlan device (slow path)
  *   from_host       ingress of lo: the host's own connections to published ports
  *   from_outside    IPv6 alone: what from_underlay and from_host get outside the tunnel
@@ -150,7 +151,6 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 
 		if (taken != MISS || !cfg)
 			return taken;
-		q->front = p->daddr;
 		q->source = cfg->underlay_addr;
 #endif
 		p->complain = p->daddr;
@@ -378,10 +378,11 @@ NOINLINE int walk_from_underlay(struct __sk_buff *ctx, __u32 generation)
 		return TC_ACT_UNSPEC; /* a port of 127.0.0.1 is published to this host alone */
 	if (!IS_OVER_IPV6 && p.proto == PROTO_UDP && p.daddr == cfg->underlay_addr && p.dport == cfg->vxlan_port && !p.later)
 		return TC_ACT_UNSPEC; /* the kernel reassembles; from_vxlan sees the result */
-	if (!p.error && !frontend_of(0, &p.daddr, p.dport, p.proto))
-		return TC_ACT_UNSPEC;
 
-	struct question q = { .front = p.daddr, .source = p.saddr, .out = OUT_UNDERLAY };
+	struct question q = { .source = p.saddr, .out = OUT_UNDERLAY, .ifindex = ctx->ifindex };
+
+	if (!find_published(&p, &q.front) && !p.error)
+		return TC_ACT_UNSPEC;
 
 	p.origin = FROM_UNDERLAY;
 	p.complain = p.daddr;
@@ -413,6 +414,21 @@ int from_underlay(struct __sk_buff *ctx)
 	return taken == OTHER_FAMILY ? six(ctx, SIX_UNDERLAY) : taken;
 #endif
 }
+
+#ifndef OVERLACE_IPV6
+SEC("tc")
+int from_edge(struct __sk_buff *ctx)
+{
+	__u32 generation;
+	int taken;
+
+	if (ctx->protocol == bpf_htons(ETH_IPV6))
+		return six_outside(ctx);
+	generation = current_generation();
+	taken = again(ctx, generation);
+	return taken == MISS ? walk_from_underlay(ctx, generation) : taken;
+}
+#endif
 
 SEC("tc")
 int from_vxlan(struct __sk_buff *ctx)
@@ -446,15 +462,10 @@ NOINLINE int walk_from_host(struct __sk_buff *ctx, __u32 generation)
 		return TC_ACT_UNSPEC;
 	if (p.proto == PROTO_UDP && p.dport == cfg->vxlan_port && p.daddr == loopback + bpf_htonl(1))
 		return probe_out(ctx, &p);
-	q.front = p.daddr;
 	q.source = (p.saddr & net) == loopback ? cfg->underlay_addr : p.saddr;
-	if (!p.error && !frontend_of(0, &q.front, p.dport, p.proto)) {
-		if ((p.daddr & net) != loopback)
-			return TC_ACT_UNSPEC;
-		q.front = cfg->underlay_addr; /* localhost stands for the host's address */
-		if (!frontend_of(0, &q.front, p.dport, p.proto))
-			return TC_ACT_UNSPEC;
-	}
+	if (!find_published(&p, &q.front) && !p.error &&
+	    ((p.daddr & net) != loopback || !frontend_of(0, &q.front, p.dport, p.proto)))
+		return TC_ACT_UNSPEC;
 	p.origin = FROM_HOST;
 	p.complain = p.daddr;
 	came(&p, ctx->ifindex, generation);

@@ -255,26 +255,15 @@ INLINE int may_be_split(struct __sk_buff *ctx, const struct pkt *p)
 #endif
 }
 
-#ifdef OVERLACE_IPV6
-/* The plain packet to a client outside, out of the underlay; the kernel's routes for IPv6 say to whom. */
-INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, addr_t to)
+/* The plain packet to a client outside, out of the interface; the kernel finds the next hop there. */
+INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, __u32 ifindex, addr_t to)
 {
-	return end(ctx, R_TO_UNDERLAY, bpf_redirect_neigh(cfg->underlay_ifindex, 0, 0, 0));
-}
-#endif
-
-/* Send the IPv4 frame out of the underlay. */
-INLINE int to_underlay(struct __sk_buff *ctx, const struct config *cfg, __be32 to, __u32 reason)
-{
-	return end(ctx, reason, to_neighbour(cfg, to));
-}
-
 #ifndef OVERLACE_IPV6
-INLINE int to_client(struct __sk_buff *ctx, const struct config *cfg, addr_t to)
-{
-	return to_underlay(ctx, cfg, to, R_TO_UNDERLAY);
-}
+	if (!ifindex || ifindex == cfg->underlay_ifindex)
+		return end(ctx, R_TO_UNDERLAY, to_neighbour(cfg, to));
 #endif
+	return end(ctx, R_TO_UNDERLAY, bpf_redirect_neigh(ifindex ? ifindex : cfg->underlay_ifindex, 0, 0, 0));
+}
 
 struct hop {
 	__u32 vni;

@@ -83,7 +83,7 @@ enum origin { FROM_CONTAINER, FROM_UNDERLAY, FROM_HOST };
 
 struct config {
 	__u32 underlay_ifindex;
-	__be32 underlay_addr;
+	__be32 underlay_addr; /* the host's in tunnels, and towards containers in place of 127.0.0.1 */
 	__be32 underlay_mask; /* next hops inside it are on the link */
 	__u32 underlay_mtu;
 	__u32 vxlan_ifindex;
@@ -291,7 +291,7 @@ struct flow_key {
 struct flow { /* addresses and ports are those the packet shall have; F_CHOSEN: those the client asked for */
 	addr_t saddr, daddr;
 	__be16 sport, dport;
-	__u32 vni; /* where daddr lives (OUT_ENDPOINT) */
+	__u32 vni; /* where daddr lives (OUT_ENDPOINT); OUT_UNDERLAY: the interface its client came in by, 0: the underlay's */
 	__u32 peer_vni; /* F_REPLY: where the backend lives */
 	__u32 sandbox; /* of the backend when it is local */
 	host_t provider; /* F_VIA: back to this host */
@@ -342,7 +342,7 @@ struct way {
 	host_t from; /* AT_TUNNEL: the host it must come from */
 	host_t provider; /* W_ENCAPSULATE: the host it goes to */
 	__u32 vni; /* W_ENCAPSULATE */
-	__u32 ifindex; /* W_DELIVER */
+	__u32 ifindex; /* W_DELIVER, W_UNDERLAY */
 	__u8 own[6]; /* of a container: its source MAC */
 	__u8 src[6], dst[6]; /* MACs it goes on with */
 	__u8 verdict, flags; /* W_METERED, W_NOTED; TCP_FIN and TCP_RST once it has carried one */

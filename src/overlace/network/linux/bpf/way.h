@@ -61,7 +61,7 @@ NOINLINE int note_reset(const struct pkt *p, __u32 verdict, __u32 target, __u32 
 	else if (verdict == W_LOOPBACK)
 		asked.point = cfg->lo_ifindex;
 	else if (verdict == W_UNDERLAY)
-		asked.point = cfg->underlay_ifindex;
+		asked.point = target ? target : cfg->underlay_ifindex;
 	else
 		return 0;
 	asked.saddr = p->daddr;
@@ -75,7 +75,7 @@ NOINLINE int note_reset(const struct pkt *p, __u32 verdict, __u32 target, __u32 
 	return 0;
 }
 
-/* The packet, as it is now, goes this way, and so do those that come like it. `target`: ifindex of W_DELIVER. */
+/* The packet, as it is now, goes this way, and so do those that come like it. `target`: ifindex of W_DELIVER and W_UNDERLAY. */
 NOINLINE int remember(const struct pkt *p, __u32 verdict, __u32 target, const struct hop *hop)
 {
 	struct scratch *s = scratch();
@@ -415,7 +415,7 @@ INLINE int go(struct __sk_buff *ctx, struct seen *s, const struct way *w, const 
 		return end(ctx, R_DELIVERED, bpf_redirect_peer(ifindex, 0));
 	}
 	if (verdict == W_UNDERLAY)
-		return to_client(ctx, cfg, as->daddr);
+		return to_client(ctx, cfg, ifindex, as->daddr);
 	if (verdict == W_LOOPBACK)
 		return to_loopback(ctx, cfg);
 	return to_host(ctx);
