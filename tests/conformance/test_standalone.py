@@ -149,6 +149,37 @@ def test_ports_of_the_host(docker: Docker, swarm: Swarm, image: Image) -> None:
     docker("start", "late")
 
 
+def test_ports_of_one_address_of_the_host(docker: Docker, swarm: Swarm, image: Image) -> None:
+    """Of this host alone, and of an address that came while the daemon ran; a service is at that one, too."""
+    lab, app, more = swarm.lab, image("app:1"), "198.18.7.1"
+    device = json.loads(lab.exec("linux-1", "ip", "-j", "-4", "addr", "show", "scope", "global").stdout)[0][
+        "ifname"
+    ]
+    lab.exec("linux-1", "ip", "addr", "add", f"{more}/32", "dev", device)
+    lab.exec("client", "ip", "route", "add", f"{more}/32", "via", lab.manager.address)
+    try:
+        docker("run", "-d", "--name", "here", "--hostname", "here", "-p", "127.0.0.1:8091:80", app)
+        docker("run", "-d", "--name", "there", "--hostname", "there", "-p", f"{more}:8091:80", app)
+        assert docker("port", "here") == "80/tcp -> 127.0.0.1:8091"
+        assert f"{more}:8091->80/tcp" in docker("ps", "--filter", "name=there", "--format", "{{.Ports}}")
+        assert swarm.answers("http://127.0.0.1:8091/cgi-bin/who", host="linux-1")["host"] == "here"
+        assert swarm.answers(f"http://{more}:8091/cgi-bin/who")["host"] == "there"
+        assert not swarm.curl(f"http://{lab.manager.address}:8091/", seconds=1)
+        for address, words in (
+            ("0.0.0.0", "Bind for 0.0.0.0:8091 failed: port is already allocated"),
+            ("127.0.0.1", "Bind for 127.0.0.1:8091 failed: port is already allocated"),
+            ("198.18.7.99", "listen tcp4 198.18.7.99:8091: bind: cannot assign requested address"),
+        ):
+            assert words in docker.refused("run", "-d", "-p", f"{address}:8091:80", app)
+        docker("service", "create", "-d", "--name", "all", "-p", "8092:80", app)
+        swarm.running("all")
+        assert swarm.answers(f"http://{more}:8092/cgi-bin/who")
+    finally:
+        docker.run("service", "rm", "all")
+        lab.exec("client", "ip", "route", "del", f"{more}/32")
+        lab.exec("linux-1", "ip", "addr", "del", f"{more}/32", "dev", device)
+
+
 def test_names_of_what_is_not_done(docker: Docker, image: Image) -> None:
     for options, field in (
         (("--privileged",), "HostConfig.Privileged"),

@@ -42,8 +42,8 @@ async def main() -> dict[str, object]:
     with socket.create_server((ADDRESS, 0)) as server, socket.socket(type=socket.SOCK_DGRAM) as free:
         free.bind((ADDRESS, 0))
         port, dns_port = server.getsockname()[1], free.getsockname()[1]
-        told["seen"] = (6, port) in listening() and (17, dns_port) in listening()
-    told["gone"] = (6, port) in listening()
+        told["seen"] = ("", 6, port) in listening() and ("", 17, dns_port) in listening()
+    told["gone"] = ("", 6, port) in listening()
     told["adapters"] = [[a.name, list(a.addresses), a.mtu, a.loopback] for a in adapters()]
     state = pathlib.Path(sys.argv[2])
     hcn = Hcn(Library.load())

@@ -270,6 +270,7 @@ class PortConfig(Doc, frozen=True):
     target_port: int = 0
     published_port: int = 0
     publish_mode: str = "ingress"  # ingress | host
+    host_ip: str = ""  # the one address it is published at, of a container outside of services; "": every one
 
 
 class EndpointSpec(Doc, frozen=True):

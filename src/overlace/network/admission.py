@@ -6,7 +6,7 @@ anything on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Network
 
 import msgspec
@@ -16,7 +16,7 @@ from overlace.model.netview import NetView
 from overlace.model.protocols import WITH_PORTS
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import LocalTask
-from overlace.network.hostports import HostPort, plan_host_ports
+from overlace.network.hostports import HostPort, check_addresses, plan_host_ports
 from overlace.network.overlay_documents import gateway_network
 from overlace.network.records import LocalAddresses, Record, Records
 
@@ -24,7 +24,9 @@ from overlace.network.records import LocalAddresses, Record, Records
 class Admission:
     """`records` keep what was admitted. `listening`: ports of the host with a socket of somebody else's."""
 
-    def __init__(self, records: Records, local_subnet: str, listening: Callable[[], set[HostPort]]) -> None:
+    def __init__(
+        self, records: Records, local_subnet: str, listening: Callable[[], Iterable[HostPort]]
+    ) -> None:
         self._records = records
         self._local = LocalAddresses(local_subnet)
         self._listening = listening
@@ -66,6 +68,7 @@ class Admission:
                     f"task {task.task_name}: all its networks are internal, so no port can be published in "
                     "host mode: add a network that is not internal"
                 )
+            check_addresses(task.task_name, ports)
             ports = plan_host_ports(task.task_name, ports, self._taken(taken), self._listening())
         address = ""
         if task.on_local:
@@ -104,8 +107,18 @@ class Admission:
         taken = dict(by_documents)
         for r in self._records:
             for p in r.local.task.host_ports:
-                taken[(WITH_PORTS[p.protocol], p.published_port)] = r.asked.task_name
+                taken[(p.host_ip, WITH_PORTS[p.protocol], p.published_port)] = r.asked.task_name
         return taken
+
+
+def check_host_ips(task: TaskNetwork) -> None:
+    """On a Windows host. Raises InvalidArgument in Docker's words."""
+    for port in task.host_ports:
+        if port.host_ip:
+            raise InvalidArgument(
+                f"port {port.host_ip}:{port.published_port}:{port.target_port}/{port.protocol}: "
+                "Windows does not support host IP addresses in NAT settings"
+            )
 
 
 def host_network_refused(task: TaskNetwork) -> InvalidArgument:

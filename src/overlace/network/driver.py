@@ -22,7 +22,7 @@ from overlace.model.family import is_six
 from overlace.model.findings import Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState, tunnel_overhead
-from overlace.network.admission import Admission, host_network_refused
+from overlace.network.admission import Admission, check_host_ips, host_network_refused
 from overlace.network.base import Attached, Inside, TaskNetwork
 from overlace.network.counted import Held
 from overlace.network.datapath import DataPath
@@ -325,7 +325,9 @@ class OverlayDriver:
         """Check the wish, fill it in and keep it. Raises InvalidArgument, Conflict, Unavailable."""
         _, hns, _ = self._open_parts()
         view = self._seen()
-        return self._admission.admit(task, view, hns.state.by_host_port, self._mtus(task, view))
+        if self._windows:
+            check_host_ips(task)
+        return self._admission.admit(task, view, hns.state.by_outer, self._mtus(task, view))
 
     def _mtus(self, task: TaskNetwork, view: NetView) -> dict[str, int]:
         """Interface MTUs by network."""

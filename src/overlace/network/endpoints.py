@@ -81,7 +81,9 @@ def endpoint_policies(
         out.append(p.InterfaceParameters(p.InterfaceParametersSettings(mtu)))
     if published:
         out += [
-            p.PortMapping(p.PortMappingSettings(WITH_PORTS[x.protocol], x.target_port, x.published_port))
+            p.PortMapping(
+                p.PortMappingSettings(WITH_PORTS[x.protocol], x.target_port, x.published_port, x.host_ip)
+            )
             for x in t.host_ports
         ]
     if network is not None:

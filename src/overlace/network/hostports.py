@@ -6,7 +6,9 @@ anything.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 import msgspec
@@ -14,42 +16,74 @@ import msgspec
 from overlace.model.errors import Conflict, InvalidArgument
 from overlace.model.protocols import WITH_PORTS
 from overlace.model.specs import PortConfig
+from overlace.network.linux.listening import read_sctp, read_table
 
 PROC_NET = Path("/proc/thread-self/net")  # `self` is the main thread's, which may stand elsewhere
 DYNAMIC = range(32768, 61000)  # Docker takes unnamed host ports from the kernel's ephemeral range
-_LISTEN, _UNCONNECTED = "0A", "07"
-HostPort = tuple[int, int]  # protocol number, port
+_LISTEN, _UNCONNECTED = "0A", "07"  # proc(5)
+HostPort = tuple[str, int, int]  # address, "" for every one of the host; protocol number; port
 
 
-def listening(proc_net: Path = PROC_NET) -> set[HostPort]:
-    """Ports with a listening TCP or unconnected UDP socket, on whatever address."""
-    out: set[HostPort] = set()
+def at(address: str) -> str:
+    """An address as HostPort has it: "" for those that mean any, IPv4 where IPv6 names it."""
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return "" if parsed.is_unspecified else str(parsed)
+
+
+def listening(proc_net: Path = PROC_NET) -> dict[HostPort, int]:
+    """Where there is a listening TCP or SCTP or an unconnected UDP socket, and its inode."""
+    out: dict[HostPort, int] = {}
     for name, protocol, state in (
         ("tcp", 6, _LISTEN),
         ("tcp6", 6, _LISTEN),
         ("udp", 17, _UNCONNECTED),
         ("udp6", 17, _UNCONNECTED),
+        ("sctp/eps", 132, ""),
     ):
         try:
-            lines = (proc_net / name).read_text().splitlines()[1:]
+            text = (proc_net / name).read_text()
         except FileNotFoundError:
-            continue  # no IPv6 in this kernel
-        for line in lines:
-            words = line.split()
-            if words[3] == state:
-                out.add((protocol, int(words[1].rpartition(":")[2], 16)))
+            continue  # this kernel has no IPv6, or no SCTP
+        for found, inode in read_table(text, state) if state else read_sctp(text):
+            out[(at(found.address), protocol, found.port)] = inode
     return out
 
 
+def is_own(address: str) -> bool:
+    """Whether a socket of this host may have the address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True
+
+
+def taker(port: HostPort, there: Iterable[HostPort]) -> HostPort | None:
+    """The first of `there` that leaves `port` no room: same protocol and port, and an address they share."""
+    address, protocol, number = port
+    for other in there:
+        if other[1:] == (protocol, number) and (not address or not other[0] or other[0] == address):
+            return other
+    return None
+
+
 def plan_host_ports(
-    task_name: str, wanted: Iterable[PortConfig], taken: Mapping[HostPort, str], sockets: set[HostPort]
+    task_name: str, wanted: Iterable[PortConfig], taken: Mapping[HostPort, str], sockets: Iterable[HostPort]
 ) -> tuple[PortConfig, ...]:
     """`wanted` with published numbers filled in. `taken`: ports of tasks and services and whose they are.
 
     Raises Conflict in Docker's words; InvalidArgument for a protocol or port number that is none.
     """
     out: list[PortConfig] = []
-    used: set[HostPort] = set(taken)
+    used: dict[tuple[int, int], set[HostPort]] = {}
+    listened: dict[tuple[int, int], set[HostPort]] = {}
+    for index, there in ((used, taken), (listened, sockets)):
+        for key in there:
+            index.setdefault(key[1:], set()).add(key)
     for p in wanted:
         protocol = WITH_PORTS.get(p.protocol)
         if protocol is None:
@@ -58,23 +92,43 @@ def plan_host_ports(
             raise InvalidArgument(
                 f"port {p.published_port}:{p.target_port}/{p.protocol}: ports are from 1 to 65535"
             )
-        number = p.published_port
+
+        def clashes(number: int, index: dict[tuple[int, int], set[HostPort]], p: PortConfig = p) -> bool:
+            key = (WITH_PORTS[p.protocol], number)
+            return taker((p.host_ip, *key), index.get(key, ())) is not None
+
+        number, shown = p.published_port, _shown(p.host_ip)
         if number == 0:
-            free = (n for n in DYNAMIC if (protocol, n) not in used and (protocol, n) not in sockets)
-            number = next(free, 0)
+            number = next((n for n in DYNAMIC if not clashes(n, used) and not clashes(n, listened)), 0)
             if number == 0:
                 raise Conflict(f"no free {p.protocol} port left between {DYNAMIC[0]} and {DYNAMIC[-1]}")
-        elif (protocol, number) in used:
+        elif clashes(number, used):
             raise Conflict(
                 f"driver failed programming external connectivity on endpoint {task_name}: "
-                f"Bind for 0.0.0.0:{number} failed: port is already allocated"
+                f"Bind for {shown}:{number} failed: port is already allocated"
             )
-        elif (protocol, number) in sockets:
+        elif clashes(number, listened):
             raise Conflict(
                 f"driver failed programming external connectivity on endpoint {task_name}: "
-                f"failed to bind port 0.0.0.0:{number}/{p.protocol}: "
-                f"listen {p.protocol}4 0.0.0.0:{number}: bind: address already in use"
+                f"failed to bind port {shown}:{number}/{p.protocol}: "
+                f"listen {p.protocol}{6 if ':' in shown else 4} {shown}:{number}: bind: address already in use"
             )
-        used.add((protocol, number))
+        used.setdefault((protocol, number), set()).add((p.host_ip, protocol, number))
         out.append(msgspec.structs.replace(p, published_port=number))
     return tuple(out)
+
+
+def check_addresses(task_name: str, wanted: Iterable[PortConfig]) -> None:
+    """That this host has the addresses it shall publish at. Raises Conflict in Docker's words."""
+    for p in wanted:
+        if p.host_ip and not is_own(p.host_ip):
+            shown = _shown(p.host_ip)
+            raise Conflict(
+                f"driver failed programming external connectivity on endpoint {task_name}: "
+                f"failed to bind port {shown}:{p.published_port}/{p.protocol}: listen {p.protocol}"
+                f"{6 if ':' in shown else 4} {shown}:{p.published_port}: bind: cannot assign requested address"
+            )
+
+
+def _shown(host_ip: str) -> str:
+    return f"[{host_ip}]" if ":" in host_ip else host_ip or "0.0.0.0"

@@ -164,8 +164,12 @@ def test_ports() -> None:
     assert ports({"PortBindings": {"80/sctp": [{"HostPort": ""}]}}) == [("sctp", 80, 80)]
     with pytest.raises(Unimplemented, match=r"81:80/sctp is not supported: .* publish 80:80/sctp"):
         ports({"PortBindings": {"80/sctp": [{"HostPort": "81"}]}})
-    with pytest.raises(Unimplemented, match=r"HostConfig\.PortBindings 127\.0\.0\.1:80:80/tcp"):
-        ports({"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]}})
+    assert ports({"PortBindings": {"80/tcp": [{"HostIp": "::", "HostPort": "8080"}]}}) == [("tcp", 80, 8080)]
+    one = plan({"PortBindings": {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "80"}]}}).ports
+    assert [(p.host_ip, p.published_port) for p in one] == [("127.0.0.1", 80)]
+    for wrong in ("localhost", "fe80::1", "224.0.0.1"):
+        with pytest.raises(InvalidArgument, match=wrong):
+            ports({"PortBindings": {"80/tcp": [{"HostIp": wrong, "HostPort": "80"}]}})
     with pytest.raises(InvalidArgument, match="invalid port specification: '0/tcp'"):
         ports({"PortBindings": {"0/tcp": []}})
 

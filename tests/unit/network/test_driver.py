@@ -22,7 +22,7 @@ from overlace.network.counted import Hit
 from overlace.network.driver import OverlayDriver
 from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 from overlace.network.host_watch import Mended
-from overlace.network.hostports import listening, plan_host_ports
+from overlace.network.hostports import check_addresses, listening, plan_host_ports
 from overlace.network.overlay_documents import guid_of
 from overlace.network.records import LocalAddresses
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
@@ -266,7 +266,7 @@ class Host:
 
 @pytest.fixture
 async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
-    monkeypatch.setattr(driver_module, "listening", lambda: {(6, 22)})
+    monkeypatch.setattr(driver_module, "listening", lambda: {("", 6, 22)})
     h = Host(tmp_path)
     yield h
     await h.stop()
@@ -509,17 +509,73 @@ async def test_a_crash_at_any_call_is_repaired_after_the_restart(host: Host, fai
 
 def test_ports_without_a_number_get_free_ones() -> None:
     wanted = (port(80, 0, "host"), port(81, 0, "host"), port(82, 0, "host", "udp"))
-    got = plan_host_ports("t", wanted, {(6, 32768): "x"}, {(6, 32769)})
+    got = plan_host_ports("t", wanted, {("", 6, 32768): "x"}, {("", 6, 32769)})
     assert [p.published_port for p in got] == [32770, 32771, 32768]
+
+
+def at(host_ip: str, published: int, target: int = 80) -> PortConfig:
+    return msgspec.structs.replace(port(target, published, "host"), host_ip=host_ip)
+
+
+def test_a_port_of_one_address_and_who_is_in_its_way() -> None:
+    sockets = {("192.0.2.1", 6, 22), ("", 6, 53)}
+    taken = {("127.0.0.1", 6, 8080): "x", ("", 6, 9090): "y"}
+    for fine in (at("127.0.0.1", 22), at("192.0.2.1", 8080), at("::1", 8080)):
+        assert plan_host_ports("t", [fine], taken, sockets) == (fine,)
+    both = (at("127.0.0.1", 8081), at("192.0.2.1", 8081))
+    assert plan_host_ports("t", both, taken, sockets) == both
+    for wrong, words in (
+        (at("192.0.2.1", 22), r"listen tcp4 192\.0\.2\.1:22: bind: address already in use"),
+        (at("", 22), r"0\.0\.0\.0:22: bind: address already in use"),
+        (at("127.0.0.1", 53), r"127\.0\.0\.1:53: bind: address already in use"),
+        (at("127.0.0.1", 8080), r"Bind for 127\.0\.0\.1:8080 failed: port is already allocated"),
+        (at("", 8080), r"Bind for 0\.0\.0\.0:8080 failed"),
+        (at("::1", 9090), r"Bind for \[::1\]:9090 failed"),
+    ):
+        with pytest.raises(Conflict, match=words):
+            plan_host_ports("t", [wrong], taken, sockets)
+    with pytest.raises(Conflict, match="port is already allocated"):
+        plan_host_ports("t", [at("127.0.0.1", 8081), at("", 8081)], {}, ())
+    free = plan_host_ports("t", [at("127.0.0.1", 0)], {("192.0.2.1", 6, 32768): "x"}, ())
+    assert free[0].published_port == 32768
+
+
+def test_a_port_of_an_address_that_is_not_the_hosts() -> None:
+    check_addresses("t", [at("127.0.0.1", 80), at("", 80)])
+    with pytest.raises(
+        Conflict, match=r"listen tcp4 192\.0\.2\.77:80: bind: cannot assign requested address"
+    ):
+        check_addresses("t", [at("192.0.2.77", 80)])
+
+
+def test_sockets_by_address_and_of_every_protocol(tmp_path: Path) -> None:
+    (tmp_path / "sctp").mkdir()
+    (tmp_path / "tcp6").write_text(
+        "  sl  local_address\n"
+        "   0: 00000000000000000000000000000000:0016 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 11 1\n"
+        "   1: 0000000000000000FFFF00000100007F:0050 00000000000000000000000000000000:0000 0A 0:0 00:0 0 0 0 12 1\n"
+    )
+    (tmp_path / "sctp/eps").write_text(
+        " ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS\n"
+        "ffff8880 ffff8881 2   10  29   3868    0 13 127.0.0.1 192.0.2.1 \n"
+        "ffff8880 ffff8882 2   1   29   3869    0 14 127.0.0.1 \n"
+    )
+    assert listening(tmp_path) == {
+        ("", 6, 22): 11,
+        ("127.0.0.1", 6, 80): 12,
+        ("127.0.0.1", 132, 3868): 13,
+        ("192.0.2.1", 132, 3868): 13,
+    }
 
 
 def test_listening_sockets_are_found() -> None:
     with socket.socket() as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         tcp.bind(("127.0.0.1", 0))
-        assert (6, tcp.getsockname()[1]) not in listening()
+        assert ("127.0.0.1", 6, tcp.getsockname()[1]) not in listening()
         tcp.listen()
         udp.bind(("127.0.0.1", 0))
-        assert {(6, tcp.getsockname()[1]), (17, udp.getsockname()[1])} <= listening()
+        one, two = ("127.0.0.1", 6, tcp.getsockname()[1]), ("127.0.0.1", 17, udp.getsockname()[1])
+        assert {one, two} <= listening().keys()
 
 
 def test_local_addresses_run_out_and_come_back() -> None:

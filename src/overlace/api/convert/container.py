@@ -72,15 +72,17 @@ def _port_list(
     """The PORTS column: nothing for what does not run, as in Docker, IPv6 where it leads to the container."""
     if found.status != "running":
         return []
-    at = (ANYWHERE, ANYWHERE6) if any(a.ports6 for a in addresses) else (ANYWHERE,)
+    anywhere = (ANYWHERE, ANYWHERE6) if any(a.ports6 for a in addresses) else (ANYWHERE,)
     shown: list[Json] = []
     for name in exposed_ports(image_config, ports):
         number, _, protocol = name.partition("/")
         private: Json = {"PrivatePort": int(number), "Type": protocol}
-        public = [p.published_port for p in ports if name == f"{p.target_port}/{p.protocol}"]
-        shown += [{"IP": ip, **private, "PublicPort": port} for port in sorted(public) for ip in at] or [
-            private
-        ]
+        public = [(p.published_port, p.host_ip) for p in ports if name == f"{p.target_port}/{p.protocol}"]
+        shown += [
+            {"IP": ip, **private, "PublicPort": port}
+            for port, host_ip in sorted(public)
+            for ip in ((host_ip,) if host_ip else anywhere)
+        ] or [private]
     return shown
 
 
@@ -349,7 +351,7 @@ def _log_options(config: ContainerConfig) -> Json:
 def _bindings(ports: Sequence[PortConfig]) -> Json:
     shown: Json = {}
     for p in ports:
-        binding = {"HostIp": "", "HostPort": str(p.published_port)}
+        binding = {"HostIp": p.host_ip, "HostPort": str(p.published_port)}
         shown.setdefault(f"{p.target_port}/{p.protocol}", []).append(binding)
     return shown
 

@@ -171,13 +171,7 @@ def plan_ports(host: HostConfig, exposed: Iterable[str]) -> tuple[PortConfig, ..
     for inside, bindings in host.port_bindings.items():
         number, protocol = parse_port(inside)
         for binding in bindings or [Binding()]:
-            if binding.host_ip not in ("", "0.0.0.0", "::"):
-                raise Unimplemented(
-                    f"HostConfig.PortBindings {binding.host_ip}:{binding.host_port}:{inside} is not supported: "
-                    "a port is published on every address of the host; leave the address out"
-                )
-            if binding.host_ip == "::":
-                continue  # beside 0.0.0.0, which says the same here
+            host_ip = _host_ip(binding, inside)
             first, _, last = binding.host_port.partition("-")
             if binding.host_port and not first.isdecimal():
                 raise InvalidArgument(f"invalid host port '{binding.host_port}' for {inside}")
@@ -191,7 +185,7 @@ def plan_ports(host: HostConfig, exposed: Iterable[str]) -> tuple[PortConfig, ..
                     f"HostConfig.PortBindings {first}:{inside} is not supported: SCTP's checksum covers "
                     f"the ports; publish {number}:{inside}"
                 )
-            ports.append(_port(protocol, number, number if protocol == "sctp" else int(first or 0)))
+            ports.append(_port(protocol, number, number if protocol == "sctp" else int(first or 0), host_ip))
     if host.publish_all_ports:
         there = {(p.protocol, p.target_port) for p in ports}
         for text in exposed:
@@ -201,8 +195,27 @@ def plan_ports(host: HostConfig, exposed: Iterable[str]) -> tuple[PortConfig, ..
     return tuple(dict.fromkeys(ports))
 
 
-def _port(protocol: str, target: int, published: int) -> PortConfig:
-    return PortConfig(protocol=protocol, target_port=target, published_port=published, publish_mode="host")
+def _host_ip(binding: Binding, inside: str) -> str:
+    """The one address; "": every one of the host, of both families."""
+    if binding.host_ip in ("", "0.0.0.0", "::"):
+        return ""
+    try:
+        found = ipaddress.ip_address(binding.host_ip)
+    except ValueError:
+        raise InvalidArgument(f"invalid IP address '{binding.host_ip}' of port {inside}") from None
+    of_one_link = isinstance(found, ipaddress.IPv6Address) and (found.is_link_local or found.ipv4_mapped)
+    if found.is_multicast or of_one_link:
+        raise InvalidArgument(
+            f"HostConfig.PortBindings {binding.host_ip}:{binding.host_port}:{inside}: use an address this host has on "
+            "more than a link"
+        )
+    return str(found)
+
+
+def _port(protocol: str, target: int, published: int, host_ip: str = "") -> PortConfig:
+    return PortConfig(
+        protocol=protocol, target_port=target, published_port=published, publish_mode="host", host_ip=host_ip
+    )
 
 
 def parse_port(text: str) -> tuple[int, str]:

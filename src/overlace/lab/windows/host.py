@@ -61,7 +61,7 @@ def _wait_port(host: Host, part: str, port: int, timeout: float) -> None:
 
     def listens() -> bool:
         pid = processes.read_pid(file, host.netns)
-        return pid is not None and (6, port) in listening(Path(f"/proc/{pid}/net"))
+        return pid is not None and any(p[1:] == (6, port) for p in listening(Path(f"/proc/{pid}/net")))
 
     wait_until(f"{part} of {host.name}", listens, file, log_of(host, part), timeout)
 

@@ -290,6 +290,11 @@ def _check_endpoint_words(endpoint: EndpointSpec | None) -> None:
     if endpoint.mode not in ("", "vip", "dnsrr"):
         raise InvalidArgument(f'invalid EndpointSpec.Mode: "{endpoint.mode}"; use vip or dnsrr')
     for port in endpoint.ports:
+        if port.host_ip:
+            raise InvalidArgument(
+                f"EndpointSpec.Ports HostIp {port.host_ip} of port {_shown(port)}: a service's port is published at "
+                "every address of its hosts; leave HostIp out"
+            )
         if port.protocol not in ("tcp", "udp", "sctp"):
             raise InvalidArgument(
                 f'invalid protocol "{port.protocol}" of port {_shown(port)}; use tcp, udp or sctp'

@@ -349,7 +349,7 @@ def check_endpoint(d: HostComputeEndpoint, state: State, *, overlay_six: bool = 
             check_protocol(policy.settings.protocol, "PortMapping.Protocol", any_protocol=False)
             check_internal_port(policy.settings.internal_port, "PortMapping.InternalPort")
             if policy.settings.vip:
-                check_usable(policy.settings.vip, "PortMapping.VIP")
+                check_usable(policy.settings.vip, "PortMapping.VIP", six=overlay_six, loopback=overlay_six)
             check_port(policy.settings.external_port, "PortMapping.ExternalPort")
     if not remote:
         check_acls(judging(network.policies, d.policies), read_sets(network.policies))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -26,7 +26,7 @@ from overlace.model.netview import NetView
 from overlace.model.paths import PathState
 from overlace.model.system import ON_WINDOWS
 from overlace.network import hostports
-from overlace.network.admission import Admission, host_network_refused
+from overlace.network.admission import Admission, check_host_ips, host_network_refused
 from overlace.network.base import Attached, TaskNetwork
 from overlace.network.counted import Carried, Held
 from overlace.network.endpoints import LOCAL_NETWORK
@@ -87,7 +87,7 @@ class WindowsDriver:
         upstreams: Sequence[str] = (),
         search: Sequence[str] = (),
         local_subnet: str = "172.17.0.0/16",
-        listening: Callable[[], set[HostPort]] = ports.listening if ON_WINDOWS else hostports.listening,
+        listening: Callable[[], Iterable[HostPort]] = ports.listening if ON_WINDOWS else hostports.listening,
         dns_port: int = 53,
         dns_datagrams_at: str = "",
     ) -> None:
@@ -379,13 +379,14 @@ class WindowsDriver:
         )
 
     async def _admit(self, task: TaskNetwork) -> Record:
+        check_host_ips(task)
         view = self._seen()
         networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
         mtus = await self._ways.mtus(view, networks, self._node_id)
         taken = State()
         for d in list(self._host.documents.values()) if task.host_ports else ():
             taken.put(d)
-        return self._admission.admit(task, view, taken.by_host_port, mtus)
+        return self._admission.admit(task, view, taken.by_outer, mtus)
 
     async def _connect(self, record: Record, sandbox: str) -> Attached:
         """Everything of an admitted task, again and again with the same result. `sandbox`: empty, it has none yet."""

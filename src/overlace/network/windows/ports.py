@@ -22,11 +22,11 @@ _TABLES = (
 )
 
 
-def listening() -> set[tuple[int, int]]:
-    """(protocol number, port), on whatever address. Raises OSError, Unimplemented where this is not Windows."""
+def listening() -> set[tuple[str, int, int]]:
+    """("", protocol number, port): at whatever address. Raises OSError, Unimplemented where this is not Windows."""
     if sys.platform != "win32":
         raise Unimplemented("these tables are Windows': this host is not")
-    found: set[tuple[int, int]] = set()
+    found: set[tuple[str, int, int]] = set()
     library = ctypes.WinDLL("iphlpapi.dll")
     for name, protocol, kind, families in _TABLES:
         call = getattr(library, name)
@@ -40,7 +40,7 @@ def listening() -> set[tuple[int, int]]:
             if code and family == _AF_INET:
                 raise OSError(0, f"{name} failed with {code}")
             if not code:  # no IPv6 is no ports there
-                found |= {(protocol, port) for port in ports_of(table, row, offset)}
+                found |= {("", protocol, port) for port in ports_of(table, row, offset)}
     return found
 
 
