@@ -126,6 +126,7 @@ async def run_linux(
 ) -> None:
     """With packets. With a state folder the data path stays when this process ends, and is taken over by the next;
     without one it goes."""
+    from overlace.network import hostports
     from overlace.network.enforce import NetworkEnforcer
     from overlace.network.hns.enforced import linux_check
     from overlace.network.linux.datapath import DataPath
@@ -134,7 +135,7 @@ async def run_linux(
     await datapath.open()
     try:
         under = datapath.underlay()
-        check = linux_check(address, under.ifname, VXLAN_PORT, under.mtu)
+        check = linux_check(address, under.ifname, VXLAN_PORT, under.mtu, hostports.listening)
         service = _service(folder, HostFacts(address, version, check, lambda e: enforcer.counters(e)))
         enforcer = NetworkEnforcer(service, datapath, address, containers)
         await enforcer.open()

@@ -18,13 +18,13 @@ import structlog
 
 from overlace.daemon.membership import Membership
 from overlace.model.errors import Internal, OverlaceError, Unavailable
-from overlace.model.objects import KINDS, Object
+from overlace.model.objects import KINDS, PEER_PORT, Object
 from overlace.runtime.oci.files import write_atomically
 from overlace.security.identity import Identity
 from overlace.security.tls import client_context
 from overlace.store.base import Batch, Event, View
 from overlace.store.etcd.client import EtcdClient, created_at
-from overlace.store.etcd.member import PEER_PORT, EtcdConfig, EtcdFiles, EtcdProcess
+from overlace.store.etcd.member import EtcdConfig, EtcdFiles, EtcdProcess
 from overlace.store.etcd.store import REVISION, plan_parts
 from overlace.wire.transport import ManagerJoin, ManagerLeave, join_address, parse_address
 from overlace.wire.transport_client import join_managers, leave_managers

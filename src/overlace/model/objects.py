@@ -26,6 +26,7 @@ from overlace.model.specs import (
 from overlace.model.states import NodeState, TaskState
 
 SWARM_PORT = 2377  # TCP, where managers are reached
+PEER_PORT = 2380  # TCP (IANA: etcd-server), between several managers
 VXLAN_PORT = 4789  # UDP (RFC 7348, IANA)
 
 

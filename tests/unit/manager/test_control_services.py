@@ -19,7 +19,7 @@ from overlace.model.errors import (
     Unavailable,
     Unimplemented,
 )
-from overlace.model.objects import Endpoint, Service
+from overlace.model.objects import Cluster, Endpoint, Service
 from overlace.model.specs import NetworkSpec, Platform, PortConfig, ServiceSpec
 from overlace.runtime import base as runtime
 from overlace.store.base import Put
@@ -100,6 +100,50 @@ async def test_a_published_port_in_use() -> None:
     )
     udp = ports({"TargetPort": 80, "PublishedPort": 8081, "Protocol": "udp"})
     await kit.control.create_service(spec(Name="udp", EndpointSpec=udp))
+
+
+async def test_the_swarms_own_ports_are_no_services() -> None:
+    kit = Kit()
+    await kit.ingress()
+    await kit.store.commit([Put(Cluster(id="c", data_path_port=5789))])
+    for port, words_ in (
+        ({"TargetPort": 80, "PublishedPort": 2377}, "PublishedPort 2377/tcp: there managers are reached"),
+        ({"TargetPort": 80, "PublishedPort": 2377, "PublishMode": "host"}, "PublishedPort 2377/tcp"),
+        ({"TargetPort": 80, "PublishedPort": 5789, "Protocol": "udp"}, "5789/udp: there the tunnels"),
+    ):
+        with pytest.raises(InvalidArgument, match=words_):
+            await kit.control.create_service(spec(EndpointSpec=ports(port)))
+    for fine in (
+        {"PublishedPort": 4789, "Protocol": "udp"},
+        {"PublishedPort": 2377, "Protocol": "udp"},
+        {"PublishedPort": 2380},
+    ):
+        await kit.control.create_service(
+            spec(Name=f"s{fine['PublishedPort']}", EndpointSpec=ports({"TargetPort": 80, **fine}))
+        )
+
+
+async def test_a_service_may_keep_a_port_of_the_swarms() -> None:
+    """One from before this was refused is not in the way of its own update."""
+    kit = Kit()
+    await kit.ingress()
+    id, _ = await kit.control.create_service(
+        spec(EndpointSpec=ports({"TargetPort": 80, "PublishedPort": 5789, "Protocol": "udp"}))
+    )
+    await kit.store.commit([Put(Cluster(id="c", data_path_port=5789))])
+    same = spec(
+        Labels={"a": "b"}, EndpointSpec=ports({"TargetPort": 80, "PublishedPort": 5789, "Protocol": "udp"})
+    )
+    await kit.control.update_service(id, kit.service(id).version, same)
+
+
+async def test_a_port_of_one_address_is_no_services() -> None:
+    kit = Kit()
+    await kit.ingress()
+    with pytest.raises(InvalidArgument, match=r"HostIP 127\.0\.0\.1"):
+        await kit.control.create_service(
+            spec(EndpointSpec=ports({"TargetPort": 80, "PublishedPort": 81, "HostIP": "127.0.0.1"}))
+        )
 
 
 async def test_host_ports_may_repeat_but_not_against_ingress() -> None:

@@ -72,8 +72,9 @@ class Host:
     """A served HNS of a Linux host, without its packets."""
 
     def __init__(self, service: HnsService | None = None) -> None:
-        facts = HostFacts(HOST, LATEST, linux_check(HOST, "eth0", 4789))
-        self.service = service or HnsService(facts=facts)
+        self.sockets: set[tuple[str, int, int]] = set()
+        check = linux_check(HOST, "eth0", 4789, listening=lambda: self.sockets)
+        self.service = service or HnsService(facts=HostFacts(HOST, LATEST, check))
         self.hns = HnsCalls(self.service)
         self.compiler = Compiler(self.service.state, HOST)
 
@@ -123,6 +124,9 @@ REFUSED: list[tuple[str, dict[str, Any], Code, str]] = [
     ("Endpoint", endpoint("10.1.1.6", mapped(8080, HOST)), Code.PORT_ALREADY_EXISTS, "8080/tcp"),
     ("Endpoint", endpoint("10.1.1.6", mapped(81), mapped(81, "0.0.0.0")),
      Code.PORT_ALREADY_EXISTS, "this document itself"),
+    ("Endpoint", endpoint("10.1.1.6", mapped(4789, protocol=17)),
+     Code.PORT_ALREADY_EXISTS, "ExternalPort 4789/udp: the tunnels"),
+    ("LoadBalancer", balancer(port=4789, Protocol=17), Code.PORT_ALREADY_EXISTS, "ExternalPort 4789/udp: the tunnels"),
     ("Endpoint", endpoint("10.1.1.6", mapped(81, protocol=1)), Code.BAD_PARAMETER, "PortMapping.Protocol 1"),
     ("Endpoint", endpoint("10.1.1.6", policy("PortMapping", Protocol=6, InternalPort=0, ExternalPort=81)),
      Code.INVALID_INTERNAL_PORT, "PortMapping.InternalPort 0 is not a port: use 1 to 65535"),
@@ -372,6 +376,27 @@ def test_protocol_252_is_vxlan(host: Host, direction: str) -> None:
         (rule.local_ports, rule.remote_ports) if direction == "In" else (rule.remote_ports, rule.local_ports)
     )
     assert (rule.protocol, to, of) == (17, (4789, 4789), (0, 65535))
+
+
+def test_a_port_that_a_program_of_the_host_listens_on(host: Host) -> None:
+    host.sockets = {("", 6, 22), ("127.0.0.1", 6, 25), ("", 6, 8080)}
+    for kind, document, at in (
+        (
+            "Endpoint",
+            endpoint("10.1.1.6", mapped(22)),
+            "22 of protocol 6: a program of this host listens there",
+        ),
+        ("Endpoint", endpoint("10.1.1.6", mapped(25)), "there, at 127.0.0.1"),
+        ("LoadBalancer", balancer(port=22), "ExternalPort 22"),
+    ):
+        hr, text = host.create(kind, document)
+        assert hr == Code.PORT_ALREADY_EXISTS and at in text and "ExternalPortReserved" in text
+    reserved = policy("PortMapping", Protocol=6, InternalPort=80, ExternalPort=22, Flags=4)
+    host.made("Endpoint", endpoint("10.1.1.6", reserved), FAR)
+    host.made("Endpoint", endpoint("10.1.1.7", mapped(22, protocol=17)), "-")
+    # what is there is not asked again: the socket may have come later
+    asked = {"ResourceType": "Policy", "RequestType": "Update", "Settings": {"Policies": [mapped(8080)]}}
+    assert host.modify("Endpoint", EP, asked)[0] == 0
 
 
 def test_an_older_hns_knows_no_protocol_252() -> None:

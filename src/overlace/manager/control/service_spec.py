@@ -292,8 +292,8 @@ def _check_endpoint_words(endpoint: EndpointSpec | None) -> None:
     for port in endpoint.ports:
         if port.host_ip:
             raise InvalidArgument(
-                f"EndpointSpec.Ports HostIp {port.host_ip} of port {_shown(port)}: a service's port is published at "
-                "every address of its hosts; leave HostIp out"
+                f"EndpointSpec.Ports HostIP {port.host_ip} of port {_shown(port)}: a service's port is published at "
+                "every address of its hosts; leave HostIP out"
             )
         if port.protocol not in ("tcp", "udp", "sctp"):
             raise InvalidArgument(

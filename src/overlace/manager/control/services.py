@@ -17,10 +17,22 @@ from overlace.manager.control.names import random_name
 from overlace.manager.control.service_spec import check_service, is_job, may_change_tasks, normalise
 from overlace.manager.schedule.capable import explain_incapable, warn_incapable
 from overlace.model.errors import FailedPrecondition, InvalidArgument, Unimplemented
-from overlace.model.objects import Config, JobStatus, Network, Secret, Service, UpdateStatus
+from overlace.model.objects import (
+    PEER_PORT,
+    SWARM_PORT,
+    Cluster,
+    Config,
+    JobStatus,
+    Network,
+    Node,
+    Secret,
+    Service,
+    UpdateStatus,
+)
 from overlace.model.specs import HOST_NETWORKS, NetworkAttachmentConfig, PortConfig, ServiceSpec
 from overlace.store.base import Delete, Put, View
 from overlace.store.memory import name_conflict
+from overlace.wire.transport import parse_address
 
 
 class Services(Images):
@@ -222,6 +234,7 @@ def _check_ports(view: View, spec: ServiceSpec, own_id: str) -> None:
     """An ingress port is one service's in the whole swarm, against every other use; host ports may repeat:
     each host has its own, the scheduler keeps them apart."""
     ports = _ports(spec)
+    _check_own_ports(view, ports, own_id)
     if any(port.publish_mode == "ingress" for port in ports) and not any(
         network.spec.ingress for network in view.all(Network)
     ):
@@ -243,6 +256,29 @@ def _check_ports(view: View, spec: ServiceSpec, own_id: str) -> None:
                     f"port '{port.published_port}' is already in use by service '{other.spec.name}'"
                     f" ({other.id}) as {how} port"
                 )
+            )
+
+
+def _check_own_ports(view: View, ports: list[PortConfig], own_id: str) -> None:
+    """The swarm's own ports are no service's: who took them would cut hosts off. A service that has one from before this
+    was refused may keep it."""
+    before = view.get(Service, own_id) if own_id else None
+    kept = {(p.protocol, p.published_port) for p in (_ports(before.spec) if before is not None else ())}
+    addresses = [
+        n.manager_status.addr for n in view.all(Node) if n.manager_status is not None and not n.removed
+    ]
+    taken = {("tcp", SWARM_PORT): "managers are reached"}
+    taken |= {("tcp", parse_address(address)[1]): "managers are reached" for address in addresses}
+    if len(addresses) > 1:
+        taken[("tcp", PEER_PORT)] = "managers keep their state together"
+    for cluster in view.all(Cluster):
+        taken[("udp", cluster.data_path_port)] = "the tunnels between hosts arrive"
+    for port in ports:
+        key = port.protocol, port.published_port
+        if key in taken and key not in kept:
+            raise InvalidArgument(
+                f"EndpointSpec.Ports PublishedPort {port.published_port}/{port.protocol}: there {taken[key]}; "
+                "use another port"
             )
 
 

@@ -30,7 +30,7 @@ from overlace.network.hns.documents import (
 from overlace.network.hns.errors import Code, HcnError
 from overlace.network.hns.remotes import provider_of, tunnel_to
 from overlace.network.hns.routes import ANYWHERE, ANYWHERE6, gateways_of
-from overlace.network.hns.state import State
+from overlace.network.hns.state import OuterKey, State, outer_keys
 from overlace.network.hns.validate import MIN_MTU, MIN_MTU6
 
 NETWORK_FLAGS = NetworkFlags.EnableNonPersistent | NetworkFlags.EnablePersistent
@@ -52,12 +52,21 @@ ENDPOINT_POLICIES = (
 )  # fmt: skip
 
 
+UDP = 17
+
+
 def linux_check(
-    address: str, ifname: str, vxlan_port: int, mtu: int = 1500
+    address: str,
+    ifname: str,
+    vxlan_port: int,
+    mtu: int = 1500,
+    listening: Callable[[], Iterable[OuterKey]] = tuple,
 ) -> Callable[[Document, State], None]:
-    """The check for a host whose underlay is `address` on `ifname`, which takes packets of `mtu` bytes."""
+    """The check for a host whose underlay is `address` on `ifname`, which takes packets of `mtu` bytes. `listening`:
+    where the host's own programs have sockets."""
 
     def check(d: Document, state: State) -> None:
+        _ports(d, state, vxlan_port, listening)
         if isinstance(d, HostComputeNetwork):
             _network(d, state, address, ifname, vxlan_port)
         elif isinstance(d, HostComputeEndpoint):
@@ -73,6 +82,36 @@ def linux_check(
             _routes(d.routes, state.get(d.host_compute_network, HostComputeNetwork), address)
 
     return check
+
+
+def _ports(d: Document, state: State, vxlan_port: int, listening: Callable[[], Iterable[OuterKey]]) -> None:
+    """A port that is new on the host must not be one that something of the host listens on. Who has reserved it
+    (ExternalPortReserved) holds the socket himself, as Docker on Windows does."""
+    network = (
+        state.get(d.host_compute_network, HostComputeNetwork)
+        if isinstance(d, (HostComputeEndpoint, HostComputeLoadBalancer))
+        else None
+    )
+    new = set(outer_keys(d, network, state.host)) - set(state.outer_of.get(d.id, ()))
+    for _, protocol, port in sorted(new):
+        if protocol == UDP and port == vxlan_port:
+            raise HcnError(
+                Code.PORT_ALREADY_EXISTS,
+                f"ExternalPort {port}/udp: the tunnels from other hosts arrive there; use another",
+            )
+    reserved = {
+        (x.settings.protocol, x.settings.external_port)
+        for x in (d.policies if isinstance(d, HostComputeEndpoint) else ())
+        if isinstance(x, p.PortMapping) and x.settings.flags & p.NatFlags.ExternalPortReserved
+    }
+    asked = {key for key in new if key[1:] not in reserved}
+    for at, protocol, port in sorted(listening()) if asked else ():
+        if ("", protocol, port) in asked or (at, protocol, port) in asked:
+            raise HcnError(
+                Code.PORT_ALREADY_EXISTS,
+                f"ExternalPort {port} of protocol {protocol}: a program of this host listens there, at "
+                f"{at or 'every address'}; stop it, use another port, or write ExternalPortReserved",
+            )
 
 
 def _no(what: str, remedy: str = "leave it out, or use --backend model") -> HcnError:

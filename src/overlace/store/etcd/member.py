@@ -21,10 +21,10 @@ import msgspec
 import structlog
 
 from overlace.model.errors import Unavailable
+from overlace.model.objects import PEER_PORT
 from overlace.store.etcd.client import EtcdClient, EtcdError
 
 log = structlog.get_logger(__name__)
-PEER_PORT = 2380  # TCP (IANA: etcd-server)
 MANAGER_NAME = "swarm-manager"  # DNS name in every manager's certificate and in no worker's
 _SOCKET = (
     "client:0"  # etcd 3.4 wants a host and a port even in the URL of a unix socket: this is a file's name
