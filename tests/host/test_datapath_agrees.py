@@ -289,7 +289,11 @@ def _answered(
         _checked(loader, "from_underlay", _tunnelled(ip, there), sent, [back], way.vni)
     elif way.action == "deliver":
         here = next(e for e in tables if isinstance(e, LocalEndpoint) and e.endpoint_id == way.to)
-        if here.address != way.packet.dst and way.packet.dst == packet.dst and packet.dst not in (HOST, SECOND):
+        if (
+            here.address != way.packet.dst
+            and way.packet.dst == packet.dst
+            and packet.dst not in (HOST, SECOND)
+        ):
             return  # a router, or the destination of a service that preserves it
         key, ports = struct.pack("I", _LO), loader.maps["ports"]
         before = ports.lookup(key)

@@ -19,7 +19,7 @@ import structlog
 
 from overlace.model.errors import Unavailable
 from overlace.model.family import is_six
-from overlace.model.findings import Question, Said
+from overlace.model.findings import Examine, Question, Said
 from overlace.model.netview import NetView, NetworkEntry, NodeEntry
 from overlace.model.paths import PathState, tunnel_overhead
 from overlace.network.admission import Admission, check_host_ips, host_network_refused
@@ -43,6 +43,7 @@ from overlace.network.overlay import OverlayPlanner
 from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.passes import Passes
 from overlace.network.placed import Placed, placed_at
+from overlace.network.port_guard import PortGuard
 from overlace.network.records import Record, Records
 from overlace.network.refusals import Refusals
 from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf, parse_resolv_conf
@@ -100,6 +101,7 @@ class OverlayDriver:
         self._refusals = Refusals()
         self._notices = Notices()
         self._watch = HostWatch(datapath, self._notices)
+        self._guard = PortGuard(listening, datapath.apply, self._notices)
         self._host_access = HostAccesses(datapath)
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
@@ -129,6 +131,7 @@ class OverlayDriver:
             log.info(
                 "data path brought up to the kept state", put=len(differed.put), removed=len(differed.remove)
             )
+        await self._guard.open(self._compiler.tables, differed)
         await self._ways.open(self._datapath.underlay().mtu)
         await self._names.open(_client(record) for record in self._records if record.sandbox)
         await self._watch.start()
@@ -136,6 +139,7 @@ class OverlayDriver:
     async def close(self) -> None:
         await self._ways.close()
         await self._watch.end()
+        await self._guard.close()
         await self._names.close()
         await self._passes.ended()
         await self._datapath.close()
@@ -149,6 +153,7 @@ class OverlayDriver:
             return
         await self._ways.close()
         await self._watch.end()
+        await self._guard.close()
         await self._names.leave()
         await self._passes.ended()
         await self._datapath.destroy()
@@ -168,7 +173,7 @@ class OverlayDriver:
             "lacks": lacks(LATEST) if self._windows else {},
             "documents": len(self._hns.documents) if self._hns is not None else 0,
             "tasks": len(self._records.ids()),
-            "refused": [*self._refusals.texts(), *self._host_access.refused()],
+            "refused": [*self._refusals.texts(), *self._guard.texts(), *self._host_access.refused()],
         }
 
     def paths(self) -> list[PathState]:
@@ -192,7 +197,10 @@ class OverlayDriver:
 
     async def ask(self, question: Question) -> Said:
         """Look at this host."""
-        return await look(self._datapath, question, self._inside, self._sandbox, self._refusals.texts())
+        said = await look(self._datapath, question, self._inside, self._sandbox, self._refusals.texts())
+        if not isinstance(question, Examine):
+            return said
+        return msgspec.structs.replace(said, findings=(*said.findings, *self._guard.findings()))
 
     async def held(self) -> Held:
         """What the data path carried and holds, for metrics."""
@@ -263,9 +271,9 @@ class OverlayDriver:
             ids |= self._refusals.ids
         operations = plan_hns(hns.documents, planner.documents, ids, hns.balancers_of)
         self._refusals.note(hns.apply(operations))
-        delta = compiler.update(hns.drain())
+        delta = self._guard.passed(compiler.update(hns.drain()))
         if doubt:
-            await self._datapath.reconcile(compiler.tables)
+            await self._datapath.reconcile(self._guard.tables(compiler.tables))
         elif delta:
             await self._datapath.apply(delta)
         await self._open_to_host(view, changed, doubt, compiler)

@@ -87,8 +87,8 @@ class HostWatch:
         await self.end()
         loop = asyncio.get_running_loop()
         self._running = [
-            loop.create_task(_every(MEND_SECONDS, self._mend, "the host cannot be looked after")),
-            loop.create_task(_every(FILL_SECONDS, self._fill, "the data path's tables cannot be counted")),
+            loop.create_task(every(MEND_SECONDS, self._mend, "the host cannot be looked after")),
+            loop.create_task(every(FILL_SECONDS, self._fill, "the data path's tables cannot be counted")),
         ]
 
     async def end(self) -> None:
@@ -110,7 +110,7 @@ class HostWatch:
             self._notices.put(notice)
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[None]], failing: str) -> None:
+async def every(seconds: float, work: Callable[[], Awaitable[None]], failing: str) -> None:
     """Again and again; a failure is told once until it is another."""
     told = ""
     while True:

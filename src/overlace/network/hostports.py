@@ -6,6 +6,7 @@ anything.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv6Address, ip_address
@@ -49,6 +50,22 @@ def listening(proc_net: Path = PROC_NET) -> dict[HostPort, int]:
         for found, inode in read_table(text, state) if state else read_sctp(text):
             out[(at(found.address), protocol, found.port)] = inode
     return out
+
+
+def holder_of(inode: int, proc: Path = Path("/proc")) -> str:
+    """The program that has the socket, as `sshd (pid 712)`; "" when nobody here shows it."""
+    wanted = f"socket:[{inode}]"
+    for folder in proc.iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            with os.scandir(folder / "fd") as entries:
+                holds = any(os.readlink(entry.path) == wanted for entry in entries)
+            if holds:
+                return f"{(folder / 'comm').read_text().strip()} (pid {folder.name})"
+        except OSError:
+            continue  # it ended, or is not ours to look at
+    return ""
 
 
 def is_own(address: str) -> bool:

@@ -77,7 +77,9 @@ def disagreements(
                 way = forward_from_container(tables, e.vni, e, host, mine, pick)
                 out += _differ(f"out of {e.address}", mine, way, v, tables)
             v = simulate(state, host, HOST_PORT, "OUT", packet, pick=pick)
-            out += _differ("out of the host", packet, forward_from_host(tables, packet, pick), v, tables)
+            out += _differ(
+                "out of the host", packet, forward_from_host(tables, packet, pick, (host,)), v, tables
+            )
             own = HOST6 if ":" in packet.src else host
             for vni, dst in ((0, own), (0, packet.dst), *((n, packet.dst) for n in networks)):
                 arrived = Packet(packet.src, dst, packet.protocol, packet.sport, packet.dport)

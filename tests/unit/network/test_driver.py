@@ -28,7 +28,7 @@ from overlace.network.records import LocalAddresses
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.forward import forward_from_container
 from overlace.network.vfp.model import Packet
-from overlace.network.vfp.tables import Delta, LocalEndpoint, Network, Tables
+from overlace.network.vfp.tables import Delta, Frontend, LocalEndpoint, Network, Tables
 
 from .world import BACK6, HOST, ME, OTHER, both, endpoint, network, node, port, service, task, task6
 
@@ -266,7 +266,7 @@ class Host:
 
 @pytest.fixture
 async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
-    monkeypatch.setattr(driver_module, "listening", lambda: {("", 6, 22)})
+    monkeypatch.setattr(driver_module, "listening", lambda: {("", 6, 22): 11})
     h = Host(tmp_path)
     yield h
     await h.stop()
@@ -274,6 +274,27 @@ async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 def web(task_id: str = "t1", last: int = 9, **more: object) -> TaskNetwork:
     return task(task_id, ("back", f"10.0.1.{last}/24"), ("ingress", f"10.0.0.{last}/24"), **more)  # type: ignore[arg-type]
+
+
+async def test_a_published_port_that_a_program_listens_on_stays_the_programs(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sockets: dict[tuple[str, int, int], int] = {("", 6, 8080): 0}
+    monkeypatch.setattr(driver_module, "listening", lambda: sockets)
+    d = await host.start(v=view())
+    await d.attach(web())
+    fronts = [e for e in host.kernel.tables if isinstance(e, Frontend) and not e.vni]
+    assert not [e for e in fronts if e.port == 8080]
+    refused = d.describe()["refused"]
+    assert (
+        isinstance(refused, list) and "port 8080/tcp is published, and a program of this host" in refused[0]
+    )
+    await d.apply_view(view(), None)
+    assert not [e for e in host.kernel.tables if isinstance(e, Frontend) and (e.vni, e.port) == (0, 8080)]
+    sockets.clear()
+    await d._guard.look()
+    assert [e for e in host.kernel.tables if isinstance(e, Frontend) and (e.vni, e.port) == (0, 8080)]
+    assert d.describe()["refused"] == []
 
 
 async def test_a_task_gets_its_interfaces_in_order_and_one_default_route(host: Host) -> None:

@@ -190,7 +190,7 @@ def test_with_direct_return_backends_elsewhere_see_the_client() -> None:
     node = Node()
     far = node.remote("10.244.7.8", OTHER)
     node.balancer([], 30080, 8080, far, Flags=1)
-    port = node.tables.get(("frontend", 0, HOST, 6, 30080))
+    port = node.tables.get(("frontend", 0, HOST4, 6, 30080))
     assert isinstance(port, Frontend) and [b.source for b in port.backends] == [""]
 
 

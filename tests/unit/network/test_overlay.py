@@ -14,6 +14,7 @@ from overlace.network.hns.documents import (
 )
 from overlace.network.hns.plan import plan_hns
 from overlace.network.overlay_documents import guid_of
+from overlace.network.vfp.tables import HOST4
 
 from .world import HOST, ME, OTHER, World, endpoint, network, node, port, running, service, task
 

@@ -11,6 +11,7 @@ from ipaddress import ip_address, ip_network
 
 from overlace.model.family import is_six
 from overlace.model.paths import tunnel_overhead
+from overlace.model.protocols import UDP
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     Document,
@@ -50,9 +51,6 @@ ENDPOINT_POLICIES = (
     p.ProviderAddress, p.OutBoundNat, p.PortMapping, p.EncapOverhead, p.InterfaceParameters, p.Acl, p.TierAcl, p.Qos,
     p.SdnRoute,
 )  # fmt: skip
-
-
-UDP = 17
 
 
 def linux_check(

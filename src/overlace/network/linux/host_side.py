@@ -6,7 +6,6 @@ once per container is datapath.py's. Synchronous, for one thread.
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from collections.abc import Mapping
 

@@ -72,7 +72,7 @@ def _published(tables: Tables, packet: Packet, own: Collection[str]) -> Frontend
     """The port of one address, else of all those of this host, `own`."""
     found = _frontend(tables, 0, packet)
     if found is None and packet.dst in own:
-        anywhere = HOST6 if is_six(packet.dst) else HOST4
+        anywhere = HOST6 if ":" in packet.dst else HOST4
         return _frontend(tables, 0, msgspec.structs.replace(packet, dst=anywhere))
     return found
 

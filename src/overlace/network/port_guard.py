@@ -1,0 +1,186 @@
+"""Published ports against sockets of the host's own programs: who was there first keeps the port.
+
+Owns what is kept back for that, until the socket is gone, and saying so. The eBPF programs see a packet before the host's
+stack does: without this a service published on 22 would take new SSH logins on every node. Must not know maps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+
+import msgspec
+import structlog
+
+from overlace.model.findings import Finding
+from overlace.model.paths import Notice
+from overlace.model.protocols import WORDS
+from overlace.network.host_watch import every
+from overlace.network.hostports import HostPort, at, holder_of, taker
+from overlace.network.notices import Notices
+from overlace.network.vfp.tables import Delta, Frontend, Key, Tables
+
+LOOK_SECONDS = 30.0
+log = structlog.get_logger(__name__)
+
+
+class Clash(msgspec.Struct, frozen=True):
+    """A published port on which a program of the host listens, too; `kept_back`: the program has it."""
+
+    address: str  # of the port; "": every one of the host
+    port: str  # as 22/tcp
+    socket: HostPort
+    inode: int
+    kept_back: bool
+
+
+def plan_clashes(
+    fronts: Iterable[Frontend], served: Set[Key], sockets: Mapping[HostPort, int]
+) -> dict[Key, Clash]:
+    """Of published ports; one that is served already goes on."""
+    by_port: dict[tuple[int, int], list[HostPort]] = {}
+    for port in sockets:
+        by_port.setdefault(port[1:], []).append(port)
+    found: dict[Key, Clash] = {}
+    for e in fronts:
+        own = (at(e.address), e.protocol, e.port)
+        other = taker(own, by_port.get(own[1:], ()))
+        if other is not None:
+            name = f"{e.port}/{WORDS.get(e.protocol, e.protocol)}"
+            found[e.key] = Clash(own[0], name, other, sockets[other], e.key not in served)
+    return found
+
+
+def explain_clash(clash: Clash, holder: str) -> str:
+    who = holder or "a program"
+    where = clash.socket[0] or "every address"
+    if clash.kept_back:
+        return (
+            f"port {clash.port} is published, and {who} of this host listens there at {where}: it keeps the port here "
+            "until it ends; publish another port, or stop it"
+        )
+    return (
+        f"port {clash.port} is published, and {who} of this host has begun to listen there at {where}: new connections "
+        "go to the service; have it listen elsewhere, or publish another port"
+    )
+
+
+class PortGuard:
+    """Of one host. `listening`: where its programs have sockets, and their inodes."""
+
+    def __init__(
+        self,
+        listening: Callable[[], Mapping[HostPort, int]],
+        apply: Callable[[Delta], Awaitable[None]],
+        notices: Notices,
+    ) -> None:
+        self._listening = listening
+        self._apply = apply
+        self._notices = notices
+        self._served: dict[Key, Frontend] = {}
+        self._back: dict[Key, Frontend] = {}
+        self._told: dict[Key, tuple[Clash, str]] = {}
+        self._running: asyncio.Task[None] | None = None
+
+    async def open(self, tables: Tables, differed: Delta) -> None:
+        """After a start: `differed` is what the data path had not served before."""
+        fronts = {e.key: e for e in _fronts(tables)}
+        self._served, self._back, self._told = dict(fronts), {}, {}
+        fresh = {e.key for e in _fronts(differed.put)}
+        if fresh:
+            clashes = plan_clashes(fronts.values(), fronts.keys() - fresh, self._listening())
+            self._keep_back({key: fronts[key] for key, clash in clashes.items() if clash.kept_back})
+            self._tell(clashes)
+        if self._back:
+            await self._apply(Delta((), tuple(self._back)))
+        self._running = asyncio.get_running_loop().create_task(
+            every(LOOK_SECONDS, self.look, "the host's sockets cannot be read")
+        )
+
+    async def close(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+            self._running = None
+
+    def _keep_back(self, fronts: Mapping[Key, Frontend]) -> None:
+        for key, e in fronts.items():
+            self._served.pop(key, None)
+            self._back[key] = e
+
+    def passed(self, delta: Delta) -> Delta:
+        """The change without what is kept back."""
+        for key in delta.remove:
+            self._served.pop(key, None)
+            self._back.pop(key, None)
+            self._told.pop(key, None)
+        fronts = {e.key: e for e in _fronts(delta.put)}
+        new = [e for key, e in fronts.items() if key not in self._served]
+        clashes = plan_clashes(new, self._served.keys(), self._listening()) if new else {}
+        for key, e in fronts.items():
+            self._back.pop(key, None)
+            self._served[key] = e
+        self._keep_back({key: fronts[key] for key in clashes})
+        self._tell(clashes)
+        if not clashes:
+            return delta
+        return Delta(tuple(e for e in delta.put if e.key not in clashes), delta.remove)
+
+    def tables(self, tables: Tables) -> Tables:
+        """All of them without what is kept back."""
+        return Tables(e for e in tables if e.key not in self._back) if self._back else tables
+
+    async def look(self) -> None:
+        """What is free by now is served; what has begun to listen is told of."""
+        if not self._served and not self._back:
+            return
+        sockets = await asyncio.to_thread(self._listening)
+        clashes = plan_clashes([*self._served.values(), *self._back.values()], self._served.keys(), sockets)
+        for key in self._told.keys() - clashes.keys():
+            clash, _ = self._told.pop(key)
+            log.info("a published port is the service's alone again", port=clash.port)
+        self._tell(clashes)
+        free = {key: e for key, e in self._back.items() if key not in clashes}
+        for key, e in free.items():
+            del self._back[key]
+            self._served[key] = e
+        if free:
+            await self._apply(Delta(tuple(free.values()), ()))
+
+    def _tell(self, clashes: Mapping[Key, Clash]) -> None:
+        """Each once, both families' as one."""
+        for key, clash in clashes.items():
+            before = self._told.get(key)
+            if before is not None and (before[0].socket, before[0].kept_back) == (
+                clash.socket,
+                clash.kept_back,
+            ):
+                continue
+            holder = holder_of(clash.inode)
+            text = explain_clash(clash, holder)
+            known = text in self.texts()
+            self._told[key] = (clash, text)
+            if known:
+                continue
+            facts = {
+                "node": platform.node(),
+                "port": clash.port,
+                "socket": f"{clash.socket[0] or '*'}:{clash.socket[2]}",
+                "holder": holder,
+                "what": text,
+            }
+            self._notices.put(Notice(action="port_conflict", id=clash.port, attributes=facts))
+
+    def findings(self) -> list[Finding]:
+        """The same for who examines this host."""
+        return [Finding(what=text, remedy="see `ss -lnp` on that host", mild=True) for text in self.texts()]
+
+    def texts(self) -> list[str]:
+        """What is in each other's way now."""
+        return list(dict.fromkeys(text for _, text in self._told.values()))
+
+
+def _fronts(entries: Iterable[object]) -> Iterable[Frontend]:
+    """Published ports."""
+    return (e for e in entries if isinstance(e, Frontend) and not e.vni)
