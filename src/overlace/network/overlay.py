@@ -123,6 +123,8 @@ class OverlayPlanner:
             # `touched` and everything known or viewed: one pass over all sources
             changed = {e.key for e in view} | set(self._known)
             changed |= {"/".join(s) for s in self._made if s[0] in ("network", "node", "service")}
+            # a service may have no document of its own and be in others' ACLs all the same
+            changed |= {f"service/{network_id}/{id}" for network_id, id in self._peers.services()}
             task_sources = {("task", t): None for t in (*tasks, *self._task_networks, *touched)}
         dirty_endpoints: set[str] = set()
         for key in changed:

@@ -289,6 +289,10 @@ class Peers:
         tasks = {t for one in both for t in self.watchers(network_id, one.name)}
         return tasks, any(one.restricts for one in both)
 
+    def services(self) -> list[tuple[str, str]]:
+        """Every service noted, by network and id."""
+        return [(network_id, id) for network_id, there in self._parties.items() for id in there]
+
     def note_container(self, network_id: str, key: str, party: Party | None) -> tuple[set[str], bool]:
         """The same for a container outside of services, which has its addresses with it."""
         there = self._containers.setdefault(network_id, {})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
 
 from overlace.model.errors import Conflict, InvalidArgument, OverlaceError, Unavailable
@@ -544,6 +544,7 @@ async def step(host: Host, what: str, which: object) -> None:
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+@example(version=(15, 4), steps=[("run", "t1"), ("away", True), ("put", "closed"), ("remove", "web")])
 @given(version=st.sampled_from(VERSIONS), steps=st.lists(STEPS, max_size=14))
 def test_whatever_happens_hns_comes_to_what_is_wanted(
     tmp_path_factory: pytest.TempPathFactory, version: HnsVersion, steps: list[tuple[str, object]]
