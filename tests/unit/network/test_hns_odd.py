@@ -78,7 +78,7 @@ GOOD: list[tuple[str, dict[str, Any], str]] = [
     ("Endpoint", far("10.1.1.9"), NET),
     ("LoadBalancer", balancer("10.1.1.99"), ""),
     ("LoadBalancer", balancer("203.0.113.9", port=8082, flags=8, InternalPort=8082), ""),
-    ("LoadBalancer", {**balancer("10.1.1.98", **AFFINE), "SourceVIP": "10.1.1.5"}, ""),
+    ("LoadBalancer", {**balancer("10.1.1.98", **AFFINE), "SourceVIP": "10.1.1.7"}, ""),
     ("LoadBalancer", balancer(port=8081), ""),
     ("SdnRoute", {"HostComputeEndpoints": [EP],
                   "Routes": [{"DestinationPrefix": "10.66.0.0/16", "NextHop": "10.1.1.5"}]}, ""),
