@@ -65,6 +65,11 @@ def until(what: str, ready: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def change(lab: Lab, *words: str) -> None:
+    """A change of what may just be changing by itself: docker reads its version and writes, and then reads again."""
+    until(" ".join(words), lambda: not lab.docker("linux-1", *words, check=False).returncode)
+
+
 def ask(lab: Lab, host: str, port: int = 8080, path: str = "/") -> str:
     url = f"http://{lab.host(host).address}:{port}{path}"
     done = lab.exec("client", "curl", "-sS", "--max-time", "3", url, check=False)
@@ -245,7 +250,7 @@ def test_a_policy_becomes_acls_in_hns_that_hold(lab: Lab, tmp_path: Path) -> Non
     """At the receiver's end: packets are put into the tunnel as the Linux host would send them, past its own ACLs."""
     until("the shop answering before", lambda: all_well(lab))
     allow = "overlace.policy.allow-from=shop_web:tcp/80,shop_web:udp/9999"
-    lab.docker("linux-1", "service", "update", "--detach", "--label-add", allow, "shop_order")
+    change(lab, "service", "update", "--detach", "--label-add", allow, "shop_order")
     seen = itertools.count()
 
     def own(state: State) -> HostComputeEndpoint:
@@ -308,9 +313,7 @@ def test_a_policy_becomes_acls_in_hns_that_hold(lab: Lab, tmp_path: Path) -> Non
         assert bool(done.returncode) == broken, done.stdout
         assert ("overlace.policy.allow-from" in done.stdout) == broken
     assert all_well(lab), "web still reaches order"
-    lab.docker(
-        "linux-1", "service", "update", "--detach", "--label-rm", "overlace.policy.allow-from", "shop_order"
-    )
+    change(lab, "service", "update", "--detach", "--label-rm", "overlace.policy.allow-from", "shop_order")
     until("no ACLs any more", lambda: not acls())
 
 
@@ -450,10 +453,10 @@ def test_an_hns_that_hangs_holds_up_what_is_new_and_nothing_else(lab: Lab) -> No
 
 
 def test_a_drained_host_gives_its_tasks_back(lab: Lab) -> None:
-    lab.docker("linux-1", "node", "update", "--availability", "drain", HOST)
+    change(lab, "node", "update", "--availability", "drain", HOST)
     until("no container left", lambda: containers(lab) == "")
     assert not any((Path(lab.host(HOST).exec_root) / "engine" / "namespaces").iterdir())
-    lab.docker("linux-1", "node", "update", "--availability", "active", HOST)
+    change(lab, "node", "update", "--availability", "active", HOST)
     until("the shop answering again", lambda: all_well(lab))
 
 
