@@ -144,13 +144,16 @@ def _tables(draw: st.DrawFn) -> Tables:
                 entries.append(local)
         else:
             entries.append(RemoteEndpoint(vni, address, _mac(address), draw(st.sampled_from(PEERS))))
-        seen = draw(st.sampled_from(["", "", f"10.0.{third}.250"]))
+        elsewhere = isinstance(entries[-1], RemoteEndpoint)
+        seen = draw(st.sampled_from(["", "", f"10.0.{third}.250"])) if elsewhere else ""
         backends.append(Backend(vni, address, draw(st.sampled_from([0, 8080])), seen))
     for third in draw(st.lists(_third, unique=True)):  # on a subnet of its own host
         entries.append(RemoteEndpoint(4096 + third, ELSEWHERE, _mac(ELSEWHERE), draw(st.sampled_from(PEERS))))
     here = {e.address for e in entries if isinstance(e, LocalEndpoint)}
+    # Clients on the network itself are seen as they are, and those outside by backends here (compile.seen_as).
+    plain = [msgspec.structs.replace(b, source="") for b in backends]
     for third, last in draw(st.lists(st.tuples(_third, st.integers(8, 10)), unique=True, max_size=4)):
-        members = tuple(b for b in backends if b.vni == 4096 + third and draw(st.booleans()))
+        members = tuple(b for b in plain if b.vni == 4096 + third and draw(st.booleans()))
         proto, port = draw(st.sampled_from([(0, 0), (6, 80), (17, 0), (0, 80)]))
         kept = draw(st.sampled_from([(0, False), (3600, False), (3600, True)]))
         preserves = draw(st.booleans()) and all(b.address in here for b in members)
