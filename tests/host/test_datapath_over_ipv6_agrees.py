@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from overlace.network.linux import bpf_syscall, unified
+from overlace.network.linux.edges import own_rows4
 from overlace.network.linux.family import V6
 from overlace.network.linux.loader import Loader
 from overlace.network.linux.maps import (
@@ -65,6 +66,7 @@ def loader() -> Iterator[Loader]:
     made.open()
     config = config_value(_LO, four.HOST, 24, _MTU, _LO, _LO, 4789, tunnels=(host6(four.HOST), 64))
     made.maps["config"].update(bytes(4), config)
+    made.maps["own_addresses"].put_many(own_rows4([Address(_LO, four.HOST, 24)], four.HOST))
     made.maps["own_addresses6"].put_many(own_rows([Address(_LO, six.OWN, 64)], _LO))
     yield made
     made.destroy()
@@ -152,7 +154,7 @@ def test_packets_of_clients(loader: Loader, tables: Tables, packets: list[tuple[
     fill(loader, tables, None)
     for proto, dport in packets:
         packet = Packet(four.OUTSIDE, four.HOST, proto, next(four._ports), dport)
-        ways = four._ways(lambda pick, p=packet: forward_from_wire(tables, p, 0, pick))
+        ways = four._ways(lambda pick, p=packet: forward_from_wire(tables, p, 0, pick, (four.HOST,)))
         frame = four._eth(four._ip(packet), b"\2\0\0\0\0\xdd")
         checked(ways, frame, *run(loader, "from_underlay", frame))
 
