@@ -125,6 +125,8 @@ class OverlayPlanner:
             changed |= {"/".join(s) for s in self._made if s[0] in ("network", "node", "service")}
             # a service may have no document of its own and be in others' ACLs all the same
             changed |= {f"service/{network_id}/{id}" for network_id, id in self._peers.services()}
+            # so may a host, whose endpoints must be looked at when it is back
+            changed |= {f"node/{id}" for id in self._provider}
             task_sources = {("task", t): None for t in (*tasks, *self._task_networks, *touched)}
         dirty_endpoints: set[str] = set()
         for key in changed:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from overlace.model.netview import EndpointEntry, Entry, NetView, NetworkEntry, NodeEntry, ServiceEntry
+from overlace.model.policy import Allowed
+from overlace.network.endpoints import LocalTask
 from overlace.network.hns import policies as p
 from overlace.network.hns.documents import (
     HostComputeEndpoint,
@@ -13,6 +18,7 @@ from overlace.network.hns.documents import (
     HostComputeNetwork,
 )
 from overlace.network.hns.plan import plan_hns
+from overlace.network.overlay import OverlayPlanner
 from overlace.network.overlay_documents import guid_of
 from overlace.network.vfp.tables import HOST4
 
@@ -346,3 +352,99 @@ def test_windows_documents_translate_all_backends_or_none() -> None:
     lb = w.hns.get(HostComputeLoadBalancer, guid)
     assert (lb.flags, lb.source_vip, lb.source_translated) == (0, "10.0.0.2", ())
     assert w.hns.get(HostComputeLoadBalancer, guid_of("vip", "ingress", "web")).flags == 1
+
+
+# -- what was not followed -----------------------------------------------------------------------------------
+
+WEB = service("web", "back", "10.0.1.100")
+CLOSED = msgspec.structs.replace(WEB, vip="", allowed=(Allowed(services=("db",)),))
+BARE = node(OTHER, PA)
+T5 = endpoint("t5", "back", OTHER, "10.0.1.15")
+ANYTHING: tuple[Entry, ...] = (
+    node(ME, HOST, ingress="10.0.0.2", back="10.0.1.2"),
+    BARE,
+    node(OTHER, PA, ingress="10.0.0.3", back="10.0.1.3"),
+    node(OTHER, "172.28.1.99", back="10.0.1.3"),
+    INGRESS,
+    BACK,
+    msgspec.structs.replace(BACK, allowed=(Allowed(services=("db",)),)),
+    WEB,
+    CLOSED,
+    msgspec.structs.replace(WEB, allowed_to=(Allowed(services=("db",)),)),
+    service("web", "ingress", "", port(80, 8080)),
+    service("db", "back", "10.0.1.101"),
+    endpoint("t1", "back", ME, "10.0.1.10"),
+    T5,
+    endpoint("t6", "back", OTHER, "10.0.1.16", "db"),
+    endpoint("t7", "back", OTHER, "10.0.1.17", ""),
+    msgspec.structs.replace(endpoint("t7", "back", OTHER, "10.0.1.17", ""), allowed=()),
+)
+RUNS = {
+    t.task_id: LocalTask(task=t, mtu={"back": 1450})
+    for t in (task("t1", ("back", "10.0.1.10/24")), task("t2", ("back", "10.0.1.12/24"), service="db"))
+}
+DID = st.one_of(
+    st.tuples(st.just("put"), st.sampled_from(ANYTHING)),
+    st.tuples(st.just("remove"), st.sampled_from(sorted({e.key for e in ANYTHING}))),
+    st.tuples(st.just("run"), st.sampled_from(sorted(RUNS))),
+    st.tuples(st.just("stop"), st.sampled_from(sorted(RUNS))),
+)
+
+
+@given(
+    windows=st.booleans(),
+    steps=st.lists(st.tuples(DID, st.sampled_from(("told", "missed", "everything"))), max_size=25),
+)
+@example(
+    windows=False,
+    steps=[
+        (("put", BACK), "told"),
+        (("put", CLOSED), "told"),
+        (("run", "t2"), "told"),
+        (("remove", CLOSED.key), "missed"),
+    ],
+)
+@example(
+    windows=False,
+    steps=[
+        (("put", BACK), "told"),
+        (("put", BARE), "told"),
+        (("put", T5), "told"),
+        (("remove", f"node/{OTHER}"), "everything"),
+        (("put", BARE), "told"),
+    ],
+)
+def test_whatever_changes_and_is_missed_a_look_at_everything_finds_what_a_new_planner_makes(
+    windows: bool, steps: list[tuple[tuple[str, object], str]]
+) -> None:
+    """After every pass, whether it was told what changed or looked at everything."""
+    planner, view, tasks = OverlayPlanner(ME, HOST, windows=windows), NetView(), dict[str, LocalTask]()
+    missed = False
+    for (what, which), how in [*steps, (("stop", "nobody"), "everything")]:
+        changed, touched = set[str](), set[str]()
+        match what, which:
+            case "put", NetworkEntry() | NodeEntry() | ServiceEntry() | EndpointEntry():
+                view.put(which)
+                changed.add(which.key)
+            case "remove", str():
+                if view.get(which) is not None:
+                    view.remove(which)
+                changed.add(which)
+            case "run", str():
+                tasks[which] = RUNS[which]
+                touched.add(which)
+            case "stop", str():
+                tasks.pop(which, None)
+                touched.add(which)
+        if how == "missed":
+            missed = True
+            continue
+        before = dict(planner.documents)
+        said = planner.refresh(view, None if how == "everything" else changed, tasks, touched)
+        missed = missed and how == "told"
+        differ = {g for g in before.keys() | planner.documents if before.get(g) != planner.documents.get(g)}
+        assert differ <= said
+        if not missed:
+            fresh = OverlayPlanner(ME, HOST, windows=windows)
+            fresh.refresh(view, None, tasks)
+            assert planner.documents == fresh.documents

@@ -546,6 +546,7 @@ async def step(host: Host, what: str, which: object) -> None:
 )
 @example(version=(15, 4), steps=[("run", "t1"), ("away", True), ("put", "closed"), ("remove", "web")])
 @given(version=st.sampled_from(VERSIONS), steps=st.lists(STEPS, max_size=14))
+@example(version=LATEST, steps=[("put", "closed"), ("away", True), ("run", "t1"), ("remove", "web")])
 def test_whatever_happens_hns_comes_to_what_is_wanted(
     tmp_path_factory: pytest.TempPathFactory, version: HnsVersion, steps: list[tuple[str, object]]
 ) -> None:
