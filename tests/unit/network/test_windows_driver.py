@@ -545,6 +545,10 @@ async def step(host: Host, what: str, which: object) -> None:
     suppress_health_check=list(HealthCheck),
 )
 @example(version=(15, 4), steps=[("run", "t1"), ("away", True), ("put", "closed"), ("remove", "web")])
+@example(version=LATEST, steps=[("kill", 22), ("contain", "t1"), ("stop", "t1"), ("run", "t1")])
+@example(
+    version=LATEST, steps=[("contain", "t1"), ("away", True), ("stop", "t1"), ("away", False), ("run", "t1")]
+)
 @given(version=st.sampled_from(VERSIONS), steps=st.lists(STEPS, max_size=14))
 @example(version=LATEST, steps=[("put", "closed"), ("away", True), ("run", "t1"), ("remove", "web")])
 def test_whatever_happens_hns_comes_to_what_is_wanted(

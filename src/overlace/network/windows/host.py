@@ -219,6 +219,8 @@ class WindowsHost:
             case ReplacePolicies():
                 self._policies(op.document)
             case ModifyNamespace():
+                if op.request.request_type == "Add":
+                    self._out_of_container(normal_guid(op.request.settings.endpoint_id))
                 self._modify("namespace", op.namespace, encode(op.request).decode())
                 self._note("namespace", op.namespace)
                 self._note("endpoint", normal_guid(op.request.settings.endpoint_id))
@@ -379,6 +381,13 @@ class WindowsHost:
             if e.hresult != Code.ENDPOINT_NOT_ATTACHED and not isinstance(e, NotFound):
                 raise
         self._note("endpoint", endpoint)
+
+    def _out_of_container(self, endpoint: Guid) -> None:
+        """HNS takes an endpoint into a namespace of ours only once it has left its container's, which HNS made: a task
+        that stopped while HNS was away, or whose driver was killed then, may still be in one."""
+        place = getattr(self.documents.get(endpoint), "host_compute_namespace", "")
+        if place and normal_guid(place) not in self.documents:
+            self.hot_detach(endpoint)
 
     def _containers_of(self, endpoint: Guid) -> list[str]:
         found = self._hns(f"/endpoints/{endpoint}", method="GET")
