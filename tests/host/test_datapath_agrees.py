@@ -430,11 +430,11 @@ def test_later_packets_are_counted_in_their_flow(loader: Loader) -> None:
     packet = Packet(source.address, peer.address, 17, next(_ports), 53)
     for _ in range(5):
         _run(loader, "from_container", _eth(_ip(packet), _mac_bytes(source.address)))
-    (found,) = (w for w in unified.read(loader.maps["ways"], loader.maps["generation"]) if w.came == packet)
+    (found,) = (w for w in unified.read(loader.maps["unified_flows"], loader.maps["generation"]) if w.came == packet)
     assert (found.packets, found.bytes, found.verdict) == (5, 5 * 32, "encapsulate")
     assert (found.went, found.provider_address, found.vni, found.current) == (packet, PEERS[0], 4097, True)
     unified.renew(loader.maps["generation"])
-    (found,) = (w for w in unified.read(loader.maps["ways"], loader.maps["generation"]) if w.came == packet)
+    (found,) = (w for w in unified.read(loader.maps["unified_flows"], loader.maps["generation"]) if w.came == packet)
     assert not found.current
 
 
@@ -462,7 +462,7 @@ def test_a_short_connection_takes_no_row_unless_somebody_looks(
             _run(loader, "from_container", _eth(_ip(packet, flags), _mac_bytes(source.address)))[2]
             == "encapsulated"
         )
-        rows = unified.read(loader.maps["ways"], loader.maps["generation"])
+        rows = unified.read(loader.maps["unified_flows"], loader.maps["generation"])
         return next(((w.packets, w.bytes) for w in rows if w.came == packet), None)
 
     one = Packet(source.address, peer.address, 6, next(_ports), 80)
@@ -548,7 +548,7 @@ def test_connections_through_access_lists(
     """Replies pass, other packets are judged, and new lists decide about old connections."""
     plain = LocalEndpoint(4097, "10.0.1.4", 24, _mac("10.0.1.4"), "E")
     peers = {n: RemoteEndpoint(4097, f"10.0.1.{n}", _mac(f"10.0.1.{n}"), PEERS[0]) for n in (2, 5)}
-    for name in ("allowed", "hits", "ways"):
+    for name in ("allowed", "hits", "unified_flows"):
         loader.maps[name].delete_many([key for key, _ in loader.maps[name].items()])
     memory: Connections | None = None
     for inbound, outbound, steps in phases:
@@ -585,7 +585,7 @@ def test_connections_through_access_lists(
     for (way, rules, place), n in memory.hits.items():
         wanted_hits[AccessList(4097, plain.address, way, rules).number, place] += n
     found: Counter[tuple[int, int]] = Counter()
-    for h in (*figures.hits(loader.maps["hits"]), *unified.uncounted(loader.maps["ways"])):
+    for h in (*figures.hits(loader.maps["hits"]), *unified.uncounted(loader.maps["unified_flows"])):
         found[h.list, h.rule] += h.packets
     assert found == wanted_hits
 
@@ -597,7 +597,7 @@ def test_rules_count_a_flows_packets_when_it_is_decided_anew(loader: Loader) -> 
     source, into, out = _filtered(plain, [], tiers)
     tables = Tables([NETWORKS[1], source, into, out, peer])
     _fill(loader, tables, source)
-    for name in ("allowed", "hits", "ways"):
+    for name in ("allowed", "hits", "unified_flows"):
         loader.maps[name].delete_many([key for key, _ in loader.maps[name].items()])
     packet = Packet(source.address, peer.address, 6, 5000, 80)
 
@@ -609,7 +609,7 @@ def test_rules_count_a_flows_packets_when_it_is_decided_anew(loader: Loader) -> 
 
     assert send(2, 1) == {0: (1, 40), 1: (1, 40), 2: (1, 40)}
     assert send(16, 5) == {0: (1, 40), 1: (1, 40), 2: (1, 40)}
-    assert [(h.rule, h.packets, h.bytes) for h in unified.uncounted(loader.maps["ways"])] == [(2, 5, 200)]
+    assert [(h.rule, h.packets, h.bytes) for h in unified.uncounted(loader.maps["unified_flows"])] == [(2, 5, 200)]
     unified.renew(loader.maps["generation"])
     assert send(16, 1) == {0: (7, 280), 1: (7, 280), 2: (7, 280)}
     assert send(16, 3)[0] == (7, 280)

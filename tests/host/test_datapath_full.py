@@ -33,7 +33,7 @@ PEER = RemoteEndpoint(4097, "10.0.1.5", mac_of("10.0.1.5"), "172.28.1.12")
 VIP = Frontend(4097, "10.0.1.9", 6, 80, (Backend(4097, "10.0.1.5"),))
 OTHER_VIP = Frontend(4097, "10.0.1.10", 6, 80, (Backend(4097, "10.0.1.5"),))
 SIZE = 512
-SIZES = {"flows": SIZE, "ways": SIZE}
+SIZES = {"flows": SIZE, "unified_flows": SIZE}
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_full_connection_table_takes_new_ones_and_keeps_the_busy(small: Loader
     assert small.maps["flows"].count() <= SIZE
     fill = {f.name: f for f in table_fill(small.maps)}
     assert fill["flows"].is_full and fill["flows"].evicts and not fill["allowed"].is_full
-    assert [n.id for n in plan_full(fill.values(), {}, 0)[0]] == ["flows", "ways"]
+    assert [n.id for n in plan_full(fill.values(), {}, 0)[0]] == ["flows", "unified_flows"]
     (mild, other) = explain_fill(fill.values())
     assert mild.mild and other.mild, "packets flow all the same"
 
@@ -142,8 +142,8 @@ def test_a_host_in_a_large_cluster() -> None:
         desired = Tables([NET, *one.endpoints, near, *remotes, *services, last])
         assert a.call("reconcile", desired) == Delta()
         a.call("apply", Delta(remove=tuple(e.key for e in (*remotes, *services, last))))
-        assert {f.name: f.rows for f in a.call("fill")} | {"flows": 0, "ways": 0} == before | {
+        assert {f.name: f.rows for f in a.call("fill")} | {"flows": 0, "unified_flows": 0} == before | {
             "flows": 0,
-            "ways": 0,
+            "unified_flows": 0,
         }
         assert ask(one.path, "10.0.1.6", 80)[0] == "two"

@@ -171,7 +171,7 @@ def through_other_host(f: Family, n: int, flags: int) -> bytes:
 
 CASES: dict[str, Case] = {
     "flows": ("from_container", to_service, "encapsulated", port_of),
-    "ways": ("from_container", to_service, "encapsulated", port_of),
+    "unified_flows": ("from_container", to_service, "encapsulated", port_of),
     "allowed": ("from_container", to_service, "encapsulated", port_of),
     "affinities": ("from_underlay", from_outside, "encapsulated", address_of),
     "flows, of clients through another host": (

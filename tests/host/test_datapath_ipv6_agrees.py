@@ -381,7 +381,7 @@ def test_connections_through_access_lists(
     """Replies pass, other packets are judged, and new lists decide about old connections."""
     plain = LocalEndpoint(4097, address(1, 4), 64, mac(1, 4), "E")
     peers = {n: RemoteEndpoint(4097, address(1, n), mac(1, n), PEERS[0]) for n in (2, 5)}
-    for name in ("allowed6", "ways6"):
+    for name in ("allowed6", "unified_flows6"):
         loader.maps[name].delete_many([key for key, _ in loader.maps[name].items()])
     memory: Connections | None = None
     for inbound, outbound, steps in phases:

@@ -54,7 +54,7 @@ async def host_figures(host: NodeHost) -> dict[str, object]:
         "drops": dropped,
         "traffic": tuple(Traffic(name, *n) for name, n in sorted(sums.items())),
         "fill": tuple(Fill(table, rows, room) for table, (rows, room) in held.fill.items()),
-        "flows": sum(held.fill.get(table, (0, 0))[0] for table in ("ways", "ways6")),
+        "flows": sum(held.fill.get(table, (0, 0))[0] for table in ("unified_flows", "unified_flows6")),
         "paths": {peers.get(p.node, p.node): p for p in host.driver.paths()},
     }
 

@@ -83,7 +83,7 @@ async def test_a_hosts_figures_are_named_by_network_and_peer() -> None:
         return Held(
             (Carried(guid, 100, 1, 200, 2), Carried("OTHER", 1, 1, 1, 1)),
             {(4097, "drop_policy"): 4, (77, "drop_garbage"): 1},
-            {"endpoints": (3, 262144), "ways": (9, 65536)},
+            {"endpoints": (3, 262144), "unified_flows": (9, 65536)},
         )
 
     async def judged() -> dict[tuple[str, str, str], HitsShown]:

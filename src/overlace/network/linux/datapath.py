@@ -430,8 +430,8 @@ class DataPath:
         names = {at.ifindex: endpoint_id for endpoint_id, at in self._contents.attached.items()}
         found = [
             *figures.hits(self._host.map("hits")),
-            *unified.uncounted(self._host.map("ways")),
-            *unified.uncounted(self._host.map("ways6")),
+            *unified.uncounted(self._host.map("unified_flows")),
+            *unified.uncounted(self._host.map("unified_flows6")),
         ]
         return [msgspec.structs.replace(h, endpoint_id=names[h.ifindex]) for h in found if h.ifindex in names]
 

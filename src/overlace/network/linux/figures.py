@@ -18,7 +18,7 @@ from .bpf_syscall import Map, possible_cpus
 from .maps import EVICTING, REASONS, TABLE_MAPS
 from .netns import run_inside
 
-CONNECTIONS = ("ways", "flows", "allowed", "ways6", "flows6", "allowed6")
+CONNECTIONS = ("unified_flows", "flows", "allowed", "unified_flows6", "flows6", "allowed6")
 
 
 def read_interfaces(text: str) -> dict[str, tuple[int, int, int, int]]:

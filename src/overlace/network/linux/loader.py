@@ -55,7 +55,7 @@ MAPS = (
     "flows",
     "fragments",
     "generation",
-    "ways",
+    "unified_flows",
     "newcomers",
     "watched",
     "counters",
@@ -85,7 +85,7 @@ MAPS = (
     "allowed6",
     "flows6",
     "fragments6",
-    "ways6",
+    "unified_flows6",
     "traces6",
 )
 # The programs for IPv6, by their number in `six_programs`; pinned with a 6 behind their names.

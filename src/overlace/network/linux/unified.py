@@ -1,6 +1,6 @@
 """Unified flows in the kernel: the generation they are decided by, and reading them.
 
-Owns the layout of `ways`, `generation` and `watched` of bpf/types.h. Must not decide about packets.
+Owns the layout of `unified_flows`, `generation` and `watched` of bpf/types.h. Must not decide about packets.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .family import V6
 WATCH = 120  # seconds; who follows flows looks more often
 _ZERO = bytes(4)
 _AT_TUNNEL = 1 << 31
-# struct way_key and struct way, by the bytes of an address and, of struct way, those of a host's
+# struct unified_key and struct unified_flow, by the bytes of an address and, of the flow, those of a host's
 _KEY = {n: struct.Struct(f"=I{n}s{n}s2s2sB3x") for n in (4, 16)}
-_WAY = {
+_UNIFIED = {
     (n, h): struct.Struct(f"=III{n}s{n}s2s2s{h}s{h}sII6s6s6sBBI8xQQ64x") for n in (4, 16) for h in (4, 16)
 }
 # struct flow_key, and of struct flow: source, destination, their ports, kind
@@ -68,12 +68,12 @@ def _text(octets: bytes) -> str:
 
 def _layouts(ways: Map) -> tuple[struct.Struct, struct.Struct]:
     octets = 4 if ways.key_size == _KEY[4].size else 16
-    return _KEY[octets], next(_WAY[octets, h] for h in (4, 16) if _WAY[octets, h].size == ways.value_size)
+    return _KEY[octets], next(_UNIFIED[octets, h] for h in (4, 16) if _UNIFIED[octets, h].size == ways.value_size)
 
 
 def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
     """Every flow that `ways` holds, either family's, in no order. `idle` has the kernel's resolution, about a second."""
-    key_of, way_of = _layouts(ways)
+    key_of, row_of = _layouts(ways)
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) >> 30
     (current,) = struct.unpack("I", generation.lookup(_ZERO) or _ZERO)
     for key, value in ways.items():
@@ -81,7 +81,7 @@ def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:
         (
             made_by, _, seen, to_src, to_dst, to_sport, to_dport, came_from, provider, vni, ifindex, _, _, mac,
             verdict, flags, began, packets, size,
-        ) = way_of.unpack(value)  # fmt: skip
+        ) = row_of.unpack(value)  # fmt: skip
         tunnelled = bool(point & _AT_TUNNEL)
         yield UnifiedFlow(
             point=TUNNEL if tunnelled else "",
@@ -149,7 +149,7 @@ def named(
             point=flow.point or names.get(flow.ifindex, HOST_PORT),
             to_endpoint=names.get(flow.to_ifindex, ""),
         )
-        for table in ("ways", "ways6")
+        for table in ("unified_flows", "unified_flows6")
         for flow in read(maps[table], maps["generation"])
     ]
     asked = {**services(maps["flows"]), **services(maps["flows6"])}
@@ -158,9 +158,9 @@ def named(
 
 def uncounted(ways: Map) -> Iterator[Hit]:
     """What flows carried since they were last decided, which the rules they were decided by have not counted yet."""
-    _, way_of = _layouts(ways)
+    _, row_of = _layouts(ways)
     for key, value in ways.items():
-        fields = way_of.unpack(value)
+        fields = row_of.unpack(value)
         into, packets, size = fields[10], fields[-2], fields[-1]
         (point,) = struct.unpack_from("I", key)
         for direction, ifindex in enumerate((into, point)):

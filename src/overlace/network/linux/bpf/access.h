@@ -29,7 +29,7 @@ struct scratch {
 	struct access_key key;
 	struct asked asked;
 	struct hit hit;
-	struct way way;
+	struct unified_flow unified;
 	__u32 flood_vni, flood_remote; /* flood.h: to other hosts as well */
 	addr_t flood_sender;
 };
@@ -144,23 +144,23 @@ NOINLINE int judge(__u64 list, __u32 ifindex, __u32 bytes, __u32 begins)
 NOINLINE int count_later(const struct pkt *p, __u32 ifindex, __u32 direction)
 {
 	struct scratch *s = scratch();
-	struct way *w;
+	struct unified_flow *u;
 	struct judged *j;
 	__u64 packets, bytes;
 
 	if (!p || !s)
 		return 0;
 	s->asked.more_packets = s->asked.more_bytes = 0;
-	w = bpf_map_lookup_elem(&ways, &p->came);
-	if (!w)
+	u = bpf_map_lookup_elem(&unified_flows, &p->came);
+	if (!u)
 		return 0;
-	j = direction == GOES_OUT ? &w->judged[GOES_OUT] : &w->judged[GOES_IN];
-	packets = w->packets - j->packets;
-	bytes = w->bytes - j->bytes;
+	j = direction == GOES_OUT ? &u->judged[GOES_OUT] : &u->judged[GOES_IN];
+	packets = u->packets - j->packets;
+	bytes = u->bytes - j->bytes;
 	if (!j->rule || !packets)
 		return 0;
-	j->packets = w->packets;
-	j->bytes = w->bytes;
+	j->packets = u->packets;
+	j->bytes = u->bytes;
 	count_hits(j->list, ifindex, j->rule, packets, bytes);
 	if (j->passed == MANY_RULES) {
 		s->asked.more_packets = packets;

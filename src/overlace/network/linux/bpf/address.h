@@ -89,7 +89,7 @@ typedef six_t addr_t;
 #define affinities affinities6
 #define allowed allowed6
 #define flows flows6
-#define ways ways6
+#define unified_flows unified_flows6
 #define fragments fragments6
 #define traces traces6
 #define own_addresses own_addresses6

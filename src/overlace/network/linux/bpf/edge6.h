@@ -72,6 +72,6 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return MISS;
 	if (!host && is_excepted(port, p))
 		return answer_no_route(ctx, p);
-	remember(p, W_TO_HOST, 0, 0);
+	remember(p, U_TO_HOST, 0, 0);
 	return to_host(ctx);
 }

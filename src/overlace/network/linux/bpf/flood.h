@@ -4,7 +4,7 @@
  * at. Both families of a network share its rate. */
 #pragma once
 #include "access.h"
-#include "path.h"
+#include "path_mtu.h"
 #include "qos.h"
 
 #define PROTO_IGMP 2

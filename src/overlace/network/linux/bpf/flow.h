@@ -3,7 +3,7 @@
  * connections that entered through another host. */
 #pragma once
 #include "pick.h"
-#include "way.h"
+#include "unified.h"
 
 enum { B_GO, B_PASS, B_REFUSE, B_DROP };
 

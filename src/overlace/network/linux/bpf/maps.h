@@ -72,7 +72,7 @@ MAP(BPF_MAP_TYPE_LRU_PERCPU_HASH, hits, struct hit_key, struct hit, 16384, 0);
 MAP(BPF_MAP_TYPE_ARRAY, turns, __u32, __u32, TURNS, 0);
 MAP(BPF_MAP_TYPE_LRU_HASH, flows, struct flow_key, struct flow, REMEMBERED(131072), 0);
 MAP(BPF_MAP_TYPE_ARRAY, generation, __u32, __u32, 1, 0);
-MAP(BPF_MAP_TYPE_LRU_HASH, ways, struct way_key, struct way, REMEMBERED(65536), 0);
+MAP(BPF_MAP_TYPE_LRU_HASH, unified_flows, struct unified_key, struct unified_flow, REMEMBERED(65536), 0);
 MAP(BPF_MAP_TYPE_PERCPU_ARRAY, newcomers, __u32, struct newcomer, NEWCOMERS, 0);
 MAP(BPF_MAP_TYPE_ARRAY, watched, __u32, __u32, 1, 0); /* until when somebody looks at flows, as struct flow's seen */
 MAP(BPF_MAP_TYPE_LRU_HASH, fragments, struct fragment_key, struct fragment, REMEMBERED(4096), 0);

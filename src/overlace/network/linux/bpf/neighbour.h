@@ -3,7 +3,7 @@
  * goes nowhere. */
 #pragma once
 #include "answer.h"
-#include "way.h"
+#include "last_step.h"
 
 
 #define NA_ROUTER 0x80

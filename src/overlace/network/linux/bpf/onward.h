@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Where a packet goes when no unified flow says so: to an endpoint here or behind another host, back to a client, by a
- * route, to a backend, or out of the overlay. Each leaves its way remembered (way.h) for the connection's later packets. */
+ * route, to a backend, or out of the overlay. Each leaves its way remembered (unified.h) for the connection's later packets. */
 #pragma once
 #include "answer.h"
 #include "flow.h"
+#include "last_step.h"
+#include "path_mtu.h"
 
 /* Where the frontend of a published port is, if the packet is for one: the port of one address, else of all the host's. */
 LOOKUP int find_published(const struct pkt *p, addr_t *front)
@@ -84,7 +86,7 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr
 			return drop(ctx, R_DROP_ERROR);
 		}
 		if (!big)
-			remember(p, W_ENCAPSULATE, 0, &hop);
+			remember(p, U_ENCAPSULATE, 0, &hop);
 		return encapsulate(ctx, p, &hop, big);
 	}
 	if (e->kind != K_LOCAL)
@@ -118,11 +120,11 @@ NOINLINE int reply(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	if (f->out == OUT_UNDERLAY) {
 		__u32 out = way_out(ctx, p, f->vni);
 
-		remember(p, W_UNDERLAY, out, 0);
+		remember(p, U_UNDERLAY, out, 0);
 		return to_client(ctx, cfg, out, p->daddr);
 	}
 	if (f->out == OUT_HOST) {
-		remember(p, W_LOOPBACK, 0, 0);
+		remember(p, U_LOOPBACK, 0, 0);
 		return to_loopback(ctx, cfg);
 	}
 	e = endpoint_of(f->vni, &f->daddr);
@@ -149,7 +151,7 @@ NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
 	if (big && !may_be_split(ctx, p))
 		return answer_too_big(ctx, p, mtu);
 	if (!big)
-		remember(p, W_ENCAPSULATE, 0, &hop);
+		remember(p, U_ENCAPSULATE, 0, &hop);
 	return encapsulate(ctx, p, &hop, big);
 }
 
@@ -183,7 +185,7 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	if (translate(ctx, p, f))
 		return drop(ctx, R_DROP_ERROR);
 	if (!big)
-		remember(p, W_ENCAPSULATE, 0, &hop);
+		remember(p, U_ENCAPSULATE, 0, &hop);
 	return encapsulate(ctx, p, &hop, big);
 }
 
@@ -286,7 +288,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 
 	if (!host && to && *to == NAT_NEVER)
 		return drop(ctx, R_DROP_NO_OUTBOUND);
-	remember(p, W_TO_HOST, 0, 0);
+	remember(p, U_TO_HOST, 0, 0);
 	return to_host(ctx);
 }
 #endif
@@ -309,6 +311,6 @@ NOINLINE int by_own_route(struct __sk_buff *ctx, struct pkt *p, const struct por
 	if (!goes_outside())
 		return answer_no_route(ctx, p);
 #endif
-	remember(p, W_TO_HOST, 0, 0);
+	remember(p, U_TO_HOST, 0, 0);
 	return to_host(ctx);
 }

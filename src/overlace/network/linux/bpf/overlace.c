@@ -10,7 +10,7 @@
  * Packets that are not ours go on to the next program (TC_ACT_UNSPEC). */
 #include "choice.h"
 #include "flood.h"
-#include "way.h"
+#include "again.h"
 #ifdef OVERLACE_IPV6
 #include "edge6.h"
 #else

@@ -4,19 +4,19 @@
 #pragma once
 #include "access.h"
 
-/* Begin the way of packet `p` in scratch()->way: what it takes to go it. keep() has the rest. */
-INLINE struct way *plain_way(struct scratch *s, const struct pkt *p)
+/* Begin the way of packet `p` in scratch()->unified: what it takes to go it. keep() has the rest. */
+INLINE struct unified_flow *plain_flow(struct scratch *s, const struct pkt *p)
 {
-	struct way *w = &s->way;
+	struct unified_flow *u = &s->unified;
 
-	w->saddr = p->saddr;
-	w->daddr = p->daddr;
-	w->sport = p->sport;
-	w->dport = p->dport;
-	__builtin_memset(&w->provider, 0, sizeof(w->provider));
-	w->vni = w->ifindex = 0;
-	__builtin_memset(w->src, 0, sizeof(w->src));
-	return w;
+	u->saddr = p->saddr;
+	u->daddr = p->daddr;
+	u->sport = p->sport;
+	u->dport = p->dport;
+	__builtin_memset(&u->provider, 0, sizeof(u->provider));
+	u->vni = u->ifindex = 0;
+	__builtin_memset(u->src, 0, sizeof(u->src));
+	return u;
 }
 
 /* Whether a service's connection goes by this packet's names, or, `back`, its answers by the reverse. */
@@ -43,24 +43,24 @@ INLINE int has_choice(struct __sk_buff *ctx)
 /* To endpoint `e` here, if nothing is to be asked or changed first. */
 INLINE int plain_delivery(struct scratch *s, const struct pkt *p, const struct endpoint *e)
 {
-	struct way *w;
+	struct unified_flow *u;
 
 	if (e->kind != K_LOCAL || !e->ifindex || (e->flags & ENDPOINT_FILTERED))
 		return 0;
-	w = plain_way(s, p);
-	w->verdict = W_DELIVER;
-	w->ifindex = e->ifindex;
-	copy_mac(w->dst, e->mac);
+	u = plain_flow(s, p);
+	u->verdict = U_DELIVER;
+	u->ifindex = e->ifindex;
+	copy_mac(u->dst, e->mac);
 	return 1;
 }
 
-/* A TCP or UDP packet from a container: 1, its way is in scratch()->way, or 0. */
+/* A TCP or UDP packet from a container: 1, its way is in scratch()->unified, or 0. */
 NOINLINE int plain_from_container(struct __sk_buff *ctx, const struct pkt *p)
 {
 	struct scratch *s = scratch();
 	struct endpoint *e;
 	struct port *port;
-	struct way *w;
+	struct unified_flow *u;
 	__u32 point, vni;
 
 	if (!p || !s || p->tos == TRACE_TOS)
@@ -81,12 +81,12 @@ NOINLINE int plain_from_container(struct __sk_buff *ctx, const struct pkt *p)
 	if (!e)
 		return 0;
 	if (e->kind == K_REMOTE) {
-		w = plain_way(s, p);
-		w->verdict = W_ENCAPSULATE;
-		w->provider = e->provider;
-		w->vni = vni;
-		copy_mac(w->src, p->own);
-		copy_mac(w->dst, e->mac);
+		u = plain_flow(s, p);
+		u->verdict = U_ENCAPSULATE;
+		u->provider = e->provider;
+		u->vni = vni;
+		copy_mac(u->src, p->own);
+		copy_mac(u->dst, e->mac);
 	} else if (!plain_delivery(s, p, e)) {
 		return 0;
 	}

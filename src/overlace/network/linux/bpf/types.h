@@ -33,7 +33,7 @@
 #define UDP_IDLE 60 /* about seconds: after that a UDP flow picks its backend anew */
 #define SCTP_IDLE 600 /* the same for SCTP, whose ends send heartbeats (RFC 9260 section 8.3) */
 #define TIME_WAIT 64 /* about seconds: how long an ended connection may be remembered by its ends; Linux forgets after 60 */
-#define WAY_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
+#define UNIFIED_AGE 4 /* about seconds: then the layers are asked again, so that what they remember stays in use */
 #define AT_TUNNEL 0x80000000
 #define MISS 0x100 /* no end of the packet's way: somebody else must do */
 #define OTHER_FAMILY 0x101 /* the same: it is an IPv6 packet, for the programs of overlace6.c */
@@ -322,7 +322,7 @@ struct choice { /* of a socket: the service it asked for, and the backend it was
 };
 
 /* The unified flow: what the layers together made of a connection's first packet, so that later ones need one lookup. */
-struct way_key { /* the packet as it came */
+struct unified_key { /* the packet as it came */
 	__u32 point; /* ifindex it came in by, or AT_TUNNEL and the VNI */
 	addr_t saddr, daddr;
 	__be16 sport, dport;
@@ -330,22 +330,22 @@ struct way_key { /* the packet as it came */
 	__u8 pad[3];
 };
 
-#define W_METERED 0x80 /* its sender has a rate limit */
-#define W_NOTED 0x40 /* its end is for the layers to see */
-enum { W_DELIVER = 1, W_ENCAPSULATE, W_UNDERLAY, W_TO_HOST, W_LOOPBACK };
+#define U_METERED 0x80 /* its sender has a rate limit */
+#define U_NOTED 0x40 /* its end is for the layers to see */
+enum { U_DELIVER = 1, U_ENCAPSULATE, U_UNDERLAY, U_TO_HOST, U_LOOPBACK };
 
-struct way {
+struct unified_flow {
 	__u32 generation; /* of the tables it was decided by; another one: decide anew */
 	__u32 decided, seen; /* as struct flow's */
 	addr_t saddr, daddr; /* the packet as it goes on */
 	__be16 sport, dport;
 	host_t from; /* AT_TUNNEL: the host it must come from */
-	host_t provider; /* W_ENCAPSULATE: the host it goes to */
-	__u32 vni; /* W_ENCAPSULATE */
-	__u32 ifindex; /* W_DELIVER, W_UNDERLAY */
+	host_t provider; /* U_ENCAPSULATE: the host it goes to */
+	__u32 vni; /* U_ENCAPSULATE */
+	__u32 ifindex; /* U_DELIVER, U_UNDERLAY */
 	__u8 own[6]; /* of a container: its source MAC */
 	__u8 src[6], dst[6]; /* MACs it goes on with */
-	__u8 verdict, flags; /* W_METERED, W_NOTED; TCP_FIN and TCP_RST once it has carried one */
+	__u8 verdict, flags; /* U_METERED, U_NOTED; TCP_FIN and TCP_RST once it has carried one */
 	__u32 began; /* as seen */
 	__u32 tick; /* of the kernel's jiffies in which it was last used */
 	__u32 pad;
@@ -413,12 +413,12 @@ struct pkt {
 	__u8 error, error_proto;
 	addr_t error_saddr, error_daddr;
 	addr_t complain; /* source address of ICMP errors about this packet */
-	struct way_key came;
+	struct unified_key came;
 	__u32 generation; /* read before any table; 0: this packet makes no unified flow */
 	host_t from;
 	__u8 own[6];
 	__u8 metered; /* its sender has a rate limit */
-	__u8 noted; /* W_NOTED */
+	__u8 noted; /* U_NOTED */
 #ifdef OVERLACE_IPV6
 	__u8 hops; /* hop limit */
 #endif
