@@ -218,7 +218,7 @@ NOINLINE int admitted(const struct pkt *p, const struct port *port, __u32 ifinde
 	key->proto = p->error ? p->error_proto : p->proto;
 	if (key->proto == PROTO_TCP)
 		name_asked_for(key);
-	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	syn = begins_connection(p);
 	count_later(p, ifindex, direction);
 	known = bpf_map_lookup_elem(&allowed, key);
 	if (known && !syn && (key->proto == PROTO_TCP || at - known->seen < idle_of(key->proto))) {
@@ -264,4 +264,21 @@ anew:
 	j->passed = new.passed = s->asked.passed;
 	bpf_map_update_elem(&allowed, key, &new, BPF_ANY);
 	return 1;
+}
+
+/* Whether the packet may leave the container of `port`. */
+INLINE int may_leave(const struct pkt *p, const struct port *port, __u32 ifindex)
+{
+	return !(port->flags & PORT_FILTERED) || admitted(p, port, ifindex, GOES_OUT);
+}
+
+/* Whether it may enter the container of local endpoint `e`, whose interface is `ifindex`. */
+INLINE int may_enter(const struct pkt *p, const struct endpoint *e, __u32 ifindex)
+{
+	struct port *port;
+
+	if (!(e->flags & ENDPOINT_FILTERED))
+		return 1;
+	port = bpf_map_lookup_elem(&ports, &ifindex);
+	return port && (!(port->flags & PORT_FILTERED) || admitted(p, port, ifindex, GOES_IN));
 }

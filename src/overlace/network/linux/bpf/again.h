@@ -46,7 +46,7 @@ INLINE int plain_tunnel(struct __sk_buff *ctx, const struct config *cfg, struct 
 	if ((void *)udp + sizeof(*udp) > end)
 		return 0;
 	if (eth->proto != bpf_htons(ETH_OUTER) || !is_plain_outer(ip) || udp->dport != cfg->vxlan_port ||
-	    !same_host(ip->daddr, own_host(cfg)) || !(udp->flags & bpf_htonl(0x08000000)))
+	    !same_host(ip->daddr, own_host(cfg)) || !(udp->flags & bpf_htonl(VXLAN_HAS_VNI)))
 		return 0;
 	s->p.came.point = AT_TUNNEL | bpf_ntohl(udp->vni) >> 8;
 	*provider = ip->saddr;

@@ -83,7 +83,7 @@ NOINLINE int by_choice(struct __sk_buff *ctx, const struct pkt *p, const struct 
 	if (!p || !port || !q)
 		return C_NONE;
 	f = flow_of(port->vni, p);
-	if ((p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN) {
+	if (!begins_connection(p)) {
 		if (f && f->kind == F_CHOSEN && !alive)
 			return C_REFUSE;
 		if (!f || f->kind != F_FORWARD)

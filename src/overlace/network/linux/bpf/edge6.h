@@ -45,20 +45,19 @@ LOOKUP int is_excepted(const struct port *port, const struct pkt *p)
 	return to && *to == NAT_NEVER;
 }
 
-/* As onward.h's; MISS: for the published port in the caller's room q. Who may not leave, or whose host has no way out
+/* As onward.h's. Who may not leave, or whose host has no way out
  * itself, is told so at once. */
-NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
+NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign, struct question *q)
 {
 	struct config *cfg = settings();
 	addr_t *own;
 	int host;
-	ROOM(question, q);
 
-	if (!cfg || !p || !port)
+	if (!cfg || !p || !port || !q)
 		return drop(ctx, R_DROP_ERROR);
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
-	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
+	if (!may_leave(p, port, ctx->ifindex))
 		return drop(ctx, R_DROP_POLICY);
 	if (is_overlay(&p->daddr))
 		return drop(ctx, R_DROP_ISOLATION);

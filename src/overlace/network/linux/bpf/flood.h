@@ -79,12 +79,8 @@ static long flood_one(__u32 i, struct flooding *f)
 		if (!e || e->kind != K_LOCAL || !e->ifindex)
 			return 0;
 		ifindex = e->ifindex;
-		if (e->flags & ENDPOINT_FILTERED) {
-			struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-
-			if (!port || ((port->flags & PORT_FILTERED) && !admitted(f->p, port, ifindex, GOES_IN)))
-				return 0;
-		}
+		if (!may_enter(f->p, e, ifindex))
+			return 0;
 		bpf_clone_redirect(f->ctx, ifindex, 0);
 		return 0;
 	}

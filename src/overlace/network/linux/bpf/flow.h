@@ -192,7 +192,7 @@ NOINLINE int balance(const struct pkt *p, const struct question *q, struct flow 
 		return B_DROP;
 	port = q->port ? q->port : p->dport;
 	tcp = p->proto == PROTO_TCP;
-	syn = tcp && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	syn = begins_connection(p);
 	fe = frontend_of(q->scope, &q->front, port, p->proto);
 	f = flow_of(q->scope, p);
 	if (f && f->kind == F_FORWARD) {
@@ -257,7 +257,7 @@ NOINLINE int note_via(const struct pkt *p, __u32 vni, const host_t *provider, co
 
 	if (!p || !provider || !e || !out)
 		return 0;
-	syn = p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	syn = begins_connection(p);
 	name_host(other, *provider);
 	other->saddr = p->error ? p->error_saddr : p->saddr;
 	other->daddr = p->error ? p->error_daddr : p->daddr;

@@ -49,12 +49,8 @@ INLINE int deliver(struct __sk_buff *ctx, const struct pkt *p, struct endpoint *
 
 	if (!ifindex)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
-	if (e->flags & ENDPOINT_FILTERED) {
-		struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-
-		if (!port || ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_IN)))
-			return drop(ctx, R_DROP_POLICY);
-	}
+	if (!may_enter(p, e, ifindex))
+		return drop(ctx, R_DROP_POLICY);
 	copy_mac(hop.dst, e->mac);
 	remember(p, U_DELIVER, ifindex, &hop);
 	return into_container(ctx, ifindex, hop.dst);

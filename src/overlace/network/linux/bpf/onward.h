@@ -55,6 +55,21 @@ NOINLINE __u32 way_out(struct __sk_buff *ctx, const struct pkt *p, __u32 in)
 	return in;
 }
 
+/* To another host, translated first where `nat` says how. What is too big for the path goes in pieces, or is answered. */
+INLINE int send_to_host(struct __sk_buff *ctx, struct pkt *p, const struct config *cfg, const struct hop *hop, struct flow *nat)
+{
+	__u32 mtu = path_mtu(cfg, hop->provider);
+	int big = too_big(ctx, mtu, p);
+
+	if (big && !may_be_split(ctx, p))
+		return answer_too_big(ctx, p, mtu);
+	if (nat && translate(ctx, p, nat))
+		return drop(ctx, R_DROP_ERROR);
+	if (!big)
+		remember(p, U_ENCAPSULATE, 0, hop);
+	return encapsulate(ctx, p, hop, big);
+}
+
 /* Send to the endpoint of network `vni` that has the destination, the one `nat` gives it if given; `to`: to another one. */
 NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr_t *to, struct flow *nat)
 {
@@ -68,11 +83,7 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	if (e->kind == K_REMOTE) {
 		struct hop hop = { .vni = vni, .provider = e->provider };
-		__u32 mtu = path_mtu(cfg, hop.provider);
-		int big = too_big(ctx, mtu, p);
 
-		if (big && !may_be_split(ctx, p))
-			return answer_too_big(ctx, p, mtu);
 		copy_mac(hop.dst, e->mac);
 		if (nat) {
 			struct network *net = bpf_map_lookup_elem(&networks, &vni);
@@ -80,14 +91,10 @@ NOINLINE int forward(struct __sk_buff *ctx, struct pkt *p, __u32 vni, const addr
 			if (!net)
 				return drop(ctx, R_DROP_NO_ENDPOINT);
 			copy_mac(hop.src, net->gateway_mac);
-			if (translate(ctx, p, nat))
-				return drop(ctx, R_DROP_ERROR);
 		} else if (bpf_skb_load_bytes(ctx, 6, hop.src, 6)) {
 			return drop(ctx, R_DROP_ERROR);
 		}
-		if (!big)
-			remember(p, U_ENCAPSULATE, 0, &hop);
-		return encapsulate(ctx, p, &hop, big);
+		return send_to_host(ctx, p, cfg, &hop, nat);
 	}
 	if (e->kind != K_LOCAL)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
@@ -138,21 +145,13 @@ NOINLINE int along(struct __sk_buff *ctx, struct pkt *p, struct route *r)
 {
 	struct config *cfg = settings();
 	struct hop hop;
-	__u32 mtu;
-	int big;
 
 	if (!cfg || !p || !r || bpf_skb_load_bytes(ctx, 6, hop.src, 6))
 		return drop(ctx, R_DROP_ERROR);
 	hop.vni = r->vni;
 	hop.provider = r->provider;
 	copy_mac(hop.dst, r->mac);
-	mtu = path_mtu(cfg, hop.provider);
-	big = too_big(ctx, mtu, p);
-	if (big && !may_be_split(ctx, p))
-		return answer_too_big(ctx, p, mtu);
-	if (!big)
-		remember(p, U_ENCAPSULATE, 0, &hop);
-	return encapsulate(ctx, p, &hop, big);
+	return send_to_host(ctx, p, cfg, &hop, 0);
 }
 
 /* A container's answer to a client that came in through another host goes out there, too. */
@@ -162,8 +161,6 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	struct network *net;
 	struct endpoint *e;
 	struct hop hop;
-	__u32 mtu;
-	int big;
 
 	if (!cfg || !p || !f)
 		return drop(ctx, R_DROP_ERROR);
@@ -174,19 +171,11 @@ NOINLINE int back_through(struct __sk_buff *ctx, struct pkt *p, struct flow *f)
 	hop.provider = f->provider;
 	net = bpf_map_lookup_elem(&networks, &hop.vni);
 	e = endpoint_of(hop.vni, &f->saddr);
-	mtu = path_mtu(cfg, hop.provider);
-	big = too_big(ctx, mtu, p);
 	if (!net || !e)
 		return drop(ctx, R_DROP_NO_ENDPOINT);
 	copy_mac(hop.src, e->mac);
 	copy_mac(hop.dst, net->gateway_mac);
-	if (big && !may_be_split(ctx, p))
-		return answer_too_big(ctx, p, mtu);
-	if (translate(ctx, p, f))
-		return drop(ctx, R_DROP_ERROR);
-	if (!big)
-		remember(p, U_ENCAPSULATE, 0, &hop);
-	return encapsulate(ctx, p, &hop, big);
+	return send_to_host(ctx, p, cfg, &hop, f);
 }
 
 /* To the backend that `f` names. A frontend that preserves its address leaves it to the packet. */
@@ -255,19 +244,18 @@ NOINLINE int answer_outside(struct __sk_buff *ctx, struct pkt *p, const struct p
 
 #ifndef OVERLACE_IPV6
 /* A container's packet to an address outside its network, or with the source of another of its interfaces, that answers
- * nobody. MISS: it is for a published port of this very host, which is in the caller's room q then. */
-NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign)
+ * nobody. MISS: it is for a published port of this very host, which `q` names then. */
+NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign, struct question *q)
 {
 	struct config *cfg = settings();
 	addr_t *own;
 	int host;
-	ROOM(question, q);
 
-	if (!cfg || !p || !port)
+	if (!cfg || !p || !port || !q)
 		return drop(ctx, R_DROP_ERROR);
 	if (foreign)
 		return drop(ctx, R_DROP_SPOOFED);
-	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
+	if (!may_leave(p, port, ctx->ifindex))
 		return drop(ctx, R_DROP_POLICY);
 	if (is_overlay(&p->daddr))
 		return drop(ctx, R_DROP_ISOLATION);
@@ -303,7 +291,7 @@ NOINLINE int by_own_route(struct __sk_buff *ctx, struct pkt *p, const struct por
 	r = route_of(port->routes, &p->daddr);
 	if (!r)
 		return MISS;
-	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ctx->ifindex, GOES_OUT))
+	if (!may_leave(p, port, ctx->ifindex))
 		return drop(ctx, R_DROP_POLICY);
 	if (!is_host_hop(&r->hop))
 		return forward(ctx, p, port->vni, &r->hop, 0);

@@ -45,6 +45,86 @@ INLINE int six_outside(struct __sk_buff *ctx)
 }
 #endif
 
+/* Where a container's packet goes, by its destination. `own`: its source is an address of the container's. */
+INLINE int by_destination(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 own, struct question *q)
+{
+	__u32 vni = port->vni, ifindex = ctx->ifindex;
+	struct endpoint *e;
+
+	e = own ? endpoint_of(vni, &p->daddr) : 0;
+	if (own && p->proto == PROTO_TCP && !p->error && (!e || e->kind == K_LOCAL || e->kind == K_REMOTE)) {
+		int chosen = by_choice(ctx, p, port, e != 0, q);
+
+		p->complain = chosen == C_NONE ? p->complain : p->daddr;
+		if (chosen == C_REFUSE)
+			return refuse(ctx, p);
+		if (chosen == C_BALANCE) {
+			if (!may_leave(p, port, ifindex))
+				return drop(ctx, R_DROP_POLICY);
+			return balanced(ctx, p, q);
+		}
+	}
+	if (!e) {
+		int taken = answer_outside(ctx, p, port);
+
+		if (taken != MISS)
+			return taken;
+	}
+	if (!e && own) {
+		struct route *r;
+		int taken = by_own_route(ctx, p, port);
+
+		if (taken != MISS)
+			return taken;
+		r = route_of(vni, &p->daddr);
+		if (r) {
+			if (!may_leave(p, port, ifindex))
+				return drop(ctx, R_DROP_POLICY);
+			return along(ctx, p, r);
+		}
+	}
+	if (!e) {
+		int taken = leave_overlay(ctx, p, port, !own, q);
+#ifdef OVERLACE_IPV6
+		addr_t *here = own_address(&p->daddr);
+
+		if (taken != MISS || !here)
+			return taken;
+		q->source = *here;
+#else
+		struct config *cfg = settings();
+
+		if (taken != MISS || !cfg)
+			return taken;
+		q->source = cfg->underlay_addr;
+#endif
+		p->complain = p->daddr;
+		q->client_vni = vni;
+		return balanced(ctx, p, q);
+	}
+	if (!may_leave(p, port, ifindex))
+		return drop(ctx, R_DROP_POLICY);
+	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
+		return forward(ctx, p, vni, 0, 0);
+	if (p->proto == PROTO_ICMP && !p->error) {
+		if (p->icmp_type == ECHO_REQUEST && !p->fragment)
+			return answer_echo(ctx, p);
+		return drop(ctx, R_DROP_UNSUPPORTED);
+	}
+	if (e->kind == K_VIP) {
+		p->complain = p->daddr;
+		q->scope = q->client_vni = vni;
+		q->front = p->daddr;
+		q->source = p->saddr;
+		return balanced(ctx, p, q);
+	}
+	struct flow *f = flow_of(vni, p); /* the gateway's name stands for the client in a hairpin */
+
+	if (f && f->kind == F_REPLY)
+		return reply(ctx, p, f);
+	return refuse(ctx, p);
+}
+
 /* All of from_container for a packet that no unified flow took. */
 NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 {
@@ -96,7 +176,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 #endif
 	own = same(p->saddr, port->addr);
 	if (own && is_flooded(net, vni, p)) {
-		if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
+		if (!may_leave(p, port, ifindex))
 			return drop(ctx, R_DROP_POLICY);
 		if (over_flood_rate(vni))
 			return drop(ctx, R_DROP_FLOOD);
@@ -106,78 +186,7 @@ NOINLINE int walk_from_container(struct __sk_buff *ctx, __u32 generation)
 		e = router_of(vni, &p->saddr);
 		own = e && e->kind == K_LOCAL && e->ifindex == ifindex;
 	}
-	e = own ? endpoint_of(vni, &p->daddr) : 0;
-	if (own && p->proto == PROTO_TCP && !p->error && (!e || e->kind == K_LOCAL || e->kind == K_REMOTE)) {
-		int chosen = by_choice(ctx, p, port, e != 0, q);
-
-		p->complain = chosen == C_NONE ? p->complain : p->daddr;
-		if (chosen == C_REFUSE)
-			return refuse(ctx, p);
-		if (chosen == C_BALANCE) {
-			if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
-				return drop(ctx, R_DROP_POLICY);
-			return balanced(ctx, p, q);
-		}
-	}
-	if (!e) {
-		int taken = answer_outside(ctx, p, port);
-
-		if (taken != MISS)
-			return taken;
-	}
-	if (!e && own) {
-		struct route *r;
-		int taken = by_own_route(ctx, p, port);
-
-		if (taken != MISS)
-			return taken;
-		r = route_of(vni, &p->daddr);
-		if (r) {
-			if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
-				return drop(ctx, R_DROP_POLICY);
-			return along(ctx, p, r);
-		}
-	}
-	if (!e) {
-		int taken = leave_overlay(ctx, p, port, !own);
-#ifdef OVERLACE_IPV6
-		addr_t *own = own_address(&p->daddr);
-
-		if (taken != MISS || !own)
-			return taken;
-		q->source = *own;
-#else
-		struct config *cfg = settings();
-
-		if (taken != MISS || !cfg)
-			return taken;
-		q->source = cfg->underlay_addr;
-#endif
-		p->complain = p->daddr;
-		q->client_vni = vni;
-		return balanced(ctx, p, q);
-	}
-	if ((port->flags & PORT_FILTERED) && !admitted(p, port, ifindex, GOES_OUT))
-		return drop(ctx, R_DROP_POLICY);
-	if (e->kind == K_LOCAL || e->kind == K_REMOTE)
-		return forward(ctx, p, vni, 0, 0);
-	if (p->proto == PROTO_ICMP && !p->error) {
-		if (p->icmp_type == ECHO_REQUEST && !p->fragment)
-			return answer_echo(ctx, p);
-		return drop(ctx, R_DROP_UNSUPPORTED);
-	}
-	if (e->kind == K_VIP) {
-		p->complain = p->daddr;
-		q->scope = q->client_vni = vni;
-		q->front = p->daddr;
-		q->source = p->saddr;
-		return balanced(ctx, p, q);
-	}
-	struct flow *f = flow_of(vni, p); /* the gateway's name stands for the client in a hairpin */
-
-	if (f && f->kind == F_REPLY)
-		return reply(ctx, p, f);
-	return refuse(ctx, p);
+	return by_destination(ctx, p, port, own, q);
 }
 
 SEC("tc")
@@ -241,6 +250,20 @@ int to_container(struct __sk_buff *ctx)
 	return admitted(p, port, ifindex, GOES_IN) ? TC_ACT_UNSPEC : drop(ctx, R_DROP_POLICY);
 }
 
+/* Take off the tunnel's `base` bytes, if there are any, and give the frame its inner Ethernet header back. MISS: done. */
+INLINE int take_off_tunnel(struct __sk_buff *ctx, struct pkt *p, const struct eth *eth, __u8 tos, const __u32 base)
+{
+	if (!base)
+		return MISS;
+	if (pop_tunnel(ctx, tos))
+		return MAY_NOT_POP ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
+	if (bpf_skb_store_bytes(ctx, 0, eth, sizeof(*eth), 0))
+		return drop(ctx, R_DROP_ERROR);
+	p->l3 -= base;
+	p->l4 -= base;
+	return MISS;
+}
+
 /* A frame of network `vni` from the host `from`, with `base` bytes of tunnel still in front of it. */
 INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 tos, const __u32 base, __u32 generation)
 {
@@ -250,7 +273,7 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 	struct flow *known;
 	struct route *r;
 	__u32 bad, outside = 0;
-	int renamed = 0;
+	int renamed = 0, taken;
 	host_t provider = *from;
 	ROOM(pkt, p);
 	ROOM(flow, f);
@@ -287,15 +310,8 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 		outside = 1;
 	}
 	if (!outside && is_flooded(net, vni, p)) {
-		if (base) {
-			if (pop_tunnel(ctx, tos))
-				return MAY_NOT_POP ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
-			if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
-				return drop(ctx, R_DROP_ERROR);
-			p->l3 -= base;
-			p->l4 -= base;
-		}
-		return flood(ctx, p, vni, &p->saddr, 0);
+		taken = take_off_tunnel(ctx, p, &eth, tos, base);
+		return taken != MISS ? taken : flood(ctx, p, vni, &p->saddr, 0);
 	}
 	e = endpoint_of(vni, &p->daddr);
 	if (!e) {
@@ -323,14 +339,9 @@ INLINE int inbound(struct __sk_buff *ctx, __u32 vni, const host_t *from, __u8 to
 		if (!e && base && ctx->gso_size && f->out != OUT_ENDPOINT)
 			return TC_ACT_UNSPEC;
 	}
-	if (base) {
-		if (pop_tunnel(ctx, tos))
-			return MAY_NOT_POP ? TC_ACT_UNSPEC : drop(ctx, R_DROP_ERROR);
-		if (bpf_skb_store_bytes(ctx, 0, &eth, sizeof(eth), 0))
-			return drop(ctx, R_DROP_ERROR);
-		p->l3 -= base;
-		p->l4 -= base;
-	}
+	taken = take_off_tunnel(ctx, p, &eth, tos, base);
+	if (taken != MISS)
+		return taken;
 	if (!e)
 		return reply(ctx, p, f);
 	if (renamed && translate(ctx, p, f))
@@ -356,7 +367,7 @@ NOINLINE int from_tunnel(struct __sk_buff *ctx, __u32 generation)
 		return MISS;
 	if (bpf_skb_load_bytes(ctx, ETH_LEN + OUTER_HEAD + 8, &vxlan, sizeof(vxlan)))
 		return drop(ctx, R_DROP_GARBAGE);
-	if (!(vxlan.flags & bpf_htonl(0x08000000)))
+	if (!(vxlan.flags & bpf_htonl(VXLAN_HAS_VNI)))
 		return drop(ctx, R_DROP_GARBAGE);
 #ifndef OVERLACE_IPV6
 	if (bpf_ntohl(vxlan.vni) >> 8 == PROBE_VNI)

@@ -103,6 +103,12 @@ typedef __be16 frag_id_t;
 
 QUICK_ROOM_FOR(flow, as);
 
+/* Whether the packet asks for a new TCP connection. */
+INLINE int begins_connection(const struct pkt *p)
+{
+	return p->proto == PROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+}
+
 /* Read the packet at `l3`. Fragments after the first get their ports from the first one seen. 0 or a reason. */
 INLINE int read_packet(struct __sk_buff *ctx, __u32 l3, __u32 scope, struct pkt *p, __u32 *mark)
 {
@@ -301,7 +307,7 @@ NOINLINE int push_tunnel(struct __sk_buff *ctx, const struct pkt *p, const struc
 	o->sport = bpf_htons(32768 | ((hash ^ (hash >> 16)) & 0x7fff));
 	o->dport = cfg->vxlan_port;
 	o->udp_len = bpf_htons(length - OUTER_HEAD);
-	o->flags = bpf_htonl(0x08000000);
+	o->flags = bpf_htonl(VXLAN_HAS_VNI);
 	o->vni = bpf_htonl(hop->vni << 8);
 	copy_mac(o->eth.src, hop->src);
 	copy_mac(o->eth.dst, hop->dst);

@@ -37,7 +37,7 @@ INLINE void probe_outer(struct outer *o, const struct config *cfg, const struct 
 	o->sport = bpf_htons(32768 | ((__u32)probe->nonce & 0x7fff)); /* another each time: every way of a bundle is tried */
 	o->dport = cfg->vxlan_port;
 	o->udp_len = bpf_htons(length - OUTER_HEAD);
-	o->flags = bpf_htonl(0x08000000);
+	o->flags = bpf_htonl(VXLAN_HAS_VNI);
 	o->vni = bpf_htonl(PROBE_VNI << 8);
 	o->eth.proto = bpf_htons(ETH_IPV4);
 }

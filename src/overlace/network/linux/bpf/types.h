@@ -16,6 +16,7 @@
 #define PROTO_UDP 17
 #define PROTO_SCTP 132 /* its checksum covers ports, and no helper computes it: they are never translated */
 #define TCP_FIN 0x01
+#define VXLAN_HAS_VNI 0x08000000 /* the I flag, RFC 7348 section 5 */
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
