@@ -430,11 +430,15 @@ def test_later_packets_are_counted_in_their_flow(loader: Loader) -> None:
     packet = Packet(source.address, peer.address, 17, next(_ports), 53)
     for _ in range(5):
         _run(loader, "from_container", _eth(_ip(packet), _mac_bytes(source.address)))
-    (found,) = (w for w in unified.read(loader.maps["unified_flows"], loader.maps["generation"]) if w.came == packet)
+    (found,) = (
+        w for w in unified.read(loader.maps["unified_flows"], loader.maps["generation"]) if w.came == packet
+    )
     assert (found.packets, found.bytes, found.verdict) == (5, 5 * 32, "encapsulate")
     assert (found.went, found.provider_address, found.vni, found.current) == (packet, PEERS[0], 4097, True)
     unified.renew(loader.maps["generation"])
-    (found,) = (w for w in unified.read(loader.maps["unified_flows"], loader.maps["generation"]) if w.came == packet)
+    (found,) = (
+        w for w in unified.read(loader.maps["unified_flows"], loader.maps["generation"]) if w.came == packet
+    )
     assert not found.current
 
 
@@ -609,7 +613,9 @@ def test_rules_count_a_flows_packets_when_it_is_decided_anew(loader: Loader) -> 
 
     assert send(2, 1) == {0: (1, 40), 1: (1, 40), 2: (1, 40)}
     assert send(16, 5) == {0: (1, 40), 1: (1, 40), 2: (1, 40)}
-    assert [(h.rule, h.packets, h.bytes) for h in unified.uncounted(loader.maps["unified_flows"])] == [(2, 5, 200)]
+    assert [(h.rule, h.packets, h.bytes) for h in unified.uncounted(loader.maps["unified_flows"])] == [
+        (2, 5, 200)
+    ]
     unified.renew(loader.maps["generation"])
     assert send(16, 1) == {0: (7, 280), 1: (7, 280), 2: (7, 280)}
     assert send(16, 3)[0] == (7, 280)

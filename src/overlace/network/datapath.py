@@ -16,9 +16,9 @@ from overlace.network.counted import Held, Hit
 from overlace.network.host_access import HostAccess
 from overlace.network.host_watch import Mended
 from overlace.network.looking import Looked
+from overlace.network.path_keeper import Measurable, Underlay
 from overlace.network.vfp.flows import TableFill, UnifiedFlow
 from overlace.network.vfp.tables import Delta, LocalEndpoint, Tables
-from overlace.network.ways import Measurable, Underlay
 
 
 class UnderlayFacts(Underlay, Protocol):

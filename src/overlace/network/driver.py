@@ -42,6 +42,7 @@ from overlace.network.notices import Notices
 from overlace.network.overlay import OverlayPlanner
 from overlace.network.overlay_documents import gateway_network, guid_of
 from overlace.network.passes import Passes
+from overlace.network.path_keeper import Interface, PathKeeper
 from overlace.network.placed import Placed, placed_at
 from overlace.network.port_guard import PortGuard
 from overlace.network.records import Record, Records
@@ -50,7 +51,6 @@ from overlace.network.resolv_conf import container_resolv_conf, host_resolv_conf
 from overlace.network.switch import Switch
 from overlace.network.vfp.compile import Compiler, vni_of
 from overlace.network.vfp.tables import LocalEndpoint
-from overlace.network.ways import Interface, Ways
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +106,9 @@ class OverlayDriver:
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()
         self.on_paths: Callable[[Sequence[PathState]], None] = lambda paths: None
-        self._ways = Ways(datapath, self._interfaces, lambda news: self.on_paths(news), self._unreachable)
+        self._path_keeper = PathKeeper(
+            datapath, self._interfaces, lambda news: self.on_paths(news), self._unreachable
+        )
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -132,12 +134,12 @@ class OverlayDriver:
                 "data path brought up to the kept state", put=len(differed.put), removed=len(differed.remove)
             )
         await self._guard.open(self._compiler.tables, differed)
-        await self._ways.open(self._datapath.underlay().mtu)
+        await self._path_keeper.open(self._datapath.underlay().mtu)
         await self._names.open(_client(record) for record in self._records if record.sandbox)
         await self._watch.start()
 
     async def close(self) -> None:
-        await self._ways.close()
+        await self._path_keeper.close()
         await self._watch.end()
         await self._guard.close()
         await self._names.close()
@@ -151,7 +153,7 @@ class OverlayDriver:
             await self.apply_view(NetView(), None)
             await self.close()
             return
-        await self._ways.close()
+        await self._path_keeper.close()
         await self._watch.end()
         await self._guard.close()
         await self._names.leave()
@@ -178,7 +180,7 @@ class OverlayDriver:
 
     def paths(self) -> list[PathState]:
         """What was measured of the way to other hosts."""
-        return self._ways.states()
+        return self._path_keeper.states()
 
     def _unreachable(self, nodes: frozenset[str]) -> None:
         """Take their tasks out of new connections here, or put them back."""
@@ -253,7 +255,7 @@ class OverlayDriver:
             six = is_six(self._datapath.underlay().address)
             others = (n for n in view.of(NodeEntry) if n.id != self._node_id and n.measurable)
             others = (n for n in others if is_six(n.provider_address) == six)
-            self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
+            self._path_keeper.follow({n.id: (n.provider_address, n.hostname) for n in others})
         await self._passes.follow(None if first else changed, ())
         await self._names.told()
 
@@ -345,7 +347,7 @@ class OverlayDriver:
     def _network_mtus(self, view: NetView, networks: Iterable[str]) -> dict[str, int]:
         under = self._datapath.underlay()
         overhead = tunnel_overhead(under.address)
-        return plan_mtus(view, networks, self._node_id, under.mtu, self._ways.measured(), overhead)
+        return plan_mtus(view, networks, self._node_id, under.mtu, self._path_keeper.measured(), overhead)
 
     def _interfaces(self) -> Iterator[Interface]:
         """What MTU each attached task's interfaces should have now; a change is kept for a restart."""
@@ -395,7 +397,7 @@ class OverlayDriver:
                 gateway6=placed.gateway6,
             )
         await self._names.ensure(_client(record))
-        self._ways.touch()  # its peers may be others than when it was admitted
+        self._path_keeper.touch()  # its peers may be others than when it was admitted
         return Attached(
             sandbox=sandbox,
             resolv_conf=container_resolv_conf(self._search, self._options),

@@ -18,8 +18,8 @@ from overlace.model.netview import NetView, NetworkEntry
 from overlace.model.traffic import host_access
 from overlace.network.base import Inside
 from overlace.network.hns.documents import Guid
+from overlace.network.path_keeper import Interface
 from overlace.network.vfp.tables import LocalEndpoint
-from overlace.network.ways import Interface
 
 log = structlog.get_logger(__name__)
 

@@ -74,7 +74,16 @@ _ORDER = (
 # There is one row of `limits` for both families.
 TABLE_MAPS = (*_ORDER, *(f"{name}6" for name in _ORDER if name != "limits"))
 # Full, the least recently used row gives way.
-EVICTING = ("flows", "allowed", "unified_flows", "affinities", "flows6", "allowed6", "unified_flows6", "affinities6")
+EVICTING = (
+    "flows",
+    "allowed",
+    "unified_flows",
+    "affinities",
+    "flows6",
+    "allowed6",
+    "unified_flows6",
+    "affinities6",
+)
 ACCESS_RULES = 512  # as in bpf/types.h
 ACTIONS = {"block": 0, "allow": 1, "pass": 2}  # enum verdict of bpf/types.h
 AFFINITY_PROTOCOL = 1 << 31

@@ -68,7 +68,9 @@ def _text(octets: bytes) -> str:
 
 def _layouts(ways: Map) -> tuple[struct.Struct, struct.Struct]:
     octets = 4 if ways.key_size == _KEY[4].size else 16
-    return _KEY[octets], next(_UNIFIED[octets, h] for h in (4, 16) if _UNIFIED[octets, h].size == ways.value_size)
+    return _KEY[octets], next(
+        _UNIFIED[octets, h] for h in (4, 16) if _UNIFIED[octets, h].size == ways.value_size
+    )
 
 
 def read(ways: Map, generation: Map) -> Iterator[UnifiedFlow]:

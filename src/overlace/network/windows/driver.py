@@ -56,10 +56,10 @@ from overlace.network.windows.host import WindowsHost, sweep
 from overlace.network.windows.library import Hcn
 from overlace.network.windows.look import look
 from overlace.network.windows.names import HostNames
+from overlace.network.windows.path_keeper import HostPathKeeper, HostPaths
 from overlace.network.windows.shape import Shape
 from overlace.network.windows.wanted import Wanted
 from overlace.network.windows.watch import HnsWatch
-from overlace.network.windows.ways import HostPaths, HostWays
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -95,7 +95,7 @@ class WindowsDriver:
         self._state_dir = state_dir
         self._address = underlay_address
         self._under = HostPaths(underlay_address, mtu, mtu_now)
-        self._ways = HostWays(self._under, lambda news: self.on_paths(news), patience)
+        self._path_keeper = HostPathKeeper(self._under, lambda news: self.on_paths(news), patience)
         self.names = HostNames(underlay_address, dns_port, upstreams, search, dns_datagrams_at)
         self._records = Records(state_dir / "tasks")
         self._admission = Admission(self._records, local_subnet, listening)
@@ -146,11 +146,11 @@ class WindowsDriver:
 
     async def _listen(self) -> bool:
         """Names are answered and paths measured; False where one of them has to be tried again."""
-        named, measured = await self.names.serve(), await self._ways.open()
+        named, measured = await self.names.serve(), await self._path_keeper.open()
         return named and measured
 
     async def close(self) -> None:
-        await self._ways.close()
+        await self._path_keeper.close()
         await self._watch.end()
         await self.names.close()
         await self._passes.ended()
@@ -159,7 +159,7 @@ class WindowsDriver:
 
     async def leave(self, kept: Collection[str] = ()) -> None:
         """Nothing is kept: a Windows host has no containers outside of services (api/routes/single.py refuses them)."""
-        await self._ways.close()
+        await self._path_keeper.close()
         await self._watch.end()
         await self.names.close()
         await self._passes.ended()
@@ -187,7 +187,7 @@ class WindowsDriver:
 
     def paths(self) -> list[PathState]:
         """What was measured of the way to other hosts, by a socket of this program: HNS measures none."""
-        return self._ways.states()
+        return self._path_keeper.states()
 
     async def ask(self, question: Question) -> Said:
         """Look at this host, as far as documents tell."""
@@ -248,7 +248,7 @@ class WindowsDriver:
         self._open_planner()
         first = self._view is None
         self._view = view
-        self._ways.follow(view, self._node_id, None if first else changed)
+        self._path_keeper.follow(view, self._node_id, None if first else changed)
         self.names.update(view, None if first else changed)
         try:
             await self._passes.follow(None if first else changed)
@@ -382,7 +382,7 @@ class WindowsDriver:
         check_host_ips(task)
         view = self._seen()
         networks = [a.network_id for a in task.attachments] or [LOCAL_NETWORK]
-        mtus = await self._ways.mtus(view, networks, self._node_id)
+        mtus = await self._path_keeper.mtus(view, networks, self._node_id)
         taken = State()
         for d in list(self._host.documents.values()) if task.host_ports else ():
             taken.put(d)

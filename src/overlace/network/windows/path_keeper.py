@@ -16,7 +16,7 @@ import structlog
 from overlace.model.netview import NetView, NodeEntry
 from overlace.model.paths import PathState, tunnel_overhead
 from overlace.network.mtu import peers, plan_mtus
-from overlace.network.ways import Ways
+from overlace.network.path_keeper import PathKeeper
 from overlace.network.windows.probe import PlainProbeSocket
 
 log = structlog.get_logger(__name__)
@@ -30,7 +30,7 @@ class Adapter(msgspec.Struct, frozen=True):
 
 
 class HostPaths:
-    """What network/ways.py needs of a host: `mtu_now` is asked for its adapter's MTU, now and then."""
+    """What network/path_keeper.py needs of a host: `mtu_now` is asked for its adapter's MTU, now and then."""
 
     def __init__(self, address: str, mtu: int, mtu_now: Callable[[], int] | None = None) -> None:
         self._address = address
@@ -55,14 +55,14 @@ class HostPaths:
         return False
 
 
-class HostWays:
+class HostPathKeeper:
     """`told` hears of every change; `patience`: seconds that `mtus` waits, at most."""
 
     def __init__(
         self, paths: HostPaths, told: Callable[[Sequence[PathState]], None], patience: float
     ) -> None:
         self._paths = paths
-        self._ways = Ways(paths, lambda: (), told, lambda nodes: None, checks=False)
+        self._path_keeper = PathKeeper(paths, lambda: (), told, lambda nodes: None, checks=False)
         self._patience = patience
         self._open = False
 
@@ -70,7 +70,7 @@ class HostWays:
         """Begin, if it has not; False where the host has not got its underlay address (yet): try again."""
         if not self._open:
             try:
-                await self._ways.open(self._paths.mtu)
+                await self._path_keeper.open(self._paths.mtu)
             except OSError as e:
                 log.warning("paths cannot be measured yet", error=str(e))
                 return False
@@ -78,19 +78,21 @@ class HostWays:
         return True
 
     async def close(self) -> None:
-        await self._ways.close()
+        await self._path_keeper.close()
         self._open = False
 
     def follow(self, view: NetView, me: str, changed: Collection[str] | None) -> None:
         if changed is None or any(key.startswith("node/") for key in changed):
             others = (n for n in view.of(NodeEntry) if n.id != me and n.measurable)
-            self._ways.follow({n.id: (n.provider_address, n.hostname) for n in others})
+            self._path_keeper.follow({n.id: (n.provider_address, n.hostname) for n in others})
 
     def states(self) -> list[PathState]:
-        return self._ways.states()
+        return self._path_keeper.states()
 
     async def mtus(self, view: NetView, network_ids: Collection[str], me: str) -> dict[str, int]:
         """As endpoints made now should have them: once the paths to the networks' other hosts are measured."""
-        await self._ways.settled({n.id for net in network_ids for n in peers(view, net, me)}, self._patience)
+        await self._path_keeper.settled(
+            {n.id for net in network_ids for n in peers(view, net, me)}, self._patience
+        )
         overhead = tunnel_overhead("")  # over IPv4: HNS has no other
-        return plan_mtus(view, network_ids, me, self._paths.mtu, self._ways.measured(), overhead)
+        return plan_mtus(view, network_ids, me, self._paths.mtu, self._path_keeper.measured(), overhead)

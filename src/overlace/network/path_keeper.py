@@ -48,7 +48,7 @@ class Measurable(Protocol):
     async def leave_checksums_to_the_kernel(self) -> bool: ...
 
 
-class Ways:
+class PathKeeper:
     """`interfaces` gives what should be, and keeps it for a restart; `told` hears of every change;
     `unreachable` of the hosts that answered once and do not now. `checks`: whether checksums and fragments are tried."""
 

@@ -12,7 +12,7 @@ import pytest
 
 from overlace.model.paths import PathState
 from overlace.network import ways
-from overlace.network.ways import Interface, Ways
+from overlace.network.path_keeper import Interface, PathKeeper
 
 from .test_driver import Silence, Under
 
@@ -53,7 +53,7 @@ class Told:
         self.away: list[frozenset[str]] = []
         self.news: list[PathState] = []
         self.mtu = 1450
-        self.ways = Ways(self.kernel, self.interfaces, self.news.extend, self.away.append)
+        self.keeper = PathKeeper(self.kernel, self.interfaces, self.news.extend, self.away.append)
 
     def interfaces(self) -> list[Interface]:
         return [Interface("e1", Path("/x"), "eth0", self.mtu)]
