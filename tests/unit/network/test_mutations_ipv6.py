@@ -31,7 +31,7 @@ OF_IPV4 = {
     "a shorter route", "SDN routes to another endpoint", "shorter SDN routes", "nobody routes for others",
     "another routes for others", "external VIPs stay inside",
     "no multicast", "multicast to all but one here", "multicast to no other host", "no broadcast",
-    "multicast at another rate",
+    "multicast at another rate", "NAT for a prefix of the overlay", "all see their clients",
 }  # fmt: skip
 
 

@@ -159,7 +159,8 @@ def _balanced(tables: Tables, frontend: Frontend, packet: Packet, vni: int, pick
     b = pick(backends, packet)
     packet = msgspec.structs.replace(packet, src=b.source or packet.src)
     network = tables.get(("network", b.vni))
-    assert isinstance(network, Network)
+    if not isinstance(network, Network):
+        return _drop(packet, b.vni, "drop_no_endpoint")
     if (b.vni, b.address) == (vni, packet.src):
         gateway = network.gateways[0] if not is_six(packet.src) else network.other_gateways[0]
         packet = msgspec.structs.replace(packet, src=gateway)
