@@ -174,7 +174,8 @@ def test_a_flood_is_dropped_but_for_its_rate_and_breaks_no_connection(world: Sim
         got = len(taken(there))
     after = world.a.counters()
     dropped, copied = (after[n] - before[n] for n in ("drop_flood", "replicated"))
-    assert dropped + copied == MANY and 10 <= copied < MANY / 100, "what the rate allows"
+    own = dropped + copied - MANY  # group reports of the containers' kernels come by now and then
+    assert 0 <= own < 10 and 10 <= copied < MANY / 100, "what the rate allows"
     assert got == copied
     for flow in flows:
         flow.finish()
