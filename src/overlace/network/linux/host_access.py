@@ -16,7 +16,7 @@ from overlace.network.host_access import SANDBOX_PREFIX, HostAccess
 
 from .netlink import Link, Netlink, Route
 from .netns import run_inside, write_sysctl
-from .nft import ACCESS_PREFIX, run_nft
+from .nft import ACCESS_GROUP, ACCESS_PREFIX, run_nft
 
 # The pair's ends, the same for every network: each is seen by the host and one namespace alone (RFC 3927 link-local).
 HOST_END, INNER_END = "169.254.83.1", "169.254.83.2"
@@ -109,7 +109,7 @@ def ensure(host: Netlink, instance: str, access: HostAccess) -> str:
     if link is None:
         fd = os.open(access.sandbox, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            host.add_veth(name, INNER_NAME, _mac(access.endpoint_id), access.mtu, fd)
+            host.add_veth(name, INNER_NAME, _mac(access.endpoint_id), access.mtu, fd, ACCESS_GROUP)
         finally:
             os.close(fd)
         link = host.link(name)

@@ -19,6 +19,7 @@ from . import carry, nft, sockets, unified
 from .bpf_syscall import Map
 from .edges import Edges
 from .family import V6, family_of
+from .host_access import is_pair
 from .loader import AT_EGRESS, PORT_PROGRAMS, Loader, port_links
 from .maps import config_value, path_rows
 from .netlink import Link, Netlink
@@ -26,7 +27,7 @@ from .netns import read_sysctl, write_sysctl
 from .probe import ProbeSocket
 from .standing import SETTINGS, Program, Standing, explain_standing
 from .underlay import Underlay, find_underlay
-from .veth import host_name, unless_gone
+from .veth import host_name, is_ours, unless_gone
 
 VXLAN_DEVICE = "vxlan-overlace"
 LINKS = frozenset({"underlay", "vxlan", "lo"})  # pins of the links every host has
@@ -82,7 +83,7 @@ class HostSide:
             _log.warning(
                 "a foreign nft chain drops forwarded packets: containers' outbound traffic may stop",
                 chain=f"{drop.family} {drop.table} {drop.chain}",
-                remedy=f'let it accept iifname "{nft.PORT_PREFIX}*"',
+                remedy=f"let it accept iifgroup {nft.PORT_GROUP}",
             )
         self.loader.open()
         self.level = sockets.load(self.loader, self._wish)
@@ -94,6 +95,11 @@ class HostSide:
             write_sysctl(name, value)
         netlink = self.netlink()
         netlink.set_link(_LO, up=True)
+        for link in netlink.links():  # one may be of a version whose rules went by names
+            group = nft.PORT_GROUP if is_ours(link) else nft.ACCESS_GROUP if is_pair(link) else link.group
+            if group != link.group:
+                with unless_gone():
+                    netlink.set_link(link.ifindex, group=group)
         vxlan = self._ensure_vxlan(netlink)
         write_sysctl(f"ipv6/conf/{VXLAN_DEVICE}/disable_ipv6", "1")
         netlink.set_link(vxlan.ifindex, up=True, mtu=65485)

@@ -21,7 +21,15 @@ _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE, _NEWNEIGH = 20, 22, 24, 26, 28
 _NEWQDISC, _DELQDISC, _NEWTFILTER, _GETTFILTER = 36, 37, 44, 46
 _REQUEST, _ACK, _REPLACE, _EXCL, _CREATE, _DUMP = 1, 4, 0x100, 0x200, 0x400, 0x300
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 1, 3, 4, 18, 20, 28
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_GROUP, _IFLA_NET_NS_FD = (
+    1,
+    3,
+    4,
+    18,
+    20,
+    27,
+    28,
+)
 _IFF_UP = 1
 _DUMP_INTERRUPTED = 0x10  # NLM_F_DUMP_INTR of linux/netlink.h: entries may be missing or there twice
 _DUMPS = 20
@@ -39,6 +47,7 @@ class Link(msgspec.Struct, frozen=True):
     up: bool
     kind: str
     hardware: int = 1  # ARPHRD_* of linux/if_arp.h; 1: Ethernet
+    group: int = 0
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -97,7 +106,7 @@ def mac_bytes(mac: str) -> bytes:
 
 def _read_link(body: bytes) -> Link:
     _, hardware, ifindex, flags, _ = struct.unpack_from("BxHiII", body)
-    name, mtu, mac, alias, kind = "", 0, "", "", ""
+    name, mtu, mac, alias, kind, group = "", 0, "", "", "", 0
     for attribute, value in _attrs(body[16:]):
         if attribute == _IFLA_IFNAME:
             name = value.rstrip(b"\0").decode()
@@ -105,11 +114,13 @@ def _read_link(body: bytes) -> Link:
             (mtu,) = struct.unpack("I", value)
         elif attribute == _IFLA_ADDRESS:
             mac = value.hex(":")
+        elif attribute == _IFLA_GROUP:
+            (group,) = struct.unpack("I", value)
         elif attribute == _IFLA_IFALIAS:
             alias = value.rstrip(b"\0").decode(errors="replace")
         elif attribute == _IFLA_LINKINFO:
             kind = next((v.rstrip(b"\0").decode() for k, v in _attrs(value) if k == 1), "")
-    return Link(ifindex, name, mtu, mac, alias, bool(flags & _IFF_UP), kind, hardware)
+    return Link(ifindex, name, mtu, mac, alias, bool(flags & _IFF_UP), kind, hardware, group)
 
 
 class Netlink:
@@ -214,9 +225,11 @@ class Netlink:
                 found.append(Address(ifindex, text, prefix, flags))
         return found
 
-    def add_veth(self, name: str, peer: str, peer_mac: str, mtu: int, peer_namespace: int) -> None:
-        """A veth pair; `peer` appears in the namespace open as descriptor `peer_namespace`. Raises
-        FileExistsError when either name is taken."""
+    def add_veth(
+        self, name: str, peer: str, peer_mac: str, mtu: int, peer_namespace: int, group: int = 0
+    ) -> None:
+        """A veth pair, `name` in the interface group; `peer` appears in the namespace open as descriptor
+        `peer_namespace`. Raises FileExistsError when either name is taken."""
         inner = (
             _link_header()
             + _text(_IFLA_IFNAME, peer)
@@ -225,7 +238,8 @@ class Netlink:
             + _u32(_IFLA_NET_NS_FD, peer_namespace)
         )
         info = _text(1, "veth") + _attr(2, _attr(1, inner))  # IFLA_INFO_KIND, IFLA_INFO_DATA{VETH_INFO_PEER}
-        body = _link_header() + _text(_IFLA_IFNAME, name) + _u32(_IFLA_MTU, mtu) + _attr(_IFLA_LINKINFO, info)
+        body = _link_header() + _text(_IFLA_IFNAME, name) + _u32(_IFLA_MTU, mtu) + _u32(_IFLA_GROUP, group)
+        body += _attr(_IFLA_LINKINFO, info)
         self._request(_NEWLINK, _CREATE | _EXCL, body, f"veth {name} - {peer}")
 
     def add_vxlan(self, name: str, port: int) -> None:
@@ -237,7 +251,13 @@ class Netlink:
         self._request(_NEWLINK, _CREATE | _EXCL, body, f"vxlan device {name}", accept=(17,))
 
     def set_link(
-        self, ifindex: int, *, up: bool = False, alias: str | None = None, mtu: int | None = None
+        self,
+        ifindex: int,
+        *,
+        up: bool = False,
+        alias: str | None = None,
+        mtu: int | None = None,
+        group: int | None = None,
     ) -> None:
         """Change an interface."""
         body = _link_header(ifindex, _IFF_UP if up else 0, _IFF_UP if up else 0)
@@ -245,6 +265,8 @@ class Netlink:
             body += _attr(_IFLA_IFALIAS, alias.encode())
         if mtu is not None:
             body += _u32(_IFLA_MTU, mtu)
+        if group is not None:
+            body += _u32(_IFLA_GROUP, group)
         self._request(_NEWLINK, 0, body, f"change interface {ifindex}")
 
     def delete_link(self, ifindex: int) -> None:

@@ -20,6 +20,9 @@ PORT_PREFIX = "ov"  # host-side veths: this and eight hexadecimal digits
 ACCESS_PREFIX = (
     "oh"  # the same, of veths through which the host's own processes reach a network (host_access.py)
 )
+# The rules know both kinds by the interface's group (`ip link show group 28534`): a pattern for their names would be one
+# for a host's ovirtmgmt or ovs-system, too.
+PORT_GROUP, ACCESS_GROUP = 0x6F76, 0x6F68
 # Translated source ports stay clear of published ones (30000-32767 are the swarm's own choice): an answer to a
 # published UDP port would be taken for a new client.
 OUTBOUND_PORTS = "32768-60999"
@@ -74,14 +77,14 @@ add map {family} {name} pools {{ type ifname : verdict; }}
 flush chain {family} {name} postrouting
 flush chain {family} {name} forward
 flush map {family} {name} pools
-add rule {family} {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" \
+add rule {family} {name} postrouting iifgroup {PORT_GROUP} oifgroup != {PORT_GROUP} \
   meta l4proto {{ tcp, udp }} masquerade to :{OUTBOUND_PORTS}
-add rule {family} {name} postrouting iifname "{PORT_PREFIX}*" oifname != "{PORT_PREFIX}*" masquerade
+add rule {family} {name} postrouting iifgroup {PORT_GROUP} oifgroup != {PORT_GROUP} masquerade
 add rule {family} {name} forward ct state new meta l4proto {{ tcp, udp }} iifname vmap @pools
-add rule {family} {name} forward oifname "{PORT_PREFIX}*" ct state established,related accept
-add rule {family} {name} forward oifname "{PORT_PREFIX}*" drop
-add rule {family} {name} forward oifname "{ACCESS_PREFIX}*" drop
-add rule {family} {name} forward iifname "{ACCESS_PREFIX}*" drop
+add rule {family} {name} forward oifgroup {PORT_GROUP} ct state established,related accept
+add rule {family} {name} forward oifgroup {PORT_GROUP} drop
+add rule {family} {name} forward oifgroup {ACCESS_GROUP} drop
+add rule {family} {name} forward iifgroup {ACCESS_GROUP} drop
 """
 
 

@@ -22,7 +22,7 @@ from overlace.network.vfp.tables import LocalEndpoint
 from .maps import Attachment
 from .netlink import Link, Netlink
 from .netns import namespace_number, run_inside, write_sysctl
-from .nft import PORT_PREFIX
+from .nft import PORT_GROUP, PORT_PREFIX
 from .outside6 import open_interface
 
 
@@ -87,7 +87,7 @@ def create(
                 return Attachment(link.ifindex, number)
             host.delete_link(link.ifindex)
         try:
-            host.add_veth(name, wanted.ifname, endpoint.mac, wanted.mtu, fd)
+            host.add_veth(name, wanted.ifname, endpoint.mac, wanted.mtu, fd, PORT_GROUP)
         except FileExistsError as e:
             raise FileExistsError(
                 e.errno, f"attach {endpoint.endpoint_id}: {sandbox} already has an interface {wanted.ifname}"

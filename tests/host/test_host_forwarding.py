@@ -1,0 +1,64 @@
+"""What a host forwards for others stays its own: interfaces are the data path's by group, not by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from datapath_bed import ask, connect, run
+from driver_bed import DriverBed
+
+pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
+
+
+@pytest.fixture
+def bed() -> Iterator[DriverBed]:
+    made = DriverBed()
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+def test_an_interface_that_is_only_named_alike_is_forwarded_and_not_translated(bed: DriverBed) -> None:
+    one = bed.add("one")
+    client, guest = bed.client.name, f"{bed.client.name}-guest"
+    inside = Path("/run/netns") / guest
+    a = bed.run(one, "ta", service="alone")
+    assert a.sandbox is not None
+    bed.serve(bed.client, 80, "client")
+    run("ip", "netns", "add", guest)
+    try:
+        for n, name in enumerate(("ovirtmgmt", "ohm0")):
+            run("ip", "-n", one.ns, "link", "add", name, "type", "veth", "peer", "inner", "netns", guest)
+            run("ip", "-n", one.ns, "addr", "add", f"192.168.{77 + n}.1/24", "dev", name)
+            run("ip", "-n", one.ns, "link", "set", name, "up")
+            run("ip", "-n", guest, "addr", "add", f"192.168.{77 + n}.2/24", "dev", "inner")
+            run("ip", "-n", guest, "link", "set", "inner", "up")
+            run("ip", "-n", guest, "route", "add", "default", "via", f"192.168.{77 + n}.1")
+            run("ip", "-n", client, "route", "add", f"192.168.{77 + n}.0/24", "via", one.address)
+            bed.serve(inside, 80 + n, "guest")
+            assert ask(bed.client, f"192.168.{77 + n}.2", 80 + n)[0] == "guest", f"{name}: new connections in"
+            seen = ask(inside, bed.client_address, 80)
+            assert seen[:2] == ["client", f"192.168.{77 + n}.2"], f"{name}: out, with its own address"
+            run("ip", "-n", one.ns, "link", "del", name)
+
+        address = a.addresses["bridge"].partition("/")[0]
+        run("ip", "-n", client, "route", "add", f"{address}/32", "via", one.address)
+        bed.serve(a.sandbox, 81, "a")
+        for group in ("28534", "0"):  # the second: made by a version that went by names
+            [port] = {
+                word.split("@")[0]
+                for word in run("ip", "-n", one.ns, "-o", "link", "show", "type", "veth").split()
+                if word.startswith("ov") and "@" in word
+            }
+            run("ip", "-n", one.ns, "link", "set", port, "group", group)
+            bed.restart(one)
+            one.call("change", tuple(bed.entries.values()), ())
+            assert ask(a.sandbox, bed.client_address, 80)[1] == one.address, "a container's way out"
+            with pytest.raises(OSError):
+                connect(bed.client, address, 81, timeout=0.5)
+    finally:
+        run("ip", "netns", "del", guest)
