@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from overlace.model.paths import PathState
-from overlace.network import ways
+from overlace.network import path_keeper
 from overlace.network.path_keeper import Interface, PathKeeper
 
 from .test_driver import Silence, Under
@@ -62,10 +62,10 @@ class Told:
 @pytest.fixture
 async def told() -> object:
     t = Told()
-    await t.ways.open(1500)
-    t.ways.follow({"b": ("10.0.0.2", "beta")})
+    await t.keeper.open(1500)
+    t.keeper.follow({"b": ("10.0.0.2", "beta")})
     yield t
-    await t.ways.close()
+    await t.keeper.close()
 
 
 async def settled(t: Told) -> None:
@@ -80,21 +80,21 @@ async def test_a_measured_mtu_reaches_the_data_path_and_interfaces_once(told: To
     await settled(told)  # the first pass
     told.kernel.resized.clear()
     told.mtu = 1350
-    told.ways._changed([msgspec.structs.replace(OK, mtu=1400)])
+    told.keeper._changed([msgspec.structs.replace(OK, mtu=1400)])
     await settled(told)
     assert told.kernel.paths == {"10.0.0.2": 1400} and told.kernel.resized == [("e1", 1350)]
-    told.ways.touch()
+    told.keeper.touch()
     for _ in range(5):
         await asyncio.sleep(0)
     assert told.kernel.resized == [("e1", 1350)]
 
 
 async def test_only_a_host_that_answered_once_can_be_out_of_reach(told: Told) -> None:
-    told.ways._changed([DOWN])
+    told.keeper._changed([DOWN])
     assert told.away == []
-    told.ways._changed([OK])
-    told.ways._changed([DOWN])
-    told.ways._changed([OK])
+    told.keeper._changed([OK])
+    told.keeper._changed([DOWN])
+    told.keeper._changed([OK])
     assert told.away == [frozenset({"b"}), frozenset()]
     assert [s.state for s in told.news][-4:] == ["down", "ok", "down", "ok"]
 
@@ -102,24 +102,24 @@ async def test_only_a_host_that_answered_once_can_be_out_of_reach(told: Told) ->
 async def test_whoever_waits_for_measured_paths_goes_on_with_the_last_or_when_its_time_is_over(
     told: Told,
 ) -> None:
-    told.ways.follow({"b": ("10.0.0.2", "beta"), "c": ("10.0.0.3", "gamma")})
-    waits = asyncio.create_task(told.ways.settled({"b", "c", "gone"}, 60))
+    told.keeper.follow({"b": ("10.0.0.2", "beta"), "c": ("10.0.0.3", "gamma")})
+    waits = asyncio.create_task(told.keeper.settled({"b", "c", "gone"}, 60))
     await asyncio.sleep(0)
-    told.ways._changed([OK])
+    told.keeper._changed([OK])
     for _ in range(5):
         await asyncio.sleep(0)
     assert not waits.done()
-    told.ways._changed([msgspec.structs.replace(DOWN, node="c", address="10.0.0.3")])
+    told.keeper._changed([msgspec.structs.replace(DOWN, node="c", address="10.0.0.3")])
     async with asyncio.timeout(5):
         await waits
-    told.ways.follow({"d": ("10.0.0.4", "delta")})
+    told.keeper.follow({"d": ("10.0.0.4", "delta")})
     async with asyncio.timeout(5):
-        await told.ways.settled({"d"}, 0.01)
+        await told.keeper.settled({"d"}, 0.01)
 
 
 async def test_a_corrupting_card_loses_its_work(told: Told) -> None:
     await settled(told)
-    told.ways._corrupted("b")
+    told.keeper._corrupted("b")
     await settled(told)
     assert told.kernel.taken_over == 1
 
@@ -137,13 +137,13 @@ async def test_a_look_that_fails_is_said_and_the_next_one_comes(monkeypatch: pyt
     def warning(event: str, error: str) -> None:
         said.append(error)
 
-    monkeypatch.setattr(ways, "log", SimpleNamespace(warning=warning))
-    told.ways._look()
-    await asyncio.gather(*told.ways._aside)
+    monkeypatch.setattr(path_keeper, "log", SimpleNamespace(warning=warning))
+    told.keeper._look()
+    await asyncio.gather(*told.keeper._aside)
     assert said == ["data path is not open"]
 
 
 async def test_hosts_that_left_are_forgotten(told: Told) -> None:
-    told.ways._changed([OK])
-    told.ways.follow({})
-    assert not told.ways._seen
+    told.keeper._changed([OK])
+    told.keeper.follow({})
+    assert not told.keeper._seen
