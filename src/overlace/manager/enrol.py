@@ -14,10 +14,11 @@ from typing import Protocol
 import msgspec
 import structlog
 
+from overlace.manager.managers import check_peer_port
 from overlace.model.errors import InvalidArgument, OutOfSequence, PermissionDenied, Unavailable, Unimplemented
 from overlace.model.family import is_six
 from overlace.model.ids import new_id
-from overlace.model.objects import Cluster, Node, NodeDescription, NodeStatus
+from overlace.model.objects import Cluster, Node, NodeDescription, NodeStatus, Service
 from overlace.model.specs import NodeSpec
 from overlace.model.states import NodeState
 from overlace.security.ca import CertificateAuthority
@@ -123,6 +124,8 @@ class Enrolment:
             raise Unimplemented(
                 "a Windows host is a worker: join it with the token that docker swarm join-token worker prints"
             )
+        if manager:
+            check_peer_port(self._store.view().all(Service))
         apart = explain_apart(self._store.view(), request.description)
         if apart:
             raise InvalidArgument(apart)

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from overlace.model.errors import FailedPrecondition, NotFound, OutOfSequence, OverlaceError, Unavailable
-from overlace.model.objects import Cluster, ManagerStatus, Node
+from overlace.model.objects import PEER_PORT, Cluster, ManagerStatus, Node, Service
 from overlace.model.states import NodeState
 from overlace.store.base import Put, Store
 from overlace.store.etcd.client import EtcdClient, EtcdError, EtcdMember
@@ -99,6 +99,21 @@ def check_demotion(node: Node, nodes: Iterable[Node]) -> None:
     reachable = [n for n in voters if n.manager_status and n.manager_status.reachability == "reachable"]
     if len(reachable) < len(voters) // 2 + 1:
         raise FailedPrecondition("can't remove member from the raft: this would result in a loss of quorum")
+
+
+def check_peer_port(services: Iterable[Service]) -> None:
+    """Raises FailedPrecondition when a service has the port at which several managers keep their state together: no
+    service is refused it while there is one manager."""
+    for service in services:
+        asked = service.spec.endpoint_spec
+        given = service.endpoint.ports if service.endpoint is not None else ()
+        for port in (*(asked.ports if asked is not None else ()), *given):
+            if (port.protocol, port.published_port) == ("tcp", PEER_PORT):
+                name = service.spec.name
+                raise FailedPrecondition(
+                    f"port {PEER_PORT}/tcp, where several managers keep their state together, is published by service "
+                    f"{name}: publish another port first (docker service update --publish-rm {port.target_port} {name})"
+                )
 
 
 class Managers:

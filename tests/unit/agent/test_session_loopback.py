@@ -47,8 +47,10 @@ from overlace.model.specs import (
     CAConfig,
     ContainerSpec,
     DispatcherConfig,
+    EndpointSpec,
     NetworkSpec,
     NodeSpec,
+    PortConfig,
     SecretReference,
     SecretSpec,
     ServiceSpec,
@@ -309,6 +311,13 @@ async def test_a_host_joins_with_a_token_and_is_what_the_token_says(stage: Stage
     with pytest.raises(Unimplemented, match="join as a worker"):
         await stage.join(swarm, swarm.cluster.manager_token)
     swarm.server._enrolment = Enrolment(swarm.store, swarm.node_id, several_managers=True)
+    etcd = ServiceSpec(
+        name="etcd", endpoint_spec=EndpointSpec(ports=[PortConfig(target_port=2379, published_port=2380)])
+    )
+    await swarm.store.commit([Put(Service(id="s", spec=etcd), expect=0)])
+    with pytest.raises(FailedPrecondition, match=r"2380/tcp.*by service etcd: .*--publish-rm 2379 etcd"):
+        await stage.join(swarm, swarm.cluster.manager_token)
+    await swarm.store.commit([Delete("service", "s")])
     _, second = await stage.join(swarm, swarm.cluster.manager_token)
     assert second.role == "manager" and swarm.node(second.node_id).spec.role == "manager"
 

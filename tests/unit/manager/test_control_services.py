@@ -19,8 +19,8 @@ from overlace.model.errors import (
     Unavailable,
     Unimplemented,
 )
-from overlace.model.objects import Cluster, Endpoint, Service
-from overlace.model.specs import NetworkSpec, Platform, PortConfig, ServiceSpec
+from overlace.model.objects import Cluster, Endpoint, Node, Service
+from overlace.model.specs import NetworkSpec, NodeSpec, Platform, PortConfig, ServiceSpec
 from overlace.runtime import base as runtime
 from overlace.store.base import Put
 
@@ -121,6 +121,29 @@ async def test_the_swarms_own_ports_are_no_services() -> None:
         await kit.control.create_service(
             spec(Name=f"s{fine['PublishedPort']}", EndpointSpec=ports({"TargetPort": 80, **fine}))
         )
+
+
+async def test_where_managers_keep_their_state_is_no_services_once_a_second_one_is_on_its_way() -> None:
+    kit = Kit()
+    await kit.ingress()
+    kit.control._check_promotion = lambda: None
+    for id in ("n1", "n2"):
+        await kit.node(id)
+    etcd = spec(EndpointSpec=ports({"TargetPort": 80, "PublishedPort": 2380}))
+    service, _ = await kit.control.create_service(etcd)
+
+    async def promote(id: str) -> None:
+        node = kit.store.view().get(Node, id)
+        assert node is not None
+        await kit.control.update_node(id, node.version, NodeSpec(role="manager"))
+
+    with pytest.raises(FailedPrecondition, match=r"2380/tcp.*by service web: .*--publish-rm 80 web"):
+        await promote("n1")
+    await kit.control.remove_service(service)
+    await promote("n1")
+    await promote("n2")
+    with pytest.raises(InvalidArgument, match="2380/tcp: there managers keep their state together"):
+        await kit.control.create_service(etcd)
 
 
 async def test_a_service_may_keep_a_port_of_the_swarms() -> None:

@@ -12,9 +12,9 @@ import msgspec
 from overlace.manager.control.base import Core, check_version, swarm
 from overlace.manager.control.lookup import find
 from overlace.manager.control.words import unsupported
-from overlace.manager.managers import check_demotion
+from overlace.manager.managers import check_demotion, check_peer_port
 from overlace.model.errors import FailedPrecondition, InvalidArgument
-from overlace.model.objects import Node
+from overlace.model.objects import Node, Service
 from overlace.model.specs import NodeSpec
 from overlace.model.states import NodeState, TaskState
 from overlace.store.base import Change, Put
@@ -44,6 +44,10 @@ class Nodes(Core):
                 if self._check_promotion is None:
                     raise unsupported("promoting a node", "this store serves one manager")
                 self._check_promotion()
+                try:
+                    check_peer_port(view.all(Service))
+                except FailedPrecondition as error:
+                    raise swarm(error) from None
             await self._commit([Put(msgspec.structs.replace(node, spec=spec), expect=version)])
 
     async def remove_node(self, id: str, force: bool = False) -> None:

@@ -264,12 +264,11 @@ def _check_own_ports(view: View, ports: list[PortConfig], own_id: str) -> None:
     was refused may keep it."""
     before = view.get(Service, own_id) if own_id else None
     kept = {(p.protocol, p.published_port) for p in (_ports(before.spec) if before is not None else ())}
-    addresses = [
-        n.manager_status.addr for n in view.all(Node) if n.manager_status is not None and not n.removed
-    ]
+    nodes = [n for n in view.all(Node) if not n.removed]
+    addresses = [n.manager_status.addr for n in nodes if n.manager_status is not None]
     taken = {("tcp", SWARM_PORT): "managers are reached"}
     taken |= {("tcp", parse_address(address)[1]): "managers are reached" for address in addresses}
-    if len(addresses) > 1:
+    if sum(n.spec.role == "manager" for n in nodes) > 1:  # one that is on its way counts
         taken[("tcp", PEER_PORT)] = "managers keep their state together"
     for cluster in view.all(Cluster):
         taken[("udp", cluster.data_path_port)] = "the tunnels between hosts arrive"
