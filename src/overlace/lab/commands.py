@@ -150,7 +150,8 @@ class _ExecCommand(click.Command):
 @click.pass_context
 def exec_(ctx: click.Context, where: tuple[str, ...]) -> None:
     """Run COMMAND on a host; DOCKER_HOST there is the host's own daemon. `switch` is the underlay's
-    bridge.
+    bridge. Network and host name are the host's; files are this machine's, /sys/class/net included: `ip link`
+    shows the host's interfaces.
     """
     argv = ctx.obj or ()
     if not argv or len(where) not in (1, 2):

@@ -18,9 +18,7 @@ from overlace.model.traffic import kept_affinity
 OVERLAY = "overlay"
 IPV6 = "ipv6"  # no task is refused for it: networks with IPv6 have IPv4 too, which it gets alone there
 AFFINITY = "session-affinity"
-CLIENT_ADDRESS = (
-    "client-address"  # no task is refused for it: published ports show its tasks a node as their client
-)
+CLIENT_ADDRESS = "client-address"  # no task is refused for it: it sees a node as a published port's client
 DIRECT_RETURN = "direct-return"  # no task is refused for it: clients are seen by their host's address then
 
 # what a task asks for when it needs it, and what to change so that it does not
@@ -89,8 +87,8 @@ def explain_without_six(nodes: Iterable[Node]) -> str:
 
 
 def explain_clients(nodes: Iterable[Node]) -> str:
-    """On which of `nodes`, all that run a service's tasks, published ports do not show the client's own address, and why;
-    empty: they do on all."""
+    """Which of `nodes`, those that clients of a published port come in by and those that run its tasks, do not show tasks
+    the client's own address, whose, and why; empty: they all do."""
     about = [(n.description.hostname or n.id, n.description) for n in nodes if n.description is not None]
     found = {name: d.lacks[CLIENT_ADDRESS] for name, d in about if CLIENT_ADDRESS in d.lacks}
     return f"{', '.join(sorted(found))}: {next(iter(found.values()))}" if found else ""

@@ -128,7 +128,7 @@ async def test_people_hear_whose_tasks_do_not_see_their_clients() -> None:
     blind = replace(LINUX, id="w", description=replace(LINUX.description, hostname="w", lacks=NO_WAY_BACK))
     assert explain_clients([LINUX]) == ""
     assert explain_clients([LINUX, blind]).startswith(
-        "w: answers to clients outside do not go back through the node"
+        "w: HNS, on every Windows, brings answers to clients outside back"
     )
     entry, seeing = node_entry(blind), node_entry(LINUX)
     assert entry is not None and entry.sees_clients is False

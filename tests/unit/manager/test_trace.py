@@ -192,10 +192,17 @@ async def test_a_client_outside_is_not_seen_by_a_host_that_cannot_answer_it(swar
     swarm.task("web", 3, "win", "ingress", "back")
     t = await swarm.trace("client", "web.3", via="one")
     assert t.broken is None and t.hops[-1].packet.startswith("10.0.0.2:40000 > "), "node one's own address"
-    assert any(n.startswith("win: answers to clients outside do not go back") for n in t.notes)
+    assert any(n.startswith("win: HNS, on every Windows, brings answers") for n in t.notes)
     assert any("(sees 10.0.0.2 as the client)" in h.effect for h in t.hops)
     other = await swarm.trace("client", "web.2", via="one")
     assert other.hops[-1].packet.startswith("192.0.2.10:") and not any("win:" in n for n in other.notes)
+    back = await swarm.trace("client", "web.2", via="win")
+    assert back.hops[-1].packet.startswith("10.0.0.4:40000 > "), "win takes back what is sent to itself alone"
+    assert any(n.startswith("win: HNS, ") and "where clients come in by it" in n for n in back.notes)
+    at_home = await swarm.trace("client", "web.3", via="win")
+    assert at_home.hops[-1].packet.startswith("192.0.2.10:") and not any("HNS, " in n for n in at_home.notes)
+    whole = await swarm.trace("client", "web", via="win")
+    assert any(n.startswith("win: HNS, ") for n in whole.notes), "whichever backend's way is shown"
 
 
 async def test_the_way_out(swarm: Swarm) -> None:

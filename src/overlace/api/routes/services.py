@@ -58,8 +58,10 @@ def _notes(view: View, found: Service) -> list[str]:
     ports = found.endpoint.ports if found.endpoint is not None else ()
     if not any(p.publish_mode == "ingress" for p in ports):
         return []
-    ids = {t.node_id for t in view.tasks_of_service(found.id) if t.status.state == TaskState.RUNNING}
-    where = explain_clients(n for i in ids if (n := view.get(Node, i)) is not None)
+    if not any(t.status.state == TaskState.RUNNING for t in view.tasks_of_service(found.id)):
+        return []
+    # clients come in by every node, whether it runs a task or not
+    where = explain_clients(n for n in view.all(Node) if n.status.state == NodeState.READY and not n.removed)
     return [where] if where else []
 
 

@@ -86,6 +86,11 @@ class _Answer:
             if bad is not None and not prefer:
                 end, walk = bad
         self._tell(first.host, end)
+        asked = (b for b in walk.candidates if first.only is None or b.address == only)
+        if any(b.source for b in asked):  # also where the way shown is another's
+            places = {first.host.name: first.host} | {e.where: self._named(e.where) for e, _ in reached}
+            if where := explain_clients(h.node for h in places.values() if h is not None):
+                self._notes.append(where)
         return Trace(
             source=first.source,
             target=first.target,
@@ -162,10 +167,6 @@ class _Answer:
             self._notes.append(
                 f"the answer goes back through {host.name}, which gives it the published address again"
             )
-            last = self._named(end.where)
-            where = explain_clients([last.node]) if last is not None else ""
-            if where:
-                self._notes.append(where)
         for h in {host.name: host, end.where: self._named(end.where)}.values():
             if h is None:
                 continue

@@ -105,8 +105,9 @@ def lacks(version: HnsVersion) -> dict[str, str]:
 
 
 NO_WAY_BACK = {  # of a host with Windows' HNS; emulated ones have our data path
-    CLIENT_ADDRESS: "answers to clients outside do not go back through the node they came in by (HNS, on every Windows), "
-    "so tasks see that node's address on the ingress network in place of the client's"
+    CLIENT_ADDRESS: "HNS, on every Windows, brings answers to clients outside back between nodes by source translation "
+    "alone: tasks here see the ingress address of the node their client came in by, and tasks on other nodes see this "
+    "host's where clients come in by it"
 }
 
 
