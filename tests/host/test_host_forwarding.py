@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from datapath_bed import ask, connect, run
-from driver_bed import DriverBed
+from driver_bed import BACK, INGRESS, SHOP, DriverBed
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
@@ -62,3 +62,20 @@ def test_an_interface_that_is_only_named_alike_is_forwarded_and_not_translated(b
                 connect(bed.client, address, 81, timeout=0.5)
     finally:
         run("ip", "netns", "del", guest)
+
+
+def test_a_program_at_one_address_keeps_a_published_port_there_alone(bed: DriverBed) -> None:
+    one = bed.add("one")
+    bed.serve(one.path, 8080, "own", address="127.0.0.1")
+    bed.change(*SHOP)
+    a = bed.run(one, "ta", (BACK, "10.0.1.11"), (INGRESS, "10.0.0.11"))
+    assert a.sandbox is not None
+    bed.serve(a.sandbox, 80, "service")
+    for _ in range(2):
+        assert ask(bed.client, one.address, 8080)[0] == "service"
+        assert ask(one.path, one.address, 8080)[0] == "service"
+        assert ask(one.path, "127.0.0.1", 8080)[0] == "own"
+        [text] = one.call("describe")["refused"]
+        assert "listens there at 127.0.0.1: it keeps the port at that address" in text
+        bed.restart(one)
+        one.call("change", tuple(bed.entries.values()), ())

@@ -33,7 +33,7 @@ from overlace.network.hns.service import HnsService
 from overlace.network.hns.versions import LATEST, lacks
 from overlace.network.host_access import HostAccesses, asked, plan_host_access
 from overlace.network.host_watch import HostWatch
-from overlace.network.hostports import listening
+from overlace.network.hostports import listening, own_addresses
 from overlace.network.keeping import Keeping
 from overlace.network.looking import look
 from overlace.network.mtu import plan_mtus
@@ -101,7 +101,7 @@ class OverlayDriver:
         self._refusals = Refusals()
         self._notices = Notices()
         self._watch = HostWatch(datapath, self._notices)
-        self._guard = PortGuard(listening, datapath.apply, self._notices)
+        self._guard = PortGuard(listening, datapath.apply, self._notices, own_addresses)
         self._host_access = HostAccesses(datapath)
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()

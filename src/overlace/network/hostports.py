@@ -52,6 +52,15 @@ def listening(proc_net: Path = PROC_NET) -> dict[HostPort, int]:
     return out
 
 
+def own_addresses() -> tuple[str, ...]:
+    """Of the calling thread's namespace, those that a published port can be at."""
+    from overlace.network.linux.netlink import Netlink  # a Windows host has no use for it
+
+    with Netlink() as netlink:
+        there = [a.address for f in (socket.AF_INET, socket.AF_INET6) for a in netlink.addresses(f)]
+    return tuple(dict.fromkeys(a for a in there if a != "::1" and not ip_address(a).is_link_local))
+
+
 def holder_of(inode: int, proc: Path = Path("/proc")) -> str:
     """The program that has the socket, as `sshd (pid 712)`; "" when nobody here shows it."""
     wanted = f"socket:[{inode}]"

@@ -1,7 +1,8 @@
 """Published ports against sockets of the host's own programs: who was there first keeps the port.
 
-Owns what is kept back for that, until the socket is gone, and saying so. The eBPF programs see a packet before the host's
-stack does: without this a service published on 22 would take new SSH logins on every node. Must not know maps.
+Owns what is kept back for that, at the addresses of the socket and until it is gone, and saying so. The eBPF programs see
+a packet before the host's stack does: without this a service published on 22 would take new SSH logins on every node.
+Must not know maps.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 import msgspec
 import structlog
 
+from overlace.model.family import is_six
 from overlace.model.findings import Finding
 from overlace.model.paths import Notice
 from overlace.model.protocols import WORDS
 from overlace.network.host_watch import every
-from overlace.network.hostports import HostPort, at, holder_of, taker
+from overlace.network.hostports import HostPort, at, holder_of
 from overlace.network.notices import Notices
 from overlace.network.vfp.tables import Delta, Frontend, Key, Tables
 
@@ -33,6 +35,7 @@ class Clash(msgspec.Struct, frozen=True):
     socket: HostPort
     inode: int
     kept_back: bool
+    held: tuple[str, ...] = ()  # of a port at every address: those the sockets have; (): all
 
 
 def plan_clashes(
@@ -45,16 +48,42 @@ def plan_clashes(
     found: dict[Key, Clash] = {}
     for e in fronts:
         own = (at(e.address), e.protocol, e.port)
-        other = taker(own, by_port.get(own[1:], ()))
-        if other is not None:
-            name = f"{e.port}/{WORDS.get(e.protocol, e.protocol)}"
-            found[e.key] = Clash(own[0], name, other, sockets[other], e.key not in served)
+        there = [x for x in by_port.get(own[1:], ()) if not x[0] or _meets(e, x[0])]
+        if there:
+            other = min(there)  # one at every address is the first
+            held = tuple(sorted(x[0] for x in there)) if other[0] and not own[0] else ()
+            found[e.key] = Clash(own[0], _name(e), other, sockets[other], e.key not in served, held)
     return found
+
+
+def _meets(front: Frontend, address: str) -> bool:
+    own = at(front.address)
+    return own == address if own else is_six(front.address) == is_six(address)
+
+
+def _name(front: Frontend) -> str:
+    return f"{front.port}/{WORDS.get(front.protocol, front.protocol)}"
+
+
+def plan_stand_ins(front: Frontend, clash: Clash, own: Iterable[str]) -> list[Frontend]:
+    """What serves a port of every address where no socket has it, by this host's addresses: the programs have a row for
+    one address or for all, and none that leaves one out."""
+    if not clash.held:
+        return []
+    six = is_six(front.address)
+    return [
+        msgspec.structs.replace(front, address=a) for a in own if is_six(a) == six and a not in clash.held
+    ]
 
 
 def explain_clash(clash: Clash, holder: str) -> str:
     who = holder or "a program"
-    where = clash.socket[0] or "every address"
+    where = ", ".join(clash.held) or clash.socket[0] or "every address"
+    if clash.kept_back and clash.held:
+        return (
+            f"port {clash.port} is published, and {who} of this host listens there at {where}: it keeps the port at that "
+            "address until it ends, the service has it at the others; publish another port, or stop it"
+        )
     if clash.kept_back:
         return (
             f"port {clash.port} is published, and {who} of this host listens there at {where}: it keeps the port here "
@@ -67,33 +96,36 @@ def explain_clash(clash: Clash, holder: str) -> str:
 
 
 class PortGuard:
-    """Of one host. `listening`: where its programs have sockets, and their inodes."""
+    """Of one host. `listening`: where its programs have sockets, and their inodes; `own`: addresses of the host."""
 
     def __init__(
         self,
         listening: Callable[[], Mapping[HostPort, int]],
         apply: Callable[[Delta], Awaitable[None]],
         notices: Notices,
+        own: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._listening = listening
         self._apply = apply
         self._notices = notices
         self._served: dict[Key, Frontend] = {}
         self._back: dict[Key, Frontend] = {}
+        self._own = own
+        self._instead: dict[Key, Frontend] = {}  # of what is kept back at some addresses: at the others
         self._told: dict[Key, tuple[Clash, str]] = {}
         self._running: asyncio.Task[None] | None = None
 
     async def open(self, tables: Tables, differed: Delta) -> None:
         """After a start: `differed` is what the data path had not served before."""
         fronts = {e.key: e for e in _fronts(tables)}
-        self._served, self._back, self._told = dict(fronts), {}, {}
+        self._served, self._back, self._told, self._instead = dict(fronts), {}, {}, {}
         fresh = {e.key for e in _fronts(differed.put)}
         if fresh:
             clashes = plan_clashes(fronts.values(), fronts.keys() - fresh, self._listening())
             self._keep_back({key: fronts[key] for key, clash in clashes.items() if clash.kept_back})
             self._tell(clashes)
-        if self._back:
-            await self._apply(Delta((), tuple(self._back)))
+            if self._back:
+                await self._apply(self._stand_in(clashes, Delta((), tuple(self._back))))
         self._running = asyncio.get_running_loop().create_task(
             every(LOOK_SECONDS, self.look, "the host's sockets cannot be read")
         )
@@ -109,6 +141,21 @@ class PortGuard:
             self._served.pop(key, None)
             self._back[key] = e
 
+    def _stand_in(self, clashes: Mapping[Key, Clash], delta: Delta) -> Delta:
+        """The change and what it takes for the service to be where no socket is. `clashes`: of all that is kept back."""
+        before, self._instead = self._instead, {}
+        if any(clashes[key].held for key in self._back):
+            own = tuple(self._own())
+            planned = (s for key, e in self._back.items() for s in plan_stand_ins(e, clashes[key], own))
+            self._instead = {s.key: s for s in planned if s.key not in self._served}
+        put = [s for key, s in self._instead.items() if before.get(key) != s]
+        gone = [key for key in before if key not in self._instead and key not in self._served]
+        if not put and not gone:
+            return delta
+        entries = {e.key: e for e in (*delta.put, *put)}
+        remove = dict.fromkeys(key for key in (*delta.remove, *gone) if key not in entries)
+        return Delta(tuple(entries.values()), tuple(remove))
+
     def passed(self, delta: Delta) -> Delta:
         """The change without what is kept back."""
         for key in delta.remove:
@@ -116,20 +163,26 @@ class PortGuard:
             self._back.pop(key, None)
             self._told.pop(key, None)
         fronts = {e.key: e for e in _fronts(delta.put)}
-        new = [e for key, e in fronts.items() if key not in self._served]
-        clashes = plan_clashes(new, self._served.keys(), self._listening()) if new else {}
+        new = {key: e for key, e in fronts.items() if key not in self._served}
+        asked = {**self._back, **new} if new else {}
+        clashes = plan_clashes(asked.values(), self._served.keys(), self._listening()) if asked else {}
         for key, e in fronts.items():
             self._back.pop(key, None)
             self._served[key] = e
-        self._keep_back({key: fronts[key] for key in clashes})
-        self._tell(clashes)
-        if not clashes:
+        self._keep_back({key: fronts[key] for key in clashes if key in new})
+        self._tell({key: clash for key, clash in clashes.items() if key in new})
+        if any(key in clashes for key in new):
+            delta = Delta(tuple(e for e in delta.put if e.key not in clashes), delta.remove)
+        if not self._back and not self._instead:
             return delta
-        return Delta(tuple(e for e in delta.put if e.key not in clashes), delta.remove)
+        known = {key: clash for key, (clash, _) in self._told.items()}
+        return self._stand_in({**known, **clashes}, delta)
 
     def tables(self, tables: Tables) -> Tables:
         """All of them without what is kept back."""
-        return Tables(e for e in tables if e.key not in self._back) if self._back else tables
+        if not self._back:
+            return tables
+        return Tables([*(e for e in tables if e.key not in self._back), *self._instead.values()])
 
     async def look(self) -> None:
         """What is free by now is served; what has begun to listen is told of."""
@@ -145,16 +198,17 @@ class PortGuard:
         for key, e in free.items():
             del self._back[key]
             self._served[key] = e
-        if free:
-            await self._apply(Delta(tuple(free.values()), ()))
+        if change := self._stand_in(clashes, Delta(tuple(free.values()), ())):
+            await self._apply(change)
 
     def _tell(self, clashes: Mapping[Key, Clash]) -> None:
         """Each once, both families' as one."""
         for key, clash in clashes.items():
             before = self._told.get(key)
-            if before is not None and (before[0].socket, before[0].kept_back) == (
+            if before is not None and (before[0].socket, before[0].kept_back, before[0].held) == (
                 clash.socket,
                 clash.kept_back,
+                clash.held,
             ):
                 continue
             holder = holder_of(clash.inode)

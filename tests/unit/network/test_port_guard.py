@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 
+import msgspec
+
 from overlace.network.hostports import HostPort, holder_of, listening
 from overlace.network.notices import Notices
 from overlace.network.port_guard import PortGuard, plan_clashes
@@ -22,7 +24,8 @@ class Kernel:
         self.sockets: dict[HostPort, int] = {}
         self.looked = 0
         self.notices = Notices()
-        self.guard = PortGuard(self._listening, self._apply, self.notices)
+        self.guard = PortGuard(self._listening, self._apply, self.notices, lambda: self.own)
+        self.own = ["127.0.0.1", "192.0.2.7", "192.0.2.8", "2001:db8::7"]
 
     def _listening(self) -> dict[HostPort, int]:
         self.looked += 1
@@ -111,3 +114,42 @@ def test_the_program_is_named() -> None:
         inode = listening()[("127.0.0.1", 6, server.getsockname()[1])]
         assert "(pid " in holder_of(inode)
     assert holder_of(0) == ""
+
+
+async def test_a_program_at_one_address_keeps_that_one_alone() -> None:
+    k = Kernel()
+    k.sockets = {("127.0.0.1", 6, 22): 0}
+
+    def where() -> set[str]:
+        assert {e.backends for e in k.served()} <= {backends}
+        return {e.address for e in k.served()}
+
+    backends: tuple[Backend, ...] = ()
+    await k.put(SSH, SSH6)
+    assert where() == {HOST6, "192.0.2.7", "192.0.2.8"}, "the outside reaches the service"
+    [text] = k.guard.texts()
+    assert "at 127.0.0.1: it keeps the port at that address" in text
+    assert {e.address for e in k.guard.tables(Tables([SSH, SSH6]))} == where()  # type: ignore[union-attr]
+    backends = (Backend(4096, "10.0.0.9", 80),)
+    later = msgspec.structs.replace(SSH, backends=backends)
+    later6 = msgspec.structs.replace(SSH6, backends=backends)
+    await k.put(later, later6)
+    assert where() == {HOST6, "192.0.2.7", "192.0.2.8"}, "with what its backends are now"
+    k.own.append("192.0.2.9")
+    await k.guard.look()
+    assert where() == {HOST6, "192.0.2.7", "192.0.2.8", "192.0.2.9"}
+    k.sockets = {("192.0.2.7", 6, 22): 0, ("2001:db8::7", 6, 22): 0}
+    await k.guard.look()
+    assert where() == {HOST6, "127.0.0.1", "192.0.2.8", "192.0.2.9"}, "what is served goes on"
+    container = Frontend(0, "192.0.2.8", 6, 22, backends)
+    await k.put(container)
+    await k.guard.look()
+    await k.put(remove=[container])
+    assert where() == {HOST6, "127.0.0.1", "192.0.2.8", "192.0.2.9"}, "again the service's"
+    k.sockets = {}
+    await k.guard.look()
+    assert k.served() == {later, later6} and not k.guard.texts()
+    k.sockets = {("192.0.2.7", 6, 8080): 0}
+    await k.put(WEB)
+    await k.put(remove=[WEB])
+    assert k.served() == {later, later6}
