@@ -12,6 +12,7 @@ from ipaddress import IPv4Network
 import msgspec
 
 from overlace.model.errors import InvalidArgument, Unavailable
+from overlace.model.family import is_six
 from overlace.model.netview import NetView
 from overlace.model.protocols import WITH_PORTS
 from overlace.network.base import TaskNetwork
@@ -68,6 +69,7 @@ class Admission:
                     f"task {task.task_name}: all its networks are internal, so no port can be published in "
                     "host mode: add a network that is not internal"
                 )
+            check_families(task, gateway_network(task, view))
             check_addresses(task.task_name, ports)
             ports = plan_host_ports(task.task_name, ports, self._taken(taken), self._listening())
         address = ""
@@ -109,6 +111,21 @@ class Admission:
             for p in r.local.task.host_ports:
                 taken[(p.host_ip, WITH_PORTS[p.protocol], p.published_port)] = r.asked.task_name
         return taken
+
+
+def check_families(task: TaskNetwork, network_id: str) -> None:
+    """That the network which carries the task's ports has IPv6 for those at an IPv6 address of the host. Raises
+    InvalidArgument."""
+    own = (x for a in task.attachments if a.network_id == network_id for x in a.addresses)
+    if any(is_six(x) for x in own):
+        return
+    for port in task.host_ports:
+        if is_six(port.host_ip):
+            where = f"[{port.host_ip}]:{port.published_port}:{port.target_port}/{port.protocol}"
+            raise InvalidArgument(
+                f"port {where}: the container has no IPv6 address to publish there; publish at an IPv4 address, or put "
+                "it on a network with IPv6 (docker network create --ipv6 --subnet ...)"
+            )
 
 
 def check_host_ips(task: TaskNetwork) -> None:

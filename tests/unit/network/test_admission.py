@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from overlace.model.errors import Unavailable
+from overlace.model.errors import InvalidArgument, Unavailable
 from overlace.model.netview import NetView, NetworkEntry
 from overlace.model.objects import NetworkAttachment
 from overlace.model.specs import PortConfig
-from overlace.network.admission import Admission
+from overlace.network.admission import Admission, check_families
 from overlace.network.base import TaskNetwork
 from overlace.network.endpoints import LOCAL_NETWORK, LOCAL_SUBNET
 from overlace.network.overlay_documents import gateway_network
@@ -77,3 +77,15 @@ def test_the_way_out_is_the_hosts_own_network_when_it_is_on_it() -> None:
     assert gateway_network(wish(1, local=True), VIEW) == LOCAL_NETWORK
     assert gateway_network(wish(1, 2), VIEW) == "n1"
     assert gateway_network(wish(), VIEW) == LOCAL_NETWORK
+
+
+def test_a_port_at_an_ipv6_address_takes_a_container_that_has_one(admission: Admission) -> None:
+    at = msgspec.structs.replace(PORT, host_ip="::1")
+    for where in (wish(local=True, host_ports=(at,)), wish(1, host_ports=(PORT, at))):
+        with pytest.raises(
+            InvalidArgument, match=r"port \[::1\]:8080:80/tcp: the container has no IPv6 address"
+        ):
+            admission.admit(where, VIEW, {}, {LOCAL_NETWORK: 1500, "n1": 1450})
+        assert admission.admitted(where) is None, "nothing of it is kept"
+    six = NetworkAttachment("n1", ("10.0.1.9/24", "fd00::9/64"))
+    check_families(wish(1, attachments=(six,), host_ports=(at,)), "n1")
