@@ -10,6 +10,8 @@ import pytest
 from datapath_bed import ask, connect, run
 from driver_bed import BACK, INGRESS, SHOP, DriverBed
 
+from overlace.model.specs import PortConfig
+
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
 
 
@@ -79,3 +81,18 @@ def test_a_program_at_one_address_keeps_a_published_port_there_alone(bed: Driver
         assert "listens there at 127.0.0.1: it keeps the port at that address" in text
         bed.restart(one)
         one.call("change", tuple(bed.entries.values()), ())
+
+
+def test_a_container_that_has_a_published_port_at_one_address_is_told_of(bed: DriverBed) -> None:
+    one = bed.add("one")
+    port = PortConfig(target_port=81, published_port=8080, publish_mode="host", host_ip=one.address)
+    box = bed.run(one, "tb", service="box", ports=(port,))
+    bed.change(*SHOP)
+    a = bed.run(one, "ta", (BACK, "10.0.1.11"), (INGRESS, "10.0.0.11"))
+    assert a.sandbox is not None and box.sandbox is not None
+    bed.serve(box.sandbox, 81, "box")
+    bed.serve(a.sandbox, 80, "service")
+    assert ask(bed.client, one.address, 8080)[0] == "box"
+    assert ask(one.path, "127.0.0.1", 8080)[0] == "service"
+    [text] = one.call("describe")["refused"]
+    assert f"container box.1.tb of this host has it at {one.address}" in text

@@ -105,6 +105,10 @@ class Admission:
                 names[network_id] = next(f"eth{i}" for i in range(99) if f"eth{i}" not in names.values())
         return msgspec.structs.replace(record, asked=task, local=msgspec.structs.replace(local, names=names))
 
+    def at_one_address(self) -> dict[HostPort, str]:
+        """Ports that containers of this host have at one of its addresses, and whose they are."""
+        return {port: name for port, name in self._taken({}).items() if port[0]}
+
     def _taken(self, by_documents: Mapping[HostPort, str]) -> dict[HostPort, str]:
         taken = dict(by_documents)
         for r in self._records:

@@ -101,7 +101,9 @@ class OverlayDriver:
         self._refusals = Refusals()
         self._notices = Notices()
         self._watch = HostWatch(datapath, self._notices)
-        self._guard = PortGuard(listening, datapath.apply, self._notices, own_addresses)
+        self._guard = PortGuard(
+            listening, datapath.apply, self._notices, own_addresses, self._admission.at_one_address
+        )
         self._host_access = HostAccesses(datapath)
         self._node_id = ""
         self._aside: set[asyncio.Task[None]] = set()

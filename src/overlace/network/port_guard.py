@@ -21,7 +21,7 @@ from overlace.model.protocols import WORDS
 from overlace.network.host_watch import every
 from overlace.network.hostports import HostPort, at, holder_of
 from overlace.network.notices import Notices
-from overlace.network.vfp.tables import Delta, Frontend, Key, Tables
+from overlace.network.vfp.tables import HOST4, HOST6, Delta, Frontend, Key, Tables
 
 LOOK_SECONDS = 30.0
 log = structlog.get_logger(__name__)
@@ -36,6 +36,7 @@ class Clash(msgspec.Struct, frozen=True):
     inode: int
     kept_back: bool
     held: tuple[str, ...] = ()  # of a port at every address: those the sockets have; (): all
+    container: str = ""  # no socket: a container of this host has the port at that address
 
 
 def plan_clashes(
@@ -53,6 +54,17 @@ def plan_clashes(
             other = min(there)  # one at every address is the first
             held = tuple(sorted(x[0] for x in there)) if other[0] and not own[0] else ()
             found[e.key] = Clash(own[0], _name(e), other, sockets[other], e.key not in served, held)
+    return found
+
+
+def plan_hidden(fronts: Mapping[Key, Frontend], containers: Mapping[HostPort, str]) -> dict[Key, Clash]:
+    """Ports of services at every address that a container has at one: `containers` are those, and whose they are."""
+    found: dict[Key, Clash] = {}
+    for port, name in containers.items():
+        address, protocol, number = port
+        key = ("frontend", 0, HOST6 if is_six(address) else HOST4, protocol, number)
+        if key in fronts and ("frontend", 0, *port) in fronts:
+            found["hidden", *port] = Clash("", _name(fronts[key]), port, 0, False, (address,), name)
     return found
 
 
@@ -77,6 +89,11 @@ def plan_stand_ins(front: Frontend, clash: Clash, own: Iterable[str]) -> list[Fr
 
 
 def explain_clash(clash: Clash, holder: str) -> str:
+    if clash.container:
+        return (
+            f"port {clash.port} is published, and container {clash.container} of this host has it at {clash.socket[0]}: "
+            "it answers there, the service at the other addresses; publish another port, or remove the container"
+        )
     who = holder or "a program"
     where = ", ".join(clash.held) or clash.socket[0] or "every address"
     if clash.kept_back and clash.held:
@@ -96,7 +113,8 @@ def explain_clash(clash: Clash, holder: str) -> str:
 
 
 class PortGuard:
-    """Of one host. `listening`: where its programs have sockets, and their inodes; `own`: addresses of the host."""
+    """Of one host. `listening`: where its programs have sockets, and their inodes; `own`: addresses of the host;
+    `containers`: ports that containers have at one address, and whose."""
 
     def __init__(
         self,
@@ -104,7 +122,9 @@ class PortGuard:
         apply: Callable[[Delta], Awaitable[None]],
         notices: Notices,
         own: Callable[[], Iterable[str]] = tuple,
+        containers: Callable[[], Mapping[HostPort, str]] = dict,
     ) -> None:
+        self._containers = containers
         self._listening = listening
         self._apply = apply
         self._notices = notices
@@ -141,6 +161,9 @@ class PortGuard:
             self._served.pop(key, None)
             self._back[key] = e
 
+    def _hidden(self) -> dict[Key, Clash]:
+        return plan_hidden(self._served | self._back, self._containers())
+
     def _stand_in(self, clashes: Mapping[Key, Clash], delta: Delta) -> Delta:
         """The change and what it takes for the service to be where no socket is. `clashes`: of all that is kept back."""
         before, self._instead = self._instead, {}
@@ -170,7 +193,9 @@ class PortGuard:
             self._back.pop(key, None)
             self._served[key] = e
         self._keep_back({key: fronts[key] for key in clashes if key in new})
-        self._tell({key: clash for key, clash in clashes.items() if key in new})
+        self._tell(
+            {key: clash for key, clash in clashes.items() if key in new} | (self._hidden() if new else {})
+        )
         if any(key in clashes for key in new):
             delta = Delta(tuple(e for e in delta.put if e.key not in clashes), delta.remove)
         if not self._back and not self._instead:
@@ -186,14 +211,15 @@ class PortGuard:
 
     async def look(self) -> None:
         """What is free by now is served; what has begun to listen is told of."""
-        if not self._served and not self._back:
+        if not self._served and not self._back and not self._told:
             return
         sockets = await asyncio.to_thread(self._listening)
         clashes = plan_clashes([*self._served.values(), *self._back.values()], self._served.keys(), sockets)
-        for key in self._told.keys() - clashes.keys():
+        told = clashes | self._hidden()
+        for key in self._told.keys() - told.keys():
             clash, _ = self._told.pop(key)
             log.info("a published port is the service's alone again", port=clash.port)
-        self._tell(clashes)
+        self._tell(told)
         free = {key: e for key, e in self._back.items() if key not in clashes}
         for key, e in free.items():
             del self._back[key]
@@ -211,7 +237,7 @@ class PortGuard:
                 clash.held,
             ):
                 continue
-            holder = holder_of(clash.inode)
+            holder = f"container {clash.container}" if clash.container else holder_of(clash.inode)
             text = explain_clash(clash, holder)
             known = text in self.texts()
             self._told[key] = (clash, text)

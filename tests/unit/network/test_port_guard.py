@@ -24,7 +24,10 @@ class Kernel:
         self.sockets: dict[HostPort, int] = {}
         self.looked = 0
         self.notices = Notices()
-        self.guard = PortGuard(self._listening, self._apply, self.notices, lambda: self.own)
+        self.guard = PortGuard(
+            self._listening, self._apply, self.notices, lambda: self.own, lambda: self.containers
+        )
+        self.containers: dict[HostPort, str] = {}
         self.own = ["127.0.0.1", "192.0.2.7", "192.0.2.8", "2001:db8::7"]
 
     def _listening(self) -> dict[HostPort, int]:
@@ -153,3 +156,24 @@ async def test_a_program_at_one_address_keeps_that_one_alone() -> None:
     await k.put(WEB)
     await k.put(remove=[WEB])
     assert k.served() == {later, later6}
+
+
+async def test_a_container_that_hides_a_service_at_one_address_is_told_of() -> None:
+    k = Kernel()
+    at = Frontend(0, "192.0.2.7", 6, 8080)
+    k.containers = {
+        ("192.0.2.7", 6, 8080): "box",
+        ("192.0.2.7", 6, 22): "other",
+        ("192.0.2.7", 17, 8080): "udp",
+    }
+    await k.put(at)
+    assert not k.guard.texts(), "one alone hides nothing"
+    await k.put(WEB)
+    assert k.served() == {at, WEB} and k.said() == ["8080/tcp"]
+    assert "container box of this host has it at 192.0.2.7" in k.guard.texts()[0]
+    await k.guard.look()
+    assert k.said() == ["8080/tcp"]
+    k.containers = {}
+    await k.put(remove=[at, WEB])
+    await k.guard.look()
+    assert not k.guard.texts()
