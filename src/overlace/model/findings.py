@@ -12,12 +12,13 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """`about`: addresses and endpoint GUIDs it concerns; none: everything on the host. `mild`: packets flow
-    all the same."""
+    """`about`: addresses and endpoint GUIDs it concerns; none: everything on the host. `port`: the one of the host's
+    ports it concerns, as 22/tcp; "": no port alone. `mild`: packets flow all the same."""
 
     what: str  # one sentence, with the names
     remedy: str
     about: tuple[str, ...] = ()
+    port: str = ""
     mild: bool = False
 
 
@@ -91,11 +92,12 @@ Question = Union[Examine, Arm, Inject, Collect]
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to any of them. `answer`: what came back to an injected packet; `error`: why it could not be done;
-    `listening`: one for each task asked about (an agent of before that was asked: none)."""
+    """The answer to any of them. `answer`: what came back to an injected packet; `error`: why it could not be done,
+    `unable`: no packet can be marked on such a host at all; `listening`: one for each task asked about (an agent of before that was asked: none)."""
 
     findings: tuple[Finding, ...] = ()
     listening: tuple[OpenSockets, ...] = ()
     sightings: tuple[Sighting, ...] = ()
     answer: str = ""
     error: str = ""
+    unable: bool = False

@@ -254,7 +254,11 @@ class PortGuard:
 
     def findings(self) -> list[Finding]:
         """The same for who examines this host."""
-        return [Finding(what=text, remedy="see `ss -lnp` on that host", mild=True) for text in self.texts()]
+        found = {text: clash for clash, text in self._told.values()}
+        return [
+            Finding(what=text, remedy="see `ss -lnp` on that host", port=clash.port, mild=not clash.kept_back)
+            for text, clash in found.items()
+        ]
 
     def texts(self) -> list[str]:
         """What is in each other's way now."""

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from paths_kit import A, B, made, path
 
-from overlace.manager.trace.answer import Hop, Origin, Trace
+from overlace.manager.trace.answer import Hop, Member, Origin, Trace
 from overlace.manager.trace.looked import with_findings, with_live, with_paths
 from overlace.model.findings import Finding, Said, Sighting
 from overlace.model.paths import PathState
@@ -57,19 +57,19 @@ async def test_a_packet_too_big_for_the_path_is_named_with_what_fits() -> None:
 
 def test_what_a_host_finds_wrong_ends_the_way_at_that_host() -> None:
     wrong = Finding(what="a stale endpoint: 10.0.1.6", remedy="restart", about=("10.0.1.6",))
-    found = with_findings(TRACE, {"beta": Said(findings=(wrong,))})
+    found = with_findings(TRACE, {"beta": Said(findings=(wrong,))}, {})
     assert found.broken is not None and (found.broken.where, found.broken.remedy) == ("beta", "restart")
 
 
 def test_what_is_about_others_is_not_this_traces_business() -> None:
     other = Finding(what="a stale endpoint: 10.0.9.9", remedy="restart", about=("10.0.9.9",))
-    assert with_findings(TRACE, {"beta": Said(findings=(other,))}).broken is None
+    assert with_findings(TRACE, {"beta": Said(findings=(other,))}, {}).broken is None
     whole = Finding(what="the underlay's interface eth0 is down", remedy="up")
-    assert with_findings(TRACE, {"alpha": Said(findings=(whole,))}).broken is not None
+    assert with_findings(TRACE, {"alpha": Said(findings=(whole,))}, {}).broken is not None
 
 
 def test_a_host_that_does_not_answer_is_said_and_breaks_nothing() -> None:
-    found = with_findings(TRACE, {"beta": Said(error="it did not answer within 5 s")})
+    found = with_findings(TRACE, {"beta": Said(error="it did not answer within 5 s")}, {})
     assert found.broken is None and "beta could not be asked: it did not answer within 5 s" in found.notes
 
 
@@ -104,9 +104,59 @@ def test_an_accepted_packet_breaks_nothing_and_doubts_a_computed_break() -> None
     told = {"alpha": Said(sightings=(seen(), seen("encapsulated")))}
     assert with_live(TRACE, 7, Said(answer="accepted (SYN+ACK)"), told).broken is None
     wrong = Finding(what="wrong VNI", remedy="restart")
-    doubted = with_findings(TRACE, {"beta": Said(findings=(wrong,))})
+    doubted = with_findings(TRACE, {"beta": Said(findings=(wrong,))}, {})
     found = with_live(doubted, 7, Said(answer="accepted (SYN+ACK)"), told)
     assert any("got through" in n for n in found.notes)
+
+
+def test_a_stopped_program_whose_kernel_accepts_is_no_contradiction() -> None:
+    stopped = Finding(what="its program is stopped (SIGSTOP): connections wait for ever", remedy="go on")
+    found = with_live(
+        with_findings(TRACE, {"beta": Said(findings=(stopped,))}, {}),
+        7,
+        Said(answer="accepted (SYN+ACK)"),
+        {},
+    )
+    assert any("kernel" in n for n in found.notes) and not any("got through" in n for n in found.notes)
+
+
+def test_a_host_that_cannot_mark_packets_breaks_nothing() -> None:
+    found = with_live(TRACE, 7, Said(error="HNS has no call for it", unable=True), {})
+    assert found.broken is None and found.live is None and found.outcome == TRACE.outcome
+    assert any("HNS has no call for it" in n for n in found.notes)
+
+
+TAKEN = Finding(what="python3 of this host keeps the port", remedy="stop it", port="9001/tcp")
+
+
+@pytest.mark.parametrize(
+    ("first", "packet", "broken"),
+    [
+        ("rule", "192.0.2.10:40000 > 192.168.0.12:9001 tcp", True),
+        ("rule", "192.0.2.10:40000 > 192.168.0.12:9002 tcp", False),
+        ("decap", "192.0.2.10:40000 > 10.0.0.6:9001 tcp", False),  # a container's port
+        ("start", "10.0.1.5:40000 > 10.0.1.6:9001 tcp", False),
+        ("start", "10.0.1.5:40000 > 192.168.0.12:9001 tcp", True),  # a container to its own host's port
+    ],
+)
+def test_a_port_that_a_program_of_the_host_has_taken_ends_the_way_there(
+    first: str, packet: str, broken: bool
+) -> None:
+    way = tuple(
+        Hop(kind=kind, where="beta", what="x", effect="ok", packet=packet)  # type: ignore[arg-type]
+        for kind in (first, "rule", "end")
+    )
+    members = (Member(task="web.1", node="beta", address="10.0.0.6", ok=True),)
+    trace = Trace(
+        source="client", target="web", question=packet, outcome="reaches", hops=way, members=members
+    )
+    found = with_findings(trace, {"beta": Said(findings=(TAKEN,))}, {"beta": "192.168.0.12"})
+    assert (found.broken is not None) == broken and not found.notes
+    if found.broken is not None:
+        assert (found.broken.where, found.broken.reason) == ("beta", TAKEN.what) and found.members == ()
+    mild = msgspec.structs.replace(TAKEN, mild=True)
+    noted = with_findings(trace, {"beta": Said(findings=(mild,))}, {"beta": "192.168.0.12"})
+    assert noted.broken is None and bool(noted.notes) == broken
 
 
 def test_what_could_not_be_sent_says_why() -> None:

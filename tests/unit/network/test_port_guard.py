@@ -64,6 +64,7 @@ async def test_a_program_that_was_there_first_keeps_its_port() -> None:
     assert k.served() == {WEB} and k.tables.get(VIP.key) == VIP, "a VIP is nothing of the host's"
     assert k.said() == ["22/tcp"], "both families are one"
     assert [t.partition(",")[0] for t in k.guard.texts()] == ["port 22/tcp is published"]
+    assert [(f.port, f.mild) for f in k.guard.findings()] == [("22/tcp", False)], "a trace ends there"
     other = Frontend(0, HOST4, 6, 22, (Backend(4096, "10.0.0.9", 80),))
     await k.put(other)
     await k.guard.look()
@@ -84,6 +85,7 @@ async def test_a_program_that_comes_later_is_told_of_and_the_service_goes_on() -
     k.sockets = {("", 6, 22): 0}
     await k.guard.look()
     assert len(k.served()) == 1 and k.said() == ["22/tcp"] and "has begun to listen" in k.guard.texts()[0]
+    assert [(f.port, f.mild) for f in k.guard.findings()] == [("22/tcp", True)]
     await k.guard.look()
     assert k.said() == ["22/tcp"]
     await k.put(remove=[SSH])

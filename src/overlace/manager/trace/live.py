@@ -59,12 +59,15 @@ async def trace_hosts(
     bad, notes = explain_members(trace, question.protocol, view, paths, said)
     if trace.broken is None and trace.members and bad:  # the way that is shown is one that is broken
         trace = with_paths(explain_trace(view, question, next(iter(bad))), view, paths, question.size)
-    trace = with_members(with_findings(trace, said), bad)
+    addresses = {h: n.description.underlay_address for h, n in nodes.items() if n.description is not None}
+    trace = with_members(with_findings(trace, said, addresses), bad)
     trace = msgspec.structs.replace(trace, notes=(*trace.notes, *notes))
     if not live:
         return trace
     rng = rng or random.Random()
     trace = await _send(trace, up, asked, ask, rng)
+    if trace.live is None:
+        return trace
     return await _send_to_each(trace, plan_each(trace, view), up, ask, rng)
 
 

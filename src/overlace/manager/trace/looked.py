@@ -21,6 +21,7 @@ from overlace.network.vfp.reasons import MEANINGS
 from overlace.store.base import View
 
 _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+|[0-9a-f]*:[0-9a-f:]*:[0-9a-f:]*")
+STOPPED = "is stopped (SIGSTOP)"  # of a program whose connections the kernel still accepts
 _ANSWERED = ("accepted", "echo reply", "a datagram")
 
 
@@ -104,14 +105,47 @@ def concerns(finding: Finding, trace: Trace) -> bool:
     return any(a in known for a in finding.about)
 
 
-def with_findings(trace: Trace, said: Mapping[str, Said]) -> Trace:
-    """What each host found wrong with itself, by name: the first on the way is where it breaks."""
+def enters(trace: Trace, host: str, port: str, address: str) -> int | None:
+    """The hop at which the packet is at `port` (as 22/tcp) of `host` itself, plain and not for a container; None: at
+    none. `address`: the host's."""
+    number, _, word = port.partition("/")
+    for i, hop in enumerate(trace.hops):
+        before = trace.hops[i - 1] if i else None
+        came = before.packet if before is not None else trace.question
+        fits = came.endswith(f":{number} {word}")
+        if hop.where == host and before is not None and before.where == host:
+            # on its way through this host: its own port only where it goes to the host's own address
+            fits = fits and f"> {address}:" in came.replace("[", "").replace("]", "")
+        if hop.where == host and fits and hop.kind not in ("start", "decap"):
+            return i
+    return None
+
+
+def _with_ports(trace: Trace, host: str, found: Sequence[Finding], address: str) -> Trace:
+    """What is wrong with the very port the packet comes to on this host."""
+    for f in found:
+        at = enters(trace, host, f.port, address)
+        if at is None:
+            continue
+        if f.mild or trace.broken is not None:
+            trace = msgspec.structs.replace(trace, notes=(*trace.notes, f"on {host}: {f.what}; {f.remedy}"))
+        else:  # it comes to no backend
+            trace = break_trace(trace, at, host, "a program of the host", f.what, f.remedy)
+            trace = msgspec.structs.replace(trace, members=(), reached=())
+    return trace
+
+
+def with_findings(trace: Trace, said: Mapping[str, Said], addresses: Mapping[str, str]) -> Trace:
+    """What each host found wrong with itself, by name: the first on the way is where it breaks. `addresses`: of the
+    hosts' own, by name."""
     for host, answer in said.items():
         if answer.error:
             trace = msgspec.structs.replace(
                 trace, notes=(*trace.notes, f"{host} could not be asked: {answer.error}")
             )
         mine = [f for f in answer.findings if concerns(f, trace)]
+        trace = _with_ports(trace, host, [f for f in mine if f.port], addresses.get(host, ""))
+        mine = [f for f in mine if not f.port]
         mild, mine = [f for f in mine if f.mild], [f for f in mine if not f.mild]
         for f in mild:
             trace = msgspec.structs.replace(trace, notes=(*trace.notes, f"on {host}: {f.what}; {f.remedy}"))
@@ -143,6 +177,9 @@ def with_live(trace: Trace, mark: int, sent: Said, seen: Mapping[str, Said]) -> 
     """Where the marked packet was seen, host by host from the sender's on, and what came back."""
     origin = trace.origin
     assert origin is not None
+    if sent.unable:
+        note = f"no packet was sent from {origin.host}: {sent.error}"
+        return msgspec.structs.replace(trace, notes=(*trace.notes, note))
     sightings = see([origin.host, *(h for h in seen if h != origin.host)], seen)
     broken = explain_sightings(origin, sent, sightings)
     last = f"{sightings[-1].where}: {sightings[-1].verdict or 'came by'}" if sightings else ""
@@ -162,7 +199,15 @@ def with_live(trace: Trace, mark: int, sent: Said, seen: Mapping[str, Said]) -> 
             outcome=f"broken at {broken.where}: {broken.reason} (seen with a real packet)",
         )
     elif broken is None and trace.broken is not None and not trace.broken.where.startswith("--"):
-        note = f"yet the packet that was sent got through ({sent.answer}): what is computed above is not all that holds"
+        if STOPPED in trace.broken.reason:
+            note = (
+                f"{sent.answer} is the kernel's word, which takes connections for a program that is stopped"
+            )
+        else:
+            note = (
+                f"yet the packet that was sent got through ({sent.answer}): what is computed above is not all "
+                "that holds"
+            )
         trace = msgspec.structs.replace(trace, notes=(*trace.notes, note))
     return trace
 

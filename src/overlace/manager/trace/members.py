@@ -12,7 +12,7 @@ import msgspec
 
 from overlace.manager.paths import explain_path
 from overlace.manager.trace.answer import Broken, LiveMember, Origin, Reached, Trace
-from overlace.manager.trace.looked import break_trace, by_name, explain_sightings, see
+from overlace.manager.trace.looked import STOPPED, break_trace, by_name, explain_sightings, see
 from overlace.model.family import is_six
 from overlace.model.findings import Examine, Said, Socket
 from overlace.model.objects import Network
@@ -119,7 +119,7 @@ def explain_sockets(sockets: Sequence[Socket], r: Reached, protocol: str) -> Bro
     if all(s.stopped for s in fitting):
         return Broken(
             where=r.host,
-            reason=f"{who}its program that listens on {protocol} port {r.port} is stopped (SIGSTOP): "
+            reason=f"{who}its program that listens on {protocol} port {r.port} {STOPPED}: "
             "connections wait for ever",
             remedy=f"let it go on (docker kill -s CONT CONTAINER on {r.host}), or docker service update --force",
         )

@@ -141,6 +141,8 @@ def inject(namespace: Path | None, ask: Inject) -> str:
 
     out, *listening = run_inside(namespace, sockets) if namespace is not None else sockets()
     try:
+        if not six:
+            out.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)  # ip(7): without it EACCES
         out.sendto(packet, (ask.target, 0))
         until = time.monotonic() + ask.seconds
         while (left := until - time.monotonic()) > 0:

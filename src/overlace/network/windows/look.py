@@ -53,7 +53,7 @@ async def look(
                     listening=tuple(OpenSockets(task_id=id, error=NO_SOCKETS) for id in question.tasks),
                 )
             case Arm() | Collect() | Inject():
-                return Said(error=NO_PACKETS)
+                return Said(error=NO_PACKETS, unable=True)
     except (OSError, ValueError, OverlaceError) as e:
         return Said(error=str(e) or type(e).__name__)
     except Exception as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 
 from overlace.model.findings import Inject
 from overlace.network.linux.figures import read_interfaces
-from overlace.network.linux.inject import TOS, make_packet, read_answer, read_answer6
+from overlace.network.linux.inject import TOS, inject, make_packet, read_answer, read_answer6
 
 ASK = Inject(
     mark=4711,
@@ -104,3 +105,20 @@ def test_interface_counters_are_read_as_proc_has_them() -> None:
         "    lo: 10 1 0 0 0 0 0 0 10 1 0 0 0 0 0 0\n  eth0: 200 2 0 0 0 0 0 0 300 3 0 0 0 0 0 0\n"
     )
     assert read_interfaces(text)["eth0"] == (200, 2, 300, 3)
+
+
+class Unprivileged(socket.socket):
+    """Says which option the kernel asks of raw sockets (ip(7)); of a kind that needs no privilege."""
+
+    def __init__(self, family: int, *_: int) -> None:
+        super().__init__(family, socket.SOCK_DGRAM)
+
+    def sendto(self, data: bytes, to: tuple[str, int]) -> int:  # type: ignore[override]
+        if to[0].endswith(".255") and not self.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST):
+            raise PermissionError(13, "Permission denied")
+        return len(data)
+
+
+def test_it_may_be_sent_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", Unprivileged)
+    assert inject(None, replace(ASK, protocol=17, target="10.0.1.255", seconds=0.0)) == ""
