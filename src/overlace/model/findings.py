@@ -93,7 +93,8 @@ Question = Union[Examine, Arm, Inject, Collect]
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to any of them. `answer`: what came back to an injected packet; `error`: why it could not be done,
-    `unable`: no packet can be marked on such a host at all; `listening`: one for each task asked about (an agent of before that was asked: none)."""
+    `unable`: no packet can be marked on such a host at all; `listening`: one for each task asked about (an agent of
+    before that was asked: none)."""
 
     findings: tuple[Finding, ...] = ()
     listening: tuple[OpenSockets, ...] = ()
