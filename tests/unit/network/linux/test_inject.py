@@ -116,7 +116,7 @@ class Unprivileged(socket.socket):
     def sendto(self, data: bytes, to: tuple[str, int]) -> int:  # type: ignore[override]
         if to[0].endswith(".255") and not self.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST):
             raise PermissionError(13, "Permission denied")
-        return int(len(data))
+        return len(data)
 
 
 def test_it_may_be_sent_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
