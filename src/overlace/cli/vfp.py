@@ -189,9 +189,12 @@ def _show_group(g: dict[str, Any]) -> None:
         click.echo(f"          Action : {r['Action']}")
         if r.get("Hits"):
             hits = r["Hits"]
-            click.echo(
-                f"          Hits : {hits['Connections']} connections, {hits['Packets']} packets, {hits['Bytes']} bytes"
-            )
+            counted = (_count(hits[word], word.lower()) for word in ("Connections", "Packets", "Bytes"))
+            click.echo(f"          Hits : {', '.join(counted)}")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word.removesuffix('s') if number == 1 else word}"
 
 
 def _rule_counters(host: str, port: str, every: bool, as_json: bool) -> None:

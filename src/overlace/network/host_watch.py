@@ -64,7 +64,10 @@ def plan_full(
 
 def plan_mended(found: Mended, told: frozenset[str]) -> tuple[list[Notice], frozenset[str]]:
     """What is to be said after a look, and what of the things that stay wrong has been said: each once."""
-    said = [Notice(action="repaired", id=what, attributes={"what": what}) for what in found.mended]
+    said = [
+        Notice(action="repaired", id=what, attributes={"what": f"{what}: made again"})
+        for what in found.mended
+    ]
     said += [
         Notice(action="broken", id=f.what, attributes={"what": f.what, "remedy": f.remedy})
         for f in found.left

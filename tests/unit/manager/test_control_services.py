@@ -107,9 +107,12 @@ async def test_the_swarms_own_ports_are_no_services() -> None:
     await kit.ingress()
     await kit.store.commit([Put(Cluster(id="c", data_path_port=5789))])
     for port, words_ in (
-        ({"TargetPort": 80, "PublishedPort": 2377}, "PublishedPort 2377/tcp: there managers are reached"),
+        (
+            {"TargetPort": 80, "PublishedPort": 2377},
+            "PublishedPort 2377/tcp: managers are reached at this port; use another",
+        ),
         ({"TargetPort": 80, "PublishedPort": 2377, "PublishMode": "host"}, "PublishedPort 2377/tcp"),
-        ({"TargetPort": 80, "PublishedPort": 5789, "Protocol": "udp"}, "5789/udp: there the tunnels"),
+        ({"TargetPort": 80, "PublishedPort": 5789, "Protocol": "udp"}, "5789/udp: the tunnels"),
     ):
         with pytest.raises(InvalidArgument, match=words_):
             await kit.control.create_service(spec(EndpointSpec=ports(port)))

@@ -328,7 +328,7 @@ async def test_a_policy_that_does_not_name_the_sender(swarm: Swarm) -> None:
         in reason
     )
     assert remedy.startswith(
-        "docker service update --label-add 'overlace.policy.allow-from=db, web:tcp/80' order (in a compose file"
+        "docker service update --label-add 'overlace.policy.allow-from=db, web:tcp/80' order; in a compose file the label"
     )
     assert t.hops[-1].what.startswith("FW_ADMIN_LAYER_ID OUT FW_ACL_OUT/ACL_OUT")
 
@@ -578,6 +578,36 @@ async def test_what_is_copied_to_everybody_is_told(swarm: Swarm) -> None:
     assert t.broken is None and t.outcome.startswith("copied by one to every other endpoint"), t.outcome
     copies = [h.effect for h in t.hops if h.what == "copy"]
     assert "to container of web.1.web1task" in copies and "to host two, for its containers" in copies
+
+
+@pytest.mark.parametrize("to", ["224.0.0.251", "255.255.255.255", "10.0.1.255"])
+async def test_what_is_for_everybody_goes_nowhere_on_a_network_without_multicast(
+    swarm: Swarm, to: str
+) -> None:
+    where, reason, remedy = broken(await swarm.trace("db", to, protocol="udp", port=9))
+    assert where == "one" and "carries no broadcast and multicast" in reason and "drop_unsupported" in reason
+    assert "overlace.multicast=true" in remedy
+    _, _, remedy = broken(await swarm.trace("order", to, protocol="udp", port=9))
+    assert "Windows" in remedy
+
+
+async def test_another_address_of_a_node_is_named_with_the_node(swarm: Swarm) -> None:
+    _, _, remedy = broken(await swarm.trace("client", "198.51.100.7", port=8080))
+    assert "--via NODE" in remedy
+    t = await swarm.trace("client", "198.51.100.7", port=8080, via="two")
+    assert t.broken is None and t.target == "198.51.100.7 on two" and t.outcome.startswith("reaches web.")
+    assert any("as --via says" in n for n in t.notes)
+    broken(await swarm.trace("client", "10.0.1.99", via="two"))
+    with pytest.raises(InvalidArgument, match="TO is node one"):
+        await swarm.trace("client", "one", via="two")
+
+
+async def test_remedies_for_a_container_of_docker_run_are_of_containers(swarm: Swarm) -> None:
+    a_container(swarm, "m1", "two", "back")
+    _, reason, remedy = broken(await swarm.trace("client", "m1"))
+    assert "container m1 is no service" in reason and "docker run -p" in remedy
+    _, _, remedy = broken(await swarm.trace("m1", "10.0.2.99"))
+    assert remedy.endswith("docker network connect other m1")
 
 
 async def test_words_that_go_with_nothing_are_refused(swarm: Swarm) -> None:

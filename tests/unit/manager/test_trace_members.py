@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from paths_kit import A, B, made, path
 
-from overlace.manager.trace.answer import Hop, Member, Origin, Reached, Trace
+from overlace.manager.trace.answer import Broken, Hop, Member, Origin, Reached, Trace, explain_broken
 from overlace.manager.trace.members import explain_each, explain_members, with_each, with_members
 from overlace.model.findings import Finding, OpenSockets, Said, Sighting, Socket
 from overlace.model.paths import PathState
@@ -57,10 +57,10 @@ async def judged(
 @pytest.mark.parametrize(
     ("sockets", "words"),
     [
-        ((), "store.2 on beta: nothing listens on tcp port 80"),
+        ((), "nothing listens on tcp port 80"),
         ((Socket(address="::", port=5432),), "port 80, only on 5432"),
         ((Socket(address="127.0.0.1", port=80),), "at 127.0.0.1 alone, not at 10.0.1.7"),
-        ((Socket(address="127.0.0.11", port=80),), "store.2 on beta: nothing listens"),
+        ((Socket(address="127.0.0.11", port=80),), "nothing listens"),
         ((Socket(address="0.0.0.0", port=80, stopped=True),), "is stopped (SIGSTOP)"),
     ],
 )
@@ -108,6 +108,15 @@ async def test_a_way_that_is_down_and_a_wrong_row_are_the_member_s() -> None:
     wrong = Finding(what="a stale endpoint", remedy="restart", about=(DEAD,))
     found, _ = await judged(msgspec.structs.replace(told(WEB), findings=(wrong,)))
     assert [m.ok for m in found.members] == [True, False] and found.broken is not None
+
+
+def test_backends_of_several_hosts_are_not_all_put_on_one() -> None:
+    members = tuple(
+        Member(task=f"web.{node}", node=node, address="10.0.1.5", ok=False, reason="x")
+        for node in ("alpha", "beta", "alpha")
+    )
+    said = explain_broken(members, Broken(where="alpha", reason="it is stopped", remedy="go on"))
+    assert said == "broken for 3 of 3 backends, on alpha, beta; at alpha: it is stopped"
 
 
 def sent(answer: str, verdict: str) -> tuple[Trace, bool]:

@@ -266,18 +266,18 @@ def _check_own_ports(view: View, ports: list[PortConfig], own_id: str) -> None:
     kept = {(p.protocol, p.published_port) for p in (_ports(before.spec) if before is not None else ())}
     nodes = [n for n in view.all(Node) if not n.removed]
     addresses = [n.manager_status.addr for n in nodes if n.manager_status is not None]
-    taken = {("tcp", SWARM_PORT): "managers are reached"}
-    taken |= {("tcp", parse_address(address)[1]): "managers are reached" for address in addresses}
+    own = "managers are reached at this port"
+    taken = {("tcp", SWARM_PORT): own}
+    taken |= {("tcp", parse_address(address)[1]): own for address in addresses}
     if sum(n.spec.role == "manager" for n in nodes) > 1:  # one that is on its way counts
-        taken[("tcp", PEER_PORT)] = "managers keep their state together"
+        taken[("tcp", PEER_PORT)] = "managers keep their state together over this port"
     for cluster in view.all(Cluster):
-        taken[("udp", cluster.data_path_port)] = "the tunnels between hosts arrive"
+        taken[("udp", cluster.data_path_port)] = "the tunnels between hosts arrive at this port"
     for port in ports:
         key = port.protocol, port.published_port
         if key in taken and key not in kept:
             raise InvalidArgument(
-                f"EndpointSpec.Ports PublishedPort {port.published_port}/{port.protocol}: there {taken[key]}; "
-                "use another port"
+                f"EndpointSpec.Ports PublishedPort {port.published_port}/{port.protocol}: {taken[key]}; use another"
             )
 
 

@@ -5,6 +5,7 @@ Owns their shape. Must not know how an answer is found.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -128,3 +129,15 @@ class Trace(Doc, frozen=True):
     notes: tuple[str, ...] = ()
     origin: Origin | None = None  # None: nothing leaves, or from outside the swarm
     live: Live | None = None
+
+
+def explain_broken(members: Sequence[Member], broken: Broken) -> str:
+    """The sentence that says where, for how many of the backends, and why."""
+    bad = [m for m in members if not m.ok]
+    if not bad:
+        return f"broken at {broken.where}: {broken.reason}"
+    share = f"for {len(bad)} of {len(members)} backends"
+    hosts = sorted({m.node for m in bad})
+    if len(hosts) == 1 or broken.where not in hosts:
+        return f"broken at {broken.where} {share}: {broken.reason}"
+    return f"broken {share}, on {', '.join(hosts)}; at {broken.where}: {broken.reason}"

@@ -26,6 +26,7 @@ from overlace.manager.trace.places import (
     Place,
     bare,
     called,
+    explain_joining,
     explain_none,
     facing,
     find_place,
@@ -275,9 +276,7 @@ class Maker:
             short_name(task),
             f"{short_name(task)} is on {_list(names[0])}, {words} on {_list(names[1])}: they share no network, so "
             "neither DNS nor the overlay leads there",
-            f"docker network connect {offer} {task.name}"
-            if task.attachment
-            else f"docker service update --network-add {offer} {task.service_name}",
+            explain_joining(task, offer),
         )
 
     def _network_names(self, ids: Iterable[str]) -> list[str]:
@@ -323,12 +322,17 @@ class Maker:
         target = find_place(self._view, self._question.target, "TO")
         if isinstance(target, AtNode):
             host = self._host(target.node)
+            if self._question.via and self._via().node.id != target.node.id:
+                raise InvalidArgument(f"--via {self._question.via!r}: TO is {target} already: leave one out")
             return host, self._packet(src, self._own_address(host, src), self._port()), str(target)
+        if isinstance(target, AtAddress) and self._question.via and not self._of_overlay(target.address):
+            return self._at_other_address(target.address)
         if isinstance(target, (AtAddress, Outside)):
             raise Stopped(
                 "outside",
                 f"{target} is not reached through this swarm from outside: overlay addresses are known only in it",
-                "publish a port (docker service update --publish-add) and name the service or a node",
+                "publish a port (docker service update --publish-add) and name the service or a node; to another "
+                "address of a node: --via NODE",
             )
         service = target.service if isinstance(target, AtService) else None
         if isinstance(target, AtTask):
@@ -342,6 +346,22 @@ class Maker:
         number = self._number(port, tasks, host)
         own = self._own_address(host, src)
         return host, self._packet(src, own, number), f"{target}, published at {host.name}:{number}"
+
+    def _of_overlay(self, address: str) -> bool:
+        return any(within(address, tuple(s.subnet for s in n.subnets)) for n in self._view.all(Network))
+
+    def _at_other_address(self, address: str) -> tuple[Host, Packet, str]:
+        """A node is known by one address; a person who names the node may know others."""
+        host, source = self._via(), self._source
+        src = source.address if isinstance(source, AtAddress) else SOMEBODY6 if is_six(address) else SOMEBODY
+        if is_six(src) != is_six(address):
+            raise InvalidArgument(f"{src} and {address} are not of one address family: name two that are")
+        self.notes.append(f"{address} is taken as an address of {host.name}, as --via says")
+        return (
+            host,
+            self._packet(src, self._own_address(host, src), self._port()),
+            f"{address} on {host.name}",
+        )
 
     def _own_address(self, host: Host, src: str) -> str:
         """The address of the host that such a client talks to. Raises InvalidArgument when none is known."""
@@ -369,6 +389,13 @@ class Maker:
                 return p
         name = service.spec.name if service is not None else words
         have = ", ".join(f"{p.published_port}/{p.protocol}" for p in _ports(service))
+        if self._only is not None and self._only.attachment:
+            raise Stopped(
+                self._only.name,
+                f"{words} is no service: the swarm publishes no port of it",
+                f"a container's ports are published when it is made, at its own host: docker run -p "
+                f"{asked or 8080}:{asked or 80} ...; those of a service (docker service create --publish) at every node",
+            )
         raise Stopped(
             name,
             f"{name} publishes no {self._question.protocol} port{f' {asked}' if asked else ''}"
@@ -393,13 +420,7 @@ class Maker:
     def _entry(self, tasks: Sequence[Task], *, host_mode: bool) -> Host:
         """The node the client talks to."""
         if self._question.via:
-            try:
-                place = find_place(self._view, self._question.via, "--via")
-            except NotFound:
-                place = None
-            if not isinstance(place, AtNode):
-                raise InvalidArgument(f"--via {self._question.via!r} is no node: docker node ls lists them")
-            return self._host(place.node)
+            return self._via()
         if isinstance(self._source, AtNode):
             return self._host(self._source.node)
         holding = {t.node_id for t in tasks}
@@ -417,6 +438,16 @@ class Maker:
         host = self._host(chosen[0])
         self.notes.append(f"{words} {host.name}, --via names another")
         return host
+
+    def _via(self) -> Host:
+        """The node that --via names. Raises InvalidArgument."""
+        try:
+            place = find_place(self._view, self._question.via, "--via")
+        except NotFound:
+            place = None
+        if not isinstance(place, AtNode):
+            raise InvalidArgument(f"--via {self._question.via!r} is no node: docker node ls lists them")
+        return self._host(place.node)
 
     def _host(self, node: Node) -> Host:
         host = self._hosts.get(node.id)

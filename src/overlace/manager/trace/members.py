@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from overlace.manager.paths import explain_path
-from overlace.manager.trace.answer import Broken, LiveMember, Origin, Reached, Trace
+from overlace.manager.trace.answer import Broken, LiveMember, Origin, Reached, Trace, explain_broken
 from overlace.manager.trace.looked import STOPPED, break_trace, by_name, explain_sightings, see
 from overlace.model.family import is_six
 from overlace.model.findings import Examine, Said, Socket
@@ -161,7 +161,9 @@ def _shown(trace: Trace) -> str:
 
 def _marked(trace: Trace, reasons: Mapping[str, str]) -> Trace:
     members = tuple(
-        msgspec.structs.replace(m, ok=False, reason=reasons[m.address])
+        msgspec.structs.replace(
+            m, ok=False, reason=reasons[m.address].removeprefix(f"{m.task} on {m.node}: ")
+        )
         if m.ok and m.address in reasons
         else m
         for m in trace.members
@@ -170,9 +172,7 @@ def _marked(trace: Trace, reasons: Mapping[str, str]) -> Trace:
 
 
 def _outcome(trace: Trace, broken: Broken, how: str) -> str:
-    count = sum(not m.ok for m in trace.members)
-    share = f" for {count} of {len(trace.members)} backends" if trace.members else ""
-    return f"broken at {broken.where}{share}: {broken.reason}{how}"
+    return explain_broken(trace.members, broken) + how
 
 
 # -- live ------------------------------------------------------------------------------------------------------

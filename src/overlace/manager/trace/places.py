@@ -224,6 +224,14 @@ def service_at(view: View, address: str) -> Service | None:
     return None
 
 
+def explain_joining(task: Task | None, network: str) -> str:
+    """What puts a task, or a container outside of services, on a network. `task`: None: not known which."""
+    if task is not None and task.attachment:
+        return f"docker network connect {network} {task.name}"
+    name = task.service_name if task is not None and task.service_name else "SERVICE"
+    return f"docker service update --network-add {network} {name}"
+
+
 def explain_none(service: Service | None) -> str:
     """What to do about a service that has no task to speak with."""
     if (

@@ -137,6 +137,6 @@ def _remedy(found: _Label, party: _Party, item: str) -> str:
     if found.kind == "container":
         return f"make container {found.owner} anew: docker run --label '{found.label}={text}'"
     return (
-        f"docker service update --label-add '{found.label}={text}' {found.owner} (in a compose file deploy.labels, in "
-        f"one of overlace policy apply services.{found.owner}.{member})"
+        f"docker service update --label-add '{found.label}={text}' {found.owner}; in a compose file the label "
+        f"belongs under deploy.labels, in a file for overlace policy apply under services.{found.owner}.{member}"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from overlace.manager.netviews import is_serving
-from overlace.manager.trace.answer import Broken, Member, Origin, Question, Reached, Trace
+from overlace.manager.trace.answer import Broken, Member, Origin, Question, Reached, Trace, explain_broken
 from overlace.manager.trace.first_packet import FirstPacket, Maker, Stopped
 from overlace.manager.trace.hosts import Host, Hosts
 from overlace.manager.trace.places import (
@@ -17,6 +17,7 @@ from overlace.manager.trace.places import (
     AtService,
     AtTask,
     bare,
+    explain_joining,
     facing,
     find_place,
     running_tasks,
@@ -205,7 +206,7 @@ class _Answer:
                         where=end.where,
                         reason=f"{end.packet.dst} is on network {name}, which the sender is not on: the packet "
                         "leaves the swarm as any other",
-                        remedy=f"docker service update --network-add {name} SERVICE",
+                        remedy=explain_joining(self._first.sender, name),
                     )
         return None
 
@@ -215,9 +216,7 @@ class _Answer:
     def _outcome(self, end: End, members: Sequence[Member]) -> str:
         broken = end.broken or self._not_meant(end)
         if broken is not None:
-            bad = [m for m in members if not m.ok]
-            share = f" for {len(bad)} of {len(members)} backends" if bad else ""
-            return f"broken at {broken.where}{share}: {broken.reason}"
+            return explain_broken(members, broken)
         if end.kind == "task":
             seen = " that were looked at" if len(members) == MAX_MEMBERS else ""
             share = f"; all {len(members)} backends{seen} can be reached" if members else ""

@@ -7,13 +7,14 @@ person asked for: trace.py turns the question into a first packet and the end in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address, ip_network
 from typing import assert_never
 
 import msgspec
 
 from overlace.manager.trace.answer import PINGS, Broken, Hop, Kind
 from overlace.manager.trace.hosts import Host, Hosts
-from overlace.manager.trace.places import explain_none, service_at
+from overlace.manager.trace.places import explain_joining, explain_none, service_at
 from overlace.manager.trace.policies import explain_refusal
 from overlace.model.family import is_six
 from overlace.model.objects import VXLAN_PORT, Task
@@ -32,6 +33,7 @@ from overlace.network.vfp.simulate import Step, Verdict, choose, simulate
 from overlace.network.vfp.tables import Backend
 
 UNDERLAY = "underlay"
+ALL_HERE = "255.255.255.255"  # RFC 919
 FEW = 8  # of a rule's backends that are shown
 
 
@@ -97,6 +99,10 @@ class Walk:
         except KeyError:
             return self._no_endpoint(host, guid, packet)
         self._start(host, guid, packet)
+        stopped = _not_carried(host, guid, packet)
+        if stopped is not None and verdict.action != "replicate" and not _blocked(verdict):
+            reason, remedy = stopped
+            return self.break_off("rule", host.name, "switch", reason, remedy, packet)
         return self._follow(host, verdict, packet)
 
     def arrive(self, host: Host, packet: Packet, vni: int = 0, sender: Host | None = None) -> End:
@@ -164,8 +170,7 @@ class Walk:
                 reason = verdict.reason or "dropped"
                 if not said:
                     self.note("rule", host.name, "switch", reason, packet, ok=False)
-                blocked = bool(steps) and steps[-1].layer.startswith("FW_")
-                refusal = explain_refusal(self._hosts.view, packet) if blocked else None
+                refusal = explain_refusal(self._hosts.view, packet) if _blocked(verdict) else None
                 if refusal is None:
                     return self._broken(host.name, reason, self._remedy(host, verdict), packet)
                 return self._broken(host.name, f"{reason}: {refusal.reason}", refusal.remedy, packet)
@@ -274,7 +279,9 @@ class Walk:
         if other is not None and other.id != network.id:
             return (
                 f"{packet.dst} is on network {other.name}, the sender on {network.name}: give both a common one, "
-                f"docker service update --network-add {other.name} SERVICE"
+                + explain_joining(
+                    host.tasks.get(verdict.steps[0].port) if verdict.steps else None, other.name
+                )
             )
         if not within(packet.dst, tuple(s.ip_address_prefix for s in network.subnets)):
             return (
@@ -291,6 +298,37 @@ def _short(effect: str) -> str:
     """A rule's action with the first few of what it lists: `overlace vfp rules` has all."""
     first, rest = (parts := effect.split(", "))[:FEW], len(parts) - FEW
     return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _blocked(verdict: Verdict) -> bool:
+    """By an ACL."""
+    return verdict.action == "drop" and bool(verdict.steps) and verdict.steps[-1].layer.startswith("FW_")
+
+
+def _not_carried(host: Host, guid: str, packet: Packet) -> tuple[str, str] | None:
+    """Reason and remedy where the packet is for everybody and the sender's network carries no such; None: it does, or
+    the packet is for one."""
+    e = host.endpoint(guid)
+    network = host.state.get(e.host_compute_network, HostComputeNetwork) if e is not None else None
+    if network is None or network.type != "Overlay" or network.multicast_rate:
+        return None
+    subnets = (ip_network(s.ip_address_prefix) for s in network.subnets)
+    everybody = {ALL_HERE, *(str(s.broadcast_address) for s in subnets if s.version == 4)}
+    if not ip_address(packet.dst).is_multicast and packet.dst not in everybody:
+        return None
+    reason = (
+        f"network {network.name} carries no broadcast and multicast: the switch drops it (drop_unsupported)"
+    )
+    d = host.node.description
+    if d is not None and d.os == "windows":
+        return (
+            reason,
+            "a Windows host's switch carries none: send to each task's own address (DNS: tasks.SERVICE)",
+        )
+    return (
+        reason,
+        "a network made with docker network create -d overlay -o overlace.multicast=true carries them",
+    )
 
 
 def _says(step: Step, reason: str) -> bool:

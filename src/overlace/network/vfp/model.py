@@ -239,7 +239,8 @@ def explain_action(a: Action) -> str:
         return f"source becomes {source}, leave on the underlay{few}"
     if isinstance(a, Replicate):
         hosts = ", ".join(a.provider_addresses) or "no other host"
-        return f"copies to {len(a.ports)} ports here and to {hosts}, {a.rate} packets per second at most"
+        ports = f"{len(a.ports)} port{'' if len(a.ports) == 1 else 's'}"
+        return f"copies to {ports} here and to {hosts}, {a.rate} packets per second at most"
     if isinstance(a, Hairpin):
         return f"source becomes the network's router {a.address}: the client is its own backend"
     if isinstance(a, ToPublished):

@@ -82,7 +82,7 @@ def show_conditions(c: Condition) -> dict[str, str]:
     found = {
         "Source IP": ",".join(c.src),
         "Destination IP": ",".join(c.dst),
-        "Destination IP not": ",".join(c.dst_not),
+        "Destination IP not": ",".join(dict.fromkeys(c.dst_not)),
         "Protocols": str(c.protocol or "") or ",".join(map(str, c.protocols)),
         "Source ports": _ranges(c.sports),
         "Destination ports": str(c.dport or "") or _ranges(c.dports),
