@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -304,7 +304,7 @@ def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: 
                 f["Came"],
                 f["Verdict"] + (f" vni {f['Vni']}" if f["Vni"] else ""),
                 f["Went"] or "-",
-                f["To"] or "-",
+                _to(f) or "-",
                 f["Service"] or "-",
                 str(f["Packets"]),
                 str(f["Bytes"]),
@@ -313,6 +313,11 @@ def flows(host: str, port: str, rate: bool, every: bool, follow: bool, as_json: 
             for f in found
         ),
     )
+
+
+def _to(f: Mapping[str, Any]) -> str:
+    """Where it goes: a host's address, or a port by its name."""
+    return str(f.get("ToName") or f["To"])
 
 
 def _drops(host: str, port: str) -> Callable[[], list[dict[str, Any]]]:
@@ -360,7 +365,7 @@ def follow_lines(happened: Iterable[Happened], as_json: bool) -> Iterator[str]:
             str(word)
             for word in (
                 f["Went"] and f"as {f['Went']}",
-                f["To"] and f"to {f['To']}",
+                _to(f) and f"to {_to(f)}",
                 f["Service"] and f"of {f['Service']}",
             )
             if word

@@ -59,9 +59,9 @@ async def test_flows_of_a_port_are_those_from_and_to_it() -> None:
 
 def test_addresses_of_either_family_are_told_from_ports() -> None:
     six = Packet("fd00::9", "fd00::a", 132, 40000, 80)
-    came = show_flow(msgspec.structs.replace(flow("host", "", 1), came=six))["Came"]
+    came = show_flow(msgspec.structs.replace(flow("host", "", 1), came=six), {})["Came"]
     assert came == "[fd00::9]:40000 > [fd00::a]:80 sctp"
-    assert show_flow(flow("host", "", 1))["Came"] == "10.0.1.9:40000 > 10.0.1.10:80 tcp"
+    assert show_flow(flow("host", "", 1), {})["Came"] == "10.0.1.9:40000 > 10.0.1.10:80 tcp"
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ async def test_rules_have_the_packets_that_count_for_them(host: FakeBackend) -> 
         ("FW_ACL_IN", "allow", 5, 1),
         ("FW_IN", "block", 4, 4),
     ]
-    assert "1 connections, 5 packets, 300 bytes" in (await overlace("rules", endpoint.id)).stdout
+    assert "1 connection, 5 packets, 300 bytes" in (await overlace("rules", endpoint.id)).stdout
     assert "FW" not in (await overlace("counters", "web.1")).stdout, "nothing judges it inbound"
     judged = await switch.judged()
     assert {key: (h.connections, h.packets) for key, h in judged.items()} == {
@@ -193,3 +193,10 @@ async def test_drops_are_followed_like_flows(host: FakeBackend, monkeypatch: pyt
     monkeypatch.setattr("overlace.cli.vfp.time.sleep", between_looks)
     said = [x for x in (await overlace("flows", "--follow", "10.0.1.9")).stdout.splitlines() if "drop" in x]
     assert len(said) == 1 and said[0].startswith("dropped drop_policy  network back  packets 3"), said
+
+
+async def test_a_flow_names_the_port_it_goes_to(host: FakeBackend) -> None:
+    shown = await overlace("flows")
+    assert "web.1.t1" in shown.stdout and BACK not in shown.stdout
+    found = json.loads((await overlace("flows", "--json")).stdout)
+    assert {(f["To"], f["ToName"]) for f in found if f["To"]} == {(BACK, "web.1.t1")}, "scripts have the GUID"

@@ -145,7 +145,7 @@ async def test_where_managers_keep_their_state_is_no_services_once_a_second_one_
     await kit.control.remove_service(service)
     await promote("n1")
     await promote("n2")
-    with pytest.raises(InvalidArgument, match="2380/tcp: there managers keep their state together"):
+    with pytest.raises(InvalidArgument, match="2380/tcp: managers keep their state together"):
         await kit.control.create_service(etcd)
 
 

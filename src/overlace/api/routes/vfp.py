@@ -5,6 +5,8 @@ Owns the routes and how a container names its ports; the answers are network.swi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import web
 
 from overlace.api.backend import Switch
@@ -53,8 +55,9 @@ async def counters(call: Call) -> web.StreamResponse:
     return answer(await _switch(call).counters())
 
 
-def show_flow(f: UnifiedFlow) -> dict[str, object]:
-    """A unified flow as a document; what it goes on as is left out where nothing was rewritten."""
+def show_flow(f: UnifiedFlow, names: Mapping[str, str]) -> dict[str, object]:
+    """A unified flow as a document; what it goes on as is left out where nothing was rewritten. `names`: of ports, by
+    GUID."""
 
     def words(p: Packet) -> str:
         protocol = WORDS.get(p.protocol, str(p.protocol))
@@ -63,12 +66,14 @@ def show_flow(f: UnifiedFlow) -> dict[str, object]:
 
     return {
         "Port": f.point,
+        "PortName": names.get(f.point, ""),
         "Came": words(f.came),
         "Went": words(f.went) if f.went != f.came else "",
         "Verdict": f.verdict,
         "Vni": f.vni,
         "From": f.from_provider,
         "To": f.provider_address or f.to_endpoint,
+        "ToName": "" if f.provider_address else names.get(f.to_endpoint, ""),
         "Service": f.service,
         "Packets": f.packets,
         "Bytes": f.bytes,
@@ -82,8 +87,9 @@ def show_flow(f: UnifiedFlow) -> dict[str, object]:
 async def flows(call: Call) -> web.StreamResponse:
     """`port`: see layers; empty: every flow."""
     switch, text = _switch(call), call.text("port")
-    names = _of_container(call, text) or [text]
-    return answer([show_flow(f) for name in names for f in await switch.flows(name)])
+    asked = _of_container(call, text) or [text]
+    names = {p.name: p.friendly_name for p in switch.ports()}
+    return answer([show_flow(f, names) for port in asked for f in await switch.flows(port)])
 
 
 async def watched(call: Call) -> web.StreamResponse:
