@@ -256,7 +256,13 @@ class PortGuard:
         """The same for who examines this host."""
         found = {text: clash for clash, text in self._told.values()}
         return [
-            Finding(what=text, remedy="see `ss -lnp` on that host", port=clash.port, mild=not clash.kept_back)
+            Finding(
+                what=text,
+                remedy="see `ss -lnp` on that host",
+                about=clash.held or ((clash.address,) if clash.address else ()),
+                port=clash.port,
+                mild=not clash.kept_back,
+            )
             for text, clash in found.items()
         ]
 

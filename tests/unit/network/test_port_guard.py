@@ -179,3 +179,10 @@ async def test_a_container_that_hides_a_service_at_one_address_is_told_of() -> N
     await k.put(remove=[at, WEB])
     await k.guard.look()
     assert not k.guard.texts()
+
+
+async def test_a_trace_ends_at_the_addresses_a_program_has_and_at_no_other() -> None:
+    k = Kernel()
+    k.sockets = {("127.0.0.1", 6, 8080): 0}
+    await k.put(WEB)
+    assert [(f.port, f.about, f.mild) for f in k.guard.findings()] == [("8080/tcp", ("127.0.0.1",), False)]
