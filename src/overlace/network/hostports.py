@@ -17,7 +17,7 @@ import msgspec
 from overlace.model.errors import Conflict, InvalidArgument
 from overlace.model.protocols import WITH_PORTS
 from overlace.model.specs import PortConfig
-from overlace.network.linux.listening import read_sctp, read_table
+from overlace.network.socket_tables import read_sctp, read_table
 
 PROC_NET = Path("/proc/thread-self/net")  # `self` is the main thread's, which may stand elsewhere
 DYNAMIC = range(32768, 61000)  # Docker takes unnamed host ports from the kernel's ephemeral range

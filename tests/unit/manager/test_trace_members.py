@@ -10,7 +10,7 @@ from overlace.manager.trace.answer import Broken, Hop, Member, Origin, Reached, 
 from overlace.manager.trace.members import explain_each, explain_members, with_each, with_members
 from overlace.model.findings import Finding, OpenSockets, Said, Sighting, Socket
 from overlace.model.paths import PathState
-from overlace.network.linux.listening import read_sctp, read_table
+from overlace.network.socket_tables import read_sctp, read_table
 
 GOOD, DEAD = "10.0.1.6", "10.0.1.7"
 

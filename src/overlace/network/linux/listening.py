@@ -8,45 +8,19 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
 
 from overlace.model.findings import OpenSockets, Socket
 from overlace.model.protocols import SCTP, TCP, UDP
+from overlace.network.socket_tables import read_sctp, read_table
 
 PROC = Path("/proc")
 MAX_SOCKETS = 256  # told of one task
 # proc(5): the state in the fourth column of /proc/net/tcp and udp
 _TABLES = {TCP: (("tcp", "tcp6"), "0A"), UDP: (("udp", "udp6"), "07")}
-_SCTP_LISTENING = "10"  # enum sctp_sock_state in include/net/sctp/constants.h
 _STOPPED = ("T", "t")  # proc_pid_stat(5)
-
-
-def read_address(text: str) -> str:
-    """As /proc/net/tcp and tcp6 write it: words of 32 bits, each in the host's byte order."""
-    words = [bytes.fromhex(text[i : i + 8])[::-1] for i in range(0, len(text), 8)]
-    return str(ip_address(b"".join(words)))
-
-
-def read_table(text: str, state: str) -> Iterator[tuple[Socket, int]]:
-    """The sockets in `state` of a table like /proc/net/tcp, and their inodes."""
-    for line in text.splitlines()[1:]:
-        words = line.split()
-        if len(words) > 9 and words[3] == state:
-            address, _, port = words[1].partition(":")
-            waiting = int(words[4].partition(":")[2], 16) if state == "0A" else 0
-            yield Socket(address=read_address(address), port=int(port, 16), waiting=waiting), int(words[9])
-
-
-def read_sctp(text: str) -> Iterator[tuple[Socket, int]]:
-    """The same of /proc/net/sctp/eps: ENDPT SOCK STY SST HBKT LPORT UID INODE LADDRS."""
-    for line in text.splitlines()[1:]:
-        words = line.split()
-        if len(words) > 8 and words[3] == _SCTP_LISTENING:
-            for address in words[8:]:
-                yield Socket(address=str(ip_address(address)), port=int(words[5])), int(words[7])
 
 
 def of_sandboxes(sandboxes: Mapping[str, Path], protocol: int, proc: Path = PROC) -> list[OpenSockets]:
