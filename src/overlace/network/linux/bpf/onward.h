@@ -248,7 +248,6 @@ NOINLINE int answer_outside(struct __sk_buff *ctx, struct pkt *p, const struct p
 NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *port, __u32 foreign, struct question *q)
 {
 	struct config *cfg = settings();
-	addr_t *own;
 	int host;
 
 	if (!cfg || !p || !port || !q)
@@ -263,8 +262,7 @@ NOINLINE int leave_overlay(struct __sk_buff *ctx, struct pkt *p, struct port *po
 		return drop(ctx, R_DROP_UNSUPPORTED);
 	if (p->proto == PROTO_UDP && p->dport == cfg->vxlan_port)
 		return drop(ctx, R_DROP_ISOLATION); /* translated, it would look like tunnel traffic of this host */
-	own = own_address(&p->daddr);
-	host = (port->flags & PORT_HOST) && own;
+	host = (port->flags & PORT_HOST) && p->daddr == cfg->underlay_addr; /* not what else is on it, as cloud metadata */
 	if (!host && (!(port->flags & PORT_OUTBOUND) || (p->daddr & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000)))
 		return drop(ctx, R_DROP_NO_OUTBOUND);
 	if (find_published(p, &q->front))
