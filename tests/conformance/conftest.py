@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -129,10 +130,10 @@ def _volumes(swarm: Swarm) -> set[tuple[str, str]]:
     }
 
 
-def _removed(swarm: Swarm, host: str, volume: str) -> bool:
-    """False while a container that is about to go has it."""
+def _removed(swarm: Swarm, url: str, host: str | None = None) -> bool:
+    """False while a container or task that is about to go has it."""
     try:
-        swarm.call("DELETE", f"/volumes/{volume}", host=host)
+        swarm.call("DELETE", url, host=host)
     except EngineError as error:
         return error.status == 404
     return True
@@ -150,7 +151,7 @@ def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     after = _there(swarm)
     for kind in KINDS:
         for id in after[kind] - before[kind]:
-            swarm.call("DELETE", f"/{kind}/{id}")
+            eventually(partial(_removed, swarm, f"/{kind}/{id}"), f"{kind} of the test are removed")
     left = after["services"] - before["services"]
 
     def stopped() -> bool:
@@ -164,4 +165,4 @@ def tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     if left:
         eventually(stopped, "the containers of removed services end", 20)
     for host, name in _volumes(swarm) - volumes:
-        eventually(lambda h=host, n=name: _removed(swarm, h, n), f"volume {name} of {host} goes", 20)
+        eventually(partial(_removed, swarm, f"/volumes/{name}", host), f"volume {name} of {host} goes", 20)
