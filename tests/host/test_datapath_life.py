@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import socket
@@ -419,3 +420,26 @@ def test_it_is_removed_whole_without_the_underlays_address(world: SimpleNamespac
     assert run("nsenter", f"--net={world.a.path}", "nft", "list", "ruleset") == ""
     assert not list((world.a.exec_dir / "netns").iterdir())
     run("ip", "-n", world.a.ns, "addr", "add", f"{world.a.address}/24", "dev", "eth0")
+
+
+def test_another_instance_in_the_same_namespace_keeps_what_is_its_own(world: SimpleNamespace) -> None:
+    """It comes, has a container, compares and goes: the first one's containers stay, and what both used is made again."""
+    other = copy.copy(world.a)
+    other.instance, other.exec_dir = f"{world.a.instance}x", world.a.exec_dir / "other"
+    other.start()
+    try:
+        other.put(NET)
+        endpoint = LocalEndpoint(4097, "10.0.1.40", 24, mac_of("10.0.1.40"), str(uuid.uuid4()).upper())
+        sandbox = other.call("ensure_sandbox", "theirs")
+        other.call("attach", endpoint, sandbox, "eth0", True, "10.0.1.1", 1450)
+        other.call("reconcile", Tables([NET]))
+        other.call("destroy")
+    finally:
+        other.kill()
+    links = run("ip", "-n", world.a.ns, "link")
+    assert veth.host_name(world.one.endpoints[0].endpoint_id) in links
+    assert veth.host_name(endpoint.endpoint_id) not in links
+    world.a.call("mend")  # as a running daemon does every few seconds
+    assert world.a.call("reconcile", desired(world)) == Delta()
+    assert ask(world.one.path, "10.0.1.6", 80)[0] == "two"
+    assert ask(world.bed.client, world.a.address, 8080)[0] == "one"

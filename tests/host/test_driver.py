@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import dns.message
@@ -26,6 +27,8 @@ from overlace.model.netview import (
 )
 from overlace.model.specs import PortConfig
 from overlace.network.base import Attached
+from overlace.network.linux import bpf_syscall
+from overlace.network.linux.loader import BPFFS
 from overlace.network.linux.netns import run_inside
 
 pytestmark = [pytest.mark.host, pytest.mark.skipif(os.geteuid() != 0, reason="needs root")]
@@ -271,6 +274,33 @@ def test_fifty_tasks_at_once(bed: DriverBed) -> None:
     assert ping(b.sandbox, "10.0.1.20", timeout=3) and ping(b.sandbox, "10.0.1.69", timeout=3)
     one.call("many", *(("detach", (f"t{i}",), {}) for i in range(20, 70)))
     assert not made[0].sandbox.exists()
+
+
+def _place_of(pin: Path) -> int:
+    try:
+        fd = bpf_syscall.get_pinned(pin)
+    except FileNotFoundError:  # just being replaced
+        return 0
+    try:
+        return bpf_syscall.link_target(fd)[1]
+    finally:
+        os.close(fd)
+
+
+def test_a_running_daemon_makes_good_what_its_host_lost(bed: DriverBed) -> None:
+    """Nobody restarts it or tells it anything: the rules are flushed and a program is taken off its interface."""
+    s = shop(bed)
+    inside = ("nsenter", f"--net={s.one.path}")
+    rules = run(*inside, "nft", "-s", "list", "ruleset")
+    pin = BPFFS / "overlace" / s.one.instance / "links" / "underlay"
+    run(*inside, "nft", "flush", "ruleset")
+    fd = bpf_syscall.get_pinned(pin)
+    bpf_syscall.detach_link(fd)
+    assert bpf_syscall.link_target(fd)[1] == 0
+    os.close(fd)
+    eventually(lambda: run(*inside, "nft", "-s", "list", "ruleset") == rules, 20)
+    eventually(lambda: _place_of(pin) != 0, 20)
+    assert ping(s.a.sandbox, "10.0.1.12")
 
 
 def test_leave_takes_everything_out_of_the_kernel(bed: DriverBed) -> None:

@@ -126,7 +126,7 @@ class DataPath:
     def _destroy(self) -> None:
         with Netlink() as netlink:
             for link in netlink.links():
-                if veth.is_ours(link):
+                if veth.owner_of(link, self.instance) is not None:
                     netlink.delete_link(link.ifindex)
             for owner in host_access.ours(netlink.links(), self.instance):
                 host_access.remove(netlink, self.instance, owner)
@@ -174,8 +174,8 @@ class DataPath:
         wanted = {e.endpoint_id for e in desired if isinstance(e, LocalEndpoint)}
         contents.attached = veth.attachments(netlink.links(), self.instance)
         for link in netlink.links():
-            owner = link.alias.split(":")[2] if link.alias.count(":") == 3 else ""
-            if veth.is_ours(link) and owner not in wanted:
+            owner = veth.owner_of(link, self.instance)
+            if owner is not None and owner not in wanted:
                 netlink.delete_link(link.ifindex)
                 self._host.pools.ensure(link.name, 0)
                 contents.attached.pop(owner, None)

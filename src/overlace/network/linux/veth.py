@@ -49,8 +49,7 @@ def _alias(instance: str, endpoint_id: str, sandbox: int) -> str:
 
 
 def is_ours(link: Link) -> bool:
-    """True for a host-side veth by name, whoever's alias it carries: one without an alias is a crash's
-    leftover."""
+    """True for a host-side veth by name, of whatever instance: one without an alias is a crash's leftover."""
     tail = link.name[len(PORT_PREFIX) :]
     return (
         link.kind == "veth"
@@ -61,14 +60,24 @@ def is_ours(link: Link) -> bool:
     )
 
 
+def owner_of(link: Link, instance: str) -> str | None:
+    """The endpoint whose host-side veth this is; "" while it carries no alias, as a crash leaves it; None: it is none of
+    this instance's."""
+    if not is_ours(link):
+        return None
+    if not link.alias:
+        return ""
+    parts = link.alias.split(":")
+    return parts[2] if len(parts) == 4 and parts[1] == instance and parts[3].isdigit() else None
+
+
 def attachments(links: list[Link], instance: str) -> dict[str, Attachment]:
     """endpoint id -> interface, from the aliases of finished attachments."""
-    found = {}
-    for link in links:
-        parts = link.alias.split(":")
-        if is_ours(link) and len(parts) == 4 and parts[1] == instance and parts[3].isdigit():
-            found[parts[2]] = Attachment(link.ifindex, int(parts[3]))
-    return found
+    return {
+        owner: Attachment(link.ifindex, int(link.alias.rpartition(":")[2]))
+        for link in links
+        if (owner := owner_of(link, instance))
+    }
 
 
 def create(
